@@ -1,0 +1,196 @@
+import subprocess
+import sys
+
+import pytest
+import timm
+from conftest import KINDS, SMALL, small_model
+from hypothesis import given
+from hypothesis import strategies as st
+from timm.layers import Mlp
+from torch import nn
+
+from vitconv.architecture import Architecture, build_timm, describe_shapes, fit_to_weights, from_name, from_timm
+from vitconv.errors import ArchitectureError, InputError, WeightsError
+from vitconv.plan import shapes_of
+
+
+def test_reads_the_facts_from_a_name():
+    assert from_name("vit_base_patch16_384") == Architecture(
+        image_size=(384, 384),
+        patch_size=(16, 16),
+        num_channels=3,
+        hidden_size=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        intermediate_size=3072,
+        hidden_act="gelu",
+        layer_norm_eps=1e-6,
+        num_labels=1000,
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "facts"),
+    [
+        ("no qkv bias", {"qkv_bias": False}),
+        ("layer scale", {"layer_scale": True}),
+        ("deit3", {"layer_scale": True, "class_position": False}),
+        ("no class position", {"class_position": False, "num_positions": 16}),
+        ("tanh gelu", {"hidden_act": "gelu_pytorch_tanh"}),
+        ("quick gelu", {"hidden_act": "quick_gelu"}),
+        ("other eps", {"layer_norm_eps": 1e-3}),
+        ("not square", {"image_size": (32, 64), "grid": (4, 8), "num_positions": 33}),
+        ("oblong patches", {"patch_size": (4, 8), "grid": (8, 4)}),
+        ("headless", {"num_labels": 0, "classifier": False}),
+        ("headless tokens", {"global_pool": ""}),
+        ("no projection bias", {"proj_bias": False}),
+        ("norm after pool", {"fc_norm": True, "final_norm": False}),
+        ("mlp ratio 3", {"intermediate_size": 192}),
+        ("pixels left over", {"image_size": (37, 37), "grid": (4, 4)}),
+    ],
+)
+def test_reads_the_facts_from_the_modules(kind, facts):
+    architecture = from_timm(small_model(kind))
+    assert {name: getattr(architecture, name) for name in facts} == facts
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("vit_base_patch16_gap_224", {}, "mean pooling (`global_pool='avg'`): ViTForImageClassification reads the class"),
+        ("vit_tiny_patch16_224", {"global_pool": "max"}, "max pooling (`global_pool='max'`)"),
+        ("vit_tiny_patch16_224", {"global_pool": ""}, "no pooling (`global_pool=''`)"),
+        ("vit_base_patch16_siglip_224", {}, "attention pooling (`attn_pool`)"),
+        ("vit_base_patch16_gap_224", {}, "no class token (`cls_token`)"),
+        ("vit_small_patch14_reg4_dinov2", {}, "4 register tokens (`reg_token`)"),
+        ("vit_base_patch16_clip_224", {}, "a norm before the blocks (`norm_pre`)"),
+        ("vit_small_patch16_18x2_224", {}, "parallel blocks (`blocks.0`)"),
+        ("vit_base_patch16_xp_224", {}, "parallel attention and MLP (`blocks.0`)"),
+        ("vit_base_patch16_rpn_224", {}, "norms after attention and MLP (`blocks.0`)"),
+        ("vit_tiny_patch16_224", {"qk_norm": True}, "normalised queries (`blocks.0.attn.q_norm`)"),
+        ("vit_tiny_patch16_224", {"scale_attn_norm": True}, "a norm after attention (`blocks.0.attn.norm`)"),
+        ("vit_tiny_patch16_224", {"scale_mlp_norm": True}, "a norm inside the MLP (`blocks.0.mlp.norm`)"),
+        ("vit_giant_patch14_dinov2", {}, "a gated MLP (`blocks.0.mlp`)"),
+        ("vit_dlittle_patch16_reg1_gap_256", {}, "differential attention (`blocks.0.attn`)"),
+        ("deit_tiny_distilled_patch16_224", {}, "a distillation token (`dist_token`)"),
+        ("vit_tiny_patch16_224", {"final_norm": False}, "0 final norms (`norm`, `fc_norm`)"),
+        ("vit_tiny_patch16_224", {"pos_embed": "none"}, "no position embedding (`pos_embed`)"),
+        ("vit_tiny_patch16_224", {"embed_norm_layer": nn.LayerNorm}, "a norm on the patches (`patch_embed.norm`)"),
+        ("vit_tiny_patch16_224", {"norm_layer": "rmsnorm"}, "RMS norm (`blocks.0.norm1`)"),
+        ("vit_tiny_patch16_224", {"dynamic_img_pad": True, "img_size": 37}, "padded images (`dynamic_img_pad`)"),
+        ("vit_tiny_patch16_224", {"act_layer": nn.Mish}, "a module unknown to vitconv (`blocks.0.mlp.act` is a torch.nn.Mish)"),
+        ("resnet18", None, "another design (`timm.ResNet`)"),
+        ("beit_base_patch16_224", None, "another design (`timm.Beit`)"),
+    ],
+)  # fmt: skip
+def test_refuses_what_vit_cannot_express_and_names_it(name, arguments, message):
+    small = {"depth": 2} if name.startswith(("vit_giant", "vit_dlittle")) else {**SMALL, "num_classes": 5}
+    if name in ("vit_base_patch16_xp_224", "vit_base_patch16_rpn_224", "vit_small_patch16_18x2_224"):
+        small = {"depth": 2}
+    model = build_timm(name, **({} if arguments is None else {**small, **arguments}))
+    with pytest.raises(ArchitectureError) as caught:
+        from_timm(model)
+    assert message in caught.value.problem
+    assert caught.value.remedy
+
+
+class OwnMlp(Mlp):
+    """A subclass may compute anything."""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: setattr(m.blocks[1], "mlp", OwnMlp(64, 256)), "(`blocks.1.mlp` is a test_architecture.OwnMlp)"),
+        (lambda m: m.add_module("adapter", nn.Linear(2, 2)), "(`adapter` is a torch.nn.Linear)"),
+        (lambda m: setattr(m.blocks[1].norm2, "eps", 1e-3), "norms of different epsilon (1e-06, 0.001)"),
+        (lambda m: setattr(m.blocks[1].mlp, "act", nn.ReLU()), "blocks that differ in activation"),
+        (lambda m: setattr(m.blocks[1].attn, "num_heads", 4), "heads of another width or scale (`blocks.1.attn`"),
+        (lambda m: setattr(m.blocks[0].attn, "scale", 1.0), "heads of another width or scale (`blocks.0.attn`"),
+        (lambda m: setattr(m.patch_embed.proj, "padding", (1, 1)), "overlapping or grouped patches (`patch_embed.proj`"),
+    ],
+)  # fmt: skip
+def test_refuses_a_changed_model(change, message):
+    model = small_model()
+    change(model)
+    with pytest.raises(ArchitectureError) as caught:
+        from_timm(model)
+    assert message in caught.value.problem
+
+
+def test_an_unknown_name_gets_close_matches():
+    with pytest.raises(ArchitectureError) as caught:
+        build_timm("vit_base_patch16_385")
+    assert "no architecture named 'vit_base_patch16_385'" in caught.value.problem
+    assert "vit_base_patch16_384" in caught.value.remedy
+
+
+def test_an_unknown_tag_gets_the_known_ones():
+    with pytest.raises(ArchitectureError) as caught:
+        build_timm("vit_base_patch16_384.none")
+    assert "no pretrained tag 'none'" in caught.value.problem
+    assert "augreg_in21k_ft_in1k" in caught.value.remedy
+
+
+def test_every_small_model_fits_its_own_weights():
+    for kind in KINDS:
+        model = small_model(kind)
+        architecture = from_timm(model)
+        assert fit_to_weights(architecture, shapes_of(model.state_dict())) == architecture
+
+
+def shapes(patches: int, classes: int = 7, channels: int = 3) -> dict[str, tuple[int, ...]]:
+    return {
+        "pos_embed": (1, patches + 1, 192),
+        "patch_embed.proj.weight": (192, channels, 16, 16),
+        "head.weight": (classes, 192),
+        "blocks.0.norm1.weight": (192,),
+    }
+
+
+@given(st.integers(1, 40), st.integers(1, 2000), st.integers(1, 12))
+def test_sizes_are_read_from_the_weights(side, classes, channels):
+    fitted = fit_to_weights(TINY, shapes(side * side, classes, channels))
+    assert fitted.grid == (side, side)
+    assert (fitted.num_labels, fitted.num_channels) == (classes, channels)
+
+
+TINY = from_name("vit_tiny_patch16_224")
+
+
+def test_a_rectangle_needs_its_size():
+    with pytest.raises(InputError) as caught:
+        fit_to_weights(TINY, shapes(8 * 12))
+    assert "96 patches, which is no square" in caught.value.problem
+    assert "128x192" in caught.value.remedy
+    assert fit_to_weights(TINY, shapes(8 * 12), (128, 192)).grid == (8, 12)
+
+
+def test_a_size_that_contradicts_the_weights_is_refused():
+    with pytest.raises(InputError) as caught:
+        fit_to_weights(TINY, shapes(14 * 14), (384, 384))
+    assert "384x384 makes 24x24 patches, but `pos_embed` was trained for 196" in caught.value.problem
+    assert "224x224" in caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["pos_embed", "patch_embed.proj.weight"])
+def test_a_tensor_that_tells_a_size_must_be_there(name):
+    with pytest.raises(WeightsError, match=f"`{name}` is missing"):
+        fit_to_weights(TINY, {key: shape for key, shape in shapes(196).items() if key != name})
+    with pytest.raises(WeightsError, match=f"`{name}` has shape"):
+        fit_to_weights(TINY, {**shapes(196), name: (3,)})
+
+
+def test_describes_what_the_shapes_tell():
+    model = timm.create_model("vit_tiny_patch16_384", num_classes=1)
+    assert describe_shapes(shapes_of(model.state_dict())) == (
+        "width 192, 12 blocks, patch 16x16, 3 channels, image 384x384, 1 class"
+    )
+    assert describe_shapes({"conv1.weight": (64, 3, 7, 7)}) == ""
+
+
+def test_the_torch_free_modules_import_no_torch():
+    code = (
+        "import sys, vitconv.architecture, vitconv.mapping, vitconv.plan, vitconv.cli; print('torch' in sys.modules)"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"

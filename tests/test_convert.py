@@ -1,0 +1,312 @@
+import json
+import warnings
+
+import numpy as np
+import pytest
+import timm
+import torch
+import transformers
+from conftest import FOLDED, KINDS, full_model, perturbed, pixels_for, small_model
+from PIL import Image
+from safetensors.torch import save_file
+from timm.data import create_transform
+
+from vitconv import convert
+from vitconv.architecture import from_timm
+from vitconv.convert import convert_checkpoint, convert_state_dict, inspect, to_huggingface
+from vitconv.errors import ArchitectureError, CheckpointError, DestinationError, InputError, ParityError, WeightsError
+
+FULL_SIZE = [
+    ("vit_tiny_patch16_224", {}),
+    ("vit_tiny_patch16_384", {}),
+    ("vit_small_patch16_224", {}),
+    ("vit_small_patch32_224", {}),
+    ("vit_base_patch16_224", {}),
+    ("vit_base_patch32_224", {}),
+    ("vit_large_patch16_224", {"num_classes": 7}),
+    ("vit_large_patch32_224", {"num_classes": 7}),
+    ("deit_small_patch16_224", {}),
+    ("vit_base_patch16_224_miil", {}),
+    ("vit_small_patch16_224", {"img_size": (160, 256)}),
+    ("vit_small_patch16_224", {"in_chans": 1}),
+    ("vit_small_patch16_224", {"num_classes": 0}),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments"), FULL_SIZE, ids=lambda value: str(value))
+def test_float32_logits_are_equal_bit_for_bit(name, arguments):
+    model = full_model(name, **arguments)
+    twin = to_huggingface(model)
+    pixels = pixels_for(model, batch=1)
+    with torch.no_grad():
+        output = twin(pixels)
+        if model.num_classes:
+            assert torch.equal(output.logits, model(pixels))
+        else:
+            assert torch.equal(output.last_hidden_state, model.forward_features(pixels))
+            assert torch.equal(output.pooler_output, model(pixels))
+
+
+@pytest.mark.parametrize("name", ["deit3_small_patch16_224", "vit_small_patch14_dinov2"])
+def test_folded_models_agree_in_float64(name):
+    model = full_model(name, img_size=224).double()
+    pixels = pixels_for(model, batch=1).double()
+    with torch.no_grad():
+        output, expected = to_huggingface(model)(pixels), model(pixels)
+    actual = output.logits if model.num_classes else output.pooler_output
+    assert (actual - expected).abs().max() <= 1e-12 * expected.abs().max()
+
+
+# ---- state dicts --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_converted_state_dict_loads_strictly(kind):
+    model = small_model(kind)
+    twin = to_huggingface(small_model(kind))
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    twin.load_state_dict(convert_state_dict(model.state_dict(), from_timm(model)), strict=True)
+    pixels = pixels_for(model)
+    with torch.no_grad():
+        output, expected = twin(pixels), model(pixels)
+    answer = output.get("logits", output.last_hidden_state if model.global_pool == "" else output.get("pooler_output"))
+    assert (answer - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - FOLDED))
+def test_memory_is_shared_where_nothing_is_made(kind):
+    model = small_model(kind)
+    state_dict = model.state_dict()
+    storages = {tensor.untyped_storage().data_ptr() for tensor in state_dict.values()}
+    new = {
+        name
+        for name, tensor in convert_state_dict(state_dict, model).items()
+        if tensor.untyped_storage().data_ptr() not in storages
+    }
+    made = {
+        "no class position": {"vit.embeddings.position_embeddings"},
+        "headless": {"pooler.dense.weight", "pooler.dense.bias"},
+        "headless tokens": {"pooler.dense.weight", "pooler.dense.bias"},
+    }
+    assert new == made.get(kind, set())
+
+
+def test_the_source_state_dict_is_left_untouched():
+    for kind in ("plain", "deit3"):
+        model = small_model(kind)
+        state_dict = model.state_dict()
+        before = {name: tensor.clone() for name, tensor in state_dict.items()}
+        convert_state_dict(state_dict, model)
+        assert list(state_dict) == list(before)
+        assert all(torch.equal(state_dict[name], before[name]) for name in before)
+
+
+def test_an_architecture_a_model_and_a_name_say_the_same():
+    model = full_model("vit_tiny_patch16_224", num_classes=7)
+    state_dict = model.state_dict()
+    results = [
+        convert_state_dict(state_dict, known, layout="hub")
+        for known in (model, from_timm(model), "vit_tiny_patch16_224")
+    ]
+    assert all(list(result) == list(results[0]) for result in results)
+    assert "vit.encoder.layer.11.attention.attention.query.weight" in results[0]
+
+
+def test_a_wrong_layout_is_refused():
+    with pytest.raises(InputError, match="no layout 'file'"):
+        convert_state_dict({}, small_model(), layout="file")
+
+
+def test_contradicting_weights_are_refused():
+    state_dict = full_model("vit_tiny_patch16_224").state_dict()
+    del state_dict["norm.bias"]
+    with pytest.raises(WeightsError, match=r"1 missing \(norm.bias\)"):
+        convert_state_dict(state_dict, "vit_tiny_patch16_224")
+    with pytest.raises(WeightsError, match="of another shape"):
+        convert_state_dict(state_dict, "vit_small_patch16_224")
+    with pytest.raises(WeightsError, match=r"missing \(blocks.\{0…11\}.attn.qkv.bias\)"):
+        convert_state_dict(full_model("vit_base_patch16_224_miil").state_dict(), "vit_base_patch16_224")
+
+
+# ---- models -------------------------------------------------------------------------------------------------
+
+
+def test_the_twin_is_independent_and_in_the_same_mode():
+    model = small_model().train()
+    twin = to_huggingface(model)
+    assert twin.training
+    with torch.no_grad():
+        model.cls_token.zero_()
+    assert twin.vit.embeddings.cls_token.abs().sum() > 0
+    assert twin.config._attn_implementation == "sdpa"
+    assert to_huggingface(small_model().double()).dtype == torch.float64
+
+
+def test_the_twin_trains():
+    twin = to_huggingface(small_model())
+    twin(pixels_for(small_model()), labels=torch.tensor([0, 1])).loss.backward()
+    assert all(parameter.grad is not None for parameter in twin.parameters())
+
+
+# ---- folders ------------------------------------------------------------------------------------------------
+
+CLASSES = ("tulip", "rose", "daisy", "lily", "poppy")
+
+
+@pytest.fixture(scope="module")
+def converted(small_checkpoint, tmp_path_factory):
+    return convert_checkpoint(
+        small_checkpoint, tmp_path_factory.mktemp("out") / "model", architecture="vit_tiny_patch16_224", labels=CLASSES
+    )
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 52, 3), dtype=np.uint8)).resize((520, 400))
+
+
+def test_the_folder_holds_what_transformers_needs(converted):
+    names = sorted(path.name for path in converted.destination.iterdir())
+    assert names == ["config.json", "model.safetensors", "parity.json", "preprocessor_config.json"]
+    config = json.loads((converted.destination / "config.json").read_text())
+    assert config["id2label"] == {str(i): name for i, name in enumerate(CLASSES)}
+    assert converted.verification.parity.matches
+
+
+def test_the_folder_loads_without_a_warning(converted, picture, small_checkpoint, caplog, capsys):
+    transformers.utils.logging.enable_propagation()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model, info = transformers.AutoModelForImageClassification.from_pretrained(
+            converted.destination, output_loading_info=True
+        )
+    transformers.utils.logging.disable_propagation()
+    assert not any(info.values())
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+    assert "LOAD REPORT" not in capsys.readouterr().err
+
+    timm_model = timm.create_model("vit_tiny_patch16_224", num_classes=5).eval()
+    timm_model.load_state_dict(torch.load(small_checkpoint))
+    transform = create_transform(**timm.data.resolve_model_data_config(timm_model), is_training=False)
+    processor = transformers.AutoImageProcessor.from_pretrained(converted.destination, backend="pil")
+    with torch.no_grad():
+        expected = timm_model(transform(picture)[None])
+        actual = model.eval()(**processor(picture, return_tensors="pt")).logits
+    assert torch.equal(actual, expected)
+
+
+def test_the_pipeline_answers_with_class_names(converted, picture):
+    answers = transformers.pipeline("image-classification", model=str(converted.destination))(picture)
+    assert {answer["label"] for answer in answers} == set(CLASSES)
+
+
+def test_the_record_names_source_versions_and_figures(converted, small_checkpoint):
+    record = json.loads((converted.destination / "parity.json").read_text())
+    assert record["source"]["file"] == "tiny.pth"
+    assert record["source"]["bytes"] == small_checkpoint.stat().st_size
+    assert len(record["source"]["sha256"]) == 64
+    assert record["versions"]["timm"] == timm.__version__
+    assert record["verified"] is True
+    assert record["parity"]["float64"]["matches"] is True
+    assert str(small_checkpoint.parent) not in json.dumps(record)
+
+
+def test_headless_gives_timm_s_features_from_the_obvious_call(save, tmp_path):
+    model = full_model("vit_tiny_patch16_224", num_classes=0)
+    done = convert_checkpoint(save(model.state_dict()), tmp_path / "model", architecture="vit_tiny_patch16_224")
+    twin, info = transformers.AutoModel.from_pretrained(done.destination, output_loading_info=True)
+    assert type(twin).__name__ == "ViTModel"
+    assert not any(info.values())
+    pixels = pixels_for(model)
+    with torch.no_grad():
+        assert torch.equal(twin.eval()(pixels).pooler_output, model(pixels))
+        classifier = transformers.AutoModelForImageClassification.from_pretrained(done.destination)
+        assert torch.equal(classifier.eval()(pixels).logits, model(pixels))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "image_size"),
+    [({"img_size": (64, 96)}, (64, 96)), ({"img_size": 64}, None), ({"in_chans": 1}, None)],
+)
+def test_sizes_are_read_from_the_weights(arguments, image_size, save, tmp_path):
+    model = perturbed(timm.create_model("vit_tiny_patch16_224", num_classes=3, **arguments))
+    done = convert_checkpoint(
+        save(model.state_dict()), tmp_path / "model", architecture="vit_tiny_patch16_224", image_size=image_size
+    )
+    assert done.architecture == from_timm(model)
+    assert done.verification.parity.matches
+
+
+def test_safetensors_and_pth_give_the_same_folder(small_checkpoint, converted, tmp_path):
+    save_file(torch.load(small_checkpoint), tmp_path / "tiny.safetensors")
+    done = convert_checkpoint(
+        tmp_path / "tiny.safetensors", tmp_path / "model", architecture="vit_tiny_patch16_224", verify=False
+    )
+    one, other = (folder / "model.safetensors" for folder in (done.destination, converted.destination))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_timm_model_of_one_s_own_design(save, tmp_path):
+    model = small_model("quick gelu")
+    done = convert_checkpoint(save(model.state_dict()), tmp_path / "model", architecture=model)
+    assert done.architecture.hidden_act == "quick_gelu"
+    assert done.verification.parity.matches
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"labels": CLASSES[:4]}, InputError, "There are 4 labels, but the weights have 5 classes"),
+        ({"labels": "none.txt"}, InputError, "There is no label file"),
+        ({"image": "none.jpg"}, InputError, "There is no image 'none.jpg'"),
+        ({"dtype": "int8"}, InputError, "There is no dtype 'int8'"),
+        ({"image_size": (384, 384)}, InputError, "`pos_embed` was trained for 196"),
+        (
+            {"architecture": None},
+            ArchitectureError,
+            "their shapes tell: width 192, 12 blocks, patch 16x16, 3 channels",
+        ),
+        ({"architecture": "vit_tiny_patch16_225"}, ArchitectureError, "no architecture named"),
+        ({"architecture": "vit_base_patch16_gap_224"}, ArchitectureError, "mean pooling"),
+        ({"architecture": "vit_small_patch16_224"}, WeightsError, "of another shape"),
+        ({"source": "none.pth"}, CheckpointError, "There is no file 'none.pth'"),
+    ],
+)
+def test_refusals_write_nothing(changes, error, message, small_checkpoint, tmp_path):
+    arguments = {"source": small_checkpoint, "architecture": "vit_tiny_patch16_224", **changes}
+    with pytest.raises(error, match=message) as caught:
+        convert_checkpoint(arguments.pop("source"), tmp_path / "model", **arguments)
+    assert caught.value.remedy
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_destination_is_refused_before_any_work(converted, monkeypatch):
+    monkeypatch.setattr(convert, "read_state_dict", lambda path: pytest.fail("work was done"))
+    with pytest.raises(DestinationError, match="exists already"):
+        convert_checkpoint("weights.pth", converted.destination, architecture="vit_tiny_patch16_224")
+
+
+def test_models_that_disagree_leave_nothing(small_checkpoint, tmp_path, monkeypatch):
+    """Break the table: read the epsilon wrongly, and see that no folder appears."""
+    right = convert.mapping.config
+    monkeypatch.setattr(convert.mapping, "config", lambda *a: right(*a) | {"layer_norm_eps": 1e-12})
+    with pytest.raises(ParityError, match="diverge at `blocks.0` in float64"):
+        convert_checkpoint(small_checkpoint, tmp_path / "model", architecture="vit_tiny_patch16_224")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inspect_reads_and_writes_nothing(small_checkpoint):
+    before = sorted(small_checkpoint.parent.iterdir())
+    found = inspect(small_checkpoint, "vit_tiny_patch16_224")
+    assert found.architecture.num_labels == 5
+    assert len(found.plan.moves) == 200
+    assert found.warnings == ()
+    assert sorted(small_checkpoint.parent.iterdir()) == before
+
+
+def test_a_missing_processor_is_a_warning(save):
+    model = perturbed(timm.create_model("vit_tiny_patch16_224", num_classes=2, img_size=(64, 96)))
+    found = inspect(save(model.state_dict()), "vit_tiny_patch16_224", image_size=(64, 96))
+    assert "No preprocessor_config.json" in found.warnings[0]

@@ -1,0 +1,48 @@
+import pytest
+
+from vitconv.errors import InputError
+from vitconv.labels import read_labels
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cat\ndog\nöl tank\n",
+        "cat\r\n dog \r\nöl tank\r\n\r\n",
+        "\ufeffcat\ndog\nöl tank",
+        '["cat", "dog", "öl tank"]',
+        '{"0": "cat", "1": "dog", "2": "öl tank"}',
+        '{"2": "öl tank", "0": "cat", "1": "dog"}',
+        '{"cat": 0, "dog": 1, "öl tank": 2}',
+    ],
+)
+def test_reads_every_format(text, tmp_path):
+    path = tmp_path / "labels"
+    path.write_text(text, encoding="utf-8", newline="")
+    assert read_labels(path) == ("cat", "dog", "öl tank")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "has an empty name, or none at all"),
+        (b"cat\n\ndog\n", "has an empty name"),
+        (b'["cat", 3]', "has an empty name"),
+        (b"cat\ndog\ncat\n", "names 'cat' more than once"),
+        (b'["cat", ', "is not valid JSON"),
+        (b'{"0": "cat", "2": "dog"}', "has no class number 1"),
+        (b'{"cat": 0, "dog": 0}', "has no class number 1"),
+        (b"\xff\xfe\x00", "is not readable text"),
+    ],
+)
+def test_refuses_with_a_reason(content, message, tmp_path):
+    path = tmp_path / "labels"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        read_labels(path)
+    assert caught.value.remedy
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(InputError, match="There is no label file"):
+        read_labels(tmp_path / "none")

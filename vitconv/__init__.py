@@ -1,0 +1,7 @@
+"""Turn timm Vision Transformer checkpoints into native Transformers models that compute the same numbers.
+
+The public verbs live in :mod:`vitconv.convert` and :mod:`vitconv.parity`; importing this package imports
+nothing heavy.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,227 @@
+"""Open the checkpoints people have, and write a Transformers folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitconv.errors import CheckpointError, DestinationError, first_few
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+
+#: Bytes: a cache line, and what torch's own allocator aligns to on a CPU.
+_ALIGNMENT = 64
+_SAFETENSORS_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+_SAVE_INSTEAD = "Save the weights with torch.save(model.state_dict(), path) and pass that file."
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Open a file of weights, recognised by its content: torch's (zip or older pickle) or safetensors.
+
+    The tensors are views of the memory-mapped file wherever its format allows. Pickles are opened with
+    ``weights_only=True``: nothing in them is executed.
+
+    Raises:
+        CheckpointError: there is no such file, it is damaged, or it is no flat dictionary of tensors.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"There is no file '{path}'.", "Check the path of the checkpoint.")
+    if path.is_dir():
+        raise CheckpointError(f"'{path}' is a folder.", "Pass the file of weights inside it.")
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+        tensors = _read_torch(path, start) if start[:2] in (b"PK", b"\x80\x02") else _read_safetensors(path, start)
+    except OSError as error:
+        raise CheckpointError(
+            f"'{path}' cannot be read: {error.strerror or error}.", "Check the file and its permissions."
+        ) from error
+    return _only_tensors(tensors, path)
+
+
+def _read_torch(path: Path, start: bytes) -> Any:
+    import torch
+
+    # By a path that ends so, torch.load would read safetensors; an open file it cannot map.
+    misnamed = path.suffix == ".safetensors"
+    try:
+        with path.open("rb") as file:
+            return torch.load(
+                file if misnamed else path,
+                map_location="cpu",
+                weights_only=True,
+                mmap=start[:2] == b"PK" and not misnamed,
+            )
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"'{path}' holds Python objects, not only tensors; opening them could run code, so vitconv does not.",
+            _SAVE_INSTEAD,
+        ) from error
+    except (RuntimeError, ValueError, EOFError, KeyError, AttributeError, IndexError, TypeError) as error:
+        raise CheckpointError(
+            f"'{path}' is damaged or incomplete: torch cannot read it.", "Copy or download the file again."
+        ) from error
+
+
+def _read_safetensors(path: Path, start: bytes) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    if start[8:9] != b"{":
+        raise CheckpointError(
+            f"'{path}' is not a checkpoint: it is neither torch's format nor safetensors.", _SAVE_INSTEAD
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"'{path}' is a damaged or incomplete safetensors file.", "Copy or download the file again."
+        ) from error
+
+
+def _only_tensors(content: Any, path: Path) -> dict[str, Tensor]:
+    import torch
+
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"'{path}' holds a {type(content).__name__}, not a state dict.", _SAVE_INSTEAD)
+    others = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
+    if others or not content:
+        raise CheckpointError(
+            f"'{path}' is not a plain state dict: "
+            + (f"{first_few(others)} {'is' if len(others) == 1 else 'are'} no tensors." if others else "it is empty."),
+            _SAVE_INSTEAD,
+        )
+    unusual = [name for name, tensor in content.items() if tensor.layout != torch.strided or tensor.is_quantized]
+    if unusual:
+        raise CheckpointError(
+            f"'{path}' holds sparse or quantised tensors ({first_few(unusual)}).",
+            "Pass the checkpoint as it was before it was compressed.",
+        )
+    exotic = [name for name, tensor in content.items() if _dtype(tensor) not in _SAFETENSORS_DTYPES]
+    if exotic:
+        raise CheckpointError(
+            f"'{path}' holds tensors that are no floating-point weights ({first_few(exotic)} is "
+            f"{_dtype(content[exotic[0]])}).",
+            _SAVE_INSTEAD,
+        )
+    return {str(name): tensor.detach() for name, tensor in content.items()}
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+@contextmanager
+def staged_folder(destination: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty folder beside ``destination`` that takes its name when the block ends well.
+
+    If the block raises, the folder is removed and ``destination`` is as it was.
+
+    Raises:
+        DestinationError: the destination exists (and ``overwrite`` is false, or it is no model folder), or
+            cannot be written.
+    """
+    destination = Path(os.path.abspath(destination))
+    check_destination(destination, overwrite=overwrite)
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".vitconv", dir=destination.parent))
+    except OSError as error:
+        raise _unwritable(destination, error) from error
+    try:
+        # mkdtemp makes a private folder; the finished one is as open as any other new folder.
+        staging.chmod(0o777 & ~_umask())
+        yield staging
+        _swap(staging, destination)
+    except OSError as error:
+        raise _unwritable(destination, error) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_destination(destination: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Raise :class:`DestinationError` if ``destination`` is taken; ``overwrite`` allows a model's folder."""
+    path = Path(destination)
+    if not os.path.lexists(path):
+        return
+    if not overwrite:
+        raise DestinationError(f"'{path}' exists already.", "Choose another destination, or pass --overwrite.")
+    replaceable = (
+        path.is_dir() and not path.is_symlink() and ((path / CONFIG_FILE).is_file() or not any(path.iterdir()))
+    )
+    if not replaceable:
+        raise DestinationError(
+            f"'{path}' is not a model's folder (it has no {CONFIG_FILE}), so it is not overwritten.",
+            "Choose another destination, or remove it yourself.",
+        )
+
+
+def _swap(staging: Path, destination: Path) -> None:
+    if not os.path.lexists(destination):
+        staging.rename(destination)
+        return
+    old = staging.with_name(f"{staging.name}.old")
+    destination.rename(old)
+    staging.rename(destination)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _unwritable(destination: Path, error: OSError) -> DestinationError:
+    return DestinationError(
+        f"'{destination}' cannot be written: {error.strerror or error}.", "Check the disk and the permissions."
+    )
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file, with every tensor aligned that can be.
+
+    Matrix kernels choose their order of summation by the alignment of their operands, and weights are used where
+    the file is mapped: a tensor that begins in the middle of a cache line can give logits that differ in the last
+    bit from the same tensor elsewhere. ``safetensors.save_file`` sorts by name, so that a head's bias of 7 floats
+    shifts all that follow. Here the sizes that would shift others come last, and the header is padded.
+
+    Format: https://github.com/huggingface/safetensors#format
+    """
+    import torch
+
+    sized = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    order = sorted(sized, key=lambda name: (sized[name].nbytes % _ALIGNMENT != 0, name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        begin, end = end, end + sized[name].nbytes
+        header[name] = {
+            "dtype": _SAFETENSORS_DTYPES[_dtype(sized[name])],
+            "shape": list(sized[name].shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % _ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(sized[name].reshape(-1).view(torch.uint8).numpy().data)
+
+
+def write_json(content: Any, path: Path) -> None:
+    """Write JSON for people and diffs: indented, keys in the order given, UTF-8."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

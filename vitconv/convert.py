@@ -1,0 +1,306 @@
+"""The public verbs: convert a state dict, a model or a checkpoint, and look before converting."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.metadata
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vitconv import __version__, mapping
+from vitconv.architecture import Architecture, Shapes, build_timm, describe_shapes, fit_to_weights, from_timm
+from vitconv.checkpoint import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    check_destination,
+    read_state_dict,
+    staged_folder,
+    write_json,
+    write_weights,
+)
+from vitconv.errors import ArchitectureError, InputError
+from vitconv.huggingface import build_model, installed_dialect
+from vitconv.labels import read_labels
+from vitconv.plan import Plan, check_tensors, convert_tensors, make_plan, shapes_of
+from vitconv.preprocess import (
+    PROCESSOR_FILE,
+    DataConfig,
+    data_config,
+    load_image,
+    obstacle,
+    processor_config,
+    sample_image,
+)
+from vitconv.simplify import Made, simplify
+from vitconv.verify import Verification, verify_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+PARITY_FILE = "parity.json"
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a conversion would do, before it does it.
+
+    Attributes:
+        architecture: as read from timm and the weights.
+        plan: the moves into the Hub layout.
+        made: the tensors that are made from others (or from nothing) before the moves.
+        data: how timm prepares an image for the model.
+        warnings: what the converted folder will not be able to do, in sentences.
+    """
+
+    architecture: Architecture
+    plan: Plan
+    made: tuple[Made, ...]
+    data: DataConfig
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A finished conversion.
+
+    Attributes:
+        destination: the Transformers folder.
+        architecture, plan, made, warnings: as in :class:`Inspection`.
+        labels: the class names written, in order.
+        verification: how close the two models came; ``None`` if it was switched off.
+    """
+
+    destination: Path
+    architecture: Architecture
+    plan: Plan
+    made: tuple[Made, ...]
+    labels: tuple[str, ...]
+    warnings: tuple[str, ...]
+    verification: Verification | None
+
+
+def convert_state_dict(
+    state_dict: Mapping[str, Tensor],
+    architecture: Architecture | nn.Module | str,
+    *,
+    layout: Literal["module", "hub"] = "module",
+) -> dict[str, Tensor]:
+    """Convert a timm state dict to Transformers' names.
+
+    The tensors are views of the input's memory, except those that a rewrite of :mod:`vitconv.simplify` makes;
+    the input itself is left as it is.
+
+    Args:
+        state_dict: timm's names, as ``model.state_dict()`` gives them; any dtypes, any device.
+        architecture: an :class:`~vitconv.architecture.Architecture`, a timm model, or a timm name. Of a name
+            the classes, channels and image size are read from the weights.
+        layout: ``"module"`` for ``load_state_dict(strict=True)`` into the installed transformers' model,
+            ``"hub"`` for the names in files, which every transformers reads.
+
+    Raises:
+        ArchitectureError: no Transformers class can express the architecture.
+        WeightsError: tensors are missing, unknown or of another shape.
+
+    Example:
+        >>> import timm
+        >>> from transformers import ViTConfig, ViTForImageClassification
+        >>> from vitconv.convert import convert_state_dict
+        >>> timm_model = timm.create_model("vit_tiny_patch16_224", num_classes=7)
+        >>> config = ViTConfig(hidden_size=192, num_attention_heads=3, intermediate_size=768,
+        ...                    layer_norm_eps=1e-6, num_labels=7)
+        >>> model = ViTForImageClassification(config)
+        >>> model.load_state_dict(convert_state_dict(timm_model.state_dict(), timm_model))
+        <All keys matched successfully>
+    """
+    if layout not in ("module", "hub"):
+        raise InputError(f"There is no layout '{layout}'.", "Choose 'module' or 'hub'.")
+    if not isinstance(architecture, Architecture):
+        architecture, _ = _resolve(architecture, shapes_of(state_dict))
+    return convert_tensors(state_dict, architecture, "hub" if layout == "hub" else installed_dialect())
+
+
+def to_huggingface(timm_model: nn.Module) -> PreTrainedModel:
+    """Build the Transformers twin of a timm model, with weights of its own (same dtype, device and mode).
+
+    Returns ``ViTForImageClassification``, or for a headless model ``ViTModel``, whose ``pooler_output`` is what
+    timm returns.
+
+    Raises:
+        ArchitectureError: no Transformers class can express the model.
+
+    Example:
+        >>> import timm
+        >>> from vitconv.convert import to_huggingface
+        >>> type(to_huggingface(timm.create_model("deit_tiny_patch16_224"))).__name__
+        'ViTForImageClassification'
+    """
+    import transformers
+
+    architecture = from_timm(timm_model)
+    tensors = convert_state_dict(timm_model.state_dict(), architecture)
+    config = transformers.ViTConfig(**mapping.config(architecture))
+    model = build_model(config, {name: tensor.detach().clone() for name, tensor in tensors.items()})
+    return model.train(timm_model.training)
+
+
+def inspect(
+    source: str | os.PathLike[str],
+    architecture: nn.Module | str | None,
+    *,
+    image_size: tuple[int, int] | None = None,
+) -> Inspection:
+    """Say what converting ``source`` would do; read names and shapes, write nothing.
+
+    Raises:
+        VitconvError: what :func:`convert_checkpoint` would refuse, for the same reason.
+    """
+    state_dict = read_state_dict(source)
+    return _inspect(state_dict, *_resolve(architecture, shapes_of(state_dict), image_size))
+
+
+def convert_checkpoint(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    architecture: nn.Module | str | None = None,
+    labels: Sequence[str] | str | os.PathLike[str] | None = None,
+    image: str | os.PathLike[str] | None = None,
+    image_size: tuple[int, int] | None = None,
+    dtype: str | None = None,
+    verify: bool = True,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda step: None,
+) -> Conversion:
+    """Convert a file of timm weights to a Transformers folder and prove, before it appears, that it is right.
+
+    The number of classes and channels and the image size are read from the weights.
+
+    Args:
+        source: a ``.pth`` or ``.safetensors`` file with the state dict of a timm Vision Transformer.
+        destination: the folder to write; it appears whole or not at all.
+        architecture: the timm name, or a timm model.
+        labels: class names, or a file of them (one per line, or JSON).
+        image: an image file to verify on; by default a built-in picture.
+        image_size: (height, width), where the weights leave it open.
+        dtype: the dtype to store, ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"float64"``; by default the
+            source's.
+        verify: run both models on the image and refuse to write if they disagree.
+        overwrite: replace a model folder that has the destination's name.
+        say: called with a few words at the beginning of each step.
+
+    Raises:
+        VitconvError: with the reason, and nothing written.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"There is no dtype '{dtype}' to store.", f"Choose one of {', '.join(DTYPES)}.")
+    check_destination(destination, overwrite=overwrite)
+    names = read_labels(labels) if isinstance(labels, (str, os.PathLike)) else labels
+    picture = load_image(image) if image else sample_image()
+    say("Reading the checkpoint")
+    state_dict = read_state_dict(source)
+    say("Planning the moves")
+    known, timm_model = _resolve(architecture, shapes_of(state_dict), image_size)
+    inspection = _inspect(state_dict, known, timm_model)
+    names = _fitting_labels(names, known)
+
+    with staged_folder(destination, overwrite=overwrite) as folder:
+        say("Writing the folder")
+        _write(folder, state_dict, inspection, names, dtype)
+        verification = None
+        if verify:
+            verification = verify_folder(folder, state_dict, timm_model, known, inspection.data, picture, say)
+        write_json(_record(Path(source), inspection, verification), folder / PARITY_FILE)
+    return Conversion(
+        destination=Path(destination),
+        architecture=known,
+        plan=inspection.plan,
+        made=inspection.made,
+        labels=names,
+        warnings=inspection.warnings,
+        verification=verification,
+    )
+
+
+def _resolve(
+    architecture: nn.Module | str | None,
+    shapes: Shapes,
+    image_size: tuple[int, int] | None = None,
+) -> tuple[Architecture, nn.Module]:
+    """The architecture at the weights' sizes, and timm's own model of it, whose weights are yet to come."""
+    if architecture is None:
+        told = describe_shapes(shapes)
+        raise ArchitectureError(
+            "The architecture is not given, and weights do not tell their heads, epsilon or activation"
+            + (f"; their shapes tell: {told}." if told else "."),
+            "Name the timm architecture, as in --arch vit_base_patch16_384.",
+        )
+    model = build_timm(architecture) if isinstance(architecture, str) else copy.deepcopy(architecture)
+    known = from_timm(model)
+    if isinstance(architecture, str):
+        known = fit_to_weights(known, shapes, image_size)
+        model = build_timm(
+            architecture, num_classes=known.num_labels, in_chans=known.num_channels, img_size=known.image_size
+        )
+    check_tensors(mapping.timm_shapes(known), shapes)
+    return known, model
+
+
+def _inspect(state_dict: Mapping[str, Tensor], architecture: Architecture, timm_model: nn.Module) -> Inspection:
+    simple = simplify(state_dict, architecture)
+    plan = make_plan(simple.architecture, shapes_of(simple.state_dict))
+    data = data_config(timm_model, architecture)
+    reason = obstacle(data)
+    warnings = (f"No {PROCESSOR_FILE}: {reason}",) if reason else ()
+    return Inspection(architecture, plan, simple.made, data, warnings)
+
+
+def _fitting_labels(labels: Sequence[str] | None, architecture: Architecture) -> tuple[str, ...]:
+    count = architecture.num_labels
+    if labels is None:
+        return tuple(f"LABEL_{i}" for i in range(count))
+    if len(labels) != count:
+        raise InputError(
+            f"There are {len(labels)} labels, but the weights have {count} classes.",
+            "Give one label per class, in the order of the classes." if count else "Leave the labels out.",
+        )
+    return tuple(labels)
+
+
+def _write(
+    folder: Path, state_dict: Mapping[str, Tensor], inspection: Inspection, labels: tuple[str, ...], dtype: str | None
+) -> None:
+    import torch
+
+    wanted = getattr(torch, dtype) if dtype else None
+    tensors = convert_tensors(state_dict, inspection.architecture, "hub", wanted)
+    stored = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
+    config = mapping.config(inspection.architecture, labels) | ({"dtype": stored.pop()} if len(stored) == 1 else {})
+    write_json(config, folder / CONFIG_FILE)
+    write_weights(tensors, folder / WEIGHTS_FILE)
+    processor = processor_config(inspection.data)
+    if processor:
+        write_json(processor, folder / PROCESSOR_FILE)
+
+
+def _record(source: Path, inspection: Inspection, verification: Verification | None) -> dict[str, Any]:
+    """The contents of ``parity.json``: what was converted, by which versions, and how close the models came."""
+    digest = hashlib.sha256()
+    with source.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    versions = {name: importlib.metadata.version(name) for name in ("timm", "transformers", "torch", "safetensors")}
+    return {
+        "schema": 1,
+        "source": {"file": source.name, "bytes": source.stat().st_size, "sha256": digest.hexdigest()},
+        "versions": {"vitconv": __version__, **versions},
+        "made": [{"tensor": made.tensor, "sources": list(made.sources), "how": made.how} for made in inspection.made],
+        "verified": verification is not None,
+        "same_pixels": verification.same_pixels if verification else None,
+        "parity": verification.parity.to_dict() if verification else None,
+    }

@@ -1,0 +1,54 @@
+"""What can go wrong, each as one sentence on what is wrong and one on what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class VitconvError(Exception):
+    """The base of every error vitconv raises on purpose.
+
+    Attributes:
+        problem: one sentence on what is wrong, naming the key, file or module.
+        remedy: one sentence on what to do.
+    """
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(f"{problem}\n{remedy}")
+        self.problem = problem
+        self.remedy = remedy
+
+
+class ArchitectureError(VitconvError):
+    """The architecture is unknown, or no Transformers class computes what it computes."""
+
+
+class CheckpointError(VitconvError):
+    """The source is not a checkpoint that vitconv can open."""
+
+
+class WeightsError(VitconvError):
+    """The tensors contradict the architecture: missing, unknown or of another shape."""
+
+
+class InputError(VitconvError):
+    """A label file, an image or an option does not fit the model."""
+
+
+class DestinationError(VitconvError):
+    """The destination cannot be written, or holds something that would be lost."""
+
+
+class ParityError(VitconvError):
+    """The two models do not compute the same numbers."""
+
+
+def first_few(names: Iterable[str], limit: int = 4) -> str:
+    """Join the first ``limit`` names and count the rest.
+
+    >>> first_few(["a", "b", "c"], limit=2)
+    'a, b and 1 more'
+    """
+    names = list(names)
+    shown = ", ".join(names[:limit])
+    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown

@@ -1,0 +1,90 @@
+"""Build and load Transformers models, whichever transformers is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitconv import mapping
+from vitconv.errors import ParityError, VitconvError, first_few
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+def build_model(config: PreTrainedConfig, tensors: Mapping[str, Tensor]) -> PreTrainedModel:
+    """The model that ``config.architectures`` names, in evaluation mode.
+
+    Args:
+        config: a configuration that names its class.
+        tensors: its parameters, in the installed transformers' own names; they are taken, not copied.
+    """
+    import torch
+    import transformers
+
+    with torch.device("meta"):
+        model = getattr(transformers, config.architectures[0])(config)
+    model.load_state_dict(dict(tensors), strict=True, assign=True)
+    return model.eval()
+
+
+def load_folder(folder: Path) -> PreTrainedModel:
+    """Load a folder with ``from_pretrained``, and refuse what Transformers would only warn of.
+
+    Raises:
+        ParityError: weights are missing, unexpected or misshapen.
+    """
+    import transformers
+
+    with _quiet():
+        config = transformers.AutoConfig.from_pretrained(folder)
+        cls = getattr(transformers, config.architectures[0])
+        model, info = cls.from_pretrained(folder, output_loading_info=True)
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[what]:
+            raise ParityError(
+                f"Transformers reports {what.replace('_', ' ')} in the folder: {first_few(map(str, info[what]))}.",
+                "Report this with the architecture's name.",
+            )
+    return model.eval()
+
+
+@cache
+def installed_dialect() -> mapping.Dialect:
+    """What the installed transformers calls a ViT's parameters in memory: 5.x renamed them, files kept theirs.
+
+    Raises:
+        VitconvError: neither; vitconv does not know this transformers.
+    """
+    import torch
+    import transformers
+
+    with torch.device("meta"):
+        model = transformers.ViTModel(transformers.ViTConfig(num_hidden_layers=1))
+    names = set(model.state_dict())
+    if "layers.0.attention.q_proj.weight" in names:
+        return "transformers5"
+    if "encoder.layer.0.attention.attention.query.weight" in names:
+        return "hub"
+    raise VitconvError(
+        f"transformers {transformers.__version__} names ViT's parameters in a way that vitconv does not know.",
+        "Install a version that vitconv was tested with: see its requirements.txt.",
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Transformers' progress bars: a command shows its own."""
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()

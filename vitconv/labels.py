@@ -1,0 +1,56 @@
+"""Read the class names that go into ``config.json``."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from vitconv.errors import InputError
+
+_FORMATS = 'Write one class per line, or JSON: ["a", "b"], {"0": "a", "1": "b"} or {"a": 0, "b": 1}.'
+
+
+def read_labels(path: str | Path) -> tuple[str, ...]:
+    """Read class names in the order of their indices, from text (one per line) or JSON (a list or a mapping).
+
+    Raises:
+        InputError: there is no such file, or it is neither.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise InputError(f"There is no label file '{path}'.", "Check the path of the label file.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"The label file '{path}' is not readable text.", _FORMATS) from error
+    if text.lstrip()[:1] in ("[", "{"):
+        labels = _from_json(text, path)
+    else:
+        labels = [line.strip() for line in text.strip().splitlines()]
+    if not labels or not all(isinstance(label, str) and label for label in labels):
+        raise InputError(f"The label file '{path}' has an empty name, or none at all.", _FORMATS)
+    repeated = [label for label, count in Counter(labels).items() if count > 1]
+    if repeated:
+        raise InputError(
+            f"The label file '{path}' names '{repeated[0]}' more than once.",
+            "Give every class a name of its own: Transformers finds a class by its name.",
+        )
+    return tuple(labels)
+
+
+def _from_json(text: str, path: Path) -> list[Any]:
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"The label file '{path}' is not valid JSON.", _FORMATS) from error
+    if isinstance(content, list):
+        return content
+    by_index = {str(key): value for key, value in content.items()}
+    if not all(key.isdecimal() for key in by_index):
+        by_index = {str(value): key for key, value in content.items()}
+    try:
+        return [by_index[str(i)] for i in range(len(content))]
+    except KeyError as error:
+        raise InputError(f"The label file '{path}' has no class number {error.args[0]}.", _FORMATS) from error

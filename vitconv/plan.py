@@ -1,0 +1,189 @@
+"""The plan of a conversion: which rows of which timm tensor become which Transformers tensor, and its proof.
+
+A plan is made before any byte moves and knows names and shapes only, so nothing here imports torch. It is
+proved when made: every element of every source tensor is used exactly once and every target is filled, or a
+:class:`~vitconv.errors.WeightsError` names the tensors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vitconv import mapping
+from vitconv.architecture import Architecture, Shapes
+from vitconv.errors import WeightsError, first_few
+from vitconv.simplify import simplify
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+_BUG = "Report this as a bug in vitconv."
+
+
+@dataclass(frozen=True)
+class Move:
+    """``target = source[rows]``.
+
+    Attributes:
+        source: a timm tensor.
+        rows: (start, stop) along its first dimension; ``None`` for all of it.
+        target: the name in the other dialect.
+        shape: of the target.
+    """
+
+    source: str
+    rows: tuple[int, int] | None
+    target: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The moves of a conversion, proved to use every source element once."""
+
+    moves: tuple[Move, ...]
+
+    def apply(self, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """Move the tensors: views of the source's memory, unless ``dtype`` asks for a cast."""
+        moved = {
+            move.target: tensors[move.source] if move.rows is None else tensors[move.source][slice(*move.rows)]
+            for move in self.moves
+        }
+        return moved if dtype is None else {name: tensor.to(dtype) for name, tensor in moved.items()}
+
+    def table(self) -> list[tuple[str, str, tuple[int, ...]]]:
+        """The moves for people: (source with its rows, target, shape); the same move in every block is one line."""
+        lines: dict[tuple[str, str], list[Move]] = {}
+        for move in self.moves:
+            rows = "" if move.rows is None else f"[{move.rows[0]}:{move.rows[1]}]"
+            lines.setdefault((_numbered(move.source)[0] + rows, _numbered(move.target)[0]), []).append(move)
+        table = []
+        for (source, _), moves in lines.items():
+            (name,), (target,) = (
+                collapse(names) for names in zip(*((m.source, m.target) for m in moves), strict=True)
+            )
+            rows = "" if moves[0].rows is None else source[source.index("[") :]
+            table.append((name + rows, target, moves[0].shape))
+        return table
+
+
+def make_plan(architecture: Architecture, shapes: Shapes, layout: mapping.Dialect = "hub") -> Plan:
+    """Plan the conversion of tensors of these shapes into ``layout``, and prove it.
+
+    Args:
+        architecture: one whose every tensor has a place in the target, as :func:`vitconv.simplify.simplify`
+            leaves it.
+        shapes: name and shape of every source tensor.
+        layout: ``"hub"``, the names in files, or ``"transformers5"``, the names in memory.
+
+    Raises:
+        WeightsError: a source tensor is missing, unknown, of another shape, or has no place.
+    """
+    check_tensors(mapping.timm_shapes(architecture), shapes)
+    moves = []
+    for row in mapping.rows(architecture):
+        target = getattr(row, layout)
+        if target is None:
+            raise WeightsError(
+                f"The tensor `{row.timm}` has no place in {mapping.class_name(architecture)}.",
+                "Pass the architecture and the tensors through vitconv.simplify first.",
+            )
+        length = row.part_shape[0]
+        part = None if row.part is None else (row.part * length, (row.part + 1) * length)
+        moves.append(Move(row.timm, part, target, row.part_shape))
+    prove(moves, shapes)
+    return Plan(tuple(moves))
+
+
+def convert_tensors(
+    state_dict: Mapping[str, Tensor],
+    architecture: Architecture,
+    layout: mapping.Dialect,
+    dtype: torch.dtype | None = None,
+) -> dict[str, Tensor]:
+    """Simplify, plan and move: timm's tensors in another dialect, views wherever nothing is made or cast."""
+    simple = simplify(state_dict, architecture)
+    return make_plan(simple.architecture, shapes_of(simple.state_dict), layout).apply(simple.state_dict, dtype)
+
+
+def check_tensors(expected: Shapes, found: Shapes) -> None:
+    """Raise :class:`WeightsError` unless both have the same names with the same shapes."""
+    missing = [name for name in expected if name not in found]
+    unknown = [name for name in found if name not in expected]
+    misshapen = [
+        f"{name} is {list(found[name])} instead of {list(expected[name])}"
+        for name in expected
+        if name in found and tuple(found[name]) != tuple(expected[name])
+    ]
+    complaints = [
+        f"{len(names)} {what} ({first_few(collapse(names) if what != 'of another shape' else names)})"
+        for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", misshapen))
+        if names
+    ]
+    if complaints:
+        raise WeightsError(
+            f"The weights contradict the architecture: tensors {'; '.join(complaints)}.",
+            "Name the architecture that the weights were trained with; `vitconv inspect` shows what they tell.",
+        )
+
+
+def prove(moves: Iterable[Move], shapes: Shapes) -> None:
+    """Raise :class:`WeightsError` unless the moves use every row of every source once and fill no target twice."""
+    used: dict[str, list[tuple[int, int]]] = {name: [] for name in shapes}
+    targets: set[str] = set()
+    for move in moves:
+        if move.target in targets:
+            raise WeightsError(f"The target `{move.target}` is filled twice.", _BUG)
+        targets.add(move.target)
+        if move.source not in shapes:
+            raise WeightsError(f"The tensor `{move.source}` is missing.", _BUG)
+        used[move.source].append(move.rows or (0, shapes[move.source][0]))
+    for name, ranges in used.items():
+        position = 0
+        for start, stop in sorted(ranges):
+            position = stop if start == position < stop else -1
+        if position != shapes[name][0]:
+            raise WeightsError(
+                f"The rows of `{name}` are not used exactly once: {sorted(ranges)} of {shapes[name][0]}.", _BUG
+            )
+
+
+def collapse(names: Iterable[str]) -> list[str]:
+    """Write the same tensor of many blocks as one: ``blocks.{0…11}.norm1.weight``.
+
+    >>> collapse(["cls_token", "blocks.0.ls1.gamma", "blocks.1.ls1.gamma", "blocks.3.ls1.gamma"])
+    ['cls_token', 'blocks.{0…1,3}.ls1.gamma']
+    """
+    groups: dict[str, list[int]] = {}
+    for name in names:
+        key, number = _numbered(name)
+        groups.setdefault(key, []).extend([] if number is None else [number])
+    return [
+        key.replace("{}", "{" + _ranges(numbers) + "}" if len(numbers) > 1 else str(numbers[0])) if numbers else key
+        for key, numbers in groups.items()
+    ]
+
+
+def _numbered(name: str) -> tuple[str, int | None]:
+    """The name with its block number replaced by ``{}``, and the number."""
+    match = re.fullmatch(r"(.*?\b(?:blocks|layer|layers)\.)([0-9]+)(\..*)", name)
+    return (f"{match[1]}{{}}{match[3]}", int(match[2])) if match else (name, None)
+
+
+def _ranges(numbers: list[int]) -> str:
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}…{last}" for first, last in runs)
+
+
+def shapes_of(tensors: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each tensor."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}  # type: ignore[attr-defined]

@@ -1,0 +1,211 @@
+"""From timm's evaluation transform to a Transformers image processor that makes the same pixels.
+
+timm resizes the short edge, cuts the centre and normalises. ``CLIPImageProcessor`` is the Transformers class
+that has had all three steps since 4.x; with the PIL backend it gives timm's pixels bit for bit, but for one
+thing: where the margin around the crop is odd, timm rounds half to even and Transformers down, so for a margin
+of 3, 7, 11… pixels the crop begins one pixel earlier (:func:`crop_shift`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitconv.architecture import Architecture
+from vitconv.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor, nn
+
+PROCESSOR_FILE = "preprocessor_config.json"
+
+_RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
+_MODES = {1: "L", 3: "RGB"}
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How timm turns an image into pixel values for evaluation.
+
+    Attributes:
+        image_size: (height, width) of the model's input.
+        num_channels: channels of the model's input.
+        interpolation: of the resize: ``"bicubic"``, ``"bilinear"``…
+        mean, std: subtracted and divided by, per channel, of values in 0…1.
+        crop_pct: the crop's share of the resized image.
+        crop_mode: ``"center"``, ``"squash"`` or ``"border"``.
+    """
+
+    image_size: tuple[int, int]
+    num_channels: int
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float
+    crop_mode: str
+
+    @property
+    def resize(self) -> tuple[int, int]:
+        """(height, width) of the image that the crop is cut from, as timm rounds it."""
+        height, width = (math.floor(size / self.crop_pct) for size in self.image_size)
+        return height, width
+
+
+def data_config(timm_model: nn.Module, architecture: Architecture) -> DataConfig:
+    """What timm's own data configuration says for the model, at the architecture's size and channels.
+
+    A grey model takes the mean of the three channels' mean and std, as timm averages an RGB model's first
+    convolution for one channel.
+    """
+    from timm.data import resolve_model_data_config
+
+    resolved = resolve_model_data_config(timm_model)
+    mean, std = tuple(resolved["mean"]), tuple(resolved["std"])
+    if architecture.num_channels == 1 and len(mean) == 3:
+        mean, std = (sum(mean) / 3,), (sum(std) / 3,)
+    return DataConfig(
+        image_size=architecture.image_size,
+        num_channels=architecture.num_channels,
+        interpolation=resolved["interpolation"],
+        mean=mean,
+        std=std,
+        crop_pct=resolved["crop_pct"],
+        crop_mode=resolved["crop_mode"],
+    )
+
+
+def makes_pixels(config: DataConfig) -> bool:
+    """Whether timm can read an image file for the model at all: it has 1 or 3 channels."""
+    return config.num_channels in _MODES
+
+
+def obstacle(config: DataConfig) -> str | None:
+    """Why no image processor can do what this configuration says, in a sentence; ``None`` if one can."""
+    if not makes_pixels(config):
+        return f"Image files have 1 or 3 channels, the model {config.num_channels}."
+    if config.crop_mode == "border":
+        return "Transformers has no image processor that pads the borders with the mean (`crop_mode='border'`)."
+    if config.interpolation not in _RESAMPLE:
+        return f"Transformers has no fixed resampling for timm's interpolation '{config.interpolation}'."
+    if config.crop_mode != "squash" and config.image_size[0] != config.image_size[1]:
+        return "Transformers cannot resize an image to cover a rectangle (`crop_mode='center'`, not square)."
+    return None
+
+
+def processor_config(config: DataConfig) -> dict[str, Any] | None:
+    """The contents of ``preprocessor_config.json``; ``None`` where :func:`obstacle` gives a reason."""
+    if obstacle(config):
+        return None
+    resize = config.resize
+    squash = config.crop_mode == "squash"
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": config.num_channels == 3,
+        "do_resize": True,
+        "size": {"height": resize[0], "width": resize[1]} if squash else {"shortest_edge": resize[0]},
+        "resample": _RESAMPLE[config.interpolation],
+        "do_center_crop": True,
+        "crop_size": {"height": config.image_size[0], "width": config.image_size[1]},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(config.mean),
+        "image_std": list(config.std),
+    }
+
+
+def timm_pixels(image: Image, config: DataConfig) -> Tensor:
+    """What timm's evaluation transform makes of the image: float32, shape (channels, height, width)."""
+    from timm.data import create_transform
+
+    transform = create_transform(
+        input_size=(config.num_channels, *config.image_size),
+        is_training=False,
+        interpolation=config.interpolation,
+        mean=config.mean,
+        std=config.std,
+        crop_pct=config.crop_pct,
+        crop_mode=config.crop_mode,
+    )
+    return transform(image.convert(_MODES[config.num_channels]))
+
+
+def huggingface_pixels(image: Image, folder: str | Path, config: DataConfig) -> Tensor:
+    """What the folder's image processor makes of the image (PIL backend): shape (1, channels, height, width)."""
+    import transformers
+
+    major = int(transformers.__version__.partition(".")[0])
+    pil: dict[str, Any] = {"backend": "pil"} if major >= 5 else {"use_fast": False}
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, **pil)
+    # A processor converts to RGB by itself, but to grey never.
+    grey_or_any = image.convert("L") if config.num_channels == 1 else image
+    return processor(grey_or_any, return_tensors="pt")["pixel_values"]
+
+
+def crop_shift(image_size: tuple[int, int], config: DataConfig) -> tuple[int, int]:
+    """By how many pixels Transformers' centre crop begins earlier than timm's: (down, right), each 0 or 1.
+
+    timm (torchvision) begins at ``round(margin / 2)``, half to even; Transformers at ``margin // 2``.
+
+    Args:
+        image_size: (height, width) of the image before any resizing.
+        config: timm's data configuration.
+
+    >>> square = DataConfig((224, 224), 3, "bicubic", (0.5,) * 3, (0.5,) * 3, 1.0, "center")
+    >>> crop_shift((448, 454), square)  # resized to 224 x 227: margins 0 and 3
+    (0, 1)
+    """
+    height, width = image_size
+    if config.crop_mode == "squash":
+        resized = config.resize
+    else:
+        short = config.resize[0]
+        resized = (short * height // min(height, width), short * width // min(height, width))
+    down, right = (
+        round(margin / 2) - margin // 2 if (margin := size - crop) > 0 else 0
+        for size, crop in zip(resized, config.image_size, strict=True)
+    )
+    return down, right
+
+
+def load_image(path: str | Path) -> Image:
+    """Open an image file.
+
+    Raises:
+        InputError: there is no such file, or it is no image that Pillow can read.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except FileNotFoundError as error:
+        raise InputError(f"There is no image '{path}'.", "Check the path of the image.") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"'{path}' is not an image that can be read.", "Pass a PNG, JPEG or WebP file.") from error
+
+
+def sample_image(size: tuple[int, int] = (600, 448)) -> Image:
+    """A picture drawn by rule, for when none is given: coloured gradients under a grid of discs.
+
+    It has smooth parts, edges and fine detail, and is the same on every machine.
+
+    Args:
+        size: (width, height) in pixels.
+    """
+    import numpy as np
+    from PIL import Image
+
+    width, height = size
+    y, x = np.mgrid[:height, :width]
+    discs = ((x % 75 - 37) ** 2 + (y % 64 - 32) ** 2) < 500
+    stripes = (x // 5 + y // 7) % 2
+    red = 255 * x // width
+    green = 255 * y // height
+    blue = np.where(discs, 220, 40) - 30 * stripes
+    red = np.where(discs, 255 - red, red)
+    return Image.fromarray(np.stack([red, green, blue], axis=-1).astype("uint8"), "RGB")
