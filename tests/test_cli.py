@@ -1,0 +1,132 @@
+"""The command as a user runs it: its own process, exit code, stdout and stderr."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from typer.testing import CliRunner
+
+import vitconv
+from vitconv.cli import app
+
+ARCH = ["--arch", "vit_tiny_patch16_224"]
+
+
+def run(*arguments):
+    """In this process, for speed: (exit code, stdout, stderr)."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def run_process(*arguments, **kwargs):
+    command = [str(Path(sys.executable).with_name("vitconv")), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, **kwargs)
+
+
+def test_converts_and_says_what_was_proved(small_checkpoint, tmp_path):
+    (tmp_path / "labels.txt").write_text("a\nb\nc\nd\ne\n")
+    code, out, err = run(
+        "convert", small_checkpoint, tmp_path / "model", *ARCH, "--labels", tmp_path / "labels.txt"
+    )
+    assert code == 0
+    assert "ViTForImageClassification, width 192, 12 blocks, 3 heads, patch 16x16, image 224x224" in out
+    assert "float64: logits" in out
+    assert "pixels: bit for bit equal" in out
+    assert "Comparing the models in float64" in err
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "model").id2label[4] == "e"
+
+
+def test_overwrites_only_when_told(small_checkpoint, tmp_path):
+    arguments = ["convert", small_checkpoint, tmp_path / "model", *ARCH, "--no-verify"]
+    code, out, _ = run(*arguments)
+    assert code == 0
+    assert "not verified (--no-verify)" in out
+    assert json.loads((tmp_path / "model" / "parity.json").read_text())["verified"] is False
+    code, _, err = run(*arguments)
+    assert code == 1
+    assert "exists already" in err
+    assert run(*arguments, "--overwrite", "--dtype", "float16")[0] == 0
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "model").dtype == torch.float16
+
+
+def test_inspect_shows_the_moves_and_writes_nothing(small_checkpoint):
+    before = sorted(small_checkpoint.parent.iterdir())
+    code, out, _ = run("inspect", small_checkpoint, *ARCH)
+    assert code == 0
+    assert "5 classes, gelu, eps 1e-06" in out
+    assert "blocks.{0…11}.attn.qkv.weight[192:384]" in out
+    assert "vit.encoder.layer.{0…11}.attention.attention.key.weight" in out
+    assert "152 tensors become 200; none is refused." in out
+    assert sorted(small_checkpoint.parent.iterdir()) == before
+
+
+def test_inspect_shows_what_is_made(save):
+    from conftest import full_model
+
+    path = save(full_model("deit3_small_patch16_224", num_classes=3).state_dict())
+    code, out, _ = run("inspect", path, "--arch", "deit3_small_patch16_224")
+    assert code == 0
+    assert "blocks.{0…11}.mlp.fc2.weight" in out.partition(": LayerScale folded in")[0]
+    assert "pos_embed: a zero row for the class token in front" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.pth", "DST", *ARCH], "There is no file 'none.pth'."),
+        (["SRC", "DST"], "their shapes tell: width 192, 12 blocks, patch 16x16, 3 channels, image 224x224, 5 classes."),
+        (["SRC", "DST", "--arch", "vit_tiny_patch16_225"], "has no architecture named 'vit_tiny_patch16_225'."),
+        (["SRC", "DST", "--arch", "vit_base_patch16_gap_224"], "mean pooling (`global_pool='avg'`)"),
+        (["SRC", "DST", "--arch", "vit_small_patch16_224"], "of another shape (cls_token is [1, 1, 192] instead of"),
+        (["SRC", "DST", *ARCH, "--img-size", "96", "96"], "`pos_embed` was trained for 196"),
+        (["SRC", "DST", *ARCH, "--labels", "none.txt"], "There is no label file 'none.txt'."),
+        (["SRC", "DST", *ARCH, "--image", "TEXT"], "is not an image that can be read."),
+        (["TEXT", "DST", *ARCH], "is not a checkpoint"),
+    ],
+)
+def test_a_user_s_mistake_is_one_error_line_and_a_remedy(arguments, message, small_checkpoint, tmp_path):
+    (tmp_path / "text.pth").write_text("hello")
+    places = {"SRC": small_checkpoint, "DST": tmp_path / "model", "TEXT": tmp_path / "text.pth"}
+    code, out, err = run("convert", *(places.get(argument, argument) for argument in arguments))
+    assert code == 1
+    assert out == ""
+    lines = [line for line in err.splitlines() if not line.endswith("…")]
+    assert len(lines) == 2
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert lines[1].endswith((".", "?"))
+    assert not (tmp_path / "model").exists()
+
+
+def test_control_characters_in_names_are_escaped(save):
+    code, _, err = run("inspect", save({"pos_embed": torch.ones(1, 197, 192), "\x1b[2Jboo": torch.ones(1)}), *ARCH)
+    assert code == 1
+    assert "\x1b" not in err
+
+
+def test_wrong_usage_is_exit_2():
+    assert run("convert")[0] == 2
+    assert run("convert", "a", "b", "--dtype", "int3")[0] == 2
+    assert run("transmogrify")[0] == 2
+
+
+def test_version():
+    assert run("--version")[1] == f"vitconv {vitconv.__version__}\n"
+
+
+def test_as_a_process_without_a_traceback(tmp_path):
+    done = run_process("convert", "none.pth", tmp_path / "model", *ARCH)
+    assert done.returncode == 1
+    assert "error: There is no file 'none.pth'.\nCheck the path of the checkpoint.\n" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys; from vitconv.cli import app\ntry: app(['convert', '--help'])\nexcept SystemExit: pass\n"
+    code += "assert not {'torch', 'timm', 'transformers', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
