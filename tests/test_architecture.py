@@ -3,9 +3,9 @@ import sys
 
 import pytest
 import timm
-from conftest import KINDS, SMALL, small_model
 from hypothesis import given
 from hypothesis import strategies as st
+from models import KINDS, SMALL, small_model
 from timm.layers import Mlp
 from torch import nn
 

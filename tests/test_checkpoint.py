@@ -5,7 +5,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from conftest import small_model
+from models import small_model
 from safetensors.torch import load_file, save_file
 
 from vitconv.checkpoint import read_state_dict, staged_folder, write_weights

@@ -30,9 +30,7 @@ def run_process(*arguments, **kwargs):
 
 def test_converts_and_says_what_was_proved(small_checkpoint, tmp_path):
     (tmp_path / "labels.txt").write_text("a\nb\nc\nd\ne\n")
-    code, out, err = run(
-        "convert", small_checkpoint, tmp_path / "model", *ARCH, "--labels", tmp_path / "labels.txt"
-    )
+    code, out, err = run("convert", small_checkpoint, tmp_path / "model", *ARCH, "--labels", tmp_path / "labels.txt")
     assert code == 0
     assert "ViTForImageClassification, width 192, 12 blocks, 3 heads, patch 16x16, image 224x224" in out
     assert "float64: logits" in out
@@ -66,7 +64,7 @@ def test_inspect_shows_the_moves_and_writes_nothing(small_checkpoint):
 
 
 def test_inspect_shows_what_is_made(save):
-    from conftest import full_model
+    from models import full_model
 
     path = save(full_model("deit3_small_patch16_224", num_classes=3).state_dict())
     code, out, _ = run("inspect", path, "--arch", "deit3_small_patch16_224")
@@ -79,7 +77,10 @@ def test_inspect_shows_what_is_made(save):
     ("arguments", "message"),
     [
         (["none.pth", "DST", *ARCH], "There is no file 'none.pth'."),
-        (["SRC", "DST"], "their shapes tell: width 192, 12 blocks, patch 16x16, 3 channels, image 224x224, 5 classes."),
+        (
+            ["SRC", "DST"],
+            "their shapes tell: width 192, 12 blocks, patch 16x16, 3 channels, image 224x224, 5 classes.",
+        ),
         (["SRC", "DST", "--arch", "vit_tiny_patch16_225"], "has no architecture named 'vit_tiny_patch16_225'."),
         (["SRC", "DST", "--arch", "vit_base_patch16_gap_224"], "mean pooling (`global_pool='avg'`)"),
         (["SRC", "DST", "--arch", "vit_small_patch16_224"], "of another shape (cls_token is [1, 1, 192] instead of"),

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 import transformers
-from conftest import FOLDED, KINDS, full_model, perturbed, pixels_for, small_model
+from models import FOLDED, KINDS, full_model, perturbed, pixels_for, small_model
 from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_transform

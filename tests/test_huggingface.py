@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import full_model, pixels_for
+from models import full_model, pixels_for
 
 from vitconv.convert import convert_checkpoint
 from vitconv.errors import ParityError
@@ -38,7 +38,9 @@ def test_the_installed_dialect_is_known():
     assert installed_dialect() in ("transformers5", "hub")
 
 
-@pytest.mark.skipif(not TRANSFORMERS_4.exists(), reason=f"no {TRANSFORMERS_4.name} beside the environment: `make test`")
+@pytest.mark.skipif(
+    not TRANSFORMERS_4.exists(), reason=f"no {TRANSFORMERS_4.name} beside the environment: `make test`"
+)
 @pytest.mark.parametrize(("classes", "auto"), [(5, "AutoModelForImageClassification"), (0, "AutoModel")])
 def test_the_same_folder_loads_under_transformers_4(classes, auto, tmp_path, save):
     model = full_model("vit_tiny_patch16_224", num_classes=classes)
@@ -64,9 +66,7 @@ def test_the_same_folder_loads_under_transformers_4(classes, auto, tmp_path, sav
 
 
 def test_what_transformers_only_warns_of_is_refused(small_checkpoint, tmp_path):
-    done = convert_checkpoint(
-        small_checkpoint, tmp_path / "model", architecture="vit_tiny_patch16_224", verify=False
-    )
+    done = convert_checkpoint(small_checkpoint, tmp_path / "model", architecture="vit_tiny_patch16_224", verify=False)
     config = json.loads((done.destination / "config.json").read_text())
     (done.destination / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 13}))
     with pytest.raises(ParityError, match=r"Transformers reports missing keys in the folder: .*layers?\.12"):

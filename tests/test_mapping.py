@@ -3,7 +3,7 @@ import json
 import pytest
 import timm
 import transformers
-from conftest import KINDS, small_model
+from models import KINDS, small_model
 from safetensors import safe_open
 
 from vitconv import mapping

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from conftest import FOLDED, KINDS, pixels_for, small_model
+from models import FOLDED, KINDS, pixels_for, small_model
 
 from vitconv.convert import to_huggingface
 from vitconv.errors import ParityError

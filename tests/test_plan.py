@@ -1,8 +1,8 @@
 import pytest
 import torch
-from conftest import FOLDED, KINDS, small_model
 from hypothesis import given
 from hypothesis import strategies as st
+from models import FOLDED, KINDS, small_model
 
 from vitconv.architecture import from_timm
 from vitconv.errors import WeightsError

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import small_model
 from PIL import Image
 
 from vitconv.architecture import from_timm

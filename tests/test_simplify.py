@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import FOLDED, KINDS, pixels_for, small_model
+from models import FOLDED, KINDS, pixels_for, small_model
 
 from vitconv.architecture import from_timm
 from vitconv.simplify import simplify

@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from conftest import full_model
+from models import full_model
 from safetensors.torch import load_file, save_file
 
 from vitconv.architecture import build_timm, from_timm

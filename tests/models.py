@@ -1,0 +1,78 @@
+"""Test models: real timm architectures, small ones of every kind, with every parameter moved off its initial value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from vitconv.architecture import build_timm
+
+#: Two blocks of width 64 on 32x32 pixels; 2 heads, so that swapped heads show.
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 5}
+
+#: One small model for each thing that ViTForImageClassification or ViTModel expresses: name -> (timm name, arguments).
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain": ("vit_tiny_patch16_224", {}),
+    "deit": ("deit_tiny_patch16_224", {}),
+    "no qkv bias": ("vit_base_patch16_224_miil", {}),
+    "layer scale": ("vit_tiny_patch16_224", {"init_values": 1e-3}),
+    "deit3": ("deit3_small_patch16_224", {}),
+    "dinov2": ("vit_small_patch14_dinov2", {}),
+    "no class position": ("vit_tiny_patch16_224", {"no_embed_class": True}),
+    "tanh gelu": ("vit_tiny_patch16_224", {"act_layer": "gelu_tanh"}),
+    "quick gelu": ("vit_tiny_patch16_224", {"act_layer": "quick_gelu"}),
+    "relu": ("vit_tiny_patch16_224", {"act_layer": "relu"}),
+    "other eps": ("vit_tiny_patch16_224", {"norm_layer": lambda dim, **kw: nn.LayerNorm(dim, eps=1e-3, **kw)}),
+    "not square": ("vit_tiny_patch16_224", {"img_size": (32, 64)}),
+    "oblong patches": ("vit_tiny_patch16_224", {"patch_size": (4, 8)}),
+    "one channel": ("vit_tiny_patch16_224", {"in_chans": 1}),
+    "six channels": ("vit_tiny_patch16_224", {"in_chans": 6}),
+    "one class": ("vit_tiny_patch16_224", {"num_classes": 1}),
+    "headless": ("vit_tiny_patch16_224", {"num_classes": 0}),
+    "headless tokens": ("vit_tiny_patch16_224", {"num_classes": 0, "global_pool": ""}),
+    "no projection bias": ("vit_tiny_patch16_224", {"proj_bias": False, "init_values": 1e-3}),
+    "norm after pool": ("vit_tiny_patch16_224", {"fc_norm": True}),
+    "mlp ratio 3": ("vit_tiny_patch16_224", {"mlp_ratio": 3}),
+    "pixels left over": ("vit_tiny_patch16_224", {"img_size": 37}),
+    "dropout": ("vit_tiny_patch16_224", {"drop_rate": 0.1, "attn_drop_rate": 0.1, "drop_path_rate": 0.2}),
+}
+#: The kinds whose weights are rounded once by folding; all others are moved to the bit.
+FOLDED = {"layer scale", "deit3", "dinov2", "no projection bias"}
+
+
+def perturbed(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every parameter random values, none of them timm's initial one, and put the model in evaluation mode.
+
+    timm starts biases at 0 and norm weights at 1: there, swapping two tensors would change nothing.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if next(model.parameters()).is_meta:
+        model.to_empty(device="cpu")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "norm" in name and name.endswith("weight"):
+                parameter.copy_(1 + 0.2 * noise)
+            elif "gamma" in name:
+                parameter.copy_(0.5 + 0.3 * noise)
+            else:
+                parameter.copy_((0.1 if parameter.ndim == 1 else 0.05) * noise)
+    return model.eval()
+
+
+def small_model(kind: str = "plain", **overrides: Any) -> nn.Module:
+    name, arguments = KINDS[kind]
+    return perturbed(timm.create_model(name, **{**SMALL, **arguments, **overrides}))
+
+
+def full_model(name: str, **overrides: Any) -> nn.Module:
+    """A timm model of its real size; built on ``meta`` to save timm's slow initialisation."""
+    return perturbed(build_timm(name, **overrides))
+
+
+def pixels_for(model: nn.Module, batch: int = 2, seed: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, model.patch_embed.proj.in_channels, *model.patch_embed.img_size, generator=generator)
