@@ -169,7 +169,7 @@ def picture():
 
 def test_the_folder_holds_what_transformers_needs(converted):
     names = sorted(path.name for path in converted.destination.iterdir())
-    assert names == ["config.json", "model.safetensors", "parity.json", "preprocessor_config.json"]
+    assert names == ["README.md", "config.json", "model.safetensors", "parity.json", "preprocessor_config.json"]
     config = json.loads((converted.destination / "config.json").read_text())
     assert config["id2label"] == {str(i): name for i, name in enumerate(CLASSES)}
     assert converted.verification.parity.matches

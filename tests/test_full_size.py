@@ -31,8 +31,8 @@ def test_the_demo_checkpoint_gives_timm_s_recorded_answers(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "7 classes" in done.stdout
-    assert "float32: logits bit for bit equal" in done.stdout
-    assert "pixels: bit for bit equal" in done.stdout
+    assert "float32: logits equal bit for bit" in done.stdout
+    assert "pixels: equal bit for bit" in done.stdout
 
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "roofs", backend="pil")
     model = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "roofs").eval()

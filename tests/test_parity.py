@@ -1,11 +1,14 @@
 import copy
+import json
 
+import matplotlib
 import pytest
+import rich
 import torch
 from models import FOLDED, KINDS, pixels_for, small_model
 
 from vitconv.convert import to_huggingface
-from vitconv.errors import ParityError
+from vitconv.errors import InputError, ParityError
 from vitconv.parity import compare
 
 
@@ -25,7 +28,7 @@ def test_a_right_conversion_matches(kind):
     last = parity["float64"].stages[-1]
     assert last.relative <= 1e-14
     assert last.name == ("features" if kind.startswith("headless") else "logits")
-    assert parity["float64"].same_answer
+    assert (parity["float64"].top1, parity["float64"].topk) == (1, 1)
 
 
 def test_stages_are_in_the_order_of_the_computation(pair):
@@ -84,7 +87,87 @@ def test_an_exception_in_the_other_model_is_raised(pair):
         compare(timm_model, hf_model, pixels)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_low_precision_is_judged_against_float64(pair, dtype):
+    timm_model, hf_model, pixels = pair
+    parity = compare(timm_model, hf_model, pixels, dtypes=[dtype])
+    assert all(stage.badness <= 1.5 for stage in parity[dtype].stages)
+    hf_model.vit.layers[0].attention.v_proj.bias.data.add_(0.3)
+    stage = compare(timm_model, hf_model, pixels, dtypes=[dtype])[dtype].diverges_at
+    assert stage.name == "blocks.0"
+    with pytest.raises(ParityError, match="times as far from the float64 reference as the original, and 1.5 times is"):
+        compare(timm_model, hf_model, pixels, dtypes=[dtype]).assert_match()
+
+
+def test_float32_allows_another_order_of_summation_and_no_more(pair):
+    timm_model, hf_model, pixels = pair
+    hf_model.set_attn_implementation("eager")
+    compare(timm_model, hf_model, pixels, dtypes=["float32"]).assert_match()
+    hf_model.vit.layers[1].mlp.fc1.bias.data.mul_(1 + 1e-3)
+    assert compare(timm_model, hf_model, pixels, dtypes=["float32"])["float32"].diverges_at.name == "blocks.1"
+
+
+def test_eager_attention_is_compared_with_sdpa_in_float64(pair):
+    timm_model, hf_model, pixels = pair
+    hf_model.set_attn_implementation("eager")
+    compare(timm_model, hf_model, pixels, dtypes=["float64"]).assert_match()
+    assert hf_model.config._attn_implementation == "eager"
+
+
+def test_measures_what_it_says(pair):
+    timm_model, hf_model, pixels = pair
+    hf_model.classifier.bias.data[2] += 0.5
+    last = compare(timm_model, hf_model, pixels, dtypes=["float64"])["float64"].stages[-1]
+    assert last.max_abs == pytest.approx(0.5)
+    assert last.mean_abs == pytest.approx(0.1)
+    with torch.no_grad():
+        one, other = timm_model.double()(pixels.double()), hf_model.double()(pixels.double()).logits
+    assert last.scale == pytest.approx(one.abs().max().item())
+    assert last.relative == pytest.approx(0.5 / last.scale)
+    assert last.cosine == pytest.approx(torch.cosine_similarity(one.flatten(), other.flatten(), dim=0).item())
+
+
+def test_agreement_counts_the_batch(pair):
+    timm_model, hf_model, _ = pair
+    pixels = pixels_for(timm_model, batch=8)
+    hf_model.classifier.bias.data[0] += 100
+    comparison = compare(timm_model, hf_model, pixels, dtypes=["float64"])["float64"]
+    with torch.no_grad():
+        share = (timm_model(pixels).argmax(-1) == 0).double().mean().item()
+    assert comparison.top1 == share
+    assert comparison.topk == 1  # all five classes are among the best five
+
+
+def test_models_of_another_shape_are_not_compared(pair):
+    timm_model, _, pixels = pair
+    with pytest.raises(ParityError, match="One model is at `blocks.1` where the other is at `norm`"):
+        compare(timm_model, to_huggingface(small_model(depth=1)), pixels)
+    with pytest.raises(ParityError, match="At `embeddings` one model has shape"):
+        compare(timm_model, to_huggingface(small_model(embed_dim=32)), pixels)
+
+
+@pytest.mark.parametrize(("dtype", "message"), [("int8", "no dtype 'int8'"), ("tf32", "TF32 is a mode of GPUs")])
+def test_an_impossible_dtype(pair, dtype, message):
+    with pytest.raises(InputError, match=message):
+        compare(*pair, dtypes=[dtype])
+
+
 def test_the_figures_are_plain_data(pair):
-    figures = compare(*pair).to_dict()
+    figures = json.loads(json.dumps(compare(*pair).to_dict()))
     assert figures["float64"]["matches"] is True
     assert figures["float64"]["stages"][-1]["name"] == "logits"
+    assert list(figures["float64"]["stages"][0]) == [
+        *("name", "max_abs", "mean_abs", "scale", "cosine", "badness", "limit")
+    ]
+
+
+def test_prints_as_a_table_and_draws_itself(pair, capsys):
+    parity = compare(*pair)
+    rich.print(parity)
+    printed = capsys.readouterr().out
+    assert "float64" in printed
+    assert "blocks.1" in printed
+    matplotlib.use("agg")
+    axes = parity.plot()
+    assert axes.get_yscale() == "log"
+    assert len(axes.lines) == 4  # the figures and the limit, in two dtypes

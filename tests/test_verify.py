@@ -1,16 +1,22 @@
+import dataclasses
 import json
 
 import pytest
 import torch
-from models import full_model
+import transformers
+from models import FOLDED, KINDS, full_model, pixels_for, small_model
 from safetensors.torch import load_file, save_file
 
+from vitconv import mapping
 from vitconv.architecture import build_timm, from_timm
 from vitconv.checkpoint import read_state_dict
-from vitconv.convert import convert_checkpoint
-from vitconv.errors import ParityError
+from vitconv.convert import convert_checkpoint, to_huggingface
+from vitconv.errors import CheckpointError, ParityError
+from vitconv.huggingface import load_config
+from vitconv.parity import compare
+from vitconv.plan import convert_tensors
 from vitconv.preprocess import data_config, sample_image
-from vitconv.verify import check_bytes, verify_folder
+from vitconv.verify import check_bytes, check_source, verify_folder
 
 
 @pytest.fixture
@@ -31,7 +37,7 @@ def verify(small_checkpoint, folder):
             model,
             architecture,
             data_config(model, architecture),
-            sample_image(),
+            [sample_image()],
         )
 
     return verify
@@ -68,16 +74,28 @@ def test_one_ulp_is_seen(folder, verify):
 
 
 @pytest.mark.parametrize(
-    ("change", "stage"),
+    ("change", "message"),
     [
-        ({"layer_norm_eps": 1e-12}, "blocks.0"),
-        ({"hidden_act": "gelu_pytorch_tanh"}, "blocks.0"),
-        ({"num_attention_heads": 6}, "blocks.0"),
+        ({"layer_norm_eps": 1e-12}, "`layer_norm_eps` in config.json is 1e-12 instead of 1e-06"),
+        ({"hidden_act": "gelu_pytorch_tanh"}, "`hidden_act` in config.json"),
+        ({"num_attention_heads": 6}, "`num_attention_heads` in config.json is 6 instead of 3"),
+        ({"hidden_dropout_prob": 0.1}, "`hidden_dropout_prob` in config.json"),
+        ({"id2label": {"0": "b", "1": "a"}}, "The labels in config.json"),
     ],
 )
-def test_a_wrong_config_is_found_by_its_stage(folder, verify, change, stage):
+def test_a_wrong_config_is_named(folder, verify, change, message):
     edit_json(folder / "config.json", **change)
-    with pytest.raises(ParityError, match=f"diverge at `{stage}` in float64"):
+    with pytest.raises(ParityError, match=message) as caught:
+        verify()
+    assert caught.value.stage in ("config", "labels")
+
+
+def test_a_fact_read_wrongly_is_found_by_the_numbers(folder, verify, monkeypatch):
+    """If reading timm's epsilon were wrong, config.json would be wrong in the same way: only running both shows it."""
+    right = mapping.config
+    monkeypatch.setattr(mapping, "config", lambda *a: right(*a) | {"layer_norm_eps": 1e-12})
+    edit_json(folder / "config.json", layer_norm_eps=1e-12)
+    with pytest.raises(ParityError, match="diverge at `blocks.0` in float64"):
         verify()
 
 
@@ -105,10 +123,49 @@ def test_check_bytes_knows_nan_and_minus_zero():
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 @pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "deit3_small_patch16_224"])
-def test_other_dtypes_are_proved_by_bytes_and_float64(name, dtype, tmp_path, save):
+def test_other_dtypes_are_proved_too(name, dtype, tmp_path, save):
     path = save(full_model(name, num_classes=3).state_dict())
     done = convert_checkpoint(path, tmp_path / "model", architecture=name, dtype=dtype)
-    assert done.verification.parity.matches
+    natural = "float32" if dtype == "float64" else dtype
+    assert [comparison.dtype for comparison in done.verification.parity.comparisons] == ["float64", natural]
     stored = load_file(tmp_path / "model" / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {getattr(torch, dtype)}
     assert json.loads((tmp_path / "model" / "config.json").read_text())["dtype"] == dtype
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_element_is_accounted_for(kind):
+    model = small_model(kind)
+    state_dict, architecture = model.state_dict(), from_timm(model)
+    written = convert_tensors(state_dict, architecture, "hub")
+    account = check_source(state_dict, architecture, written)
+    assert account.source == sum(tensor.numel() for tensor in state_dict.values())
+    assert account.target == sum(tensor.numel() for tensor in written.values())
+    assert account.moved + account.folded == account.source
+    assert (account.folded > 0) == (kind in FOLDED | {"no class position", "norm after pool"})
+
+
+def test_the_way_back_finds_what_the_way_there_would_repeat(monkeypatch):
+    """A table that swaps queries and keys swaps them in what is expected, too: joined back, they are not the source."""
+    model = small_model()
+    architecture = from_timm(model)
+    right = mapping.rows
+
+    def swapped(known):
+        for row in right(known):
+            yield row if row.part in (None, 2) else dataclasses.replace(row, part=1 - row.part)
+
+    monkeypatch.setattr(mapping, "rows", swapped)
+    written = convert_tensors(model.state_dict(), architecture, "hub")
+    check_source(model.state_dict(), architecture, written)  # the same table both ways hides it…
+    with pytest.raises(ParityError, match=r"diverge at `blocks.0`"):  # …and the numbers show it
+        compare(model, to_huggingface(model), pixels_for(model), dtypes=["float64"]).assert_match()
+
+
+def test_the_folder_must_be_vitconv_s(tmp_path):
+    transformers.ResNetConfig(architectures=["ResNetModel"]).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="is no folder that vitconv writes"):
+        load_config(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="has no config.json that Transformers can read"):
+        load_config(tmp_path)

@@ -225,3 +225,18 @@ def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
 def write_json(content: Any, path: Path) -> None:
     """Write JSON for people and diffs: indented, keys in the order given, UTF-8."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: the file is not one.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"'{path}' is not readable JSON.", "Restore the file, or remove it.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"'{path}' is no JSON object.", "Restore the file, or remove it.")
+    return content

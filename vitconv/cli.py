@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from vitconv.architecture import Architecture
     from vitconv.convert import Conversion, Inspection
     from vitconv.simplify import Made
+    from vitconv.verify import Verification
 
 app = typer.Typer(
     name="vitconv",
@@ -37,11 +39,26 @@ ImageSize = Annotated[
     tuple[int, int] | None,
     typer.Option("--img-size", metavar="H W", help="Height and width in pixels, where the weights leave them open."),
 ]
+DataConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="JSON with mean, std, interpolation, crop_pct or crop_mode, if not those of timm's tag."
+    ),
+]
 Source = Annotated[Path, typer.Argument(metavar="SRC", help="The file of timm weights: .pth or .safetensors.")]
 
 
+class CompareDtype(str, Enum):
+    """What ``verify --dtype`` takes."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+    tf32 = "tf32"
+
+
 class Dtype(str, Enum):
-    """What ``--dtype`` takes."""
+    """What ``convert --dtype`` takes."""
 
     float32 = "float32"
     float16 = "float16"
@@ -74,6 +91,7 @@ def convert(
         Path | None, typer.Option(metavar="FILE", help="The image to verify on, instead of a built-in one.")
     ] = None,
     img_size: ImageSize = None,
+    data_config: DataConfigFile = None,
     dtype: Annotated[Dtype | None, typer.Option(help="The dtype to store, instead of the source's.")] = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Write without running the two models.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder named DST.")] = False,
@@ -89,6 +107,7 @@ def convert(
             labels=labels,
             image=image,
             image_size=img_size,
+            data=data_config,
             dtype=dtype.value if dtype else None,
             verify=not no_verify,
             overwrite=overwrite,
@@ -98,14 +117,80 @@ def convert(
 
 
 @app.command()
-def inspect(source: Source, arch: Arch = None, img_size: ImageSize = None) -> None:
+def inspect(source: Source, arch: Arch = None, img_size: ImageSize = None, data_config: DataConfigFile = None) -> None:
     """Show what a conversion would do, without doing it: the architecture, every move, what would be refused."""
     with _errors_for_people(), _progress() as say:
         from vitconv.convert import inspect as look
 
         say("Reading the checkpoint")
-        found = look(source, arch, image_size=img_size)
+        found = look(source, arch, image_size=img_size, data=data_config)
     _show_inspection(found)
+
+
+@app.command()
+def verify(
+    source: Source,
+    folder: Annotated[Path, typer.Argument(metavar="DST", help="The Transformers folder that was made from it.")],
+    arch: Annotated[
+        str | None, typer.Option("--arch", metavar="NAME", help="The timm architecture, if DST does not record it.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Class names that DST should have, if not those it records.")
+    ] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="An image to verify on; may be given several times.")
+    ] = None,
+    img_size: ImageSize = None,
+    data_config: DataConfigFile = None,
+    dtype: Annotated[
+        list[CompareDtype] | None,
+        typer.Option(help="Compare in this dtype besides float64; may be given several times."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1…")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Prove an existing Transformers folder against the timm weights it was made from."""
+    with _errors_for_people(), _progress() as say:
+        from vitconv.convert import verify_checkpoint
+
+        found = verify_checkpoint(
+            source,
+            folder,
+            architecture=arch,
+            labels=labels,
+            images=image or (),
+            image_size=img_size,
+            data=data_config,
+            dtypes=[one.value for one in dtype or ()],
+            device=device,
+            say=say,
+        )
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+    else:
+        _show_verification(found)
+
+
+def _show_verification(found: Verification) -> None:
+    account = found.account
+    folded = f", {account.folded:,} folded into others" if account.folded else ""
+    typer.echo(f"bytes: of {account.source:,} elements {account.moved:,} moved bit for bit{folded}")
+    typer.echo(_pixel_line(found.same_pixels))
+    _print(found.parity)
+
+
+def _pixel_line(same: bool | None) -> str:
+    if same is None:
+        return "pixels: no image processor to compare"
+    return "pixels: " + ("equal bit for bit" if same else "the crop begins one pixel earlier than timm's, else equal")
+
+
+def _print(renderable: object) -> None:
+    """Print something of rich's; piped output is for other programs, and is not wrapped."""
+    from rich.console import Console
+
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console.print(renderable)
 
 
 def _show_conversion(done: Conversion) -> None:
@@ -114,19 +199,18 @@ def _show_conversion(done: Conversion) -> None:
         typer.echo(f"  {line}")
     for comparison in done.verification.parity.comparisons if done.verification else ():
         last = comparison.stages[-1]
-        bits = "bit for bit equal" if comparison.same_bits else f"|Δ| ≤ {last.relative:.0e} of their scale"
+        bits = "equal bit for bit" if comparison.same_bits else f"|Δ| ≤ {last.relative:.0e} of their scale"
         typer.echo(f"  {comparison.dtype}: {last.name} {bits}")
     if done.verification is None:
         typer.echo("  not verified (--no-verify)")
-    elif done.verification.same_pixels is not None:
-        same = done.verification.same_pixels
-        typer.echo("  pixels: " + ("bit for bit equal" if same else "the crop begins one pixel earlier than timm's"))
+    else:
+        typer.echo(f"  {_pixel_line(done.verification.same_pixels)}")
+    typer.echo(f"  preprocessing: {done.data.origin}")
     for warning in done.warnings:
         typer.echo(f"warning: {warning}", err=True)
 
 
 def _show_inspection(found: Inspection) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     typer.echo(_facts(found.architecture))
@@ -135,9 +219,7 @@ def _show_inspection(found: Inspection) -> None:
     table = Table("timm", "Transformers (in files)", "shape", box=None, pad_edge=False)
     for source, target, shape in found.plan.table():
         table.add_row(*map(escape, (source, target, "x".join(map(str, shape)))))
-    # Piped output is for other programs: no wrapping there.
-    console = Console() if sys.stdout.isatty() else Console(width=200)
-    console.print(table)
+    _print(table)
     typer.echo(
         f"{len({move.source for move in found.plan.moves})} tensors become {len(found.plan.moves)}; none is refused."
     )

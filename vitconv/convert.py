@@ -7,22 +7,24 @@ import hashlib
 import importlib.metadata
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitconv import __version__, mapping
 from vitconv.architecture import Architecture, Shapes, build_timm, describe_shapes, fit_to_weights, from_timm
+from vitconv.card import CARD_FILE, model_card
 from vitconv.checkpoint import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     check_destination,
+    read_json,
     read_state_dict,
     staged_folder,
     write_json,
     write_weights,
 )
-from vitconv.errors import ArchitectureError, InputError
+from vitconv.errors import ArchitectureError, CheckpointError, InputError
 from vitconv.huggingface import build_model, installed_dialect
 from vitconv.labels import read_labels
 from vitconv.plan import Plan, check_tensors, convert_tensors, make_plan, shapes_of
@@ -33,6 +35,7 @@ from vitconv.preprocess import (
     load_image,
     obstacle,
     processor_config,
+    read_data_config,
     sample_image,
 )
 from vitconv.simplify import Made, simplify
@@ -71,7 +74,7 @@ class Conversion:
 
     Attributes:
         destination: the Transformers folder.
-        architecture, plan, made, warnings: as in :class:`Inspection`.
+        architecture, plan, made, data, warnings: as in :class:`Inspection`.
         labels: the class names written, in order.
         verification: how close the two models came; ``None`` if it was switched off.
     """
@@ -81,6 +84,7 @@ class Conversion:
     plan: Plan
     made: tuple[Made, ...]
     labels: tuple[str, ...]
+    data: DataConfig
     warnings: tuple[str, ...]
     verification: Verification | None
 
@@ -154,6 +158,7 @@ def inspect(
     architecture: nn.Module | str | None,
     *,
     image_size: tuple[int, int] | None = None,
+    data: Mapping[str, Any] | str | os.PathLike[str] | None = None,
 ) -> Inspection:
     """Say what converting ``source`` would do; read names and shapes, write nothing.
 
@@ -161,7 +166,7 @@ def inspect(
         VitconvError: what :func:`convert_checkpoint` would refuse, for the same reason.
     """
     state_dict = read_state_dict(source)
-    return _inspect(state_dict, *_resolve(architecture, shapes_of(state_dict), image_size))
+    return _inspect(state_dict, *_resolve(architecture, shapes_of(state_dict), image_size), data)
 
 
 def convert_checkpoint(
@@ -172,6 +177,7 @@ def convert_checkpoint(
     labels: Sequence[str] | str | os.PathLike[str] | None = None,
     image: str | os.PathLike[str] | None = None,
     image_size: tuple[int, int] | None = None,
+    data: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     dtype: str | None = None,
     verify: bool = True,
     overwrite: bool = False,
@@ -188,6 +194,8 @@ def convert_checkpoint(
         labels: class names, or a file of them (one per line, or JSON).
         image: an image file to verify on; by default a built-in picture.
         image_size: (height, width), where the weights leave it open.
+        data: how the model wants its images prepared, where that is not what timm's pretrained tag says: a mapping
+            with any of timm's ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode``, or a JSON file.
         dtype: the dtype to store, ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"float64"``; by default the
             source's.
         verify: run both models on the image and refuse to write if they disagree.
@@ -206,7 +214,7 @@ def convert_checkpoint(
     state_dict = read_state_dict(source)
     say("Planning the moves")
     known, timm_model = _resolve(architecture, shapes_of(state_dict), image_size)
-    inspection = _inspect(state_dict, known, timm_model)
+    inspection = _inspect(state_dict, known, timm_model, data)
     names = _fitting_labels(names, known)
 
     with staged_folder(destination, overwrite=overwrite) as folder:
@@ -214,16 +222,91 @@ def convert_checkpoint(
         _write(folder, state_dict, inspection, names, dtype)
         verification = None
         if verify:
-            verification = verify_folder(folder, state_dict, timm_model, known, inspection.data, picture, say)
-        write_json(_record(Path(source), inspection, verification), folder / PARITY_FILE)
+            verification = verify_folder(
+                folder, state_dict, timm_model, known, inspection.data, [picture], labels=names, say=say
+            )
+        timm_name = architecture if isinstance(architecture, str) else None
+        write_json(_record(Path(source), timm_name, names, inspection, verification), folder / PARITY_FILE)
+        card = model_card(
+            Path(source).name,
+            timm_name,
+            known,
+            names,
+            inspection.made,
+            inspection.data,
+            inspection.warnings,
+            verification,
+        )
+        (folder / CARD_FILE).write_text(str(card), encoding="utf-8")
     return Conversion(
         destination=Path(destination),
         architecture=known,
         plan=inspection.plan,
         made=inspection.made,
         labels=names,
+        data=inspection.data,
         warnings=inspection.warnings,
         verification=verification,
+    )
+
+
+def verify_checkpoint(
+    source: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    architecture: nn.Module | str | None = None,
+    labels: Sequence[str] | str | os.PathLike[str] | None = None,
+    images: Sequence[str | os.PathLike[str]] = (),
+    image_size: tuple[int, int] | None = None,
+    data: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    dtypes: Sequence[str] = (),
+    device: str = "cpu",
+    say: Callable[[str], None] = lambda step: None,
+) -> Verification:
+    """Prove an existing Transformers folder against the timm weights it was made from.
+
+    Besides the images, the models run on pixels that no photo has: noise, black, white, a checkerboard.
+
+    Args:
+        source: the file of timm weights.
+        folder: the Transformers folder.
+        architecture: the timm name, or a timm model; by default the name recorded in the folder's ``parity.json``.
+        labels: class names, or a file of them; by default as recorded in ``parity.json``.
+        images: image files to verify on; by default a built-in picture.
+        image_size, data: as for :func:`convert_checkpoint`; by default as recorded in ``parity.json``.
+        dtypes: what to compare in besides float64: any of :data:`vitconv.parity.DTYPES`; by default what is stored.
+        device: where to compute: ``"cpu"``, ``"cuda"``…
+        say: called with a few words at the beginning of each step.
+
+    Raises:
+        ParityError: the folder is not what the source makes of it; the message names the tensor or the stage.
+        VitconvError: the source, the folder, or an image cannot be read.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG_FILE).is_file():
+        raise CheckpointError(f"'{folder}' is not a model's folder: it has no {CONFIG_FILE}.", "Check its path.")
+    recorded = read_json(folder / PARITY_FILE) if (folder / PARITY_FILE).exists() else {}
+    architecture = architecture or recorded.get("architecture")
+    image_size = image_size or (tuple(recorded["image_size"]) if "image_size" in recorded else None)
+    data = data or recorded.get("preprocessing", {}).get("given")
+    names = read_labels(labels) if isinstance(labels, (str, os.PathLike)) else labels or recorded.get("labels")
+    pictures = [load_image(image) for image in images] or [sample_image()]
+    say("Reading the checkpoint")
+    state_dict = read_state_dict(source)
+    known, timm_model = _resolve(architecture, shapes_of(state_dict), image_size)
+    inspection = _inspect(state_dict, known, timm_model, data)
+    return verify_folder(
+        folder,
+        state_dict,
+        timm_model,
+        known,
+        inspection.data,
+        pictures,
+        labels=names,
+        probes=True,
+        dtypes=dtypes,
+        device=device,
+        say=say,
     )
 
 
@@ -251,10 +334,17 @@ def _resolve(
     return known, model
 
 
-def _inspect(state_dict: Mapping[str, Tensor], architecture: Architecture, timm_model: nn.Module) -> Inspection:
+def _inspect(
+    state_dict: Mapping[str, Tensor],
+    architecture: Architecture,
+    timm_model: nn.Module,
+    given: Mapping[str, Any] | str | os.PathLike[str] | None,
+) -> Inspection:
     simple = simplify(state_dict, architecture)
     plan = make_plan(simple.architecture, shapes_of(simple.state_dict))
-    data = data_config(timm_model, architecture)
+    if isinstance(given, (str, os.PathLike)):
+        given = read_data_config(given)
+    data = data_config(timm_model, architecture, given)
     reason = obstacle(data)
     warnings = (f"No {PROCESSOR_FILE}: {reason}",) if reason else ()
     return Inspection(architecture, plan, simple.made, data, warnings)
@@ -288,7 +378,13 @@ def _write(
         write_json(processor, folder / PROCESSOR_FILE)
 
 
-def _record(source: Path, inspection: Inspection, verification: Verification | None) -> dict[str, Any]:
+def _record(
+    source: Path,
+    timm_name: str | None,
+    labels: tuple[str, ...],
+    inspection: Inspection,
+    verification: Verification | None,
+) -> dict[str, Any]:
     """The contents of ``parity.json``: what was converted, by which versions, and how close the models came."""
     digest = hashlib.sha256()
     with source.open("rb") as file:
@@ -299,8 +395,11 @@ def _record(source: Path, inspection: Inspection, verification: Verification | N
         "schema": 1,
         "source": {"file": source.name, "bytes": source.stat().st_size, "sha256": digest.hexdigest()},
         "versions": {"vitconv": __version__, **versions},
-        "made": [{"tensor": made.tensor, "sources": list(made.sources), "how": made.how} for made in inspection.made],
+        "architecture": timm_name,
+        "image_size": list(inspection.architecture.image_size),
+        "labels": list(labels),
+        "preprocessing": asdict(inspection.data),
+        "made": [asdict(made) for made in inspection.made],
         "verified": verification is not None,
-        "same_pixels": verification.same_pixels if verification else None,
-        "parity": verification.parity.to_dict() if verification else None,
+        **(verification.to_dict() if verification else {}),
     }

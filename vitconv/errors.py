@@ -40,7 +40,16 @@ class DestinationError(VitconvError):
 
 
 class ParityError(VitconvError):
-    """The two models do not compute the same numbers."""
+    """A converted model is not what its source makes of it.
+
+    Attributes:
+        stage: where: ``"config"``, ``"labels"``, ``"bytes"``, ``"loading"``, ``"pixels"``, or the stage of the
+            computation, ``"embeddings"`` to ``"logits"``.
+    """
+
+    def __init__(self, problem: str, remedy: str, stage: str) -> None:
+        super().__init__(problem, remedy)
+        self.stage = stage
 
 
 def first_few(names: Iterable[str], limit: int = 4) -> str:

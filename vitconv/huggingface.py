@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitconv import mapping
-from vitconv.errors import ParityError, VitconvError, first_few
+from vitconv.errors import CheckpointError, ParityError, VitconvError, first_few
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +32,28 @@ def build_model(config: PreTrainedConfig, tensors: Mapping[str, Tensor]) -> PreT
     return model.eval()
 
 
+def load_config(folder: Path) -> PreTrainedConfig:
+    """Load a folder's ``config.json``.
+
+    Raises:
+        CheckpointError: it is missing, or no configuration of a class that vitconv converts to.
+    """
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"'{folder}' has no config.json that Transformers can read.", _CONVERT) from error
+    if not set(config.architectures or []) & mapping.CLASSES:
+        raise CheckpointError(
+            f"'{folder}' is no folder that vitconv writes: it holds {config.architectures}.", _CONVERT
+        )
+    return config
+
+
+_CONVERT = "Pass a folder that `vitconv convert` has written."
+
+
 def load_folder(folder: Path) -> PreTrainedModel:
     """Load a folder with ``from_pretrained``, and refuse what Transformers would only warn of.
 
@@ -40,15 +62,16 @@ def load_folder(folder: Path) -> PreTrainedModel:
     """
     import transformers
 
+    config = load_config(folder)
+    cls = getattr(transformers, config.architectures[0])
     with _quiet():
-        config = transformers.AutoConfig.from_pretrained(folder)
-        cls = getattr(transformers, config.architectures[0])
         model, info = cls.from_pretrained(folder, output_loading_info=True)
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[what]:
             raise ParityError(
                 f"Transformers reports {what.replace('_', ' ')} in the folder: {first_few(map(str, info[what]))}.",
-                "Report this with the architecture's name.",
+                "Convert the source again; if it stays, report the architecture and this message.",
+                stage="loading",
             )
     return model.eval()
 

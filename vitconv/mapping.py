@@ -145,6 +145,10 @@ def timm_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     return {row.timm: row.shape for row in rows(architecture)}
 
 
+#: The Transformers classes that the table is for.
+CLASSES = frozenset({"ViTForImageClassification", "ViTModel"})
+
+
 def class_name(architecture: Architecture) -> str:
     """The Transformers class that computes what the architecture computes."""
     return "ViTForImageClassification" if architecture.classifier else "ViTModel"

@@ -1,29 +1,45 @@
 """Run a timm model and its Transformers twin on the same pixels and say where, and by how much, they differ.
 
-The criterion is float64, where rounding is about 1e-16 and a real error is not: a right conversion differs by
-1e-13 of the values' scale or less, a wrong epsilon or activation by 1e-4. In float32 the two run the same sums in
-the same order on most CPUs, so that the results are usually equal bit for bit; where a kernel adds in another
-order they differ by rounding, and LayerScale folded into weights rounds once more.
+The criteria, all of them:
+
+========  =====================================================================================================
+float64   |Δ| ≤ 1e-12 of the stage's scale. Rounding is about 1e-16 of it and grows to 1e-14 over a deep model; a
+          wrong epsilon, activation or tensor moves something by 1e-8 or, mostly, far more.
+float32   |Δ| ≤ 16 ε √(n + 1) of the stage's scale after n blocks, with ε = 2⁻²³: what rounding in another order of
+          summation can add up to, if roundings are independent. On most CPUs both models run the same sums in the
+          same order and agree bit for bit; that is reported when it holds.
+float16,  The converted model may be no further from the float64 reference than 1.5 × the original model is, in the
+bfloat16  mean over the stage's values: in low precision the original is itself off by far more than a mistake.
+tf32      float32 with a GPU's TF32 matrix products, judged like float16.
+========  =====================================================================================================
+
+The stage's scale is the largest absolute value that the reference has there.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Iterator, Set
-from contextlib import contextmanager
-from dataclasses import dataclass
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from vitconv.errors import ParityError
+from vitconv.errors import InputError, ParityError
+from vitconv.lockstep import Staged, in_step
 
 if TYPE_CHECKING:
     import torch
+    from matplotlib.axes import Axes
+    from rich.console import Console, ConsoleOptions, RenderResult
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-#: The largest |Δ| allowed, as a share of the stage's largest value, by dtype.
-TOLERANCE = {"float64": 1e-12, "float32": 1e-4}
+DTYPES = ("float64", "float32", "tf32", "float16", "bfloat16")
+
+FLOAT64_TOLERANCE = 1e-12
+FLOAT32_EPSILON = 2.0**-23
+LOW_PRECISION_RATIO = 1.5
 
 
 @dataclass(frozen=True)
@@ -32,29 +48,48 @@ class Stage:
 
     Attributes:
         name: ``"embeddings"``, ``"blocks.0"``…, ``"norm"``, and ``"logits"`` or ``"features"``.
-        max_abs: the largest |Δ|.
-        mean_abs: the mean |Δ|.
+        max_abs, mean_abs: the largest and the mean |Δ| between the two models.
         scale: the largest absolute value in the timm model.
+        cosine: of the two models' values, all of them as one vector; 1 means the same direction.
+        limit: the largest ``badness`` allowed.
+        badness: what the criterion looks at. In float64 and float32 ``max_abs / scale``; in low precision the
+            converted model's mean distance from the float64 reference, divided by the original's.
     """
 
     name: str
     max_abs: float
     mean_abs: float
     scale: float
+    cosine: float
+    badness: float
+    limit: float
 
     @property
     def relative(self) -> float:
         """``max_abs`` as a share of ``scale``."""
         return self.max_abs / self.scale if self.scale else self.max_abs
 
+    @property
+    def within(self) -> bool:
+        """Whether the criterion holds; never for NaN."""
+        return self.badness <= self.limit
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """All stages in one dtype."""
+    """All stages in one dtype.
+
+    Attributes:
+        dtype: one of :data:`DTYPES`.
+        stages: in the order of the computation.
+        top1, topk: the share of the batch with the same best class, and with the same best ``k`` as a set
+            (k is 5, or the number of classes if that is less); 1 for a model without classes.
+    """
 
     dtype: str
     stages: tuple[Stage, ...]
-    same_answer: bool
+    top1: float
+    topk: float
 
     @property
     def same_bits(self) -> bool:
@@ -62,56 +97,109 @@ class Comparison:
         return all(stage.max_abs == 0 for stage in self.stages)
 
     @property
-    def tolerance(self) -> float:
-        """The largest relative difference that rounding explains in this dtype."""
-        return TOLERANCE[self.dtype]
-
-    @property
     def diverges_at(self) -> Stage | None:
-        """The first stage beyond the tolerance (NaN is beyond it)."""
-        return next((stage for stage in self.stages if not stage.relative <= self.tolerance), None)
+        """The first stage that breaks its criterion."""
+        return next((stage for stage in self.stages if not stage.within), None)
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far a timm model and a Transformers model are apart, stage by stage and dtype by dtype."""
+    """How far a timm model and a Transformers model are apart, dtype by dtype and stage by stage.
+
+    It prints as a table with ``rich.print``, draws itself with :meth:`plot`, and becomes JSON with :meth:`to_dict`.
+    """
 
     comparisons: tuple[Comparison, ...]
 
     @property
     def matches(self) -> bool:
-        """Whether every stage is within tolerance in every dtype."""
+        """Whether every stage meets its criterion in every dtype."""
         return all(comparison.diverges_at is None for comparison in self.comparisons)
 
     def __getitem__(self, dtype: str) -> Comparison:
-        return next(comparison for comparison in self.comparisons if comparison.dtype == dtype)
+        return {comparison.dtype: comparison for comparison in self.comparisons}[dtype]
+
+    def __add__(self, other: Parity) -> Parity:
+        return Parity(self.comparisons + other.comparisons)
 
     def assert_match(self) -> None:
         """Raise :class:`~vitconv.errors.ParityError`, naming the first stage that diverges, unless they match."""
         for comparison in self.comparisons:
             stage = comparison.diverges_at
-            if stage is not None:
-                raise ParityError(
-                    f"The models diverge at `{stage.name}` in {comparison.dtype}: |Δ| is {stage.relative:.1e} of the "
-                    f"values' scale, and rounding explains {comparison.tolerance:.0e}.",
-                    "Do not use the converted model; report the architecture and this message.",
+            if stage is None:
+                continue
+            if comparison.dtype in ("float64", "float32"):
+                figures = f"|Δ| is {stage.badness:.1e} of the values' scale, and rounding explains {stage.limit:.0e}"
+            else:
+                figures = (
+                    f"the converted model is {stage.badness:.2g} times as far from the float64 reference as the "
+                    f"original, and {stage.limit:g} times is allowed"
                 )
+            raise ParityError(
+                f"The models diverge at `{stage.name}` in {comparison.dtype}: {figures}.",
+                "Do not use the converted model; report the architecture and this message.",
+                stage=stage.name,
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The figures as plain data, for JSON."""
         return {
             comparison.dtype: {
-                "tolerance": comparison.tolerance,
                 "matches": comparison.diverges_at is None,
                 "same_bits": comparison.same_bits,
-                "same_answer": comparison.same_answer,
-                "stages": [
-                    {"name": s.name, "max_abs": s.max_abs, "mean_abs": s.mean_abs, "scale": s.scale}
-                    for s in comparison.stages
-                ],
+                "top1": comparison.top1,
+                "topk": comparison.topk,
+                "stages": [asdict(stage) for stage in comparison.stages],
             }
             for comparison in self.comparisons
         }
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.table import Table
+
+        for comparison in self.comparisons:
+            ratio = comparison.dtype not in ("float64", "float32")
+            title = f"{comparison.dtype}: " + ("equal bit for bit" if comparison.same_bits else "within its criterion")
+            if comparison.diverges_at:
+                title = f"{comparison.dtype}: diverges at {comparison.diverges_at.name}"
+            table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+            for heading in (
+                "stage",
+                "max |Δ|",
+                "mean |Δ|",
+                "scale",
+                "1 - cosine",
+                "error ratio" if ratio else "relative",
+                "limit",
+            ):
+                table.add_column(heading, justify="left" if heading == "stage" else "right")
+            for stage in comparison.stages:
+                figures = [stage.max_abs, stage.mean_abs, stage.scale, 1 - stage.cosine, stage.badness, stage.limit]
+                table.add_row(
+                    stage.name, *(f"{figure:.2g}" for figure in figures), style=None if stage.within else "red"
+                )
+            yield table
+            yield f"same best class: {comparison.top1:.0%} of the batch, same best five: {comparison.topk:.0%}\n"
+
+    def plot(self, axes: Axes | None = None) -> Axes:
+        """Draw the largest relative |Δ| by stage on a logarithmic axis, a line for each dtype.
+
+        A stage that is equal bit for bit has no logarithm: it is drawn at the axis' foot, at 1e-18.
+        """
+        import matplotlib.pyplot as plt
+
+        axes = axes or plt.subplots(figsize=(10, 4), layout="constrained")[1]
+        for comparison in self.comparisons:
+            heights = [max(stage.relative, 1e-18) for stage in comparison.stages]
+            names = [stage.name for stage in comparison.stages]
+            (line,) = axes.plot(names, heights, marker="o", markersize=4, label=comparison.dtype)
+            if comparison.dtype in ("float64", "float32"):
+                limits = [stage.limit for stage in comparison.stages]
+                axes.plot(names, limits, color=line.get_color(), linestyle=":", linewidth=1)
+        axes.set(yscale="log", ylim=(5e-19, 10), ylabel="largest |Δ| / scale")
+        axes.tick_params(axis="x", rotation=90)
+        axes.legend(title="dotted: the limit")
+        return axes
 
 
 def compare(
@@ -119,91 +207,118 @@ def compare(
     hf_model: PreTrainedModel,
     pixel_values: Tensor,
     *,
-    dtypes: tuple[str, ...] = ("float64", "float32"),
+    dtypes: Sequence[str] = ("float64", "float32"),
     device: str | torch.device = "cpu",
 ) -> Parity:
     """Compare the two models stage by stage on one batch of pixels.
 
-    Both run their ordinary ``forward`` in evaluation mode, side by side, and each stage is compared as soon as
-    both have reached it, so that only one stage's values are held. The models come back in the dtype, mode and on
-    the device they came in.
+    Both run their ordinary ``forward`` in evaluation mode, in step, and each stage is compared as soon as both have
+    reached it: no more than one stage's values are held. The models come back in the dtype, mode and place they came
+    in. In low precision a float64 copy of the timm model runs along as the reference.
+
+    Transformers' ``eager`` attention computes its softmax in float32 whatever the dtype, so that float64 is compared
+    with ``sdpa``; all other dtypes are compared as the model is set.
 
     Args:
         timm_model: a ``timm`` VisionTransformer.
         hf_model: ``ViTForImageClassification`` or ``ViTModel``.
         pixel_values: shape (batch, channels, height, width), normalised.
-        dtypes: what to compute in; ``"float64"`` and ``"float32"``.
+        dtypes: any of :data:`DTYPES`; ``"tf32"`` is float32 on a GPU with TF32 matrix products.
         device: where to compute.
+
+    Raises:
+        InputError: a dtype is unknown, or TF32 is asked for without a GPU.
+        ParityError: the two models do not have the same stages.
+
+    Example:
+        >>> import timm, torch
+        >>> from vitconv.convert import to_huggingface
+        >>> model = timm.create_model("vit_tiny_patch16_224")
+        >>> compare(model, to_huggingface(model), torch.randn(1, 3, 224, 224), dtypes=["float64"]).matches
+        True
     """
-    import torch
-
-    comparisons = []
     for dtype in dtypes:
-        with _moved(timm_model, dtype, device), _moved(hf_model, dtype, device), torch.no_grad():
-            pixels = pixel_values.to(device=device, dtype=getattr(torch, dtype))
-            comparisons.append(_run(timm_model, hf_model, pixels, dtype))
-    return Parity(tuple(comparisons))
+        if dtype not in DTYPES:
+            raise InputError(f"There is no dtype '{dtype}' to compare in.", f"Choose from {', '.join(DTYPES)}.")
+    return Parity(tuple(_compare(timm_model, hf_model, pixel_values, dtype, str(device)) for dtype in dtypes))
 
 
-@contextmanager
-def _moved(model: nn.Module, dtype: str, device: str | torch.device) -> Iterator[None]:
-    """The model in evaluation mode, in another dtype and place, and afterwards exactly as it was."""
+def _compare(timm_model: nn.Module, hf_model: PreTrainedModel, pixels: Tensor, dtype: str, device: str) -> Comparison:
     import torch
 
-    before = [(tensor, tensor.data) for tensor in (*model.parameters(), *model.buffers())]
-    training = model.training
-    model.eval().to(device=device, dtype=getattr(torch, dtype))
-    try:
-        yield
-    finally:
-        for tensor, data in before:
-            tensor.data = data
-        model.train(training)
+    if dtype == "tf32" and not device.startswith("cuda"):
+        raise InputError("TF32 is a mode of GPUs.", "Compare in float32, or on a GPU.")
+    kind = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
+    low = dtype not in ("float64", "float32")
+    with ExitStack() as stack:
+        stack.enter_context(_tf32(dtype == "tf32"))
+        if dtype == "float64":
+            stack.enter_context(_attention(hf_model, "sdpa"))
+        reference = copy.deepcopy(timm_model) if low else None
+        runs = [] if reference is None else [(reference, torch.float64)]
+        runs += [(timm_model, kind), (hf_model, kind)]
+        for model, model_dtype in runs:
+            stack.enter_context(_moved(model, model_dtype, device))
+        # Where timm norms after the pooling, its norm sees other tokens than Transformers': the rest is compared.
+        skipped = {"norm"} - (_stages(timm_model).keys() & _stages(hf_model).keys())
+        staged = [_staged(model, pixels.to(device=device, dtype=model_dtype), skipped) for model, model_dtype in runs]
+        stages = []
+        for names, values in in_step(staged):
+            if len(set(names)) > 1:
+                raise ParityError(
+                    f"One model is at `{names[0]}` where the other is at `{names[-1]}`.",
+                    "Compare two models of the same depth and kind.",
+                    stage=names[0],
+                )
+            if names[0] == "output":
+                *references, output = values
+                actual, name = _answer(output, references[-1])
+                values = [*references, actual]
+                stages.append(_judge(name, values, dtype, len(stages)))
+            else:
+                stages.append(_judge(names[0], values, dtype, len(stages)))
+    return Comparison(dtype, tuple(stages), *_agreement(values[-2], values[-1], stages[-1].name))
 
 
-def _run(timm_model: nn.Module, hf_model: PreTrainedModel, pixels: Tensor, dtype: str) -> Comparison:
-    # The timm model runs in a thread of its own and waits in each hook until the other has come as far: two
-    # ordinary forward passes in step, with no more than one stage's values waiting.
-    reached: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=1)
-    stages: list[Stage] = []
-    timm_modules, hf_modules = _timm_stages(timm_model), _hf_stages(hf_model)
-    # Where timm norms after the pooling, the two norms see different tokens and the answer alone is compared.
-    shared = timm_modules.keys() & hf_modules.keys()
+def _judge(name: str, values: list[Tensor], dtype: str, position: int) -> Stage:
+    """Measure one stage: ``values`` are the reference's (in low precision only), the original's, the converted."""
+    *reference, original, converted = (value.double() for value in values)
+    if original.shape != converted.shape:
+        raise ParityError(
+            f"At `{name}` one model has shape {list(original.shape)}, the other {list(converted.shape)}.",
+            "Compare two models of the same architecture.",
+            stage=name,
+        )
+    difference = (converted - original).abs()
+    max_abs, scale = difference.max().item(), original.abs().max().item()
+    if reference:
+        far = (converted - reference[0]).abs().mean().item()
+        near = (original - reference[0]).abs().mean().item()
+        badness, limit = (far / near if near else far), LOW_PRECISION_RATIO
+    else:
+        badness = max_abs / scale if scale else max_abs
+        # Each of the n blocks before adds its rounding to the sum that the blocks share.
+        limit = FLOAT64_TOLERANCE if dtype == "float64" else 16 * FLOAT32_EPSILON * math.sqrt(position + 1)
+    return Stage(name, max_abs, difference.mean().item(), scale, _cosine(original, converted), badness, limit)
 
-    def run_timm() -> None:
-        import torch
 
-        try:
-            with torch.no_grad(), _hooked(timm_modules, shared, lambda name, value: reached.put((name, value))):
-                reached.put(("output", timm_model(pixels)))
-        except BaseException as error:
-            reached.put(("error", error))
+def _cosine(one: Tensor, other: Tensor) -> float:
+    lengths = (one.norm() * other.norm()).item()
+    return min(1.0, (one * other).sum().item() / lengths) if lengths else float(one.norm() == other.norm())
 
-    def reference(expected: str) -> Tensor:
-        name, value = reached.get()
-        if name == "error":
-            raise value
-        if name != expected:
-            raise ParityError(
-                f"The timm model is at `{name}` where the other is at `{expected}`.",
-                "Compare models of the same architecture.",
-            )
-        return value
 
-    thread = threading.Thread(target=run_timm, daemon=True)
-    thread.start()
-    with _hooked(hf_modules, shared, lambda name, value: stages.append(_stage(name, reference(name), value))):
-        output = hf_model(pixel_values=pixels)
-    expected = reference("output")
-    thread.join()
-    actual, name = _answer(output, expected)
-    stages.append(_stage(name, expected, actual))
-    same_answer = bool((actual.argmax(-1) == expected.argmax(-1)).all())
-    return Comparison(dtype, tuple(stages), same_answer)
+def _agreement(expected: Tensor, actual: Tensor, name: str) -> tuple[float, float]:
+    if name != "logits":
+        return 1.0, 1.0
+    k = min(5, expected.shape[-1])
+    one, other = (values.topk(k).indices for values in (expected, actual))
+    top1 = (one[:, 0] == other[:, 0]).double().mean().item()
+    topk = (one.sort().values == other.sort().values).all(-1).double().mean().item()
+    return top1, topk
 
 
 def _answer(output: Any, expected: Tensor) -> tuple[Tensor, str]:
-    """The part of a Transformers output that corresponds to what timm returns."""
+    """The part of a Transformers output that corresponds to what timm returns, and its name."""
     if "logits" in output:
         return output.logits, "logits"
     if expected.ndim == 3:  # timm's global_pool=''
@@ -212,39 +327,80 @@ def _answer(output: Any, expected: Tensor) -> tuple[Tensor, str]:
     return (output.last_hidden_state[:, 0] if pooled is None else pooled), "features"
 
 
-def _timm_stages(model: nn.Module) -> dict[str, nn.Module]:
-    # `norm_pre` is an identity in every convertible model: what it returns is what enters the first block.
-    norm = {} if _is_identity(model.norm) else {"norm": model.norm}
-    return {"embeddings": model.norm_pre} | _blocks(model.blocks) | norm
+def _stages(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules whose outputs are the stages."""
+    if hasattr(model, "base_model"):
+        base = model.base_model
+        blocks = base.layers if hasattr(base, "layers") else base.encoder.layer
+        first, last = base.embeddings, base.layernorm
+    else:
+        # `norm_pre` is an identity in every convertible model: what leaves it enters the first block.
+        blocks, first, last = model.blocks, model.norm_pre, model.norm
+    numbered = {f"blocks.{i}": block for i, block in enumerate(blocks)}
+    norm = {} if type(last).__name__ == "Identity" else {"norm": last}
+    return {"embeddings": first} | numbered | norm
 
 
-def _hf_stages(model: PreTrainedModel) -> dict[str, nn.Module]:
-    base = model.base_model
-    layers = base.layers if hasattr(base, "layers") else base.encoder.layer
-    return {"embeddings": base.embeddings} | _blocks(layers) | {"norm": base.layernorm}
+def _staged(model: nn.Module, pixels: Tensor, skipped: Set[str]) -> Staged:
+    """The model's ordinary forward pass, announcing its stages."""
+    import torch
 
+    def run(arrive: Callable[[str, Any], None]) -> Any:
+        def hook(name: str) -> Callable[..., None]:
+            return lambda module, inputs, output: arrive(name, output[0] if isinstance(output, tuple) else output)
 
-def _blocks(modules: Any) -> dict[str, nn.Module]:
-    return {f"blocks.{i}": module for i, module in enumerate(modules)}
+        handles = [
+            module.register_forward_hook(hook(name)) for name, module in _stages(model).items() if name not in skipped
+        ]
+        try:
+            with torch.no_grad():
+                return model(pixels)
+        finally:
+            for handle in handles:
+                handle.remove()
 
-
-def _is_identity(module: nn.Module) -> bool:
-    return type(module).__name__ == "Identity"
+    return run
 
 
 @contextmanager
-def _hooked(modules: dict[str, nn.Module], names: Set[str], call: Callable[[str, Tensor], None]) -> Iterator[None]:
-    def hook(name: str) -> Callable[..., None]:
-        return lambda module, inputs, output: call(name, output[0] if isinstance(output, tuple) else output)
+def _moved(model: nn.Module, dtype: torch.dtype, device: str) -> Iterator[None]:
+    """The model in evaluation mode, in another dtype and place, and afterwards exactly as it was."""
+    before = [(tensor, tensor.data) for tensor in (*model.parameters(), *model.buffers())]
+    training = {module: module.training for module in model.modules()}
+    try:
+        model.eval().to(device=device, dtype=dtype)
+        yield
+    finally:
+        for tensor, data in before:
+            tensor.data = data
+        for module, mode in training.items():
+            module.training = mode
 
-    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items() if name in names]
+
+@contextmanager
+def _attention(model: PreTrainedModel, implementation: str) -> Iterator[None]:
+    before = model.config._attn_implementation
+    if before != "eager":
+        yield
+        return
+    model.set_attn_implementation(implementation)
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        model.set_attn_implementation(before)
 
 
-def _stage(name: str, expected: Tensor, actual: Tensor) -> Stage:
-    difference = (actual.double() - expected.double()).abs()
-    return Stage(name, difference.max().item(), difference.mean().item(), expected.abs().max().item())
+@contextmanager
+def _tf32(wanted: bool) -> Iterator[None]:
+    """Switch TF32 on or off for matrix products and convolutions (whose default is on), and back."""
+    import torch
+
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = wanted
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value

@@ -55,6 +55,20 @@ class Plan:
         }
         return moved if dtype is None else {name: tensor.to(dtype) for name, tensor in moved.items()}
 
+    def revert(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The way back: join the targets into the sources they came from."""
+        import torch
+
+        parts: dict[str, list[Move]] = {}
+        for move in self.moves:
+            parts.setdefault(move.source, []).append(move)
+        return {
+            source: tensors[moves[0].target]
+            if moves[0].rows is None
+            else torch.cat([tensors[move.target] for move in sorted(moves, key=lambda move: move.rows or (0, 0))])
+            for source, moves in parts.items()
+        }
+
     def table(self) -> list[tuple[str, str, tuple[int, ...]]]:
         """The moves for people: (source with its rows, target, shape); the same move in every block is one line."""
         lines: dict[tuple[str, str], list[Move]] = {}

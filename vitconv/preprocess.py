@@ -8,8 +8,10 @@ of 3, 7, 11… pixels the crop begins one pixel earlier (:func:`crop_shift`).
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +39,8 @@ class DataConfig:
         mean, std: subtracted and divided by, per channel, of values in 0…1.
         crop_pct: the crop's share of the resized image.
         crop_mode: ``"center"``, ``"squash"`` or ``"border"``.
+        origin: where these values come from, in a few words for people.
+        given: the values that were given instead of the tag's, by timm's names.
     """
 
     image_size: tuple[int, int]
@@ -46,6 +50,8 @@ class DataConfig:
     std: tuple[float, ...]
     crop_pct: float
     crop_mode: str
+    origin: str = field(default="given", compare=False)
+    given: Mapping[str, Any] | None = field(default=None, compare=False)
 
     @property
     def resize(self) -> tuple[int, int]:
@@ -54,18 +60,32 @@ class DataConfig:
         return height, width
 
 
-def data_config(timm_model: nn.Module, architecture: Architecture) -> DataConfig:
+def data_config(
+    timm_model: nn.Module, architecture: Architecture, given: Mapping[str, Any] | None = None
+) -> DataConfig:
     """What timm's own data configuration says for the model, at the architecture's size and channels.
 
     A grey model takes the mean of the three channels' mean and std, as timm averages an RGB model's first
     convolution for one channel.
+
+    Args:
+        timm_model: a timm model, whose ``pretrained_cfg`` is that of its pretrained tag.
+        architecture: the same model's, as the weights have it.
+        given: values that go before the tag's, by timm's names: :data:`GIVEN`.
+
+    Raises:
+        InputError: ``given`` has an unknown name, or values that do not fit the model.
     """
     from timm.data import resolve_model_data_config
 
-    resolved = resolve_model_data_config(timm_model)
+    given = dict(given or {})
+    _check_given(given, architecture)
+    resolved = {**resolve_model_data_config(timm_model), **given}
     mean, std = tuple(resolved["mean"]), tuple(resolved["std"])
-    if architecture.num_channels == 1 and len(mean) == 3:
+    if architecture.num_channels == 1 and len(mean) == len(std) == 3:
         mean, std = (sum(mean) / 3,), (sum(std) / 3,)
+    tag = timm_model.pretrained_cfg.get("tag")
+    origin = f"timm's pretrained tag '{tag}'" if tag else "timm's defaults"
     return DataConfig(
         image_size=architecture.image_size,
         num_channels=architecture.num_channels,
@@ -74,7 +94,68 @@ def data_config(timm_model: nn.Module, architecture: Architecture) -> DataConfig
         std=std,
         crop_pct=resolved["crop_pct"],
         crop_mode=resolved["crop_mode"],
+        origin=f"{', '.join(given)} as given, the rest from {origin}" if given else origin,
+        given=given or None,
     )
+
+
+#: The names that a given data configuration may have, and what a value must be.
+GIVEN: dict[str, str] = {
+    "mean": "a list of numbers, one per channel",
+    "std": "a list of positive numbers, one per channel",
+    "interpolation": "a name, such as 'bicubic'",
+    "crop_pct": "a positive number",
+    "crop_mode": "'center', 'squash' or 'border'",
+    "input_size": "[channels, height, width], those of the weights",
+}
+
+
+def read_data_config(path: str | Path) -> dict[str, Any]:
+    """Read a data configuration from a JSON file: timm's ``pretrained_cfg``, or some of its values.
+
+    What does not concern the pixels (``url``, ``num_classes``…) is left out if the file is a whole timm
+    ``config.json`` with a ``pretrained_cfg``.
+
+    Raises:
+        InputError: there is no such file, or it is no JSON object.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"There is no data configuration '{path}'.", "Check the path of the file.") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"The data configuration '{path}' is not readable JSON.", _GIVE) from error
+    if not isinstance(content, dict):
+        raise InputError(f"The data configuration '{path}' is no JSON object.", _GIVE)
+    if isinstance(content.get("pretrained_cfg"), dict):
+        return {name: value for name, value in content["pretrained_cfg"].items() if name in GIVEN}
+    return content
+
+
+_GIVE = (
+    'Write a JSON object with any of: {"mean": […], "std": […], "interpolation": …, "crop_pct": …, "crop_mode": …}.'
+)
+
+
+def _check_given(given: Mapping[str, Any], architecture: Architecture) -> None:
+    channels = architecture.num_channels
+
+    def numbers(value: Any) -> bool:
+        return isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value)
+
+    checks = {
+        "mean": lambda value: numbers(value) and len(value) == channels,
+        "std": lambda value: numbers(value) and len(value) == channels and min(value) > 0,
+        "interpolation": lambda value: isinstance(value, str),
+        "crop_pct": lambda value: isinstance(value, (int, float)) and value > 0,
+        "crop_mode": lambda value: value in ("center", "squash", "border"),
+        "input_size": lambda value: list(value) == [channels, *architecture.image_size],
+    }
+    for name, value in given.items():
+        if name not in checks:
+            raise InputError(f"The data configuration has an unknown name '{name}'.", _GIVE)
+        if not checks[name](value):
+            raise InputError(f"The data configuration's `{name}` is {value!r}.", f"It must be {GIVEN[name]}.")
 
 
 def makes_pixels(config: DataConfig) -> bool:
@@ -148,7 +229,9 @@ def huggingface_pixels(image: Image, folder: str | Path, config: DataConfig) -> 
 def crop_shift(image_size: tuple[int, int], config: DataConfig) -> tuple[int, int]:
     """By how many pixels Transformers' centre crop begins earlier than timm's: (down, right), each 0 or 1.
 
-    timm (torchvision) begins at ``round(margin / 2)``, half to even; Transformers at ``margin // 2``.
+    timm (torchvision) begins at ``round(margin / 2)``, half to even; Transformers at ``margin // 2``. Where the
+    image is smaller than the crop (``crop_pct`` above 1), both pad it with black, and for an odd difference
+    Transformers puts the extra row first, timm last.
 
     Args:
         image_size: (height, width) of the image before any resizing.
@@ -164,11 +247,12 @@ def crop_shift(image_size: tuple[int, int], config: DataConfig) -> tuple[int, in
     else:
         short = config.resize[0]
         resized = (short * height // min(height, width), short * width // min(height, width))
-    down, right = (
-        round(margin / 2) - margin // 2 if (margin := size - crop) > 0 else 0
-        for size, crop in zip(resized, config.image_size, strict=True)
-    )
+    down, right = (_shift(size - crop) for size, crop in zip(resized, config.image_size, strict=True))
     return down, right
+
+
+def _shift(margin: int) -> int:
+    return round(margin / 2) - margin // 2 if margin > 0 else -margin % 2
 
 
 def load_image(path: str | Path) -> Image:
@@ -209,3 +293,26 @@ def sample_image(size: tuple[int, int] = (600, 448)) -> Image:
     blue = np.where(discs, 220, 40) - 30 * stripes
     red = np.where(discs, 255 - red, red)
     return Image.fromarray(np.stack([red, green, blue], axis=-1).astype("uint8"), "RGB")
+
+
+def probe_pixels(config: DataConfig) -> Tensor:
+    """Pixel values that no photo has, to find what a photo hides: shape (4, channels, height, width).
+
+    Noise, where every patch differs; all black; all white; and a checkerboard of both, the strongest edges there are.
+    """
+    import torch
+
+    shape = (config.num_channels, *config.image_size)
+    mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in _per_channel(config))
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    rows, columns = (torch.arange(size) for size in config.image_size)
+    board = ((rows[:, None] + columns[None]) % 2).float().expand(shape)
+    values = torch.stack([noise, torch.zeros(shape), torch.ones(shape), board])
+    return (values - mean) / std
+
+
+def _per_channel(config: DataConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std for the model's channels; of RGB values for a model that takes other channels, the first's."""
+    if len(config.mean) == len(config.std) == config.num_channels:
+        return config.mean, config.std
+    return config.mean[:1], config.std[:1]

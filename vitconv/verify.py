@@ -1,30 +1,66 @@
 """Prove a converted folder against the timm model it was made from.
 
-The proof has two halves, because logits cannot see everything (softmax cancels a wrong key bias):
+Logits cannot see everything: softmax cancels a wrong key bias, and a mistake in one weight may be lost in rounding.
+So the proof has four parts, and all must hold:
 
-* the bookkeeping: every tensor in the file, read back, and every parameter that Transformers loads, equals bit
-  for bit what the plan moves or a rewrite makes of the source;
-* the numbers: the timm model and its twin compute the same, stage by stage.
+* **the settings**: ``config.json`` says what timm's modules do, and names the classes;
+* **the bytes**: every tensor in the file, read back, and every parameter that Transformers loads, equals bit for bit
+  what the plan moves, or a rewrite makes, of the source; and joined back into timm's tensors they are the source;
+* **the pixels**: the image processor in the folder makes timm's pixels of an image file;
+* **the numbers**: the timm model and its twin compute the same, stage by stage (:mod:`vitconv.parity`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vitconv.architecture import Architecture
+from vitconv import mapping
+from vitconv.architecture import Architecture, Shapes
 from vitconv.checkpoint import WEIGHTS_FILE, read_state_dict
 from vitconv.errors import ParityError, first_few
-from vitconv.huggingface import build_model, installed_dialect, load_folder
+from vitconv.huggingface import build_model, installed_dialect, load_config, load_folder
 from vitconv.parity import Parity, compare
-from vitconv.plan import convert_tensors
-from vitconv.preprocess import PROCESSOR_FILE, DataConfig, crop_shift, huggingface_pixels, makes_pixels, timm_pixels
+from vitconv.plan import convert_tensors, make_plan, shapes_of
+from vitconv.preprocess import (
+    PROCESSOR_FILE,
+    DataConfig,
+    crop_shift,
+    huggingface_pixels,
+    makes_pixels,
+    probe_pixels,
+    processor_config,
+    timm_pixels,
+)
+from vitconv.simplify import Made, simplify
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
     from torch import Tensor, nn
+    from transformers import PreTrainedConfig
+
+
+@dataclass(frozen=True)
+class Account:
+    """Where every element of the source went, and where every element of the target came from.
+
+    Attributes:
+        source: elements in the source.
+        moved: of them, those that are in the target unchanged.
+        folded: of them, those that a rewrite worked into others.
+        target: elements in the target.
+        made: of them, those that a rewrite made, from folded ones or as constants.
+    """
+
+    source: int
+    moved: int
+    folded: int
+    target: int
+    made: int
 
 
 @dataclass(frozen=True)
@@ -32,13 +68,24 @@ class Verification:
     """What was found.
 
     Attributes:
+        account: the bookkeeping of elements.
+        same_pixels: whether the written image processor makes timm's pixels bit for bit of every image verified on;
+            ``None`` if there is no processor. Where it is false, the crop begins one pixel earlier and all else is
+            equal (:func:`vitconv.preprocess.crop_shift`): any other difference is a failure.
         parity: how close the numbers came.
-        same_pixels: whether the written image processor makes timm's pixels from the image, bit for bit;
-            ``None`` if the folder has no processor.
     """
 
-    parity: Parity
+    account: Account
     same_pixels: bool | None
+    parity: Parity
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as plain data, for JSON."""
+        return {
+            "elements": asdict(self.account),
+            "same_pixels": self.same_pixels,
+            "parity": self.parity.to_dict(),
+        }
 
 
 def verify_folder(
@@ -47,7 +94,12 @@ def verify_folder(
     timm_model: nn.Module,
     architecture: Architecture,
     data: DataConfig,
-    image: Image,
+    images: Sequence[Image],
+    *,
+    labels: Sequence[str] | None = None,
+    probes: bool = False,
+    dtypes: Sequence[str] = (),
+    device: str = "cpu",
     say: Callable[[str], None] = lambda step: None,
 ) -> Verification:
     """Prove ``folder``, or raise :class:`~vitconv.errors.ParityError` naming what differs.
@@ -57,37 +109,85 @@ def verify_folder(
         state_dict: the source, in timm's names.
         timm_model: timm's own model of the architecture; it takes the source's weights.
         architecture: what the weights were converted as.
-        data: how timm prepares the image.
-        image: any picture.
+        data: how timm prepares an image.
+        images: any pictures.
+        labels: the class names that should be in ``config.json``; ``None`` to take them as they are.
+        probes: also run pixels that no photo has: see :func:`vitconv.preprocess.probe_pixels`.
+        dtypes: what to compare in; always in float64, and by default in what is stored.
+        device: where to compute.
         say: called with a few words at the beginning of each step.
     """
     import torch
 
     say("Reading the folder back")
+    check_config(load_config(folder), architecture, labels)
     written = read_state_dict(folder / WEIGHTS_FILE)
-    dtypes = {tensor.dtype for tensor in written.values()}
-    stored = dtypes.pop() if len(dtypes) == 1 else None
-    check_bytes(convert_tensors(state_dict, architecture, "hub", stored), written)
+    stored = _only_dtype(written)
+    account = check_source(state_dict, architecture, written)
     model = load_folder(folder)
     dialect = installed_dialect()
     check_bytes(convert_tensors(state_dict, architecture, dialect, stored), model.state_dict())
-    pixels, same_pixels = _pixels(folder, data, image)
 
+    say("Comparing the pixels")
+    pixels, same_pixels = _pixels(folder, data, images)
+    if probes:
+        pixels = torch.cat([pixels, probe_pixels(data)])
+
+    # The folder's weights may be rounded, by a cast or a fold; in float64 nothing is, so the twin there is made anew.
     say("Comparing the models in float64")
     timm_model.load_state_dict(dict(state_dict), strict=True, assign=True)
     in_float64 = {name: tensor.double() for name, tensor in state_dict.items()}
     exact = build_model(model.config, convert_tensors(in_float64, architecture, dialect))
-    comparisons = compare(timm_model, exact, pixels, dtypes=("float64",)).comparisons
+    parity = compare(timm_model, exact, pixels, dtypes=["float64"], device=device)
+    parity.assert_match()
     del exact, in_float64
 
-    # In 16 bits a folded or cast weight is rounded by far more than float32 computes with: there the bytes and
-    # the float64 twin are the proof.
-    if stored in (torch.float32, torch.float64) and all(t.dtype == stored for t in state_dict.values()):
-        say("Comparing the models in float32")
-        comparisons += compare(timm_model, model, pixels, dtypes=("float32",)).comparisons
-    parity = Parity(comparisons)
-    parity.assert_match()
-    return Verification(parity, same_pixels)
+    for dtype in [d for d in dtypes if d != "float64"] or [_natural_dtype(stored)]:
+        say(f"Comparing the models in {dtype}")
+        parity += compare(timm_model, model, pixels, dtypes=[dtype], device=device)
+        parity.assert_match()
+    return Verification(account, same_pixels, parity)
+
+
+def check_source(
+    state_dict: Mapping[str, Tensor], architecture: Architecture, written: Mapping[str, Tensor]
+) -> Account:
+    """The bytes against the source, there and back, and the account of every element.
+
+    Raises:
+        ParityError: a tensor is not what the source makes of it.
+    """
+    stored = _only_dtype(written)
+    check_bytes(convert_tensors(state_dict, architecture, "hub", stored), written)
+    simple = simplify(state_dict, architecture)
+    plan = make_plan(simple.architecture, shapes_of(simple.state_dict), "hub")
+    touched = {name for made in simple.made for name in (made.tensor, *made.sources)}
+    untouched = {name: tensor if stored is None else tensor.to(stored) for name, tensor in state_dict.items()}
+    back = plan.revert(written)
+    check_bytes(
+        {name: tensor for name, tensor in untouched.items() if name not in touched},
+        {name: tensor for name, tensor in back.items() if name not in touched},
+    )
+    return account_for(shapes_of(state_dict), shapes_of(written), simple.made)
+
+
+def account_for(source: Shapes, target: Shapes, made: Sequence[Made]) -> Account:
+    """Count the elements.
+
+    Raises:
+        ParityError: the counts do not add up.
+    """
+    touched = {name for record in made for name in record.sources}
+    total, goal = (sum(map(math.prod, shapes.values())) for shapes in (source, target))
+    folded = sum(math.prod(shape) for name, shape in source.items() if name in touched)
+    moved = sum(math.prod(shape) for name, shape in source.items() if name not in touched)
+    if moved + folded != total or moved > goal:
+        raise ParityError(
+            f"Of {total} elements {moved} were moved and {folded} folded, into {goal}.",
+            "Report this as a bug in vitconv.",
+            stage="bytes",
+        )
+    return Account(source=total, moved=moved, folded=folded, target=goal, made=goal - moved)
 
 
 def check_bytes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
@@ -100,8 +200,33 @@ def check_bytes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
     if differing:
         raise ParityError(
             f"{len(differing)} tensors are not what the source makes of them: {first_few(differing)}.",
-            "Check the disk and convert again; if it stays, report the architecture and this message.",
+            _AGAIN,
+            stage="bytes",
         )
+
+
+def check_config(config: PreTrainedConfig, architecture: Architecture, labels: Sequence[str] | None) -> None:
+    """Raise :class:`~vitconv.errors.ParityError` unless the configuration says what the timm model does.
+
+    Args:
+        config: the folder's.
+        architecture: the timm model's.
+        labels: the class names in order; ``None`` if any will do.
+    """
+    expected = mapping.config(architecture, tuple(labels) if labels else None)
+    named = {name: expected.pop(name) for name in ("id2label", "label2id")}
+    for name, value in expected.items():
+        found = getattr(config, name, None)
+        if (list(found) if isinstance(found, tuple) else found) != value:
+            raise ParityError(f"`{name}` in config.json is {found!r} instead of {value!r}.", _AGAIN, stage="config")
+    by_index = {int(index): label for index, label in config.id2label.items()}
+    right = by_index == {int(index): label for index, label in named["id2label"].items()} if labels else True
+    indices = list(range(architecture.num_labels))
+    if sorted(by_index) != indices or not right or config.label2id != {v: k for k, v in by_index.items()}:
+        raise ParityError("The labels in config.json are not those of the classes.", _AGAIN, stage="labels")
+
+
+_AGAIN = "Convert the source again; if it stays, report the architecture and this message."
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
@@ -114,20 +239,41 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.contiguous().view(integer), other.contiguous().view(integer))
 
 
-def _pixels(folder: Path, data: DataConfig, image: Image) -> tuple[Tensor, bool | None]:
-    """The model's input, shape (1, channels, height, width), as timm makes it; and whether the folder makes it too."""
+def _only_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:
+    """The dtype of all the tensors; ``None`` if they have several, which a cast would not leave."""
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    return dtypes.pop() if len(dtypes) == 1 else None
+
+
+def _natural_dtype(stored: torch.dtype | None) -> str:
+    """What people compute in with weights of this dtype."""
+    name = str(stored).removeprefix("torch.")
+    return name if name in ("float16", "bfloat16") else "float32"
+
+
+def _pixels(folder: Path, data: DataConfig, images: Sequence[Image]) -> tuple[Tensor, bool | None]:
+    """The models' input as timm makes it of the images, and whether the folder's processor makes the same.
+
+    Shape (batch, channels, height, width). Without a format for images of so many channels, noise.
+    """
     import torch
 
     if not makes_pixels(data):
-        generator = torch.Generator().manual_seed(0)
-        return torch.randn(1, data.num_channels, *data.image_size, generator=generator), None
-    pixels = timm_pixels(image, data)[None]
+        return probe_pixels(data)[:1], None
+    pixels = [timm_pixels(image, data) for image in images]
+    if processor_config(data) is None:
+        return torch.stack(pixels), None
     if not (folder / PROCESSOR_FILE).exists():
-        return pixels, None
-    same = torch.equal(pixels, huggingface_pixels(image, folder, data))
-    if not same and crop_shift((image.height, image.width), data) == (0, 0):
-        raise ParityError(
-            f"The image processor in `{PROCESSOR_FILE}` does not make the pixels that timm's transform makes.",
-            "Report the architecture and the image's size and mode.",
-        )
-    return pixels, same
+        raise ParityError(f"The folder has no `{PROCESSOR_FILE}`.", _AGAIN, stage="pixels")
+    same = True
+    for image, expected in zip(images, pixels, strict=True):
+        equal = torch.equal(expected[None], huggingface_pixels(image, folder, data))
+        if not equal and crop_shift((image.height, image.width), data) == (0, 0):
+            raise ParityError(
+                f"The image processor in `{PROCESSOR_FILE}` does not make the pixels that timm's transform makes "
+                f"of an image of {image.width}x{image.height}.",
+                "Convert the source again; if timm's data configuration is not the tag's, give it.",
+                stage="pixels",
+            )
+        same = same and equal
+    return torch.stack(pixels), same
