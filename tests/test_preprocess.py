@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import timm
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import small_model
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vitconv.architecture import from_timm
 from vitconv.checkpoint import write_json
@@ -18,9 +19,12 @@ from vitconv.preprocess import (
     crop_shift,
     data_config,
     huggingface_pixels,
+    known_difference,
     load_image,
     obstacle,
+    probe_pixels,
     processor_config,
+    read_data_config,
     sample_image,
     timm_pixels,
 )
@@ -60,6 +64,132 @@ def test_the_processor_makes_timm_s_pixels(both, crop_pct, interpolation, crop_m
     assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"])
+@pytest.mark.parametrize("crop_pct", [1.2, 1.0, 0.9, 0.875])
+def test_every_interpolation_on_both_sides_of_one(both, interpolation, crop_pct):
+    """An image larger than the crop, and one that is padded to it; odd margins aside, which have their own test."""
+    config = config_for(crop_pct=crop_pct, interpolation=interpolation)
+    image = noise_image(150, 150)
+    assert crop_shift((150, 150), config) == (0, 0)
+    ours, theirs = both(image, config)
+    assert torch.equal(ours, theirs)
+
+
+def test_padding_is_black_before_normalisation(both):
+    ours, theirs = both(noise_image(150, 150), config_for(crop_pct=1.2))
+    assert torch.equal(ours[:, 0, 0], (torch.zeros(3) - torch.tensor(MEAN)) / torch.tensor(STD))
+    assert torch.equal(ours, theirs)
+
+
+def kinds_of_images() -> dict[str, Image.Image]:
+    colour = noise_image(120, 96)
+    alpha = colour.copy()
+    alpha.putalpha(Image.fromarray(np.random.default_rng(1).integers(0, 256, (96, 120), dtype=np.uint8)))
+    palette = colour.quantize(32)
+    palette.info["transparency"] = 3
+    deep = np.random.default_rng(2).integers(0, 65536, (96, 120), dtype=np.uint16)
+    return {
+        "rgb.png": colour,
+        "rgb.jpg": colour,
+        "rgb.webp": colour,
+        "alpha.png": alpha,
+        "grey.png": colour.convert("L"),
+        "grey-alpha.png": alpha.convert("LA"),
+        "black-and-white.png": colour.convert("1"),
+        "16-bit.png": Image.fromarray(deep),
+        "cmyk.jpg": colour.convert("CMYK"),
+        "palette.png": palette,
+        "turned.jpg": colour,
+        "row.png": noise_image(300, 1),
+        "column.png": noise_image(1, 300),
+        "pixel.png": noise_image(1, 1),
+        "huge.png": noise_image(50, 40).resize((6000, 4800)),
+    }
+
+
+IMAGES = list(kinds_of_images())
+
+
+@pytest.fixture(scope="module")
+def image_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for name, image in kinds_of_images().items():
+        exif = {"exif": _turned()} if name == "turned.jpg" else {}
+        image.save(folder / name, **exif)
+    return folder
+
+
+def _turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: to be shown turned by 90 degrees
+    return exif
+
+
+TRANSPARENT = ("alpha.png", "grey-alpha.png", "palette.png")
+
+
+def as_timm_reads(name: str, image: Image.Image) -> Image.Image:
+    """What has transparency is handed over without it; all else as it is in the file."""
+    return image.convert("RGB") if name in TRANSPARENT else image
+
+
+@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("channels", [3, 1])
+def test_every_kind_of_image_file_gives_timm_s_pixels(both, image_files, name, channels):
+    values = {"mean": (0.5,), "std": (0.25,)} if channels == 1 else {}
+    config = config_for(num_channels=channels, crop_mode="squash", **values)
+    image = load_image(image_files / name)
+    ours, theirs = both(as_timm_reads(name, image) if channels == 3 else image, config)
+    assert ours.shape == (channels, 96, 96)
+    assert torch.equal(ours, theirs)
+    assert torch.equal(ours, timm_pixels(image, config))
+
+
+@pytest.mark.parametrize("name", [name for name in IMAGES if name not in ("row.png", "column.png")])
+def test_every_kind_of_image_file_is_cropped_alike(both, image_files, name):
+    image, config = load_image(image_files / name), config_for()
+    assert (known_difference(image, config) is not None) == (name in TRANSPARENT)
+    ours, theirs = both(as_timm_reads(name, image), config)
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", TRANSPARENT)
+def test_transparency_is_a_known_difference(both, image_files, name):
+    """timm drops it: the colour under a transparent pixel counts. Transformers 5 blends with white."""
+    image, config = load_image(image_files / name), config_for()
+    ours, theirs = both(image, config)
+    assert not torch.equal(ours, theirs)
+    white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
+    assert torch.equal(theirs, timm_pixels(white, config))
+    assert "blends transparency" in known_difference(image, config)
+
+
+def test_both_ignore_the_exif_orientation_as_timm_does(both, image_files):
+    """timm shows a model the pixels as stored. So does the processor; transformers.pipeline turns them upright first."""
+    image = load_image(image_files / "turned.jpg")
+    ours, theirs = both(image, config_for())
+    assert torch.equal(ours, theirs)
+    upright = ImageOps.exif_transpose(image)
+    assert upright.size == (image.height, image.width)
+    assert not torch.equal(timm_pixels(upright, config_for()), ours)
+    assert np.array_equal(
+        np.asarray(transformers.image_utils.load_image(str(image_files / "turned.jpg"))),
+        np.asarray(upright.convert("RGB")),
+    )
+
+
+def test_the_default_backend_is_one_step_off_and_no_more(both, tmp_path):
+    """What the README says of Transformers' default (torchvision) backend, measured."""
+    config = config_for(mean=(0.5,) * 3, std=(0.5,) * 3)
+    write_json(processor_config(config), tmp_path / PROCESSOR_FILE)
+    default = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    image = sample_image()
+    ours = timm_pixels(image, config)
+    theirs = default(image, return_tensors="pt")["pixel_values"][0]
+    steps = (ours - theirs).abs().max().item() / (2 / 255)
+    assert steps == pytest.approx(1, abs=0.01) or steps == 0
+
+
 def test_squash_needs_no_square(both):
     ours, theirs = both(noise_image(120, 77), config_for(image_size=(64, 96), crop_mode="squash"))
     assert ours.shape == (3, 64, 96)
@@ -73,7 +203,7 @@ def test_grey_images_for_one_channel(both):
 
 
 @settings(deadline=None, max_examples=150)
-@given(st.integers(20, 300), st.integers(20, 300), st.sampled_from([1.0, 0.95, 0.9, 0.875]))
+@given(st.integers(20, 300), st.integers(20, 300), st.sampled_from([1.0, 0.95, 0.9, 0.875, 1.1, 1.25]))
 def test_crop_shift_is_the_only_difference(both, width, height, crop_pct):
     """Where the crops begin at the same pixel the pixels are equal; elsewhere one is the other, shifted by one."""
     config = config_for(crop_pct=crop_pct)
@@ -113,6 +243,60 @@ def test_grey_models_average_mean_and_std():
     config = data_config(model, from_timm(model))
     assert config.mean == (0.5,)
     assert len(config.std) == 1
+
+
+def test_what_is_given_goes_before_the_tag():
+    model = small_model()
+    config = data_config(model, from_timm(model), {"mean": [0.1, 0.2, 0.3], "crop_pct": 0.8})
+    assert config.mean == (0.1, 0.2, 0.3)
+    assert config.crop_pct == 0.8
+    assert config.std == (0.5,) * 3
+    assert config.origin == "mean, crop_pct as given, the rest from timm's pretrained tag 'augreg_in21k_ft_in1k'"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"means": [0, 0, 0]}, "unknown name 'means'"),
+        ({"mean": [0.5]}, "`mean` is"),
+        ({"mean": "0.5"}, "`mean` is '0.5'"),
+        ({"std": [0.5, 0, 0.5]}, "`std` is"),
+        ({"crop_pct": 0}, "`crop_pct` is 0"),
+        ({"crop_mode": "middle"}, "`crop_mode` is 'middle'"),
+        ({"interpolation": 3}, "`interpolation` is 3"),
+        ({"input_size": [3, 224, 224]}, "`input_size` is"),
+    ],
+)
+def test_a_nonsensical_data_configuration_is_named(given, message):
+    model = small_model()
+    with pytest.raises(InputError, match=message) as caught:
+        data_config(model, from_timm(model), given)
+    assert caught.value.remedy
+
+
+def test_reads_a_data_configuration(tmp_path):
+    (tmp_path / "data.json").write_text('{"crop_pct": 0.9}')
+    assert read_data_config(tmp_path / "data.json") == {"crop_pct": 0.9}
+    (tmp_path / "config.json").write_text('{"architecture": "x", "pretrained_cfg": {"crop_pct": 0.9, "url": "…"}}')
+    assert read_data_config(tmp_path / "config.json") == {"crop_pct": 0.9}
+
+
+@pytest.mark.parametrize(("content", "message"), [("[]", "is no JSON object"), ("{", "is not readable JSON")])
+def test_refuses_what_is_no_data_configuration(content, message, tmp_path):
+    (tmp_path / "data.json").write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_data_config(tmp_path / "data.json")
+    with pytest.raises(InputError, match="There is no data configuration"):
+        read_data_config(tmp_path / "none.json")
+
+
+def test_probe_pixels_are_what_they_say():
+    noise, black, white, board = probe_pixels(config_for())
+    assert torch.allclose(black[:, 0, 0], -torch.tensor(MEAN) / torch.tensor(STD))
+    assert (white > black).all()
+    assert torch.equal(board[:, 0, 0], black[:, 0, 0]) and torch.equal(board[:, 0, 1], white[:, 0, 1])
+    assert noise.std() > 0.1
+    assert probe_pixels(config_for(num_channels=6)).shape == (4, 6, 96, 96)
 
 
 def test_resize_rounds_as_timm_does():

@@ -175,14 +175,14 @@ def _show_verification(found: Verification) -> None:
     account = found.account
     folded = f", {account.folded:,} folded into others" if account.folded else ""
     typer.echo(f"bytes: of {account.source:,} elements {account.moved:,} moved bit for bit{folded}")
-    typer.echo(_pixel_line(found.same_pixels))
+    typer.echo(_pixel_line(found))
     _print(found.parity)
 
 
-def _pixel_line(same: bool | None) -> str:
-    if same is None:
+def _pixel_line(found: Verification) -> str:
+    if found.same_pixels is None:
         return "pixels: no image processor to compare"
-    return "pixels: " + ("equal bit for bit" if same else "the crop begins one pixel earlier than timm's, else equal")
+    return "pixels: " + ("equal bit for bit" if found.same_pixels else " ".join(found.pixel_notes))
 
 
 def _print(renderable: object) -> None:
@@ -204,7 +204,7 @@ def _show_conversion(done: Conversion) -> None:
     if done.verification is None:
         typer.echo("  not verified (--no-verify)")
     else:
-        typer.echo(f"  {_pixel_line(done.verification.same_pixels)}")
+        typer.echo(f"  {_pixel_line(done.verification)}")
     typer.echo(f"  preprocessing: {done.data.origin}")
     for warning in done.warnings:
         typer.echo(f"warning: {warning}", err=True)

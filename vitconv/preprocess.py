@@ -1,9 +1,12 @@
 """From timm's evaluation transform to a Transformers image processor that makes the same pixels.
 
 timm resizes the short edge, cuts the centre and normalises. ``CLIPImageProcessor`` is the Transformers class
-that has had all three steps since 4.x; with the PIL backend it gives timm's pixels bit for bit, but for one
-thing: where the margin around the crop is odd, timm rounds half to even and Transformers down, so for a margin
-of 3, 7, 11… pixels the crop begins one pixel earlier (:func:`crop_shift`).
+that has had all three steps since 4.x; with the PIL backend it gives timm's pixels bit for bit, but
+for two things: where the margin around the crop is 3, 7, 11… pixels it begins the crop one pixel earlier, and it
+blends transparency with white (:func:`known_difference`).
+
+Neither turns a photo by its EXIF orientation, as timm's datasets do not; ``transformers.pipeline`` and
+``transformers.image_utils.load_image`` do, before the processor sees the photo.
 """
 
 from __future__ import annotations
@@ -224,6 +227,20 @@ def huggingface_pixels(image: Image, folder: str | Path, config: DataConfig) -> 
     # A processor converts to RGB by itself, but to grey never.
     grey_or_any = image.convert("L") if config.num_channels == 1 else image
     return processor(grey_or_any, return_tensors="pt")["pixel_values"]
+
+
+def known_difference(image: Image, config: DataConfig) -> str | None:
+    """Where timm and Transformers prepare this image differently on principle, in a sentence; ``None`` if nowhere.
+
+    There are two such things. The crop: see :func:`crop_shift`. Transparency: timm drops it, so that the colour under
+    a transparent pixel counts; Transformers 5 blends with white first, and has no setting for it.
+    """
+    down, right = crop_shift((image.height, image.width), config)
+    if down or right:
+        return f"Transformers begins the crop one pixel earlier than timm (image {image.width}x{image.height})."
+    if config.num_channels == 3 and image.has_transparency_data:
+        return "Transformers blends transparency with white, timm drops it: pass it image.convert('RGB')."
+    return None
 
 
 def crop_shift(image_size: tuple[int, int], config: DataConfig) -> tuple[int, int]:

@@ -28,8 +28,8 @@ from vitconv.plan import convert_tensors, make_plan, shapes_of
 from vitconv.preprocess import (
     PROCESSOR_FILE,
     DataConfig,
-    crop_shift,
     huggingface_pixels,
+    known_difference,
     makes_pixels,
     probe_pixels,
     processor_config,
@@ -70,13 +70,15 @@ class Verification:
     Attributes:
         account: the bookkeeping of elements.
         same_pixels: whether the written image processor makes timm's pixels bit for bit of every image verified on;
-            ``None`` if there is no processor. Where it is false, the crop begins one pixel earlier and all else is
-            equal (:func:`vitconv.preprocess.crop_shift`): any other difference is a failure.
+            ``None`` if there is no processor. Where it is false, ``pixel_notes`` has the reasons, each of which
+            :func:`vitconv.preprocess.known_difference` explains: any other difference is a failure.
+        pixel_notes: sentences.
         parity: how close the numbers came.
     """
 
     account: Account
     same_pixels: bool | None
+    pixel_notes: tuple[str, ...]
     parity: Parity
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,6 +86,7 @@ class Verification:
         return {
             "elements": asdict(self.account),
             "same_pixels": self.same_pixels,
+            "pixel_notes": list(self.pixel_notes),
             "parity": self.parity.to_dict(),
         }
 
@@ -129,7 +132,7 @@ def verify_folder(
     check_bytes(convert_tensors(state_dict, architecture, dialect, stored), model.state_dict())
 
     say("Comparing the pixels")
-    pixels, same_pixels = _pixels(folder, data, images)
+    pixels, same_pixels, notes = _pixels(folder, data, images)
     if probes:
         pixels = torch.cat([pixels, probe_pixels(data)])
 
@@ -146,7 +149,7 @@ def verify_folder(
         say(f"Comparing the models in {dtype}")
         parity += compare(timm_model, model, pixels, dtypes=[dtype], device=device)
         parity.assert_match()
-    return Verification(account, same_pixels, parity)
+    return Verification(account, same_pixels, notes, parity)
 
 
 def check_source(
@@ -251,29 +254,31 @@ def _natural_dtype(stored: torch.dtype | None) -> str:
     return name if name in ("float16", "bfloat16") else "float32"
 
 
-def _pixels(folder: Path, data: DataConfig, images: Sequence[Image]) -> tuple[Tensor, bool | None]:
-    """The models' input as timm makes it of the images, and whether the folder's processor makes the same.
+def _pixels(folder: Path, data: DataConfig, images: Sequence[Image]) -> tuple[Tensor, bool | None, tuple[str, ...]]:
+    """The models' input as timm makes it of the images; whether the folder's processor makes the same, and if not, why.
 
     Shape (batch, channels, height, width). Without a format for images of so many channels, noise.
     """
     import torch
 
     if not makes_pixels(data):
-        return probe_pixels(data)[:1], None
-    pixels = [timm_pixels(image, data) for image in images]
+        return probe_pixels(data)[:1], None, ()
+    pixels = torch.stack([timm_pixels(image, data) for image in images])
     if processor_config(data) is None:
-        return torch.stack(pixels), None
+        return pixels, None, ()
     if not (folder / PROCESSOR_FILE).exists():
         raise ParityError(f"The folder has no `{PROCESSOR_FILE}`.", _AGAIN, stage="pixels")
-    same = True
+    notes = []
     for image, expected in zip(images, pixels, strict=True):
-        equal = torch.equal(expected[None], huggingface_pixels(image, folder, data))
-        if not equal and crop_shift((image.height, image.width), data) == (0, 0):
+        if torch.equal(expected[None], huggingface_pixels(image, folder, data)):
+            continue
+        reason = known_difference(image, data)
+        if reason is None:
             raise ParityError(
                 f"The image processor in `{PROCESSOR_FILE}` does not make the pixels that timm's transform makes "
                 f"of an image of {image.width}x{image.height}.",
                 "Convert the source again; if timm's data configuration is not the tag's, give it.",
                 stage="pixels",
             )
-        same = same and equal
-    return torch.stack(pixels), same
+        notes.append(reason)
+    return pixels, not notes, tuple(dict.fromkeys(notes))
