@@ -130,7 +130,7 @@ TRANSPARENT = ("alpha.png", "grey-alpha.png", "palette.png")
 
 def as_timm_reads(name: str, image: Image.Image) -> Image.Image:
     """What has transparency is handed over without it; all else as it is in the file."""
-    return image.convert("RGB") if name in TRANSPARENT else image
+    return image.convert("RGBA").convert("RGB") if name in TRANSPARENT else image
 
 
 @pytest.mark.parametrize("name", IMAGES)

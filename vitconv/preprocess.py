@@ -239,7 +239,7 @@ def known_difference(image: Image, config: DataConfig) -> str | None:
     if down or right:
         return f"Transformers begins the crop one pixel earlier than timm (image {image.width}x{image.height})."
     if config.num_channels == 3 and image.has_transparency_data:
-        return "Transformers blends transparency with white, timm drops it: pass it image.convert('RGB')."
+        return "Transformers blends transparency with white, timm drops it: pass it image.convert('RGBA').convert('RGB')."
     return None
 
 

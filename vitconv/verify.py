@@ -255,7 +255,7 @@ def _natural_dtype(stored: torch.dtype | None) -> str:
 
 
 def _pixels(folder: Path, data: DataConfig, images: Sequence[Image]) -> tuple[Tensor, bool | None, tuple[str, ...]]:
-    """The models' input as timm makes it of the images; whether the folder's processor makes the same, and if not, why.
+    """The models' input as timm makes it of the images, whether the folder makes the same, and if not, why.
 
     Shape (batch, channels, height, width). Without a format for images of so many channels, noise.
     """
