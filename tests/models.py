@@ -34,6 +34,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "headless": ("vit_tiny_patch16_224", {"num_classes": 0}),
     "headless tokens": ("vit_tiny_patch16_224", {"num_classes": 0, "global_pool": ""}),
     "no projection bias": ("vit_tiny_patch16_224", {"proj_bias": False, "init_values": 1e-3}),
+    "no head bias": ("vit_tiny_patch16_224", {}),
     "norm after pool": ("vit_tiny_patch16_224", {"fc_norm": True}),
     "mlp ratio 3": ("vit_tiny_patch16_224", {"mlp_ratio": 3}),
     "pixels left over": ("vit_tiny_patch16_224", {"img_size": 37}),
@@ -65,7 +66,10 @@ def perturbed(model: nn.Module, seed: int = 0) -> nn.Module:
 
 def small_model(kind: str = "plain", **overrides: Any) -> nn.Module:
     name, arguments = KINDS[kind]
-    return perturbed(timm.create_model(name, **{**SMALL, **arguments, **overrides}))
+    model = timm.create_model(name, **{**SMALL, **arguments, **overrides})
+    if kind == "no head bias":
+        model.head.bias = None
+    return perturbed(model)
 
 
 def full_model(name: str, **overrides: Any) -> nn.Module:

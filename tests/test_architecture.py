@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from collections import OrderedDict
 
 import pytest
 import timm
@@ -107,6 +108,14 @@ class OwnMlp(Mlp):
         (lambda m: setattr(m.blocks[1].mlp, "act", nn.ReLU()), "blocks that differ in activation"),
         (lambda m: setattr(m.blocks[1].attn, "num_heads", 4), "heads of another width or scale (`blocks.1.attn`"),
         (lambda m: setattr(m.blocks[0].attn, "scale", 1.0), "heads of another width or scale (`blocks.0.attn`"),
+        (lambda m: setattr(m.blocks[0].mlp, "norm", m.blocks[0].mlp.act), "a norm inside the MLP (`blocks.0.mlp.norm`)"),
+        (lambda m: setattr(m, "head_drop", m.blocks[0].mlp.act), "(`head_drop` is a torch.nn.GELU)"),
+        (lambda m: setattr(m, "forward_head", lambda x: m.head(x.mean(1))), "a method of its own (the model itself: forward_head)"),
+        (lambda m: setattr(m.blocks[0].mlp, "forward", lambda x: x), "a method of its own (`blocks.0.mlp`: forward)"),
+        (lambda m: m.blocks[1].register_forward_hook(lambda module, inputs, output: 2 * output), "forward hooks (`blocks.1`)"),
+        (lambda m: m.register_forward_pre_hook(lambda module, inputs: None), "forward hooks (the model itself)"),
+        (lambda m: setattr(m, "blocks", nn.Sequential(OrderedDict([("1", m.blocks[1]), ("0", m.blocks[0])]))), "another order"),
+        (lambda m: setattr(m, "blocks", nn.Sequential()), "no blocks (`blocks`)"),
         (lambda m: setattr(m.patch_embed.proj, "padding", (1, 1)), "overlapping or grouped patches (`patch_embed.proj`"),
     ],
 )  # fmt: skip
@@ -164,6 +173,17 @@ def test_a_rectangle_needs_its_size():
     assert "96 patches, which is no square" in caught.value.problem
     assert "128x192" in caught.value.remedy
     assert fit_to_weights(TINY, shapes(8 * 12), (128, 192)).grid == (8, 12)
+
+
+def test_a_square_without_class_position_is_pointed_out():
+    with pytest.raises(InputError) as caught:
+        fit_to_weights(TINY, shapes(195))
+    assert caught.value.remedy.endswith("or, as 196 is a square, name an architecture with `no_embed_class`.")
+
+
+def test_a_size_must_be_positive():
+    with pytest.raises(InputError, match="Image size -224x-224 is not positive"):
+        fit_to_weights(TINY, shapes(14 * 14), (-224, -224))
 
 
 def test_a_size_that_contradicts_the_weights_is_refused():

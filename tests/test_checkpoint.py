@@ -8,7 +8,7 @@ import torch
 from models import small_model
 from safetensors.torch import load_file, save_file
 
-from vitconv.checkpoint import read_state_dict, staged_folder, write_weights
+from vitconv.checkpoint import check_destination, read_state_dict, staged_folder, write_weights
 from vitconv.errors import CheckpointError, DestinationError
 
 
@@ -35,6 +35,14 @@ def test_opens_torch_s_older_format(weights, tmp_path):
 def test_opens_safetensors_whatever_its_name(weights, tmp_path):
     save_file(weights, tmp_path / "weights.pth")
     assert_same(read_state_dict(tmp_path / "weights.pth"), weights)
+
+
+def test_a_header_whose_length_looks_like_a_zip(tmp_path):
+    """0x4b50 bytes of header: the file begins with PK."""
+    length = int.from_bytes(b"PK", "little")
+    header = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'.ljust(length)
+    (tmp_path / "w.pth").write_bytes(length.to_bytes(8, "little") + header + bytes(8))
+    assert torch.equal(read_state_dict(tmp_path / "w.pth")["a"], torch.zeros(2))
 
 
 def test_opens_parameters_that_want_gradients(save):
@@ -75,7 +83,7 @@ def test_a_pickled_model_is_refused_with_what_to_save_instead(save):
         ([torch.ones(1)], "holds a list, not a state dict"),
         (torch.ones(1), "holds a Tensor, not a state dict"),
         ({"a": torch.ones(2, 2).to_sparse()}, "holds sparse or quantised tensors"),
-        ({"a": torch.ones(2, dtype=torch.int8)}, "are no floating-point weights"),
+        ({0: torch.ones(2, dtype=torch.int8)}, "are no floating-point weights"),
     ],
 )
 def test_refuses_what_is_no_state_dict(content, message, save):
@@ -173,13 +181,23 @@ def test_an_existing_destination_is_kept(tmp_path):
     assert os.listdir(tmp_path) == ["model"]
 
 
+def test_a_folder_that_holds_the_source_is_not_overwritten(tmp_path):
+    """A timm hub folder looks like a model folder, too."""
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    with pytest.raises(DestinationError, match="holds the source"):
+        check_destination(tmp_path, overwrite=True, source=tmp_path / "model.safetensors")
+    check_destination(tmp_path, overwrite=True, source=tmp_path.parent / "other.pth")
+
+
 def test_only_a_model_folder_is_overwritten(tmp_path):
     (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "config.json").touch()
     (tmp_path / "photos" / "1.jpg").touch()
     (tmp_path / "file").touch()
     for name in ("photos", "file"):
         with (
-            pytest.raises(DestinationError, match="is not a model's folder"),
+            pytest.raises(DestinationError, match="(holds what no conversion writes|is not a folder)"),
             staged_folder(tmp_path / name, overwrite=True),
         ):
             pass

@@ -171,3 +171,21 @@ def test_prints_as_a_table_and_draws_itself(pair, capsys):
     axes = parity.plot()
     assert axes.get_yscale() == "log"
     assert len(axes.lines) == 4  # the figures and the limit, in two dtypes
+
+
+def test_an_answer_near_zero_is_judged_by_its_terms():
+    """One class, one image, and a logit that cancels to almost nothing: rounding is not an error."""
+    model = small_model("one class").double()
+    pixels = pixels_for(model, batch=1).double()
+    with torch.no_grad():
+        model.head.bias -= model(pixels)[0] * (1 - 1e-13)
+    compare(model, to_huggingface(model), pixels).assert_match()
+
+
+def test_gradients_are_left_as_they_were(pair):
+    timm_model, hf_model, pixels = pair
+    hf_model(pixels, labels=torch.tensor([0, 1])).loss.backward()
+    before = hf_model.classifier.weight.grad.clone()
+    compare(timm_model, hf_model, pixels)
+    assert torch.equal(hf_model.classifier.weight.grad, before)
+    assert hf_model.classifier.weight.grad.dtype == torch.float32

@@ -5,7 +5,7 @@ from models import FOLDED, KINDS, pixels_for, small_model
 from vitconv.architecture import from_timm
 from vitconv.simplify import simplify
 
-REWRITTEN = sorted(FOLDED | {"no class position", "norm after pool", "headless"})
+REWRITTEN = sorted(FOLDED | {"no class position", "norm after pool", "headless", "no head bias"})
 
 
 def rebuilt(kind: str, state_dict: dict[str, torch.Tensor]) -> torch.nn.Module:
@@ -13,7 +13,7 @@ def rebuilt(kind: str, state_dict: dict[str, torch.Tensor]) -> torch.nn.Module:
     plain = {"init_values": 0, "no_embed_class": False, "proj_bias": True, "fc_norm": False}
     if kind == "headless":
         plain["num_classes"] = 64  # the identity head
-    model = small_model(kind, **plain).double()
+    model = small_model("plain" if kind == "no head bias" else kind, **plain).double()
     model.load_state_dict(state_dict, strict=True)
     return model
 

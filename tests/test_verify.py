@@ -169,3 +169,13 @@ def test_the_folder_must_be_vitconv_s(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="has no config.json that Transformers can read"):
         load_config(tmp_path)
+
+
+def test_mixed_dtypes_are_kept_and_loaded_into_the_widest(tmp_path, save):
+    state_dict = full_model("vit_tiny_patch16_224", num_classes=3).state_dict()
+    mixed = {name: tensor if "norm" in name else tensor.bfloat16() for name, tensor in state_dict.items()}
+    done = convert_checkpoint(save(mixed), tmp_path / "model", architecture="vit_tiny_patch16_224")
+    assert done.verification.parity.matches
+    stored = load_file(tmp_path / "model" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float32, torch.bfloat16}
+    assert transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "model").dtype == torch.float32

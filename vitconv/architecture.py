@@ -35,8 +35,8 @@ class Architecture:
         layer_scale: a learned factor per channel after attention and after the MLP.
         class_position: ``pos_embed`` has a row for the class token (timm: ``not no_embed_class``).
         fc_norm: the final norm comes after the pooling instead of before it.
-        patch_bias, qkv_bias, proj_bias: the patch convolution, ``attn.qkv``, and ``attn.proj`` with both MLP
-            layers have a bias.
+        patch_bias, qkv_bias, proj_bias, head_bias: the patch convolution, ``attn.qkv``, ``attn.proj`` with both
+            MLP layers, and the classification head have a bias.
         pooler: there is a square linear layer on the class token where a headless timm model has none
             (never true of a model as timm builds it: see :mod:`vitconv.simplify`).
     """
@@ -58,12 +58,18 @@ class Architecture:
     patch_bias: bool = True
     qkv_bias: bool = True
     proj_bias: bool = True
+    head_bias: bool = True
     pooler: bool = False
 
     @property
     def classifier(self) -> bool:
         """Whether the model ends in a classification head."""
         return self.num_labels > 0
+
+    @property
+    def classifier_bias(self) -> bool:
+        """Whether the classification head is there and has a bias."""
+        return self.classifier and self.head_bias
 
     @property
     def final_norm(self) -> bool:
@@ -173,6 +179,7 @@ _KNOWN_MODULES: dict[str, tuple[str, ...]] = {
 _FEATURES: tuple[tuple[str, str, str], ...] = (
     ("", "VisionTransformerDistilled", "a distillation token (`dist_token`): ViT has one class token"),
     ("attn_pool", "", "attention pooling (`attn_pool`): ViTForImageClassification reads the class token"),
+    ("patch_embed", "", "another patch embedding (`{path}`): ViT cuts the image with one convolution"),
     ("patch_embed.norm", "", "a norm on the patches (`{path}`): ViT adds the positions to the bare patches"),
     ("norm_pre", "", "a norm before the blocks (`{path}`): ViT's first block takes the bare embeddings"),
     ("blocks.{i}", "ParallelThingsBlock", "parallel blocks (`{path}`): ViT's layers run one after another"),
@@ -197,7 +204,7 @@ def from_timm(model: nn.Module) -> Architecture:
         ArchitectureError: the model has something ``ViTForImageClassification`` (headless: ``ViTModel``)
             cannot express; the message names each feature and its module.
     """
-    obstacles = _foreign_modules(model) or _foreign_settings(model)
+    obstacles = _foreign_modules(model) or _foreign_behaviour(model) or _foreign_settings(model)
     if obstacles:
         raise ArchitectureError(
             f"Transformers' ViT cannot express this model: it has {'; and '.join(obstacles)}.",
@@ -223,6 +230,7 @@ def from_timm(model: nn.Module) -> Architecture:
         patch_bias=patches.proj.bias is not None,
         qkv_bias=first.attn.qkv.bias is not None,
         proj_bias=first.attn.proj.bias is not None,
+        head_bias=getattr(head, "bias", True) is not None,
     )
 
 
@@ -250,7 +258,7 @@ def _foreign_modules(model: nn.Module) -> list[str]:
     if root not in (*_KNOWN_MODULES[""], "timm.VisionTransformerDistilled"):
         return [f"another design (`{root}`): vitconv reads timm's VisionTransformer"]
     found: dict[str, str] = {}
-    for path, module in model.named_modules():
+    for path, module in model.named_modules(remove_duplicate=False):
         pattern, name = pattern_of(path), _class_name(module)
         if name in _KNOWN_MODULES.get(pattern, ()):
             continue
@@ -268,6 +276,21 @@ def _feature(pattern: str, path: str, class_name: str) -> str:
         if pattern == where and (not cls or class_name.endswith(cls)):
             return sentence.format(path=path, i="{i}")
     return f"a module unknown to vitconv (`{path}` is a {class_name})"
+
+
+def _foreign_behaviour(model: nn.Module) -> list[str]:
+    """Sentences on modules whose class is known but which compute something else than their class does."""
+    found = []
+    for path, module in model.named_modules():
+        name = f"`{path}`" if path else "the model itself"
+        replaced = [attribute for attribute in vars(module) if callable(getattr(type(module), attribute, None))]
+        if replaced:
+            found.append(f"a method of its own ({name}: {first_few(replaced)})")
+        if module._forward_hooks or module._forward_pre_hooks:
+            found.append(f"forward hooks ({name}), which vitconv cannot convert")
+    if [name for name, _ in model.blocks.named_children()] != [str(i) for i in range(len(model.blocks))]:
+        found.append("blocks that run in another order than their numbers (`blocks`)")
+    return found[:3]
 
 
 def _foreign_settings(model: nn.Module) -> list[str]:
@@ -317,7 +340,7 @@ def _patch_settings(model: nn.Module) -> list[str]:
 
 
 def _block_settings(model: nn.Module) -> list[str]:
-    found = []
+    found = [] if len(model.blocks) else ["no blocks (`blocks`)"]
     settings: dict[str, set[Any]] = {}
     for path, block in model.blocks.named_children():
         attn, mlp = block.attn, block.mlp
@@ -372,7 +395,9 @@ def fit_to_weights(
     fitted = replace(architecture, num_channels=patch[1], num_labels=head[0])
     patches = pos_embed[1] - architecture.class_position
     if image_size is not None:
-        fitted = replace(fitted, image_size=image_size)
+        fitted = replace(fitted, image_size=(int(image_size[0]), int(image_size[1])))
+        if min(fitted.image_size) <= 0:
+            raise InputError(f"Image size {image_size[0]}x{image_size[1]} is not positive.", "Give height and width.")
         if math.prod(fitted.grid) != patches:
             raise InputError(
                 f"Image size {image_size[0]}x{image_size[1]} makes {fitted.grid[0]}x{fitted.grid[1]} patches, "
@@ -384,9 +409,12 @@ def fit_to_weights(
         return fitted
     side = math.isqrt(max(patches, 0))
     if side == 0 or side * side != patches:
+        # 196 positions are 14 x 14 patches without a class token's, whatever the architecture says.
+        square = architecture.class_position and math.isqrt(pos_embed[1]) ** 2 == pos_embed[1]
+        hint = f"; or, as {pos_embed[1]} is a square, name an architecture with `no_embed_class`" if square else ""
         raise InputError(
             f"`pos_embed` was trained for {patches} patches, which is no square.",
-            f"Give the image size (height, width): {_possible_sizes(patches, fitted.patch_size)}.",
+            f"Give the image size (height, width): {_possible_sizes(patches, fitted.patch_size)}{hint}.",
         )
     return replace(fitted, image_size=(side * fitted.patch_size[0], side * fitted.patch_size[1]))
 

@@ -44,7 +44,9 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         with path.open("rb") as file:
             start = file.read(16)
-        tensors = _read_torch(path, start) if start[:2] in (b"PK", b"\x80\x02") else _read_safetensors(path, start)
+        # A header's length may happen to look like a zip's or a pickle's first bytes; a brace after it decides.
+        safetensors = start[8:9] == b"{" or start[:1] not in (b"P", b"\x80")
+        tensors = _read_safetensors(path, start) if safetensors else _read_torch(path, start)
     except OSError as error:
         raise CheckpointError(
             f"'{path}' cannot be read: {error.strerror or error}.", "Check the file and its permissions."
@@ -97,7 +99,8 @@ def _only_tensors(content: Any, path: Path) -> dict[str, Tensor]:
 
     if not isinstance(content, Mapping):
         raise CheckpointError(f"'{path}' holds a {type(content).__name__}, not a state dict.", _SAVE_INSTEAD)
-    others = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
+    content = {str(name): value for name, value in content.items()}
+    others = [name for name, value in content.items() if not isinstance(value, torch.Tensor)]
     if others or not content:
         raise CheckpointError(
             f"'{path}' is not a plain state dict: "
@@ -117,7 +120,7 @@ def _only_tensors(content: Any, path: Path) -> dict[str, Tensor]:
             f"{_dtype(content[exotic[0]])}).",
             _SAVE_INSTEAD,
         )
-    return {str(name): tensor.detach() for name, tensor in content.items()}
+    return {name: tensor.detach() for name, tensor in content.items()}
 
 
 def _dtype(tensor: Tensor) -> str:
@@ -136,6 +139,8 @@ def staged_folder(destination: str | os.PathLike[str], *, overwrite: bool = Fals
     """
     destination = Path(os.path.abspath(destination))
     check_destination(destination, overwrite=overwrite)
+    if "\0" in str(destination):
+        raise DestinationError("The destination's name has a NUL character.", "Choose another destination.")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".vitconv", dir=destination.parent))
@@ -152,21 +157,34 @@ def staged_folder(destination: str | os.PathLike[str], *, overwrite: bool = Fals
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def check_destination(destination: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Raise :class:`DestinationError` if ``destination`` is taken; ``overwrite`` allows a model's folder."""
+def check_destination(
+    destination: str | os.PathLike[str], *, overwrite: bool = False, source: str | os.PathLike[str] | None = None
+) -> None:
+    """Raise :class:`DestinationError` if writing ``destination`` would lose anything.
+
+    ``overwrite`` allows to replace a folder that holds nothing but what a conversion writes, and not ``source``.
+    """
     path = Path(destination)
     if not os.path.lexists(path):
         return
     if not overwrite:
         raise DestinationError(f"'{path}' exists already.", "Choose another destination, or pass --overwrite.")
-    replaceable = (
-        path.is_dir() and not path.is_symlink() and ((path / CONFIG_FILE).is_file() or not any(path.iterdir()))
-    )
-    if not replaceable:
+    if not path.is_dir() or path.is_symlink():
+        raise DestinationError(f"'{path}' is not a folder, so it is not overwritten.", _KEEP)
+    foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in _WRITTEN or not entry.is_file())
+    if foreign:
         raise DestinationError(
-            f"'{path}' is not a model's folder (it has no {CONFIG_FILE}), so it is not overwritten.",
-            "Choose another destination, or remove it yourself.",
+            f"'{path}' holds what no conversion writes ({first_few(foreign)}), so it is not overwritten.", _KEEP
         )
+    if source is not None and Path(source).resolve().is_relative_to(path.resolve()):
+        raise DestinationError(f"'{path}' holds the source, so it is not overwritten.", _KEEP)
+
+
+_KEEP = "Choose another destination, or remove it yourself."
+#: What a conversion may leave in a folder, and the Hub's own file.
+_WRITTEN = frozenset(
+    {CONFIG_FILE, WEIGHTS_FILE, "preprocessor_config.json", "parity.json", "README.md", ".gitattributes"}
+)
 
 
 def _swap(staging: Path, destination: Path) -> None:

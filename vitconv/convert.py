@@ -7,7 +7,7 @@ import hashlib
 import importlib.metadata
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,8 +26,8 @@ from vitconv.checkpoint import (
 )
 from vitconv.errors import ArchitectureError, CheckpointError, InputError
 from vitconv.huggingface import build_model, installed_dialect
-from vitconv.labels import read_labels
-from vitconv.plan import Plan, check_tensors, convert_tensors, make_plan, shapes_of
+from vitconv.labels import check_labels, read_labels
+from vitconv.plan import Plan, check_names, check_tensors, convert_tensors, make_plan, shapes_of, widest_dtype
 from vitconv.preprocess import (
     PROCESSOR_FILE,
     DataConfig,
@@ -207,8 +207,8 @@ def convert_checkpoint(
     """
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"There is no dtype '{dtype}' to store.", f"Choose one of {', '.join(DTYPES)}.")
-    check_destination(destination, overwrite=overwrite)
-    names = read_labels(labels) if isinstance(labels, (str, os.PathLike)) else labels
+    check_destination(destination, overwrite=overwrite, source=source)
+    names = _read_names(labels)
     picture = load_image(image) if image else sample_image()
     say("Reading the checkpoint")
     state_dict = read_state_dict(source)
@@ -289,7 +289,7 @@ def verify_checkpoint(
     architecture = architecture or recorded.get("architecture")
     image_size = image_size or (tuple(recorded["image_size"]) if "image_size" in recorded else None)
     data = data or recorded.get("preprocessing", {}).get("given")
-    names = read_labels(labels) if isinstance(labels, (str, os.PathLike)) else labels or recorded.get("labels")
+    names = _read_names(labels) or recorded.get("labels")
     pictures = [load_image(image) for image in images] or [sample_image()]
     say("Reading the checkpoint")
     state_dict = read_state_dict(source)
@@ -326,6 +326,8 @@ def _resolve(
     model = build_timm(architecture) if isinstance(architecture, str) else copy.deepcopy(architecture)
     known = from_timm(model)
     if isinstance(architecture, str):
+        # First what tensors there are, then what their sizes tell.
+        check_names(mapping.timm_shapes(replace(known, num_labels=int("head.weight" in shapes))), shapes)
         known = fit_to_weights(known, shapes, image_size)
         model = build_timm(
             architecture, num_classes=known.num_labels, in_chans=known.num_channels, img_size=known.image_size
@@ -350,6 +352,12 @@ def _inspect(
     return Inspection(architecture, plan, simple.made, data, warnings)
 
 
+def _read_names(labels: Sequence[str] | str | os.PathLike[str] | None) -> tuple[str, ...] | None:
+    if labels is None:
+        return None
+    return read_labels(labels) if isinstance(labels, (str, os.PathLike)) else check_labels(labels)
+
+
 def _fitting_labels(labels: Sequence[str] | None, architecture: Architecture) -> tuple[str, ...]:
     count = architecture.num_labels
     if labels is None:
@@ -369,8 +377,8 @@ def _write(
 
     wanted = getattr(torch, dtype) if dtype else None
     tensors = convert_tensors(state_dict, inspection.architecture, "hub", wanted)
-    stored = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
-    config = mapping.config(inspection.architecture, labels) | ({"dtype": stored.pop()} if len(stored) == 1 else {})
+    stored = str(widest_dtype(tensors)).removeprefix("torch.")
+    config = mapping.config(inspection.architecture, labels) | {"dtype": stored}
     write_json(config, folder / CONFIG_FILE)
     write_weights(tensors, folder / WEIGHTS_FILE)
     processor = processor_config(inspection.data)

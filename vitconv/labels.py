@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +30,36 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
         labels = _from_json(text, path)
     else:
         labels = [line.strip() for line in text.strip().splitlines()]
-    if not labels or not all(isinstance(label, str) and label for label in labels):
-        raise InputError(f"The label file '{path}' has an empty name, or none at all.", _FORMATS)
-    repeated = [label for label, count in Counter(labels).items() if count > 1]
+    return check_labels(labels, f"The label file '{path}'")
+
+
+def check_labels(labels: Iterable[Any], where: str = "The list of labels") -> tuple[str, ...]:
+    """The labels as a tuple, if each is a name of its own.
+
+    Raises:
+        InputError: one is empty, no text, or there twice.
+    """
+    names = tuple(labels)
+    if not names or not all(isinstance(name, str) and name and name.isprintable() for name in names):
+        raise InputError(f"{where} has an empty or unprintable name, or none at all.", _FORMATS)
+    repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise InputError(
-            f"The label file '{path}' names '{repeated[0]}' more than once.",
+            f"{where} names '{repeated[0]}' more than once.",
             "Give every class a name of its own: Transformers finds a class by its name.",
         )
-    return tuple(labels)
+    return names
 
 
 def _from_json(text: str, path: Path) -> list[Any]:
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"The label file '{path}' is not valid JSON.", _FORMATS) from error
     if isinstance(content, list):
         return content
+    if isinstance(content.get("id2label"), dict):  # a Transformers config.json
+        content = content["id2label"]
     by_index = {str(key): value for key, value in content.items()}
     if not all(key.isdecimal() for key in by_index):
         by_index = {str(value): key for key, value in content.items()}

@@ -54,7 +54,7 @@ norm.bias                     D        final_norm      vit.layernorm.bias       
 fc_norm.weight                D        fc_norm         -                                                        -
 fc_norm.bias                  D        fc_norm         -                                                        -
 head.weight                   K,D      classifier      classifier.weight                                        classifier.weight
-head.bias                     K        classifier      classifier.bias                                          classifier.bias
+head.bias                     K        classifier_bias classifier.bias                                          classifier.bias
 head.weight                   D,D      pooler          vit.pooler.dense.weight                                  vit.pooler.dense.weight
 head.bias                     D        pooler          vit.pooler.dense.bias                                    vit.pooler.dense.bias
 """  # noqa: E501 (a table is read across)

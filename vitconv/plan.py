@@ -7,6 +7,7 @@ proved when made: every element of every source tensor is used exactly once and 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -126,16 +127,29 @@ def convert_tensors(
 
 def check_tensors(expected: Shapes, found: Shapes) -> None:
     """Raise :class:`WeightsError` unless both have the same names with the same shapes."""
-    missing = [name for name in expected if name not in found]
-    unknown = [name for name in found if name not in expected]
     misshapen = [
         f"{name} is {list(found[name])} instead of {list(expected[name])}"
         for name in expected
         if name in found and tuple(found[name]) != tuple(expected[name])
     ]
+    _complain(*_differing_names(expected, found), misshapen)
+
+
+def check_names(expected: Iterable[str], found: Iterable[str]) -> None:
+    """Raise :class:`WeightsError` unless both have the same names."""
+    _complain(*_differing_names(expected, found), [])
+
+
+def _differing_names(expected: Iterable[str], found: Iterable[str]) -> tuple[list[str], list[str]]:
+    wanted, there = dict.fromkeys(expected), dict.fromkeys(found)
+    return [name for name in wanted if name not in there], [name for name in there if name not in wanted]
+
+
+def _complain(missing: list[str], unknown: list[str], misshapen: list[str]) -> None:
+    counted = {"missing": missing, "unknown": unknown, "of another shape": misshapen}
     complaints = [
-        f"{len(names)} {what} ({first_few(collapse(names) if what != 'of another shape' else names)})"
-        for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", misshapen))
+        f"{len(names)} {what} ({first_few(names if names is misshapen else collapse(names))})"
+        for what, names in counted.items()
         if names
     ]
     if complaints:
@@ -196,6 +210,13 @@ def _ranges(numbers: list[int]) -> str:
         else:
             runs.append([number, number])
     return ",".join(str(first) if first == last else f"{first}…{last}" for first, last in runs)
+
+
+def widest_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The dtype that holds the values of all the tensors: theirs, if they share one."""
+    import torch
+
+    return functools.reduce(torch.promote_types, {tensor.dtype for tensor in tensors.values()})
 
 
 def shapes_of(tensors: Mapping[str, object]) -> dict[str, tuple[int, ...]]:

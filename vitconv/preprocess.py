@@ -106,7 +106,7 @@ def data_config(
 GIVEN: dict[str, str] = {
     "mean": "a list of numbers, one per channel",
     "std": "a list of positive numbers, one per channel",
-    "interpolation": "a name, such as 'bicubic'",
+    "interpolation": "'bicubic', 'bilinear', 'nearest', 'lanczos', 'box' or 'hamming'",
     "crop_pct": "a positive number",
     "crop_mode": "'center', 'squash' or 'border'",
     "input_size": "[channels, height, width], those of the weights",
@@ -149,7 +149,7 @@ def _check_given(given: Mapping[str, Any], architecture: Architecture) -> None:
     checks = {
         "mean": lambda value: numbers(value) and len(value) == channels,
         "std": lambda value: numbers(value) and len(value) == channels and min(value) > 0,
-        "interpolation": lambda value: isinstance(value, str),
+        "interpolation": lambda value: value in _RESAMPLE,
         "crop_pct": lambda value: isinstance(value, (int, float)) and value > 0,
         "crop_mode": lambda value: value in ("center", "squash", "border"),
         "input_size": lambda value: list(value) == [channels, *architecture.image_size],
@@ -239,7 +239,9 @@ def known_difference(image: Image, config: DataConfig) -> str | None:
     if down or right:
         return f"Transformers begins the crop one pixel earlier than timm (image {image.width}x{image.height})."
     if config.num_channels == 3 and image.has_transparency_data:
-        return "Transformers blends transparency with white, timm drops it: pass it image.convert('RGBA').convert('RGB')."
+        return (
+            "Transformers blends transparency with white, timm drops it: pass it image.convert('RGBA').convert('RGB')."
+        )
     return None
 
 

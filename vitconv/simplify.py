@@ -100,6 +100,11 @@ def zero_projection_biases(model: Simplified) -> Simplified:
     return _with_zero_biases(model, layers, "proj_bias")
 
 
+def zero_head_bias(model: Simplified) -> Simplified:
+    """A classification head without bias is one with a bias of zeros."""
+    return _with_zero_biases(model, ["head"], "head_bias")
+
+
 def norm_before_pool(model: Simplified) -> Simplified:
     """Norm every token and take the class token, instead of taking it first: a LayerNorm sees one token at a time."""
     tensors, made = dict(model.state_dict), []
@@ -119,9 +124,9 @@ def identity_head(model: Simplified) -> Simplified:
     import torch
 
     tensors, size = dict(model.state_dict), model.architecture.hidden_size
-    dtype = tensors["cls_token"].dtype
-    tensors["head.weight"] = torch.eye(size, dtype=dtype)
-    tensors["head.bias"] = torch.zeros(size, dtype=dtype)
+    like = {"dtype": tensors["cls_token"].dtype, "device": tensors["cls_token"].device}
+    tensors["head.weight"] = torch.eye(size, **like)
+    tensors["head.bias"] = torch.zeros(size, **like)
     made = [Made(f"head.{kind}", (), "the identity, for the pooler") for kind in ("weight", "bias")]
     return Simplified(tensors, replace(model.architecture, pooler=True), (*model.made, *made))
 
@@ -129,6 +134,7 @@ def identity_head(model: Simplified) -> Simplified:
 _REWRITES: tuple[tuple[Callable[[Architecture], bool], Callable[[Simplified], Simplified]], ...] = (
     (lambda a: not a.patch_bias, zero_patch_bias),
     (lambda a: not a.proj_bias, zero_projection_biases),
+    (lambda a: a.classifier and not a.head_bias, zero_head_bias),
     (lambda a: a.layer_scale, fold_layer_scale),
     (lambda a: not a.class_position, pad_class_position),
     (lambda a: a.fc_norm, norm_before_pool),
