@@ -11,19 +11,22 @@ export DO_NOT_TRACK := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help convert test lint format artifacts clean
+.PHONY: help convert test test-gpu lint format artifacts clean
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 convert: $(VENV)/installed artifacts/outputs.csv ## Convert the demo checkpoint through the notebook, into converted/ and build/convert.html
 	mkdir -p build
 	$(BIN)/papermill --cwd notebooks notebooks/convert.ipynb build/convert.ipynb
-	$(BIN)/jupyter nbconvert --log-level WARN --to html build/convert.ipynb
+	$(BIN)/jupyter nbconvert --log-level ERROR --to html build/convert.ipynb
 	@echo "The model is in converted/vit-7class, the notebook with its pictures in build/convert.html."
 
 test: $(VENV)/installed $(VENV)/transformers-4.57.6 artifacts/outputs.csv ## Run all tests and the notebooks
 	$(BIN)/pytest --nbmake --nbmake-timeout=600 tests notebooks
+
+test-gpu: $(VENV)/installed ## Run the tests that need a CUDA GPU
+	$(BIN)/pytest -m gpu tests
 
 lint: $(VENV)/installed ## Check style, types of imports and that no notebook holds outputs
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """The command as a user runs it: its own process, exit code, stdout and stderr."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import vitconv
@@ -50,6 +52,61 @@ def test_overwrites_only_when_told(small_checkpoint, tmp_path):
     assert "exists already" in err
     assert run(*arguments, "--overwrite", "--dtype", "float16")[0] == 0
     assert transformers.AutoConfig.from_pretrained(tmp_path / "model").dtype == torch.float16
+
+
+@pytest.fixture(scope="module")
+def folder(small_checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("verify") / "model"
+    assert run("convert", small_checkpoint, folder, *ARCH, "--no-verify")[0] == 0
+    return folder
+
+
+def test_verify_prints_the_table(small_checkpoint, folder):
+    code, out, _ = run("verify", small_checkpoint, folder, "--dtype", "bfloat16")
+    assert code == 0
+    assert "bytes: of 5,525,381 elements 5,525,381 moved bit for bit" in out
+    assert "pixels: equal bit for bit" in out
+    assert "float64" in out and "bfloat16" in out and "blocks.11" in out
+
+
+def test_verify_prints_json_for_machines(small_checkpoint, folder):
+    code, out, _ = run("verify", small_checkpoint, folder, "--json")
+    figures = json.loads(out)
+    assert code == 0
+    assert figures["elements"]["moved"] == 5525381
+    assert figures["parity"]["float64"]["matches"] is True
+
+
+def test_verify_names_the_tensor_that_was_edited(small_checkpoint, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "edited")
+    tensors = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
+    tensors["vit.encoder.layer.5.intermediate.dense.bias"][7] += 1e-3
+    save_file(tensors, tmp_path / "edited" / "model.safetensors", metadata={"format": "pt"})
+    code, out, err = run("verify", small_checkpoint, tmp_path / "edited")
+    assert code == 1
+    assert out == ""
+    assert (
+        "error: 1 tensors are not what the source makes of them: vit.encoder.layer.5.intermediate.dense.bias." in err
+    )
+
+
+def test_verify_names_the_setting_that_was_edited(small_checkpoint, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "edited")
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "edited" / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 1e-12}))
+    code, _, err = run("verify", small_checkpoint, tmp_path / "edited")
+    assert code == 1
+    assert "`layer_norm_eps` in config.json is 1e-12 instead of 1e-06." in err
+
+
+def test_data_config(small_checkpoint, tmp_path):
+    (tmp_path / "data.json").write_text('{"mean": [0.1, 0.2, 0.3]}')
+    code, out, _ = run("convert", small_checkpoint, tmp_path / "model", *ARCH, "--data-config", tmp_path / "data.json")
+    assert code == 0
+    assert "preprocessing: mean as given, the rest from timm's pretrained tag" in out
+    processor = json.loads((tmp_path / "model" / "preprocessor_config.json").read_text())
+    assert processor["image_mean"] == [0.1, 0.2, 0.3]
+    assert run("verify", small_checkpoint, tmp_path / "model")[0] == 0
 
 
 def test_inspect_shows_the_moves_and_writes_nothing(small_checkpoint):

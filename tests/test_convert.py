@@ -13,7 +13,7 @@ from timm.data import create_transform
 
 from vitconv import convert
 from vitconv.architecture import from_timm
-from vitconv.convert import convert_checkpoint, convert_state_dict, inspect, to_huggingface
+from vitconv.convert import convert_checkpoint, convert_state_dict, inspect, to_huggingface, verify_checkpoint
 from vitconv.errors import ArchitectureError, CheckpointError, DestinationError, InputError, ParityError, WeightsError
 
 FULL_SIZE = [
@@ -311,3 +311,65 @@ def test_a_missing_processor_is_a_warning(save):
     model = perturbed(timm.create_model("vit_tiny_patch16_224", num_classes=2, img_size=(64, 96)))
     found = inspect(save(model.state_dict()), "vit_tiny_patch16_224", image_size=(64, 96))
     assert "No preprocessor_config.json" in found.warnings[0]
+
+
+# ---- verification of existing folders -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_verify_passes_on_every_kind(kind, save, tmp_path):
+    model = small_model(kind)
+    source = save(model.state_dict())
+    convert_checkpoint(source, tmp_path / "model", architecture=model, verify=False)
+    found = verify_checkpoint(source, tmp_path / "model", architecture=model)
+    assert found.parity.matches
+    assert found.account.source == sum(tensor.numel() for tensor in model.state_dict().values())
+
+
+def test_verify_takes_what_the_folder_records(small_checkpoint, tmp_path, picture):
+    picture.save(tmp_path / "photo.png")
+    data = {"crop_pct": 0.875, "mean": [0.4, 0.4, 0.4]}
+    convert_checkpoint(
+        small_checkpoint,
+        tmp_path / "model",
+        architecture="vit_tiny_patch16_224",
+        labels=CLASSES,
+        data=data,
+        verify=False,
+    )
+    found = verify_checkpoint(
+        small_checkpoint, tmp_path / "model", images=[tmp_path / "photo.png"], dtypes=["float32", "bfloat16"]
+    )
+    assert found.same_pixels
+    assert [comparison.dtype for comparison in found.parity.comparisons] == ["float64", "float32", "bfloat16"]
+    with pytest.raises(ParityError, match="labels in config.json"):
+        verify_checkpoint(small_checkpoint, tmp_path / "model", labels=CLASSES[::-1])
+    with pytest.raises(ParityError, match="does not make the pixels"):
+        verify_checkpoint(small_checkpoint, tmp_path / "model", data={"mean": [0.5, 0.5, 0.5]})
+
+
+def test_verify_of_a_folder_that_transformers_saved_again(small_checkpoint, converted, tmp_path):
+    """save_pretrained writes neither parity.json nor the same file, but the same model."""
+    for part in (transformers.AutoModelForImageClassification, transformers.AutoImageProcessor):
+        part.from_pretrained(converted.destination).save_pretrained(tmp_path / "again")
+    found = verify_checkpoint(small_checkpoint, tmp_path / "again", architecture="vit_tiny_patch16_224")
+    assert found.parity.matches
+    with pytest.raises(ArchitectureError, match="The architecture is not given"):
+        verify_checkpoint(small_checkpoint, tmp_path / "again")
+
+
+def test_verify_needs_a_folder(small_checkpoint, tmp_path):
+    with pytest.raises(CheckpointError, match=r"has no config.json"):
+        verify_checkpoint(small_checkpoint, tmp_path)
+
+
+def test_a_photo_with_transparency_is_noted(small_checkpoint, tmp_path, picture):
+    clear = picture.copy()
+    clear.putalpha(99)
+    clear.save(tmp_path / "clear.png")
+    done = convert_checkpoint(
+        small_checkpoint, tmp_path / "model", architecture="vit_tiny_patch16_224", image=tmp_path / "clear.png"
+    )
+    assert done.verification.same_pixels is False
+    assert "blends transparency with white" in done.verification.pixel_notes[0]
+    assert done.verification.parity.matches
