@@ -1,4 +1,5 @@
 import json
+import shutil
 import warnings
 
 import numpy as np
@@ -356,6 +357,24 @@ def test_verify_of_a_folder_that_transformers_saved_again(small_checkpoint, conv
     assert found.parity.matches
     with pytest.raises(ArchitectureError, match="The architecture is not given"):
         verify_checkpoint(small_checkpoint, tmp_path / "again")
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "{", '{"image_size": 3, "architecture": null}'])
+def test_a_damaged_record_is_named(content, small_checkpoint, converted, tmp_path):
+    shutil.copytree(converted.destination, tmp_path / "model")
+    (tmp_path / "model" / "parity.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"parity.json' is (not|no)"):
+        verify_checkpoint(small_checkpoint, tmp_path / "model", architecture="vit_tiny_patch16_224")
+
+
+def test_a_given_model_keeps_its_weights(save, tmp_path):
+    model, other = small_model(), small_model().train()
+    with torch.no_grad():
+        other.head.bias += 1
+    before = other.head.bias.clone()
+    convert_checkpoint(save(model.state_dict()), tmp_path / "model", architecture=other)
+    assert torch.equal(other.head.bias, before)
+    assert other.training
 
 
 def test_verify_needs_a_folder(small_checkpoint, tmp_path):

@@ -222,8 +222,9 @@ def convert_checkpoint(
         _write(folder, state_dict, inspection, names, dtype)
         verification = None
         if verify:
+            witness = _witness(architecture, timm_model)
             verification = verify_folder(
-                folder, state_dict, timm_model, known, inspection.data, [picture], labels=names, say=say
+                folder, state_dict, witness, known, inspection.data, [picture], labels=names, say=say
             )
         timm_name = architecture if isinstance(architecture, str) else None
         write_json(_record(Path(source), timm_name, names, inspection, verification), folder / PARITY_FILE)
@@ -285,10 +286,10 @@ def verify_checkpoint(
     folder = Path(folder)
     if not (folder / CONFIG_FILE).is_file():
         raise CheckpointError(f"'{folder}' is not a model's folder: it has no {CONFIG_FILE}.", "Check its path.")
-    recorded = read_json(folder / PARITY_FILE) if (folder / PARITY_FILE).exists() else {}
+    recorded = _recorded(folder)
     architecture = architecture or recorded.get("architecture")
-    image_size = image_size or (tuple(recorded["image_size"]) if "image_size" in recorded else None)
-    data = data or recorded.get("preprocessing", {}).get("given")
+    image_size = image_size or recorded.get("image_size")
+    data = data or recorded.get("given")
     names = _read_names(labels) or recorded.get("labels")
     pictures = [load_image(image) for image in images] or [sample_image()]
     say("Reading the checkpoint")
@@ -298,7 +299,7 @@ def verify_checkpoint(
     return verify_folder(
         folder,
         state_dict,
-        timm_model,
+        _witness(architecture, timm_model),
         known,
         inspection.data,
         pictures,
@@ -315,7 +316,7 @@ def _resolve(
     shapes: Shapes,
     image_size: tuple[int, int] | None = None,
 ) -> tuple[Architecture, nn.Module]:
-    """The architecture at the weights' sizes, and timm's own model of it, whose weights are yet to come."""
+    """The architecture at the weights' sizes, and timm's own model of it: the given one, or one without weights."""
     if architecture is None:
         told = describe_shapes(shapes)
         raise ArchitectureError(
@@ -323,7 +324,7 @@ def _resolve(
             + (f"; their shapes tell: {told}." if told else "."),
             "Name the timm architecture, as in --arch vit_base_patch16_384.",
         )
-    model = build_timm(architecture) if isinstance(architecture, str) else copy.deepcopy(architecture)
+    model = build_timm(architecture) if isinstance(architecture, str) else architecture
     known = from_timm(model)
     if isinstance(architecture, str):
         # First what tensors there are, then what their sizes tell.
@@ -334,6 +335,11 @@ def _resolve(
         )
     check_tensors(mapping.timm_shapes(known), shapes)
     return known, model
+
+
+def _witness(architecture: nn.Module | str | None, timm_model: nn.Module) -> nn.Module:
+    """A timm model that may take the source's weights: the caller's own keeps its weights."""
+    return timm_model if isinstance(architecture, str) else copy.deepcopy(timm_model)
 
 
 def _inspect(
@@ -384,6 +390,26 @@ def _write(
     processor = processor_config(inspection.data)
     if processor:
         write_json(processor, folder / PROCESSOR_FILE)
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """What ``parity.json`` says of how the folder was made; nothing, if there is none."""
+    path = folder / PARITY_FILE
+    if not path.exists():
+        return {}
+    content = read_json(path)
+    try:
+        height, width = content["image_size"]
+        return {
+            "architecture": content["architecture"] and str(content["architecture"]),
+            "image_size": (int(height), int(width)),
+            "given": dict(content["preprocessing"]["given"] or {}) or None,
+            "labels": check_labels(content["labels"]) if content["labels"] else None,
+        }
+    except (KeyError, TypeError, ValueError, InputError) as error:
+        raise CheckpointError(
+            f"'{path}' is not a record that vitconv has written.", "Restore the file, or remove it."
+        ) from error
 
 
 def _record(

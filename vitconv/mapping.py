@@ -109,10 +109,12 @@ class _Line:
 
     def row(self, architecture: Architecture, block: int = 0) -> Row:
         name, part = re.fullmatch(r"([^\[]+)(?:\[([qkv])\])?", self.timm).groups()  # type: ignore[union-attr]
-        place = lambda text: text.replace("{i}", str(block))  # noqa: E731
-        there = lambda text: None if text == "-" else _prefixed(place(text), architecture)  # noqa: E731
+
+        def there(text: str) -> str | None:
+            return None if text == "-" else _prefixed(text.replace("{i}", str(block)), architecture)
+
         return Row(
-            timm=place(name),
+            timm=name.replace("{i}", str(block)),
             part=None if part is None else "qkv".index(part),
             shape=_shape(self.shape, architecture),
             hub=there(self.hub),

@@ -183,7 +183,7 @@ class Parity:
             yield f"same best class: {comparison.top1:.0%} of the batch, same best five: {comparison.topk:.0%}\n"
 
     def plot(self, axes: Axes | None = None) -> Axes:
-        """Draw the largest relative |Δ| by stage on a logarithmic axis, a line for each dtype.
+        """Draw the largest relative |Δ| by stage on a logarithmic axis, a line for each dtype (needs matplotlib).
 
         A stage that is equal bit for bit has no logarithm: it is drawn at the axis' foot, at 1e-18.
         """

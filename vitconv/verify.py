@@ -205,7 +205,8 @@ def check_bytes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
     ]
     if differing:
         raise ParityError(
-            f"{len(differing)} tensors are not what the source makes of them: {first_few(differing)}.",
+            f"{len(differing)} of {len(expected)} tensors differ from what the source makes of them: "
+            f"{first_few(differing)}.",
             _AGAIN,
             stage="bytes",
         )
