@@ -121,6 +121,19 @@ def test_inspect_shows_the_moves_and_writes_nothing(small_checkpoint):
     assert sorted(small_checkpoint.parent.iterdir()) == before
 
 
+def test_says_how_the_weights_were_found(small_checkpoint, save, tmp_path):
+    weights = torch.load(small_checkpoint)
+    path = save({"state_dict": {f"module.{n}": t for n, t in weights.items()}, "state_dict_ema": weights, "epoch": 3})
+    code, _, err = run("inspect", path, *ARCH)
+    assert code == 0
+    assert "note: Of the trained weights and their EMA, the EMA was taken (--no-ema" in err
+    assert "note: The weights are those at ['state_dict_ema']." in err
+    code, _, err = run("convert", path, tmp_path / "model", *ARCH, "--no-ema", "--no-verify")
+    assert code == 0
+    assert "the trained weights were taken" in err
+    assert "note: The weights are those at ['state_dict'], names beginning with 'module.'." in err
+
+
 def test_inspect_shows_what_is_made(save):
     from models import full_model
 

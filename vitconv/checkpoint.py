@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pickle
@@ -9,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,16 +29,104 @@ _SAFETENSORS_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bf
 _SAVE_INSTEAD = "Save the weights with torch.save(model.state_dict(), path) and pass that file."
 
 
-def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Open a file of weights, recognised by its content: torch's (zip or older pickle) or safetensors.
+@dataclass(frozen=True)
+class Source:
+    """An opened checkpoint, as far as a file can tell.
 
-    The tensors are views of the memory-mapped file wherever its format allows. Pickles are opened with
-    ``weights_only=True``: nothing in them is executed.
+    Attributes:
+        content: what the weights' file holds: tensors by name, perhaps within wrappers.
+        files: the files that hold the weights.
+        architecture: the timm name, if a ``config.json`` lies beside the weights.
+        model_args: the arguments that the model was built with, from there.
+        labels: the class names, from there.
+        data: timm's ``pretrained_cfg``, from there.
+    """
+
+    content: Mapping[Any, Any]
+    files: tuple[Path, ...]
+    architecture: str | None = None
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    labels: tuple[str, ...] | None = None
+    data: Mapping[str, Any] | None = None
+
+
+def open_source(path: str | os.PathLike[str]) -> Source:
+    """Open a file of weights, or a folder as timm saves it for the Hub (``config.json`` and weights, perhaps sharded).
 
     Raises:
-        CheckpointError: there is no such file, it is damaged, or it is no flat dictionary of tensors.
+        CheckpointError: there is no such file or folder, or it is damaged, or it holds no dictionary.
     """
     path = Path(path)
+    if not path.is_dir():
+        return Source(_read_mapping(path), (path,))
+    config = read_json(path / CONFIG_FILE) if (path / CONFIG_FILE).exists() else {}
+    if "model_type" in config:
+        raise CheckpointError(f"'{path}' is a Transformers folder already.", "Pass a timm checkpoint.")
+    names = config.get("label_names")
+    content, files = _read_folder(path)
+    return Source(
+        content,
+        files,
+        architecture=config.get("architecture"),
+        model_args=config.get("model_args") or {},
+        labels=tuple(names) if isinstance(names, list) else None,
+        data=config.get("pretrained_cfg"),
+    )
+
+
+def _read_folder(path: Path) -> tuple[Mapping[Any, Any], tuple[Path, ...]]:
+    for name in (WEIGHTS_FILE, "pytorch_model.bin"):
+        if (path / name).exists():
+            return _read_mapping(path / name), (path / name,)
+    index = path / f"{WEIGHTS_FILE}.index.json"
+    if not index.exists():
+        raise CheckpointError(
+            f"The folder '{path}' holds neither {WEIGHTS_FILE} nor {index.name} nor pytorch_model.bin.",
+            "Pass the file of weights inside it.",
+        )
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise CheckpointError(f"'{index}' has no `weight_map` of file names.", "Download the folder again.")
+    files = sorted(set(shards.values()))
+    outside = [name for name in files if Path(name).name != name or name in ("", ".", "..")]
+    if outside:
+        raise CheckpointError(
+            f"'{index}' names files outside of its folder: {first_few(outside)}.", "Do not use this checkpoint."
+        )
+    content: dict[str, Any] = {}
+    for name in files:
+        for tensor, value in _read_mapping(path / name).items():
+            if tensor in content or shards.get(tensor) != name:
+                raise CheckpointError(
+                    f"'{path / name}' holds `{tensor}`, which the index does not place there.",
+                    "Download the folder again.",
+                )
+            content[tensor] = value
+    missing = [name for name in shards if name not in content]
+    if missing:
+        raise CheckpointError(
+            f"The shards of '{path}' lack tensors that the index names: {first_few(missing)}.",
+            "Download the folder again.",
+        )
+    return content, tuple(path / name for name in files)
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Open a file that holds tensors by name and nothing else.
+
+    The tensors are views of the memory-mapped file wherever its format allows.
+
+    Raises:
+        CheckpointError: there is no such file, it is damaged, or it holds something else.
+    """
+    return only_tensors(_read_mapping(Path(path)), os.fspath(path))
+
+
+def _read_mapping(path: Path) -> Mapping[Any, Any]:
+    """Read a file of weights, recognised by its content: torch's (zip or older pickle) or safetensors.
+
+    Pickles are opened with ``weights_only=True``: nothing in them is executed.
+    """
     if not path.exists():
         raise CheckpointError(f"There is no file '{path}'.", "Check the path of the checkpoint.")
     if path.is_dir():
@@ -46,12 +136,14 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             start = file.read(16)
         # A header's length may happen to look like a zip's or a pickle's first bytes; a brace after it decides.
         safetensors = start[8:9] == b"{" or start[:1] not in (b"P", b"\x80")
-        tensors = _read_safetensors(path, start) if safetensors else _read_torch(path, start)
+        content = _read_safetensors(path, start) if safetensors else _read_torch(path, start)
     except OSError as error:
         raise CheckpointError(
             f"'{path}' cannot be read: {error.strerror or error}.", "Check the file and its permissions."
         ) from error
-    return _only_tensors(tensors, path)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"'{path}' holds a {type(content).__name__}, not a state dict.", _SAVE_INSTEAD)
+    return content
 
 
 def _read_torch(path: Path, start: bytes) -> Any:
@@ -60,7 +152,8 @@ def _read_torch(path: Path, start: bytes) -> Any:
     # By a path that ends so, torch.load would read safetensors; an open file it cannot map.
     misnamed = path.suffix == ".safetensors"
     try:
-        with path.open("rb") as file:
+        # timm's training script saves its arguments; a Namespace only holds values.
+        with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(
                 file if misnamed else path,
                 map_location="cpu",
@@ -94,29 +187,32 @@ def _read_safetensors(path: Path, start: bytes) -> dict[str, Tensor]:
         ) from error
 
 
-def _only_tensors(content: Any, path: Path) -> dict[str, Tensor]:
+def only_tensors(content: Mapping[Any, Any], where: str) -> dict[str, Tensor]:
+    """The content as plain floating-point tensors by name.
+
+    Raises:
+        CheckpointError: it holds anything else, or nothing.
+    """
     import torch
 
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"'{path}' holds a {type(content).__name__}, not a state dict.", _SAVE_INSTEAD)
     content = {str(name): value for name, value in content.items()}
     others = [name for name, value in content.items() if not isinstance(value, torch.Tensor)]
     if others or not content:
         raise CheckpointError(
-            f"'{path}' is not a plain state dict: "
+            f"'{where}' is not a plain state dict: "
             + (f"{first_few(others)} {'is' if len(others) == 1 else 'are'} no tensors." if others else "it is empty."),
             _SAVE_INSTEAD,
         )
     unusual = [name for name, tensor in content.items() if tensor.layout != torch.strided or tensor.is_quantized]
     if unusual:
         raise CheckpointError(
-            f"'{path}' holds sparse or quantised tensors ({first_few(unusual)}).",
+            f"'{where}' holds sparse or quantised tensors ({first_few(unusual)}).",
             "Pass the checkpoint as it was before it was compressed.",
         )
     exotic = [name for name, tensor in content.items() if _dtype(tensor) not in _SAFETENSORS_DTYPES]
     if exotic:
         raise CheckpointError(
-            f"'{path}' holds tensors that are no floating-point weights ({first_few(exotic)} is "
+            f"'{where}' holds tensors that are no floating-point weights ({first_few(exotic)} is "
             f"{_dtype(content[exotic[0]])}).",
             _SAVE_INSTEAD,
         )

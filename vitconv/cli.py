@@ -45,7 +45,10 @@ DataConfigFile = Annotated[
         metavar="FILE", help="JSON with mean, std, interpolation, crop_pct or crop_mode, if not those of timm's tag."
     ),
 ]
-Source = Annotated[Path, typer.Argument(metavar="SRC", help="The file of timm weights: .pth or .safetensors.")]
+NoEma = Annotated[
+    bool, typer.Option("--no-ema", help="Take the trained weights, where the checkpoint also holds their EMA.")
+]
+Source = Annotated[Path, typer.Argument(metavar="SRC", help="The timm weights: a file, or a folder with config.json.")]
 
 
 class CompareDtype(str, Enum):
@@ -92,6 +95,7 @@ def convert(
     ] = None,
     img_size: ImageSize = None,
     data_config: DataConfigFile = None,
+    no_ema: NoEma = False,
     dtype: Annotated[Dtype | None, typer.Option(help="The dtype to store, instead of the source's.")] = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Write without running the two models.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder named DST.")] = False,
@@ -108,6 +112,7 @@ def convert(
             image=image,
             image_size=img_size,
             data=data_config,
+            ema=not no_ema,
             dtype=dtype.value if dtype else None,
             verify=not no_verify,
             overwrite=overwrite,
@@ -117,13 +122,19 @@ def convert(
 
 
 @app.command()
-def inspect(source: Source, arch: Arch = None, img_size: ImageSize = None, data_config: DataConfigFile = None) -> None:
+def inspect(
+    source: Source,
+    arch: Arch = None,
+    img_size: ImageSize = None,
+    data_config: DataConfigFile = None,
+    no_ema: NoEma = False,
+) -> None:
     """Show what a conversion would do, without doing it: the architecture, every move, what would be refused."""
     with _errors_for_people(), _progress() as say:
         from vitconv.convert import inspect as look
 
         say("Reading the checkpoint")
-        found = look(source, arch, image_size=img_size, data=data_config)
+        found = look(source, arch, image_size=img_size, data=data_config, ema=not no_ema)
     _show_inspection(found)
 
 
@@ -206,6 +217,7 @@ def _show_conversion(done: Conversion) -> None:
     else:
         typer.echo(f"  {_pixel_line(done.verification)}")
     typer.echo(f"  preprocessing: {done.data.origin}")
+    _show_notes(done)
     for warning in done.warnings:
         typer.echo(f"warning: {warning}", err=True)
 
@@ -213,6 +225,7 @@ def _show_conversion(done: Conversion) -> None:
 def _show_inspection(found: Inspection) -> None:
     from rich.table import Table
 
+    _show_notes(found)
     typer.echo(_facts(found.architecture))
     for line in _made_lines(found.made):
         typer.echo(line)
@@ -225,6 +238,11 @@ def _show_inspection(found: Inspection) -> None:
     )
     for warning in found.warnings:
         typer.echo(f"warning: {warning}", err=True)
+
+
+def _show_notes(found: Conversion | Inspection) -> None:
+    for note in found.notes:
+        typer.echo(f"note: {_printable(note)}", err=True)
 
 
 def _facts(a: Architecture) -> str:

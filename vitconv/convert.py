@@ -17,9 +17,11 @@ from vitconv.card import CARD_FILE, model_card
 from vitconv.checkpoint import (
     CONFIG_FILE,
     WEIGHTS_FILE,
+    Source,
     check_destination,
+    only_tensors,
+    open_source,
     read_json,
-    read_state_dict,
     staged_folder,
     write_json,
     write_weights,
@@ -39,6 +41,7 @@ from vitconv.preprocess import (
     sample_image,
 )
 from vitconv.simplify import Made, simplify
+from vitconv.unwrap import unwrap
 from vitconv.verify import Verification, verify_folder
 
 if TYPE_CHECKING:
@@ -59,6 +62,7 @@ class Inspection:
         made: the tensors that are made from others (or from nothing) before the moves.
         data: how timm prepares an image for the model.
         warnings: what the converted folder will not be able to do, in sentences.
+        notes: how the model was found in the checkpoint, in sentences.
     """
 
     architecture: Architecture
@@ -66,6 +70,7 @@ class Inspection:
     made: tuple[Made, ...]
     data: DataConfig
     warnings: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class Conversion:
 
     Attributes:
         destination: the Transformers folder.
-        architecture, plan, made, data, warnings: as in :class:`Inspection`.
+        architecture, plan, made, data, warnings, notes: as in :class:`Inspection`.
         labels: the class names written, in order.
         verification: how close the two models came; ``None`` if it was switched off.
     """
@@ -86,6 +91,7 @@ class Conversion:
     labels: tuple[str, ...]
     data: DataConfig
     warnings: tuple[str, ...]
+    notes: tuple[str, ...]
     verification: Verification | None
 
 
@@ -125,7 +131,9 @@ def convert_state_dict(
     if layout not in ("module", "hub"):
         raise InputError(f"There is no layout '{layout}'.", "Choose 'module' or 'hub'.")
     if not isinstance(architecture, Architecture):
-        architecture, _ = _resolve(architecture, shapes_of(state_dict))
+        shapes = shapes_of(state_dict)
+        architecture = _sized(_timm_model(architecture, {}), architecture, shapes, None)
+        check_tensors(mapping.timm_shapes(architecture), shapes)
     return convert_tensors(state_dict, architecture, "hub" if layout == "hub" else installed_dialect())
 
 
@@ -159,14 +167,14 @@ def inspect(
     *,
     image_size: tuple[int, int] | None = None,
     data: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    ema: bool = True,
 ) -> Inspection:
     """Say what converting ``source`` would do; read names and shapes, write nothing.
 
     Raises:
         VitconvError: what :func:`convert_checkpoint` would refuse, for the same reason.
     """
-    state_dict = read_state_dict(source)
-    return _inspect(state_dict, *_resolve(architecture, shapes_of(state_dict), image_size), data)
+    return _open(source, architecture, image_size, data, ema).inspection
 
 
 def convert_checkpoint(
@@ -178,6 +186,7 @@ def convert_checkpoint(
     image: str | os.PathLike[str] | None = None,
     image_size: tuple[int, int] | None = None,
     data: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    ema: bool = True,
     dtype: str | None = None,
     verify: bool = True,
     overwrite: bool = False,
@@ -188,14 +197,16 @@ def convert_checkpoint(
     The number of classes and channels and the image size are read from the weights.
 
     Args:
-        source: a ``.pth`` or ``.safetensors`` file with the state dict of a timm Vision Transformer.
+        source: a file with the weights of a timm Vision Transformer (torch's format or safetensors, whatever its
+            name, wrapped by a training script or not), or a folder as timm saves it for the Hub.
         destination: the folder to write; it appears whole or not at all.
-        architecture: the timm name, or a timm model.
-        labels: class names, or a file of them (one per line, or JSON).
+        architecture: the timm name, or a timm model; by default what a folder's ``config.json`` says.
+        labels: class names, or a file of them (one per line, or JSON); by default what ``config.json`` says.
         image: an image file to verify on; by default a built-in picture.
         image_size: (height, width), where the weights leave it open.
         data: how the model wants its images prepared, where that is not what timm's pretrained tag says: a mapping
             with any of timm's ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode``, or a JSON file.
+        ema: take the exponential moving average of the weights where the checkpoint holds both.
         dtype: the dtype to store, ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"float64"``; by default the
             source's.
         verify: run both models on the image and refuse to write if they disagree.
@@ -211,26 +222,22 @@ def convert_checkpoint(
     names = _read_names(labels)
     picture = load_image(image) if image else sample_image()
     say("Reading the checkpoint")
-    state_dict = read_state_dict(source)
-    say("Planning the moves")
-    known, timm_model = _resolve(architecture, shapes_of(state_dict), image_size)
-    inspection = _inspect(state_dict, known, timm_model, data)
-    names = _fitting_labels(names, known)
+    opened = _open(source, architecture, image_size, data, ema)
+    inspection, known = opened.inspection, opened.inspection.architecture
+    names = _fitting_labels(names or opened.source.labels, known)
 
     with staged_folder(destination, overwrite=overwrite) as folder:
         say("Writing the folder")
-        _write(folder, state_dict, inspection, names, dtype)
+        _write(folder, opened.state_dict, inspection, names, dtype)
         verification = None
         if verify:
-            witness = _witness(architecture, timm_model)
             verification = verify_folder(
-                folder, state_dict, witness, known, inspection.data, [picture], labels=names, say=say
+                folder, opened.state_dict, opened.witness(), known, inspection.data, [picture], labels=names, say=say
             )
-        timm_name = architecture if isinstance(architecture, str) else None
-        write_json(_record(Path(source), timm_name, names, inspection, verification), folder / PARITY_FILE)
+        write_json(_record(opened, names, verification), folder / PARITY_FILE)
         card = model_card(
-            Path(source).name,
-            timm_name,
+            opened.source.files[0].name,
+            opened.timm_name,
             known,
             names,
             inspection.made,
@@ -247,6 +254,7 @@ def convert_checkpoint(
         labels=names,
         data=inspection.data,
         warnings=inspection.warnings,
+        notes=inspection.notes,
         verification=verification,
     )
 
@@ -260,6 +268,7 @@ def verify_checkpoint(
     images: Sequence[str | os.PathLike[str]] = (),
     image_size: tuple[int, int] | None = None,
     data: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    ema: bool | None = None,
     dtypes: Sequence[str] = (),
     device: str = "cpu",
     say: Callable[[str], None] = lambda step: None,
@@ -269,12 +278,12 @@ def verify_checkpoint(
     Besides the images, the models run on pixels that no photo has: noise, black, white, a checkerboard.
 
     Args:
-        source: the file of timm weights.
+        source: the timm weights, as for :func:`convert_checkpoint`.
         folder: the Transformers folder.
         architecture: the timm name, or a timm model; by default the name recorded in the folder's ``parity.json``.
         labels: class names, or a file of them; by default as recorded in ``parity.json``.
         images: image files to verify on; by default a built-in picture.
-        image_size, data: as for :func:`convert_checkpoint`; by default as recorded in ``parity.json``.
+        image_size, data, ema: as for :func:`convert_checkpoint`; by default as recorded in ``parity.json``.
         dtypes: what to compare in besides float64: any of :data:`vitconv.parity.DTYPES`; by default what is stored.
         device: where to compute: ``"cpu"``, ``"cuda"``…
         say: called with a few words at the beginning of each step.
@@ -292,18 +301,17 @@ def verify_checkpoint(
     data = data or recorded.get("given")
     names = _read_names(labels) or recorded.get("labels")
     pictures = [load_image(image) for image in images] or [sample_image()]
+    ema = recorded.get("ema", True) if ema is None else ema
     say("Reading the checkpoint")
-    state_dict = read_state_dict(source)
-    known, timm_model = _resolve(architecture, shapes_of(state_dict), image_size)
-    inspection = _inspect(state_dict, known, timm_model, data)
+    opened = _open(source, architecture, image_size, data, ema)
     return verify_folder(
         folder,
-        state_dict,
-        _witness(architecture, timm_model),
-        known,
-        inspection.data,
+        opened.state_dict,
+        opened.witness(),
+        opened.inspection.architecture,
+        opened.inspection.data,
         pictures,
-        labels=names,
+        labels=names or opened.source.labels,
         probes=True,
         dtypes=dtypes,
         device=device,
@@ -311,51 +319,79 @@ def verify_checkpoint(
     )
 
 
-def _resolve(
+@dataclass(frozen=True)
+class _Opened:
+    """A source, understood: its weights, what they are the weights of, and what will be done."""
+
+    source: Source
+    state_dict: Mapping[str, Tensor]
+    timm_name: str | None
+    timm_model: nn.Module
+    ema: bool
+    inspection: Inspection
+
+    def witness(self) -> nn.Module:
+        """A timm model that may take the source's weights: the caller's own keeps its weights."""
+        return copy.deepcopy(self.timm_model) if self.timm_name is None else self.timm_model
+
+
+def _open(
+    path: str | os.PathLike[str],
     architecture: nn.Module | str | None,
-    shapes: Shapes,
-    image_size: tuple[int, int] | None = None,
-) -> tuple[Architecture, nn.Module]:
-    """The architecture at the weights' sizes, and timm's own model of it: the given one, or one without weights."""
-    if architecture is None:
-        told = describe_shapes(shapes)
+    image_size: tuple[int, int] | None,
+    given: Mapping[str, Any] | str | os.PathLike[str] | None,
+    ema: bool,
+) -> _Opened:
+    source = open_source(path)
+    wanted = architecture or source.architecture
+    if wanted is None:
+        told = describe_shapes(shapes_of(unwrap(source.content, None, ema=ema).tensors))
         raise ArchitectureError(
             "The architecture is not given, and weights do not tell their heads, epsilon or activation"
             + (f"; their shapes tell: {told}." if told else "."),
             "Name the timm architecture, as in --arch vit_base_patch16_384.",
         )
-    model = build_timm(architecture) if isinstance(architecture, str) else architecture
+    arguments = source.model_args if wanted == source.architecture else {}
+    model = _timm_model(wanted, arguments)
     known = from_timm(model)
-    if isinstance(architecture, str):
-        # First what tensors there are, then what their sizes tell.
-        check_names(mapping.timm_shapes(replace(known, num_labels=int("head.weight" in shapes))), shapes)
-        known = fit_to_weights(known, shapes, image_size)
-        model = build_timm(
-            architecture, num_classes=known.num_labels, in_chans=known.num_channels, img_size=known.image_size
-        )
+    unwrapped = unwrap(source.content, set(mapping.timm_shapes(replace(known, num_labels=1))), ema=ema)
+    state_dict = only_tensors(unwrapped.tensors, os.fspath(path))
+    shapes = shapes_of(state_dict)
+    known = _sized(model, wanted, shapes, image_size)
     check_tensors(mapping.timm_shapes(known), shapes)
-    return known, model
+    if isinstance(wanted, str):
+        sizes = {"num_classes": known.num_labels, "in_chans": known.num_channels, "img_size": known.image_size}
+        model = _timm_model(wanted, {**arguments, **sizes})
+    if isinstance(given, (str, os.PathLike)):
+        given = read_data_config(given)
+    inspection = _inspect(state_dict, known, data_config(model, known, given, own=source.data), unwrapped.notes)
+    return _Opened(source, state_dict, wanted if isinstance(wanted, str) else None, model, ema, inspection)
 
 
-def _witness(architecture: nn.Module | str | None, timm_model: nn.Module) -> nn.Module:
-    """A timm model that may take the source's weights: the caller's own keeps its weights."""
-    return timm_model if isinstance(architecture, str) else copy.deepcopy(timm_model)
+def _timm_model(architecture: nn.Module | str, arguments: Mapping[str, Any]) -> nn.Module:
+    return build_timm(architecture, **arguments) if isinstance(architecture, str) else architecture
+
+
+def _sized(
+    model: nn.Module, architecture: nn.Module | str, shapes: Shapes, image_size: tuple[int, int] | None
+) -> Architecture:
+    """The model's architecture; of a name, at the sizes that the weights tell."""
+    known = from_timm(model)
+    if not isinstance(architecture, str):
+        return known
+    # First what tensors there are, then what their sizes tell.
+    check_names(mapping.timm_shapes(replace(known, num_labels=int("head.weight" in shapes))), shapes)
+    return fit_to_weights(known, shapes, image_size)
 
 
 def _inspect(
-    state_dict: Mapping[str, Tensor],
-    architecture: Architecture,
-    timm_model: nn.Module,
-    given: Mapping[str, Any] | str | os.PathLike[str] | None,
+    state_dict: Mapping[str, Tensor], architecture: Architecture, data: DataConfig, notes: tuple[str, ...]
 ) -> Inspection:
     simple = simplify(state_dict, architecture)
     plan = make_plan(simple.architecture, shapes_of(simple.state_dict))
-    if isinstance(given, (str, os.PathLike)):
-        given = read_data_config(given)
-    data = data_config(timm_model, architecture, given)
     reason = obstacle(data)
     warnings = (f"No {PROCESSOR_FILE}: {reason}",) if reason else ()
-    return Inspection(architecture, plan, simple.made, data, warnings)
+    return Inspection(architecture, plan, simple.made, data, warnings, notes)
 
 
 def _read_names(labels: Sequence[str] | str | os.PathLike[str] | None) -> tuple[str, ...] | None:
@@ -405,6 +441,7 @@ def _recorded(folder: Path) -> dict[str, Any]:
             "image_size": (int(height), int(width)),
             "given": dict(content["preprocessing"]["given"] or {}) or None,
             "labels": check_labels(content["labels"]) if content["labels"] else None,
+            "ema": bool(content["ema"]),
         }
     except (KeyError, TypeError, ValueError, InputError) as error:
         raise CheckpointError(
@@ -412,24 +449,19 @@ def _recorded(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def _record(
-    source: Path,
-    timm_name: str | None,
-    labels: tuple[str, ...],
-    inspection: Inspection,
-    verification: Verification | None,
-) -> dict[str, Any]:
+def _record(opened: _Opened, labels: tuple[str, ...], verification: Verification | None) -> dict[str, Any]:
     """The contents of ``parity.json``: what was converted, by which versions, and how close the models came."""
-    digest = hashlib.sha256()
-    with source.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
+    inspection = opened.inspection
     versions = {name: importlib.metadata.version(name) for name in ("timm", "transformers", "torch", "safetensors")}
     return {
         "schema": 1,
-        "source": {"file": source.name, "bytes": source.stat().st_size, "sha256": digest.hexdigest()},
+        "source": [
+            {"file": file.name, "bytes": file.stat().st_size, "sha256": _sha256(file)} for file in opened.source.files
+        ],
+        "notes": list(inspection.notes),
+        "ema": opened.ema,
         "versions": {"vitconv": __version__, **versions},
-        "architecture": timm_name,
+        "architecture": opened.timm_name,
         "image_size": list(inspection.architecture.image_size),
         "labels": list(labels),
         "preprocessing": asdict(inspection.data),
@@ -437,3 +469,11 @@ def _record(
         "verified": verification is not None,
         **(verification.to_dict() if verification else {}),
     }
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

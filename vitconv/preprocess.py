@@ -64,7 +64,11 @@ class DataConfig:
 
 
 def data_config(
-    timm_model: nn.Module, architecture: Architecture, given: Mapping[str, Any] | None = None
+    timm_model: nn.Module,
+    architecture: Architecture,
+    given: Mapping[str, Any] | None = None,
+    *,
+    own: Mapping[str, Any] | None = None,
 ) -> DataConfig:
     """What timm's own data configuration says for the model, at the architecture's size and channels.
 
@@ -74,7 +78,8 @@ def data_config(
     Args:
         timm_model: a timm model, whose ``pretrained_cfg`` is that of its pretrained tag.
         architecture: the same model's, as the weights have it.
-        given: values that go before the tag's, by timm's names: :data:`GIVEN`.
+        given: values that go before all others, by timm's names: :data:`GIVEN`.
+        own: the checkpoint's own ``pretrained_cfg``, whose values go before the tag's.
 
     Raises:
         InputError: ``given`` has an unknown name, or values that do not fit the model.
@@ -83,12 +88,16 @@ def data_config(
 
     given = dict(given or {})
     _check_given(given, architecture)
-    resolved = {**resolve_model_data_config(timm_model), **given}
+    # Of the checkpoint's own configuration the size may be that of its pretraining: the weights tell it.
+    own = {name: value for name, value in (own or {}).items() if name in GIVEN and name != "input_size"}
+    _check_given(own, architecture)
+    resolved = {**resolve_model_data_config(timm_model), **own, **given}
     mean, std = tuple(resolved["mean"]), tuple(resolved["std"])
     if architecture.num_channels == 1 and len(mean) == len(std) == 3:
         mean, std = (sum(mean) / 3,), (sum(std) / 3,)
     tag = timm_model.pretrained_cfg.get("tag")
     origin = f"timm's pretrained tag '{tag}'" if tag else "timm's defaults"
+    origin = "the checkpoint's own config.json" if own else origin
     return DataConfig(
         image_size=architecture.image_size,
         num_channels=architecture.num_channels,
