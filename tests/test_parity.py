@@ -9,7 +9,7 @@ from models import FOLDED, KINDS, pixels_for, small_model
 
 from vitconv.convert import to_huggingface
 from vitconv.errors import InputError, ParityError
-from vitconv.parity import compare
+from vitconv.parity import _judge, compare
 
 
 @pytest.fixture
@@ -150,6 +150,19 @@ def test_models_of_another_shape_are_not_compared(pair):
 def test_an_impossible_dtype(pair, dtype, message):
     with pytest.raises(InputError, match=message):
         compare(*pair, dtypes=[dtype])
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "abacus"])
+def test_an_impossible_device(pair, device):
+    with pytest.raises(InputError, match=f"no device '{device}' here"):
+        compare(*pair, device=device)
+
+
+def test_low_precision_without_rounding_allows_none():
+    """Where the original is exact in bfloat16, a converted model that is not is wrong by any ratio."""
+    exact = torch.ones(1, 2, dtype=torch.float64)
+    assert _judge("logits", [exact, exact, exact], "bfloat16", []).within
+    assert not _judge("logits", [exact, exact, exact * 1.01], "bfloat16", []).within
 
 
 def test_the_figures_are_plain_data(pair):

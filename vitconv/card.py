@@ -106,9 +106,8 @@ def _proof(verification: Verification | None) -> str:
     lines = [
         "## Proof",
         "",
-        f"Of {account.source:,} elements of the source {account.moved:,} are in this folder bit for bit"
-        + (f" and {account.folded:,} were folded into others" if account.folded else "")
-        + ". The two models on the same pixels:",
+        f"Of {account.source:,} elements of the source {account.moved:,} are in this folder, {account.how},"
+        + f" and {account.folded:,} were folded into others. The two models on the same pixels:",
         "",
         "| computed in | largest difference at any stage | at the end | same best class |",
         "|---|---|---|---|",

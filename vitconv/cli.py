@@ -184,8 +184,10 @@ def verify(
 
 def _show_verification(found: Verification) -> None:
     account = found.account
-    folded = f", {account.folded:,} folded into others" if account.folded else ""
-    typer.echo(f"bytes: of {account.source:,} elements {account.moved:,} moved bit for bit{folded}")
+    typer.echo(
+        f"bytes: of {account.source:,} elements {account.moved:,} moved {account.how}, "
+        f"{account.folded:,} folded into others"
+    )
     typer.echo(_pixel_line(found))
     _print(found.parity)
 

@@ -228,7 +228,7 @@ def compare(
         device: where to compute.
 
     Raises:
-        InputError: a dtype is unknown, or TF32 is asked for without a GPU.
+        InputError: a dtype is unknown, there is no such device, or TF32 is asked for without a GPU.
         ParityError: the two models do not have the same stages.
 
     Example:
@@ -241,7 +241,17 @@ def compare(
     for dtype in dtypes:
         if dtype not in DTYPES:
             raise InputError(f"There is no dtype '{dtype}' to compare in.", f"Choose from {', '.join(DTYPES)}.")
+    _check_device(str(device))
     return Parity(tuple(_compare(timm_model, hf_model, pixel_values, dtype, str(device)) for dtype in dtypes))
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"There is no device '{device}' here.", "Compute on 'cpu', or where there is one.") from error
 
 
 def _compare(timm_model: nn.Module, hf_model: PreTrainedModel, pixels: Tensor, dtype: str, device: str) -> Comparison:
@@ -254,7 +264,7 @@ def _compare(timm_model: nn.Module, hf_model: PreTrainedModel, pixels: Tensor, d
     with ExitStack() as stack:
         stack.enter_context(_tf32(dtype == "tf32"))
         if dtype == "float64":
-            stack.enter_context(_attention(hf_model, "sdpa"))
+            stack.enter_context(_without_eager_attention(hf_model))
         reference = copy.deepcopy(timm_model) if low else None
         runs = [] if reference is None else [(reference, torch.float64)]
         runs += [(timm_model, kind), (hf_model, kind)]
@@ -297,7 +307,8 @@ def _judge(name: str, values: list[Tensor], dtype: str, before: Sequence[Stage])
     if reference:
         far = (converted - reference[0]).abs().mean().item()
         near = (original - reference[0]).abs().mean().item()
-        badness, limit = (far / near if near else far), LOW_PRECISION_RATIO
+        # An original without any rounding leaves none to the converted model either.
+        badness, limit = (far / near if near else math.inf if far else 0.0), LOW_PRECISION_RATIO
     else:
         badness = max_abs / scale if scale else max_abs
         # Each of the n blocks before adds its rounding to the sum that the blocks share.
@@ -383,16 +394,15 @@ def _moved(model: nn.Module, dtype: torch.dtype, device: str) -> Iterator[None]:
 
 
 @contextmanager
-def _attention(model: PreTrainedModel, implementation: str) -> Iterator[None]:
-    before = model.config._attn_implementation
-    if before != "eager":
+def _without_eager_attention(model: PreTrainedModel) -> Iterator[None]:
+    if model.config._attn_implementation != "eager":
         yield
         return
-    model.set_attn_implementation(implementation)
+    model.set_attn_implementation("sdpa")
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        model.set_attn_implementation("eager")
 
 
 @contextmanager

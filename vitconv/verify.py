@@ -50,10 +50,11 @@ class Account:
 
     Attributes:
         source: elements in the source.
-        moved: of them, those that are in the target unchanged.
+        moved: of them, those that are in the target as they were, but for a cast.
         folded: of them, those that a rewrite worked into others.
         target: elements in the target.
         made: of them, those that a rewrite made, from folded ones or as constants.
+        cast_to: the dtype that moved elements were cast to; ``None`` if they are equal bit for bit.
     """
 
     source: int
@@ -61,6 +62,12 @@ class Account:
     folded: int
     target: int
     made: int
+    cast_to: str | None
+
+    @property
+    def how(self) -> str:
+        """How the moved elements are there, for people."""
+        return f"cast to {self.cast_to}" if self.cast_to else "bit for bit"
 
 
 @dataclass(frozen=True)
@@ -174,10 +181,11 @@ def check_source(
         {name: tensor for name, tensor in untouched.items() if name not in touched},
         {name: tensor for name, tensor in back.items() if name not in touched},
     )
-    return account_for(shapes_of(state_dict), shapes_of(written), simple.made)
+    cast = stored is not None and any(tensor.dtype != stored for tensor in state_dict.values())
+    return account_for(shapes_of(state_dict), shapes_of(written), simple.made, stored if cast else None)
 
 
-def account_for(source: Shapes, target: Shapes, made: Sequence[Made]) -> Account:
+def account_for(source: Shapes, target: Shapes, made: Sequence[Made], cast_to: torch.dtype | None = None) -> Account:
     """Count the elements.
 
     Raises:
@@ -193,7 +201,8 @@ def account_for(source: Shapes, target: Shapes, made: Sequence[Made]) -> Account
             "Report this as a bug in vitconv.",
             stage="bytes",
         )
-    return Account(source=total, moved=moved, folded=folded, target=goal, made=goal - moved)
+    dtype = None if cast_to is None else str(cast_to).removeprefix("torch.")
+    return Account(source=total, moved=moved, folded=folded, target=goal, made=goal - moved, cast_to=dtype)
 
 
 def check_bytes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
