@@ -21,6 +21,7 @@ from vitconv.errors import ArchitectureError, CheckpointError, DestinationError,
 FULL_SIZE = [
     ("vit_tiny_patch16_224", {}),
     ("vit_tiny_patch16_384", {}),
+    ("vit_tiny_patch16_224", {"patch_size": 32}),  # timm has no name for it
     ("vit_small_patch16_224", {}),
     ("vit_small_patch32_224", {}),
     ("vit_base_patch16_224", {}),
