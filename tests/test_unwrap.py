@@ -9,7 +9,7 @@ from models import full_model, perturbed
 from safetensors.torch import save_file
 
 from vitconv.architecture import build_timm
-from vitconv.convert import convert_checkpoint, inspect
+from vitconv.convert import convert_checkpoint, inspect, read_weights
 from vitconv.errors import CheckpointError, VitconvError
 from vitconv.unwrap import unwrap
 
@@ -97,6 +97,13 @@ def test_the_ema_is_preferred_and_said(wrap, weights, other, expected, tmp_path)
     )
     assert (tmp_path / "plain" / "model.safetensors").read_bytes() == expected
     assert json.loads((tmp_path / "plain" / "parity.json").read_text())["ema"] is False
+
+
+def test_read_weights_gives_timm_what_it_loads(weights, save):
+    path = save({"state_dict": prefixed("module.", weights), "epoch": 1})
+    model = build_timm(ARCH, num_classes=5)
+    model.load_state_dict(read_weights(path, ARCH), strict=True, assign=True)
+    assert torch.equal(model.head.weight, weights["head.weight"])
 
 
 def test_two_models_that_fit_are_an_error(weights, other, save):

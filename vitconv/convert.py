@@ -161,6 +161,20 @@ def to_huggingface(timm_model: nn.Module) -> PreTrainedModel:
     return model.train(timm_model.training)
 
 
+def read_weights(
+    source: str | os.PathLike[str], architecture: nn.Module | str | None = None, *, ema: bool = True
+) -> Mapping[str, Tensor]:
+    """Read the state dict of a timm model, in timm's names, out of whatever the checkpoint wraps around it.
+
+    Args:
+        source, architecture, ema: as for :func:`convert_checkpoint`.
+
+    Raises:
+        VitconvError: what :func:`convert_checkpoint` would refuse, for the same reason.
+    """
+    return _open(source, architecture, None, None, ema).state_dict
+
+
 def inspect(
     source: str | os.PathLike[str],
     architecture: nn.Module | str | None,
