@@ -28,7 +28,7 @@ test: $(VENV)/installed $(VENV)/transformers-4.57.6 artifacts/outputs.csv ## Run
 test-gpu: $(VENV)/installed ## Run the tests that need a CUDA GPU
 	$(BIN)/pytest -m gpu tests
 
-lint: $(VENV)/installed ## Check style, types of imports and that no notebook holds outputs
+lint: $(VENV)/installed ## Check style and format, and that no notebook holds outputs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
