@@ -23,7 +23,7 @@ from vitconv.convert import convert_checkpoint
 from vitconv.errors import ParityError
 from vitconv.huggingface import load_folder
 from vitconv.parity import compare
-from vitconv.preprocess import DataConfig, data_config, huggingface_pixels, sample_image, timm_pixels
+from vitconv.preprocess import DataConfig, data_config, huggingface_pixels, sample_image, tag_config, timm_pixels
 from vitconv.verify import verify_folder
 
 Tensors = dict[str, torch.Tensor]
@@ -98,7 +98,9 @@ def make_base(name: str, folder: Path) -> Base:
     labels = LABELS if model.num_classes else None
     convert_checkpoint(folder / "timm.pth", folder / "hf", architecture=model, labels=labels, data=DATA)
     architecture = from_timm(model)
-    return Base(folder / "hf", model, architecture, data_config(model, architecture, DATA), labels)
+    return Base(
+        folder / "hf", model, architecture, data_config(tag_config(model.pretrained_cfg), architecture, DATA), labels
+    )
 
 
 def judge(base: Base, folder: Path) -> Outcome:

@@ -26,6 +26,7 @@ from vitconv.preprocess import (
     processor_config,
     read_data_config,
     sample_image,
+    tag_config,
     timm_pixels,
 )
 
@@ -227,27 +228,29 @@ def test_what_no_processor_can_do_has_a_reason():
 
 def test_the_config_is_timm_s():
     model = timm.create_model("vit_base_patch16_384.augreg_in21k_ft_in1k")
-    config = data_config(model, from_timm(model))
+    config = data_config(tag_config(model.pretrained_cfg), from_timm(model))
     assert config == DataConfig((384, 384), 3, "bicubic", (0.5,) * 3, (0.5,) * 3, 1.0, "center")
     deit = timm.create_model("deit3_small_patch16_384")
-    assert data_config(deit, from_timm(deit)).mean == MEAN
+    assert data_config(tag_config(deit.pretrained_cfg), from_timm(deit)).mean == MEAN
 
 
 def test_the_size_is_the_weights_not_the_tag_s():
     model = small_model("not square")
-    assert data_config(model, from_timm(model)).image_size == (32, 64)
+    assert data_config(tag_config(model.pretrained_cfg), from_timm(model)).image_size == (32, 64)
 
 
 def test_grey_models_average_mean_and_std():
     model = small_model("one channel")
-    config = data_config(model, from_timm(model))
+    config = data_config(tag_config(model.pretrained_cfg), from_timm(model))
     assert config.mean == (0.5,)
     assert len(config.std) == 1
 
 
 def test_what_is_given_goes_before_the_tag():
     model = small_model()
-    config = data_config(model, from_timm(model), {"mean": [0.1, 0.2, 0.3], "crop_pct": 0.8})
+    config = data_config(
+        tag_config(model.pretrained_cfg), from_timm(model), {"mean": [0.1, 0.2, 0.3], "crop_pct": 0.8}
+    )
     assert config.mean == (0.1, 0.2, 0.3)
     assert config.crop_pct == 0.8
     assert config.std == (0.5,) * 3
@@ -270,7 +273,7 @@ def test_what_is_given_goes_before_the_tag():
 def test_a_nonsensical_data_configuration_is_named(given, message):
     model = small_model()
     with pytest.raises(InputError, match=message) as caught:
-        data_config(model, from_timm(model), given)
+        data_config(tag_config(model.pretrained_cfg), from_timm(model), given)
     assert caught.value.remedy
 
 

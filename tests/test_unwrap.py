@@ -126,15 +126,29 @@ def test_a_head_outside_of_the_model_is_not_lost_in_silence(weights, save):
 
 
 def test_what_is_no_vision_transformer_is_named(save):
-    with pytest.raises(CheckpointError, match=r"no Vision Transformer .* \(there is conv1.weight, fc.weight\)"):
-        inspect(save({"conv1.weight": torch.ones(1), "fc.weight": torch.ones(1)}), ARCH)
+    with pytest.raises(CheckpointError, match=r"no Vision Transformer .* \(there is rnn.weight, fc.weight\)"):
+        inspect(save({"rnn.weight": torch.ones(1), "fc.weight": torch.ones(1)}), ARCH)
     with pytest.raises(CheckpointError, match=r"\(there is nothing\)"):
         inspect(save({}), ARCH)
 
 
-def test_without_an_architecture_the_shapes_still_tell(weights, save):
-    with pytest.raises(VitconvError, match="their shapes tell: width 192, 12 blocks, patch 16x16"):
+def test_without_an_architecture_the_shapes_still_tell(save):
+    odd = full_model(ARCH, depth=3, num_classes=5).state_dict()
+    with pytest.raises(VitconvError, match="they tell: width 192, 3 blocks, patch 16x16"):
+        inspect(save({"state_dict": prefixed("module.", odd)}), None)
+
+
+def test_without_an_architecture_those_that_fit_are_listed(weights, save):
+    with pytest.raises(
+        VitconvError, match=r"fit 3 of different numbers: deit_tiny_patch16_224 \(mean 0.485"
+    ) as caught:
         inspect(save({"state_dict": prefixed("module.", weights)}), None)
+    assert "vit_tiny_patch16_384 (mean 0.5/0.5/0.5, std 0.5/0.5/0.5, crop_pct 1)" in caught.value.problem
+
+
+def test_the_only_architecture_that_fits_is_taken_and_named(save):
+    found = inspect(save(full_model("vit_base_patch8_224", depth=12, num_classes=5).state_dict()), None)
+    assert found.notes == ("The weights fit one architecture of timm's, vit_base_patch8_224: it was taken.",)
 
 
 @given(

@@ -15,7 +15,7 @@ from vitconv.errors import CheckpointError, ParityError
 from vitconv.huggingface import load_config
 from vitconv.parity import compare
 from vitconv.plan import convert_tensors
-from vitconv.preprocess import data_config, sample_image
+from vitconv.preprocess import data_config, sample_image, tag_config
 from vitconv.verify import check_bytes, check_source, verify_folder
 
 
@@ -36,7 +36,7 @@ def verify(small_checkpoint, folder):
             read_state_dict(small_checkpoint),
             model,
             architecture,
-            data_config(model, architecture),
+            data_config(tag_config(model.pretrained_cfg), architecture),
             [sample_image()],
         )
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from huggingface_hub import ModelCard, ModelCardData
-
 from vitconv import __version__
 from vitconv.mapping import class_name
 
@@ -28,15 +26,11 @@ def model_card(
     data: DataConfig,
     warnings: tuple[str, ...],
     verification: Verification | None,
-) -> ModelCard:
-    """Write the card; ``huggingface_hub`` turns it into a ``README.md`` that the Hub understands."""
-    data_card = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="image-classification" if architecture.classifier else "image-feature-extraction",
-        tags=["vision", "vit", "timm", "vitconv"],
-    )
+) -> str:
+    """Write the card, with the metadata that the Hub reads: https://huggingface.co/docs/hub/model-cards"""
+    task = "image-classification" if architecture.classifier else "image-feature-extraction"
     sections = [
-        f"---\n{data_card.to_yaml()}\n---",
+        f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags:\n- vision\n- vit\n- timm\n- vitconv\n---",
         f"# {timm_name or 'A timm Vision Transformer'}, as {class_name(architecture)}",
         f"Converted from the timm weights `{source}` by vitconv {__version__}.",
         _loading(architecture),
@@ -45,7 +39,7 @@ def model_card(
         _changes(made),
         _proof(verification),
     ]
-    return ModelCard("\n\n".join(section for section in sections if section) + "\n")
+    return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def _loading(architecture: Architecture) -> str:

@@ -1,4 +1,4 @@
-"""Open the checkpoints people have, and write a Transformers folder that appears whole or not at all."""
+"""Open the checkpoints people have: files of torch's or safetensors, folders, and names on the Hub."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import argparse
 import json
 import os
 import pickle
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import re
+import struct
+import sys
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitconv.errors import CheckpointError, DestinationError, first_few
+from vitconv.errors import CheckpointError, first_few
+from vitconv.tensorfile import INDEX_FILE, WEIGHTS_FILE, StoredTensor, dtype_name, itemsize, load_tensors, read_header
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+HUB_PREFIX = re.compile(r"hf[-_]hub:")
 
-#: Bytes: a cache line, and what torch's own allocator aligns to on a CPU.
-_ALIGNMENT = 64
-_SAFETENSORS_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-
+_FLOATS = ("float64", "float32", "float16", "bfloat16")
 _SAVE_INSTEAD = "Save the weights with torch.save(model.state_dict(), path) and pass that file."
+_AGAIN = "Copy or download the file again."
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Source:
         model_args: the arguments that the model was built with, from there.
         labels: the class names, from there.
         data: timm's ``pretrained_cfg``, from there.
+        records: of a file in torch's format, where the bytes of its tensors are: start -> length.
+        notes: where it comes from, in sentences to be said aloud.
     """
 
     content: Mapping[Any, Any]
@@ -48,37 +50,83 @@ class Source:
     model_args: Mapping[str, Any] = field(default_factory=dict)
     labels: tuple[str, ...] | None = None
     data: Mapping[str, Any] | None = None
+    records: Mapping[int, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def tensors(self, content: Mapping[Any, Any]) -> dict[str, StoredTensor | Tensor]:
+        """A part of the content as plain floating-point tensors by name, in their files wherever that is possible.
+
+        Raises:
+            CheckpointError: it holds anything else, or nothing.
+        """
+        where = os.fspath(self.files[0] if len(self.files) == 1 else self.files[0].parent)
+        return {name: self._located(name, tensor) for name, tensor in _only_tensors(content, where).items()}
+
+    def _located(self, name: str, tensor: StoredTensor | Tensor) -> StoredTensor | Tensor:
+        """A tensor on ``meta``, found in the file it was read from."""
+        if isinstance(tensor, StoredTensor) or not tensor.is_meta:
+            return tensor
+        start = tensor.untyped_storage()._checkpoint_offset
+        first, size = tensor.storage_offset() * tensor.itemsize, tensor.numel() * tensor.itemsize
+        if start not in self.records or first + size > self.records[start]:
+            raise _damaged(self.files[0], f"`{name}` has more elements than the file has bytes for it")
+        if tensor.is_contiguous():
+            return StoredTensor(self.files[0], start + first, dtype_name(tensor), tuple(tensor.shape))
+        # Such as a convolution in channels-last order: torch views its bytes as they lie.
+        whole = StoredTensor(self.files[0], start, "uint8", (self.records[start],))
+        stored = load_tensors({name: whole})[name].view(tensor.dtype)
+        return stored.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
 def open_source(path: str | os.PathLike[str]) -> Source:
-    """Open a file of weights, or a folder as timm saves it for the Hub (``config.json`` and weights, perhaps sharded).
+    """Open a file of weights, a folder as timm saves it for the Hub, or such a folder on the Hub.
+
+    Args:
+        path: a file; a folder with ``config.json`` and weights, perhaps sharded; or ``"hf-hub:org/name"``, perhaps
+            with ``@revision``.
 
     Raises:
         CheckpointError: there is no such file or folder, or it is damaged, or it holds no dictionary.
     """
+    if HUB_PREFIX.match(str(path)):
+        from vitconv.hub import download
+
+        folder = download(HUB_PREFIX.sub("", str(path)))
+        note = f"The checkpoint is {path} at revision {folder.name}."
+        return replace(_open_folder(folder), notes=(note,))
     path = Path(path)
-    if not path.is_dir():
-        return Source(_read_mapping(path), (path,))
+    if path.is_dir():
+        return _open_folder(path)
+    content, records = _read_mapping(path)
+    return Source(content, (path,), records=records)
+
+
+def _open_folder(path: Path) -> Source:
     config = read_json(path / CONFIG_FILE) if (path / CONFIG_FILE).exists() else {}
     if "model_type" in config:
         raise CheckpointError(f"'{path}' is a Transformers folder already.", "Pass a timm checkpoint.")
-    names = config.get("label_names")
-    content, files = _read_folder(path)
-    return Source(
-        content,
-        files,
-        architecture=config.get("architecture"),
-        model_args=config.get("model_args") or {},
-        labels=tuple(names) if isinstance(names, list) else None,
-        data=config.get("pretrained_cfg"),
+    if (path / "adapter_config.json").exists():
+        raise CheckpointError(
+            f"'{path}' is a PEFT adapter, not a model.", "Merge it into its model with `merge_and_unload()` first."
+        )
+    arguments, labels, data = config.get("model_args"), config.get("label_names"), config.get("pretrained_cfg")
+    architecture = config.get("architecture")
+    source = _read_folder(path)
+    return replace(
+        source,
+        architecture=architecture if isinstance(architecture, str) else None,
+        model_args=arguments if isinstance(arguments, dict) else {},
+        labels=tuple(labels) if isinstance(labels, list) else None,
+        data=data if isinstance(data, dict) else None,
     )
 
 
-def _read_folder(path: Path) -> tuple[Mapping[Any, Any], tuple[Path, ...]]:
+def _read_folder(path: Path) -> Source:
     for name in (WEIGHTS_FILE, "pytorch_model.bin"):
         if (path / name).exists():
-            return _read_mapping(path / name), (path / name,)
-    index = path / f"{WEIGHTS_FILE}.index.json"
+            content, records = _read_mapping(path / name)
+            return Source(content, (path / name,), records=records)
+    index = path / INDEX_FILE
     if not index.exists():
         raise CheckpointError(
             f"The folder '{path}' holds neither {WEIGHTS_FILE} nor {index.name} nor pytorch_model.bin.",
@@ -88,14 +136,14 @@ def _read_folder(path: Path) -> tuple[Mapping[Any, Any], tuple[Path, ...]]:
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         raise CheckpointError(f"'{index}' has no `weight_map` of file names.", "Download the folder again.")
     files = sorted(set(shards.values()))
-    outside = [name for name in files if Path(name).name != name or name in ("", ".", "..")]
+    outside = [name for name in files if Path(name).name != name or name in ("", ".", "..") or "\0" in name]
     if outside:
         raise CheckpointError(
             f"'{index}' names files outside of its folder: {first_few(outside)}.", "Do not use this checkpoint."
         )
     content: dict[str, Any] = {}
     for name in files:
-        for tensor, value in _read_mapping(path / name).items():
+        for tensor, value in _read_mapping(path / name)[0].items():
             if tensor in content or shards.get(tensor) != name:
                 raise CheckpointError(
                     f"'{path / name}' holds `{tensor}`, which the index does not place there.",
@@ -108,232 +156,167 @@ def _read_folder(path: Path) -> tuple[Mapping[Any, Any], tuple[Path, ...]]:
             f"The shards of '{path}' lack tensors that the index names: {first_few(missing)}.",
             "Download the folder again.",
         )
-    return content, tuple(path / name for name in files)
+    return Source(content, tuple(path / name for name in files))
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Open a file that holds tensors by name and nothing else.
+    """Read a file that holds tensors by name and nothing else, or the weights of a folder, perhaps sharded.
 
     The tensors are views of the memory-mapped file wherever its format allows.
 
     Raises:
         CheckpointError: there is no such file, it is damaged, or it holds something else.
     """
-    return only_tensors(_read_mapping(Path(path)), os.fspath(path))
+    path = Path(path)
+    source = _read_folder(path) if path.is_dir() else open_source(path)
+    return load_tensors(source.tensors(source.content))
 
 
-def _read_mapping(path: Path) -> Mapping[Any, Any]:
+def _read_mapping(path: Path) -> tuple[Mapping[Any, Any], Mapping[int, int]]:
     """Read a file of weights, recognised by its content: torch's (zip or older pickle) or safetensors.
 
     Pickles are opened with ``weights_only=True``: nothing in them is executed.
     """
-    if not path.exists():
+    if not os.path.exists(path):
         raise CheckpointError(f"There is no file '{path}'.", "Check the path of the checkpoint.")
-    if path.is_dir():
-        raise CheckpointError(f"'{path}' is a folder.", "Pass the file of weights inside it.")
+    if not path.is_file():
+        raise CheckpointError(f"'{path}' is not a file.", "Pass the file of weights.")
+    records: Mapping[int, int] = {}
     try:
         with path.open("rb") as file:
             start = file.read(16)
         # A header's length may happen to look like a zip's or a pickle's first bytes; a brace after it decides.
-        safetensors = start[8:9] == b"{" or start[:1] not in (b"P", b"\x80")
-        content = _read_safetensors(path, start) if safetensors else _read_torch(path, start)
+        if start[8:9] == b"{":
+            content: Any = read_header(path)
+        elif start[:2] == b"PK":
+            records = _check_zip(path)
+            content = _read_torch(path, mapped=True)
+        elif start[:1] == b"\x80":
+            content = _read_torch(path, mapped=False)
+        else:
+            raise CheckpointError(
+                f"'{path}' is not a checkpoint: it is neither torch's format nor safetensors.", _SAVE_INSTEAD
+            )
     except OSError as error:
         raise CheckpointError(
             f"'{path}' cannot be read: {error.strerror or error}.", "Check the file and its permissions."
         ) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"'{path}' holds a {type(content).__name__}, not a state dict.", _SAVE_INSTEAD)
-    return content
+    return content, records
 
 
-def _read_torch(path: Path, start: bytes) -> Any:
+def _damaged(path: Path, how: str) -> CheckpointError:
+    return CheckpointError(f"'{path}' is damaged or incomplete: {how}.", _AGAIN)
+
+
+def _compressed(where: str | Path) -> CheckpointError:
+    return CheckpointError(
+        f"'{where}' holds sparse or quantised tensors.", "Pass the checkpoint as it was before it was compressed."
+    )
+
+
+def _check_zip(path: Path) -> dict[int, int]:
+    """Check that a zip is one that torch writes, before torch reads it: nothing in it is compressed or overlaps.
+
+    So it cannot grow in memory. Returns where the bytes of each entry are: start -> length.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+            entries = archive.infolist()
+            names = [entry.filename for entry in entries]
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise _damaged(path, "it is compressed, which no checkpoint is")
+            if sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise _damaged(path, "it claims to hold more bytes than it has")
+            records = {_data_start(file, entry): entry.file_size for entry in entries}
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OverflowError, EOFError) as error:
+        raise _damaged(path, "its table of contents cannot be read") from error
+    if names and all(name.endswith(".npy") for name in names):
+        raise CheckpointError(
+            f"'{path}' is a NumPy archive, as the original JAX models have it.",
+            "Load it into the timm model with `model.load_pretrained(path)`, and save that model's state_dict().",
+        )
+    if any("/code/" in name or name.endswith("/constants.pkl") for name in names):
+        raise CheckpointError(f"'{path}' is a TorchScript model, not a state dict.", _SAVE_INSTEAD)
+    return records
+
+
+def _data_start(file: Any, entry: zipfile.ZipInfo) -> int:
+    """Where an entry's bytes begin: after its own header, which has names and fields of its own length."""
+    file.seek(entry.header_offset + 26)
+    name, extra = struct.unpack("<HH", file.read(4))
+    return entry.header_offset + 30 + name + extra
+
+
+def _read_torch(path: Path, *, mapped: bool) -> Any:
     import torch
 
-    # By a path that ends so, torch.load would read safetensors; an open file it cannot map.
-    misnamed = path.suffix == ".safetensors"
+    # On `meta`, torch only notes where each tensor is in the file. Bytes in another order it must turn around itself.
+    find = mapped and hasattr(torch.UntypedStorage, "_checkpoint_offset") and _has_native_bytes(path)
     try:
-        # timm's training script saves its arguments; a Namespace only holds values.
+        # timm's training script saves its arguments; a Namespace only holds values. By a path that ends in
+        # .safetensors, torch.load would read safetensors; an open file has no name.
         with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(
-                file if misnamed else path,
-                map_location="cpu",
-                weights_only=True,
-                mmap=start[:2] == b"PK" and not misnamed,
-            )
+            return torch.load(file, map_location="meta" if find else "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"'{path}' holds Python objects, not only tensors; opening them could run code, so vitconv does not.",
             _SAVE_INSTEAD,
         ) from error
-    except (RuntimeError, ValueError, EOFError, KeyError, AttributeError, IndexError, TypeError) as error:
-        raise CheckpointError(
-            f"'{path}' is damaged or incomplete: torch cannot read it.", "Copy or download the file again."
-        ) from error
+    except NotImplementedError as error:  # what has no place on `meta`
+        raise _compressed(path) from error
+    except Exception as error:  # a hostile pickle can make torch's reader raise anything
+        raise _damaged(path, "torch cannot read it") from error
 
 
-def _read_safetensors(path: Path, start: bytes) -> dict[str, Tensor]:
-    from safetensors import SafetensorError, safe_open
-
-    if start[8:9] != b"{":
-        raise CheckpointError(
-            f"'{path}' is not a checkpoint: it is neither torch's format nor safetensors.", _SAVE_INSTEAD
-        )
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"'{path}' is a damaged or incomplete safetensors file.", "Copy or download the file again."
-        ) from error
+def _has_native_bytes(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        orders = [archive.read(entry) for entry in archive.infolist() if entry.filename.endswith("/byteorder")]
+    return all(order == sys.byteorder.encode() for order in orders)
 
 
-def only_tensors(content: Mapping[Any, Any], where: str) -> dict[str, Tensor]:
-    """The content as plain floating-point tensors by name.
-
-    Raises:
-        CheckpointError: it holds anything else, or nothing.
-    """
-    import torch
-
-    content = {str(name): value for name, value in content.items()}
-    others = [name for name, value in content.items() if not isinstance(value, torch.Tensor)]
-    if others or not content:
+def _only_tensors(content: Mapping[Any, Any], where: str) -> dict[str, StoredTensor | Tensor]:
+    named = {str(name): value for name, value in content.items()}
+    others = [name for name, value in named.items() if not (hasattr(value, "shape") and hasattr(value, "dtype"))]
+    if others or not named:
         raise CheckpointError(
             f"'{where}' is not a plain state dict: "
             + (f"{first_few(others)} {'is' if len(others) == 1 else 'are'} no tensors." if others else "it is empty."),
             _SAVE_INSTEAD,
         )
-    unusual = [name for name, tensor in content.items() if tensor.layout != torch.strided or tensor.is_quantized]
-    if unusual:
-        raise CheckpointError(
-            f"'{where}' holds sparse or quantised tensors ({first_few(unusual)}).",
-            "Pass the checkpoint as it was before it was compressed.",
-        )
-    exotic = [name for name, tensor in content.items() if _dtype(tensor) not in _SAFETENSORS_DTYPES]
+    if any(map(_is_unusual, named.values())):
+        raise _compressed(where)
+    exotic = [name for name, tensor in named.items() if dtype_name(tensor) not in _FLOATS]
     if exotic:
         raise CheckpointError(
-            f"'{where}' holds tensors that are no floating-point weights ({first_few(exotic)} is "
-            f"{_dtype(content[exotic[0]])}).",
+            f"'{where}' holds tensors that are no floating-point weights ({first_few(exotic, 2)}: "
+            f"{dtype_name(named[exotic[0]])}).",
             _SAVE_INSTEAD,
         )
-    return {name: tensor.detach() for name, tensor in content.items()}
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-@contextmanager
-def staged_folder(destination: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield an empty folder beside ``destination`` that takes its name when the block ends well.
-
-    If the block raises, the folder is removed and ``destination`` is as it was.
-
-    Raises:
-        DestinationError: the destination exists (and ``overwrite`` is false, or it is no model folder), or
-            cannot be written.
-    """
-    destination = Path(os.path.abspath(destination))
-    check_destination(destination, overwrite=overwrite)
-    if "\0" in str(destination):
-        raise DestinationError("The destination's name has a NUL character.", "Choose another destination.")
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".vitconv", dir=destination.parent))
-    except OSError as error:
-        raise _unwritable(destination, error) from error
-    try:
-        # mkdtemp makes a private folder; the finished one is as open as any other new folder.
-        staging.chmod(0o777 & ~_umask())
-        yield staging
-        _swap(staging, destination)
-    except OSError as error:
-        raise _unwritable(destination, error) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def check_destination(
-    destination: str | os.PathLike[str], *, overwrite: bool = False, source: str | os.PathLike[str] | None = None
-) -> None:
-    """Raise :class:`DestinationError` if writing ``destination`` would lose anything.
-
-    ``overwrite`` allows to replace a folder that holds nothing but what a conversion writes, and not ``source``.
-    """
-    path = Path(destination)
-    if not os.path.lexists(path):
-        return
-    if not overwrite:
-        raise DestinationError(f"'{path}' exists already.", "Choose another destination, or pass --overwrite.")
-    if not path.is_dir() or path.is_symlink():
-        raise DestinationError(f"'{path}' is not a folder, so it is not overwritten.", _KEEP)
-    foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in _WRITTEN or not entry.is_file())
-    if foreign:
-        raise DestinationError(
-            f"'{path}' holds what no conversion writes ({first_few(foreign)}), so it is not overwritten.", _KEEP
+    expanded = [name for name, tensor in named.items() if _is_expanded(tensor)]
+    if expanded:
+        raise CheckpointError(
+            f"'{where}' holds tensors that show the same bytes several times ({first_few(expanded)}).",
+            "Save them with `.clone()`.",
         )
-    if source is not None and Path(source).resolve().is_relative_to(path.resolve()):
-        raise DestinationError(f"'{path}' holds the source, so it is not overwritten.", _KEEP)
+    return {name: tensor if isinstance(tensor, StoredTensor) else tensor.detach() for name, tensor in named.items()}
 
 
-_KEEP = "Choose another destination, or remove it yourself."
-#: What a conversion may leave in a folder, and the Hub's own file.
-_WRITTEN = frozenset(
-    {CONFIG_FILE, WEIGHTS_FILE, "preprocessor_config.json", "parity.json", "README.md", ".gitattributes"}
-)
+def _is_unusual(tensor: StoredTensor | Tensor) -> bool:
+    if isinstance(tensor, StoredTensor):
+        return False
+    return str(tensor.layout) != "torch.strided" or tensor.is_quantized
 
 
-def _swap(staging: Path, destination: Path) -> None:
-    if not os.path.lexists(destination):
-        staging.rename(destination)
-        return
-    old = staging.with_name(f"{staging.name}.old")
-    destination.rename(old)
-    staging.rename(destination)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _unwritable(destination: Path, error: OSError) -> DestinationError:
-    return DestinationError(
-        f"'{destination}' cannot be written: {error.strerror or error}.", "Check the disk and the permissions."
+def _is_expanded(tensor: StoredTensor | Tensor) -> bool:
+    """Whether its elements lie on one another: it could be of any size, and made of nothing."""
+    if isinstance(tensor, StoredTensor):
+        return False
+    size = itemsize(dtype_name(tensor)) or 1
+    return tensor.numel() * size > tensor.untyped_storage().nbytes() or any(
+        stride == 0 and length > 1 for stride, length in zip(tensor.stride(), tensor.shape, strict=True)
     )
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file, with every tensor aligned that can be.
-
-    Matrix kernels choose their order of summation by the alignment of their operands, and weights are used where
-    the file is mapped: a tensor that begins in the middle of a cache line can give logits that differ in the last
-    bit from the same tensor elsewhere. ``safetensors.save_file`` sorts by name, so that a head's bias of 7 floats
-    shifts all that follow. Here the sizes that would shift others come last, and the header is padded.
-
-    Format: https://github.com/huggingface/safetensors#format
-    """
-    import torch
-
-    sized = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    order = sorted(sized, key=lambda name: (sized[name].nbytes % _ALIGNMENT != 0, name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name in order:
-        begin, end = end, end + sized[name].nbytes
-        header[name] = {
-            "dtype": _SAFETENSORS_DTYPES[_dtype(sized[name])],
-            "shape": list(sized[name].shape),
-            "data_offsets": [begin, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(len(text) + 8) % _ALIGNMENT)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            file.write(sized[name].reshape(-1).view(torch.uint8).numpy().data)
 
 
 def write_json(content: Any, path: Path) -> None:
@@ -349,7 +332,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"'{path}' is not readable JSON.", "Restore the file, or remove it.") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"'{path}' is no JSON object.", "Restore the file, or remove it.")

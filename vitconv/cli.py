@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,7 @@ import typer
 from rich.markup import escape
 
 from vitconv import __version__
+from vitconv.catalogue import entries
 from vitconv.errors import VitconvError
 from vitconv.mapping import class_name
 from vitconv.plan import collapse
@@ -28,16 +30,31 @@ app = typer.Typer(
     name="vitconv",
     help="Turn timm Vision Transformer checkpoints into Transformers models that compute the same numbers.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
+
+def _complete(incomplete: str) -> list[str]:
+    """The architectures that convert, for the shell."""
+    return [name for name, entry in entries().items() if entry.architecture and name.startswith(incomplete)]
+
+
 Arch = Annotated[
-    str | None, typer.Option("--arch", metavar="NAME", help="The timm architecture, such as vit_base_patch16_384.")
+    str | None,
+    typer.Option(
+        "--arch",
+        metavar="NAME",
+        help="The timm architecture, such as vit_base_patch16_384; may be left out where the weights fit only one.",
+        autocompletion=_complete,
+    ),
 ]
 ImageSize = Annotated[
     tuple[int, int] | None,
-    typer.Option("--img-size", metavar="H W", help="Height and width in pixels, where the weights leave them open."),
+    typer.Option(
+        "--img-size",
+        metavar="H W",
+        help="Height and width in pixels: where the weights leave them open, or to resample `pos_embed`.",
+    ),
 ]
 DataConfigFile = Annotated[
     Path | None,
@@ -48,7 +65,10 @@ DataConfigFile = Annotated[
 NoEma = Annotated[
     bool, typer.Option("--no-ema", help="Take the trained weights, where the checkpoint also holds their EMA.")
 ]
-Source = Annotated[Path, typer.Argument(metavar="SRC", help="The timm weights: a file, or a folder with config.json.")]
+Source = Annotated[
+    Path,
+    typer.Argument(metavar="SRC", help="The timm weights: a file, a folder with config.json, or hf-hub:org/name."),
+]
 
 
 class CompareDtype(str, Enum):
@@ -180,6 +200,26 @@ def verify(
         typer.echo(json.dumps(found.to_dict(), indent=2))
     else:
         _show_verification(found)
+
+
+@app.command()
+def models(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
+) -> None:
+    """List the architectures of timm's that convert."""
+    from rich.table import Table
+
+    known = {name: entry.architecture for name, entry in entries().items() if entry.architecture}
+    if as_json:
+        typer.echo(json.dumps({name: asdict(architecture) for name, architecture in known.items()}, indent=2))
+        return
+    table = Table("timm", "Transformers", "width", "blocks", "heads", "patch", "image", box=None, pad_edge=False)
+    for name, a in known.items():
+        sizes = [a.hidden_size, a.num_hidden_layers, a.num_attention_heads]
+        patch, image = ("x".join(map(str, size)) for size in (a.patch_size, a.image_size))
+        table.add_row(name, class_name(a), *map(str, sizes), patch, image)
+    _print(table)
+    typer.echo(f"{len(known)} of timm's {len(entries())} Vision Transformers convert.")
 
 
 def _show_verification(found: Verification) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -11,22 +12,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vitconv import __version__, mapping
+from vitconv import __version__, catalogue, mapping, resize
 from vitconv.architecture import Architecture, Shapes, build_timm, describe_shapes, fit_to_weights, from_timm
 from vitconv.card import CARD_FILE, model_card
-from vitconv.checkpoint import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    Source,
-    check_destination,
-    only_tensors,
-    open_source,
-    read_json,
-    staged_folder,
-    write_json,
-    write_weights,
-)
-from vitconv.errors import ArchitectureError, CheckpointError, InputError
+from vitconv.checkpoint import CONFIG_FILE, HUB_PREFIX, Source, open_source, read_json, write_json
+from vitconv.destination import check_destination, staged_folder
+from vitconv.errors import ArchitectureError, CheckpointError, InputError, VitconvError, first_few
 from vitconv.huggingface import build_model, installed_dialect
 from vitconv.labels import check_labels, read_labels
 from vitconv.plan import Plan, check_names, check_tensors, convert_tensors, make_plan, shapes_of, widest_dtype
@@ -39,8 +30,10 @@ from vitconv.preprocess import (
     processor_config,
     read_data_config,
     sample_image,
+    tag_config,
 )
-from vitconv.simplify import Made, simplify
+from vitconv.simplify import Made, is_simple, simplify
+from vitconv.tensorfile import StoredTensor, dtype_name, load_tensors, write_weights
 from vitconv.unwrap import unwrap
 from vitconv.verify import Verification, verify_folder
 
@@ -132,7 +125,10 @@ def convert_state_dict(
         raise InputError(f"There is no layout '{layout}'.", "Choose 'module' or 'hub'.")
     if not isinstance(architecture, Architecture):
         shapes = shapes_of(state_dict)
-        architecture = _sized(_timm_model(architecture, {}), architecture, shapes, None)
+        if isinstance(architecture, str):
+            architecture, _ = _sized(_facts(architecture, {}).architecture, shapes, None)
+        else:
+            architecture = from_timm(architecture)
         check_tensors(mapping.timm_shapes(architecture), shapes)
     return convert_tensors(state_dict, architecture, "hub" if layout == "hub" else installed_dialect())
 
@@ -212,18 +208,22 @@ def convert_checkpoint(
 
     Args:
         source: a file with the weights of a timm Vision Transformer (torch's format or safetensors, whatever its
-            name, wrapped by a training script or not), or a folder as timm saves it for the Hub.
+            name, wrapped by a training script or not), a folder as timm saves it for the Hub, or such a folder's name
+            on the Hub: ``"hf-hub:org/name"``.
         destination: the folder to write; it appears whole or not at all.
-        architecture: the timm name, or a timm model; by default what a folder's ``config.json`` says.
+        architecture: the timm name, or a timm model; by default what a folder's ``config.json`` says, or the only
+            architecture of timm's that the weights fit.
         labels: class names, or a file of them (one per line, or JSON); by default what ``config.json`` says.
         image: an image file to verify on; by default a built-in picture.
-        image_size: (height, width), where the weights leave it open.
+        image_size: (height, width), where the weights leave it open; another one than theirs resamples the position
+            embedding with timm's own routine.
         data: how the model wants its images prepared, where that is not what timm's pretrained tag says: a mapping
             with any of timm's ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode``, or a JSON file.
         ema: take the exponential moving average of the weights where the checkpoint holds both.
         dtype: the dtype to store, ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"float64"``; by default the
             source's.
-        verify: run both models on the image and refuse to write if they disagree.
+        verify: run both models on the image and refuse to write if they disagree. Without, a safetensors file is
+            copied by the kernel, and neither torch nor timm is imported where the catalogue knows the architecture.
         overwrite: replace a model folder that has the destination's name.
         say: called with a few words at the beginning of each step.
 
@@ -232,9 +232,9 @@ def convert_checkpoint(
     """
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"There is no dtype '{dtype}' to store.", f"Choose one of {', '.join(DTYPES)}.")
-    check_destination(destination, overwrite=overwrite, source=source)
+    check_destination(destination, overwrite=overwrite, source=None if HUB_PREFIX.match(str(source)) else source)
     names = _read_names(labels)
-    picture = load_image(image) if image else sample_image()
+    picture = load_image(image) if image else None
     say("Reading the checkpoint")
     opened = _open(source, architecture, image_size, data, ema)
     inspection, known = opened.inspection, opened.inspection.architecture
@@ -242,12 +242,20 @@ def convert_checkpoint(
 
     with staged_folder(destination, overwrite=overwrite) as folder:
         say("Writing the folder")
-        _write(folder, opened.state_dict, inspection, names, dtype)
+        _write(folder, opened, names, dtype)
         verification = None
         if verify:
             verification = verify_folder(
-                folder, opened.state_dict, opened.witness(), known, inspection.data, [picture], labels=names, say=say
+                folder,
+                opened.state_dict,
+                opened.witness(),
+                known,
+                inspection.data,
+                [picture or sample_image()],
+                labels=names,
+                say=say,
             )
+        warnings = (*inspection.warnings, *(verification.warnings if verification else ()))
         write_json(_record(opened, names, verification), folder / PARITY_FILE)
         card = model_card(
             opened.source.files[0].name,
@@ -256,10 +264,10 @@ def convert_checkpoint(
             names,
             inspection.made,
             inspection.data,
-            inspection.warnings,
+            warnings,
             verification,
         )
-        (folder / CARD_FILE).write_text(str(card), encoding="utf-8")
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
     return Conversion(
         destination=Path(destination),
         architecture=known,
@@ -267,7 +275,7 @@ def convert_checkpoint(
         made=inspection.made,
         labels=names,
         data=inspection.data,
-        warnings=inspection.warnings,
+        warnings=warnings,
         notes=inspection.notes,
         verification=verification,
     )
@@ -335,18 +343,54 @@ def verify_checkpoint(
 
 @dataclass(frozen=True)
 class _Opened:
-    """A source, understood: its weights, what they are the weights of, and what will be done."""
+    """A source, understood: its weights, what they are the weights of, and what will be done.
+
+    Attributes:
+        tensors: the weights in timm's names, in their file wherever possible.
+        timm_name: what timm calls the architecture; ``None`` if a model was given.
+        build: gives timm's model of the architecture, without weights.
+    """
 
     source: Source
-    state_dict: Mapping[str, Tensor]
+    tensors: Mapping[str, StoredTensor | Tensor]
     timm_name: str | None
-    timm_model: nn.Module
+    build: Callable[[], nn.Module]
     ema: bool
     inspection: Inspection
 
+    @functools.cached_property
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights to compute with."""
+        return load_tensors(self.tensors)
+
     def witness(self) -> nn.Module:
-        """A timm model that may take the source's weights: the caller's own keeps its weights."""
-        return copy.deepcopy(self.timm_model) if self.timm_name is None else self.timm_model
+        """A timm model that may take the source's weights, and computes what they are converted as."""
+        model = self.build()
+        built, known = from_timm(model), self.inspection.architecture
+        if built != known:
+            differing = [name for name, value in asdict(built).items() if value != asdict(known)[name]]
+            raise ArchitectureError(
+                f"The installed timm builds '{self.timm_name}' with another {first_few(differing)} than expected.",
+                "Report this as a bug in vitconv, with your version of timm.",
+            )
+        return model
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What is known of a timm architecture before the weights are looked at."""
+
+    architecture: Architecture
+    tag: Mapping[str, Any]
+
+
+def _facts(architecture: nn.Module | str, arguments: Mapping[str, Any]) -> _Facts:
+    """From the catalogue, which needs no torch; else from timm."""
+    known = catalogue.look_up(architecture) if isinstance(architecture, str) and not arguments else None
+    if known is not None:
+        return _Facts(known.architecture, known.data)
+    model = build_timm(architecture, **arguments) if isinstance(architecture, str) else architecture
+    return _Facts(from_timm(model), tag_config(model.pretrained_cfg))
 
 
 def _open(
@@ -357,55 +401,119 @@ def _open(
     ema: bool,
 ) -> _Opened:
     source = open_source(path)
+    notes = list(source.notes)
     wanted = architecture or source.architecture
     if wanted is None:
-        told = describe_shapes(shapes_of(unwrap(source.content, None, ema=ema).tensors))
-        raise ArchitectureError(
-            "The architecture is not given, and weights do not tell their heads, epsilon or activation"
-            + (f"; their shapes tell: {told}." if told else "."),
-            "Name the timm architecture, as in --arch vit_base_patch16_384.",
-        )
-    arguments = source.model_args if wanted == source.architecture else {}
-    model = _timm_model(wanted, arguments)
-    known = from_timm(model)
-    unwrapped = unwrap(source.content, set(mapping.timm_shapes(replace(known, num_labels=1))), ema=ema)
-    state_dict = only_tensors(unwrapped.tensors, os.fspath(path))
-    shapes = shapes_of(state_dict)
-    known = _sized(model, wanted, shapes, image_size)
-    check_tensors(mapping.timm_shapes(known), shapes)
+        wanted, note = _only_candidate(source, image_size, ema)
+        notes.append(note)
+    arguments = dict(source.model_args) if wanted == source.architecture else {}
+    facts = _facts(wanted, arguments)
+
+    names = set(mapping.timm_shapes(replace(facts.architecture, num_labels=1)))
+    respell = functools.partial(_respell, source, wanted, arguments)
+    unwrapped = unwrap(source.content, names, ema=ema, respell=respell)
+    notes += unwrapped.notes
+    tensors = source.tensors(unwrapped.tensors)
+    trained = known = facts.architecture
     if isinstance(wanted, str):
+        trained, known = _sized(facts.architecture, shapes_of(tensors), image_size)
+    check_tensors(mapping.timm_shapes(trained), shapes_of(tensors))
+    if known != trained:
+        tensors = resize.resample(load_tensors(tensors), trained, known)
+        notes.append(resize.describe(trained, known))
+
+    def build() -> nn.Module:
+        if not isinstance(wanted, str):
+            return copy.deepcopy(wanted)
         sizes = {"num_classes": known.num_labels, "in_chans": known.num_channels, "img_size": known.image_size}
-        model = _timm_model(wanted, {**arguments, **sizes})
+        return build_timm(wanted, **{**arguments, **sizes})
+
     if isinstance(given, (str, os.PathLike)):
         given = read_data_config(given)
-    inspection = _inspect(state_dict, known, data_config(model, known, given, own=source.data), unwrapped.notes)
-    return _Opened(source, state_dict, wanted if isinstance(wanted, str) else None, model, ema, inspection)
+    data = data_config(facts.tag, known, given, own=source.data)
+    return _Opened(
+        source, tensors, wanted if isinstance(wanted, str) else None, build, ema, _inspect(tensors, known, data, notes)
+    )
 
 
-def _timm_model(architecture: nn.Module | str, arguments: Mapping[str, Any]) -> nn.Module:
-    return build_timm(architecture, **arguments) if isinstance(architecture, str) else architecture
+def _only_candidate(source: Source, image_size: tuple[int, int] | None, ema: bool) -> tuple[str, str]:
+    """The architecture of timm's that the weights fit, and a note that says so.
+
+    Raises:
+        ArchitectureError: there is none, or there are several that compute different numbers.
+    """
+    shapes = shapes_of(unwrap(source.content, None, ema=ema).tensors)
+    found = catalogue.candidates(shapes, image_size)
+    if not found:
+        told = describe_shapes(shapes)
+        raise ArchitectureError(
+            "The architecture is not given, and no convertible one of timm's has tensors of these names and shapes"
+            + (f"; they tell: {told}." if told else "."),
+            "Name the timm architecture, as in --arch vit_base_patch16_384.",
+        )
+    names = [candidate.name for candidate in found]
+    differing = catalogue.differences(found)
+    if differing:
+        listed = "; ".join(f"{name} ({how})" for name, how in differing.items())
+        raise ArchitectureError(
+            f"The architecture is not given, and the weights fit {len(found)} of different numbers: {listed}.",
+            f"Name the one that they were trained as, as in --arch {names[0]}.",
+        )
+    same = f" ({first_few(names[1:])} would be the same)" if names[1:] else ""
+    return names[0], f"The weights fit one architecture of timm's, {names[0]}{same}: it was taken."
+
+
+def _respell(
+    source: Source, architecture: nn.Module | str, arguments: Mapping[str, Any], tensors: Mapping[str, Any]
+) -> dict[str, Tensor] | None:
+    """Rename tensors of an older spelling with timm's own filter; ``None`` if it would do more than rename."""
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    model = build_timm(architecture, **arguments) if isinstance(architecture, str) else copy.deepcopy(architecture)
+    # Without a position embedding to compare with, the filter does not resample the checkpoint's.
+    model.pos_embed = None
+    try:
+        old = load_tensors(source.tensors(tensors))
+        new = checkpoint_filter_fn(dict(old), model, adapt_layer_scale=True)
+    except (VitconvError, RuntimeError, ValueError, KeyError, AttributeError):
+        return None
+    places = {tensor.data_ptr() for tensor in new.values()}
+    lost = [name for name, tensor in old.items() if tensor.data_ptr() not in places and name != "mask_token"]
+    made = places - {tensor.data_ptr() for tensor in old.values()}
+    return None if lost or made else new
 
 
 def _sized(
-    model: nn.Module, architecture: nn.Module | str, shapes: Shapes, image_size: tuple[int, int] | None
-) -> Architecture:
-    """The model's architecture; of a name, at the sizes that the weights tell."""
-    known = from_timm(model)
-    if not isinstance(architecture, str):
-        return known
+    architecture: Architecture, shapes: Shapes, image_size: tuple[int, int] | None
+) -> tuple[Architecture, Architecture]:
+    """The architecture at the sizes that the weights were trained for, and at those that are wanted."""
     # First what tensors there are, then what their sizes tell.
-    check_names(mapping.timm_shapes(replace(known, num_labels=int("head.weight" in shapes))), shapes)
-    return fit_to_weights(known, shapes, image_size)
+    check_names(mapping.timm_shapes(replace(architecture, num_labels=int("head.weight" in shapes))), shapes)
+    if image_size is None:
+        trained = fit_to_weights(architecture, shapes)
+        return trained, trained
+    try:
+        trained = fit_to_weights(architecture, shapes, image_size)
+        return trained, trained
+    except InputError:
+        trained = fit_to_weights(architecture, shapes)
+        wanted = replace(trained, image_size=(int(image_size[0]), int(image_size[1])))
+        if min(wanted.grid) < 1:
+            raise
+        return trained, wanted
 
 
 def _inspect(
-    state_dict: Mapping[str, Tensor], architecture: Architecture, data: DataConfig, notes: tuple[str, ...]
+    tensors: Mapping[str, StoredTensor | Tensor], architecture: Architecture, data: DataConfig, notes: Sequence[str]
 ) -> Inspection:
-    simple = simplify(state_dict, architecture)
-    plan = make_plan(simple.architecture, shapes_of(simple.state_dict))
+    made: tuple[Made, ...] = ()
+    shapes, simple = shapes_of(tensors), architecture
+    if not is_simple(architecture):
+        simplified = simplify(load_tensors(tensors), architecture)
+        made, shapes, simple = simplified.made, shapes_of(simplified.state_dict), simplified.architecture
     reason = obstacle(data)
     warnings = (f"No {PROCESSOR_FILE}: {reason}",) if reason else ()
-    return Inspection(architecture, plan, simple.made, data, warnings, notes)
+    return Inspection(architecture, make_plan(simple, shapes), made, data, warnings, tuple(notes))
 
 
 def _read_names(labels: Sequence[str] | str | os.PathLike[str] | None) -> tuple[str, ...] | None:
@@ -426,20 +534,28 @@ def _fitting_labels(labels: Sequence[str] | None, architecture: Architecture) ->
     return tuple(labels)
 
 
-def _write(
-    folder: Path, state_dict: Mapping[str, Tensor], inspection: Inspection, labels: tuple[str, ...], dtype: str | None
-) -> None:
-    import torch
+def _write(folder: Path, opened: _Opened, labels: tuple[str, ...], dtype: str | None) -> None:
+    inspection = opened.inspection
+    stored = {dtype_name(tensor) for tensor in opened.tensors.values()}
+    if is_simple(inspection.architecture) and dtype in (None, *(stored if len(stored) == 1 else ())):
+        tensors = inspection.plan.apply(opened.tensors)
+    else:
+        import torch
 
-    wanted = getattr(torch, dtype) if dtype else None
-    tensors = convert_tensors(state_dict, inspection.architecture, "hub", wanted)
-    stored = str(widest_dtype(tensors)).removeprefix("torch.")
-    config = mapping.config(inspection.architecture, labels) | {"dtype": stored}
+        wanted = getattr(torch, dtype) if dtype else None
+        tensors = convert_tensors(opened.state_dict, inspection.architecture, "hub", wanted)
+    config = mapping.config(inspection.architecture, labels) | {"dtype": _widest(tensors)}
     write_json(config, folder / CONFIG_FILE)
-    write_weights(tensors, folder / WEIGHTS_FILE)
+    write_weights(tensors, folder)
     processor = processor_config(inspection.data)
     if processor:
         write_json(processor, folder / PROCESSOR_FILE)
+
+
+def _widest(tensors: Mapping[str, StoredTensor | Tensor]) -> str:
+    """The dtype that Transformers should load the tensors in."""
+    stored = {dtype_name(tensor) for tensor in tensors.values()}
+    return stored.pop() if len(stored) == 1 else str(widest_dtype(load_tensors(tensors))).removeprefix("torch.")
 
 
 def _recorded(folder: Path) -> dict[str, Any]:
@@ -469,8 +585,10 @@ def _record(opened: _Opened, labels: tuple[str, ...], verification: Verification
     versions = {name: importlib.metadata.version(name) for name in ("timm", "transformers", "torch", "safetensors")}
     return {
         "schema": 1,
+        # A kernel's copy does not show the bytes to anyone: only what is verified is read.
         "source": [
-            {"file": file.name, "bytes": file.stat().st_size, "sha256": _sha256(file)} for file in opened.source.files
+            {"file": file.name, "bytes": file.stat().st_size, "sha256": _sha256(file) if verification else None}
+            for file in opened.source.files
         ],
         "notes": list(inspection.notes),
         "ema": opened.ema,

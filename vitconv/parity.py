@@ -293,6 +293,8 @@ def _compare(timm_model: nn.Module, hf_model: PreTrainedModel, pixels: Tensor, d
 
 def _judge(name: str, values: list[Tensor], dtype: str, before: Sequence[Stage]) -> Stage:
     """Measure one stage: ``values`` are the reference's (in low precision only), the original's, the converted."""
+    import torch
+
     *reference, original, converted = (value.double() for value in values)
     if original.shape != converted.shape:
         raise ParityError(
@@ -300,19 +302,27 @@ def _judge(name: str, values: list[Tensor], dtype: str, before: Sequence[Stage])
             "Compare two models of the same architecture.",
             stage=name,
         )
+    finite = torch.stack([value.isfinite() for value in (*reference, original, converted)]).all(0)
+    # NaN and infinities, which weights may hold, must be the same in both; the figures are those of the rest.
+    same = (original == converted) | (original.isnan() & converted.isnan())
+    broken = not (finite | same).all().item()
+    original, converted, *reference = (torch.where(finite, value, 0.0) for value in (original, converted, *reference))
     difference = (converted - original).abs()
     max_abs, scale = difference.max().item(), original.abs().max().item()
     if before:
         scale = max(scale, before[-1].scale / 100)
-    if reference:
+    if broken:
+        max_abs = badness = math.nan
+    elif reference:
         far = (converted - reference[0]).abs().mean().item()
         near = (original - reference[0]).abs().mean().item()
         # An original without any rounding leaves none to the converted model either.
-        badness, limit = (far / near if near else math.inf if far else 0.0), LOW_PRECISION_RATIO
+        badness = far / near if near else math.inf if far else 0.0
     else:
         badness = max_abs / scale if scale else max_abs
-        # Each of the n blocks before adds its rounding to the sum that the blocks share.
-        limit = FLOAT64_TOLERANCE if dtype == "float64" else 16 * FLOAT32_EPSILON * math.sqrt(len(before) + 1)
+    # Each of the n blocks before adds its rounding to the sum that the blocks share.
+    limits = {"float64": FLOAT64_TOLERANCE, "float32": 16 * FLOAT32_EPSILON * math.sqrt(len(before) + 1)}
+    limit = limits.get(dtype, LOW_PRECISION_RATIO)
     return Stage(name, max_abs, difference.mean().item(), scale, _cosine(original, converted), badness, limit)
 
 

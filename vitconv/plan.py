@@ -49,10 +49,14 @@ class Plan:
     moves: tuple[Move, ...]
 
     def apply(self, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        """Move the tensors: views of the source's memory, unless ``dtype`` asks for a cast."""
+        """Move the tensors: views of the source's memory, unless ``dtype`` asks for a cast.
+
+        They come in the order of the source's names, as in the files that safetensors writes: what lies together in
+        the source lies together in the target, and can be copied in one go.
+        """
         moved = {
             move.target: tensors[move.source] if move.rows is None else tensors[move.source][slice(*move.rows)]
-            for move in self.moves
+            for move in sorted(self.moves, key=lambda move: (move.source, move.rows or (0, 0)))
         }
         return moved if dtype is None else {name: tensor.to(dtype) for name, tensor in moved.items()}
 

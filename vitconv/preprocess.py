@@ -23,7 +23,7 @@ from vitconv.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor, nn
+    from torch import Tensor
 
 PROCESSOR_FILE = "preprocessor_config.json"
 
@@ -63,8 +63,23 @@ class DataConfig:
         return height, width
 
 
+def tag_config(pretrained_cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """What timm itself makes of a pretrained tag's configuration, by timm's names.
+
+    ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode``, and the ``tag``: ``None`` if it has none.
+
+    Args:
+        pretrained_cfg: as a timm model has it; empty for timm's defaults.
+    """
+    from timm.data import resolve_data_config
+
+    resolved = resolve_data_config(args={"in_chans": 3}, pretrained_cfg=dict(pretrained_cfg))
+    values = {name: resolved[name] for name in GIVEN if name != "input_size"}
+    return values | {"tag": pretrained_cfg.get("tag") or None}
+
+
 def data_config(
-    timm_model: nn.Module,
+    tag: Mapping[str, Any],
     architecture: Architecture,
     given: Mapping[str, Any] | None = None,
     *,
@@ -76,27 +91,24 @@ def data_config(
     convolution for one channel.
 
     Args:
-        timm_model: a timm model, whose ``pretrained_cfg`` is that of its pretrained tag.
-        architecture: the same model's, as the weights have it.
+        tag: what timm says of the model's pretrained tag: :func:`tag_config`.
+        architecture: the model's, as the weights have it.
         given: values that go before all others, by timm's names: :data:`GIVEN`.
         own: the checkpoint's own ``pretrained_cfg``, whose values go before the tag's.
 
     Raises:
         InputError: ``given`` has an unknown name, or values that do not fit the model.
     """
-    from timm.data import resolve_model_data_config
-
     given = dict(given or {})
     _check_given(given, architecture)
     # Of the checkpoint's own configuration the size may be that of its pretraining: the weights tell it.
     own = {name: value for name, value in (own or {}).items() if name in GIVEN and name != "input_size"}
     _check_given(own, architecture)
-    resolved = {**resolve_model_data_config(timm_model), **own, **given}
+    resolved = {**tag, **own, **given}
     mean, std = tuple(resolved["mean"]), tuple(resolved["std"])
     if architecture.num_channels == 1 and len(mean) == len(std) == 3:
         mean, std = (sum(mean) / 3,), (sum(std) / 3,)
-    tag = timm_model.pretrained_cfg.get("tag")
-    origin = f"timm's pretrained tag '{tag}'" if tag else "timm's defaults"
+    origin = f"timm's pretrained tag '{tag['tag']}'" if tag["tag"] else "timm's defaults"
     origin = "the checkpoint's own config.json" if own else origin
     return DataConfig(
         image_size=architecture.image_size,

@@ -44,6 +44,11 @@ class Simplified:
     made: tuple[Made, ...] = ()
 
 
+def is_simple(architecture: Architecture) -> bool:
+    """Whether no rewrite is needed: every tensor is only moved."""
+    return not any(needed(architecture) for needed, _ in _REWRITES)
+
+
 def simplify(state_dict: StateDict, architecture: Architecture) -> Simplified:
     """Apply every rewrite that the architecture needs."""
     result = Simplified(dict(state_dict), architecture)

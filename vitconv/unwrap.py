@@ -9,10 +9,11 @@ Nothing here imports torch: a tensor is what has a ``shape`` and a ``dtype``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Set
+from dataclasses import dataclass, replace
 from typing import Any
 
+from vitconv import foreign
 from vitconv.errors import CheckpointError, first_few
 
 # A tensor that every Vision Transformer has, and nothing else: where it is, a model begins.
@@ -55,29 +56,51 @@ class Unwrapped:
     notes: tuple[str, ...]
 
 
-def unwrap(content: Mapping[Any, Any], names: Set[str] | None, *, ema: bool = True) -> Unwrapped:
+def unwrap(
+    content: Mapping[Any, Any],
+    names: Set[str] | None,
+    *,
+    ema: bool = True,
+    respell: Callable[[Mapping[str, Any]], dict[str, Any] | None] = lambda tensors: None,
+) -> Unwrapped:
     """Find the model in ``content``.
 
     Args:
         content: what the file holds.
         names: the architecture's tensor names; ``None`` to take the only model there is, whatever its names.
         ema: take the EMA weights where there are both.
+        respell: gives tensors in an older spelling their names of today; ``None`` if it cannot.
 
     Raises:
-        CheckpointError: there is no model, several fit, or its head seems to lie outside of it.
+        CheckpointError: there is no model, several fit, its head seems to lie outside of it, or it is another
+            library's, another family's, quantised, or an adapter.
     """
+    everything = [name for name, _ in _flat(content)]
+    _refuse(foreign.added_parts(everything))
     found = list(_readings(content))
+
+    def fits(tensors: Mapping[str, Any]) -> bool:
+        return names is None or set(tensors) | _HEAD == set(names) | _HEAD
+
+    notes = []
+    fitting = [reading for reading in found if fits(reading.tensors)]
+    if not fitting and names is not None:
+        respelled = [replace(reading, tensors=respell(reading.tensors) or {}) for reading in found]
+        fitting = [reading for reading in respelled if fits(reading.tensors)]
+        notes += ["Names of an older spelling were renamed by timm's own checkpoint_filter_fn."] if fitting else []
+    if not fitting:
+        _refuse(foreign.family(everything))
     if not found:
         raise CheckpointError(
             f"There is no Vision Transformer in the checkpoint: no tensor is called `{_ANCHOR}`"
-            f" (there is {first_few(map(str, content)) or 'nothing'}).",
+            f" (there is {first_few(everything) or 'nothing'}).",
             "Pass the state dict of a timm Vision Transformer.",
         )
-    fitting = [reading for reading in found if names is None or set(reading.tensors) | _HEAD == set(names) | _HEAD]
     if not fitting:
         # None fits: take the nearest, so that the message can name what is missing from it.
         fitting = [max(found, key=lambda reading: len(set(reading.tensors) & set(names or ())))]
-    reading, notes = _choose(fitting, ema)
+    reading, said = _choose(fitting, ema)
+    notes += said
     suspects = _heads_outside(reading, content)
     if suspects:
         raise CheckpointError(
@@ -91,17 +114,41 @@ def unwrap(content: Mapping[Any, Any], names: Set[str] | None, *, ema: bool = Tr
     return Unwrapped(reading.tensors, tuple(notes))
 
 
-def _readings(content: Mapping[Any, Any], place: tuple[str, ...] = ()) -> Iterator[Reading]:
-    tensors = {str(name): value for name, value in content.items() if _is_tensor(value)}
-    for anchor in (name for name in tensors if name == _ANCHOR or name.endswith(f".{_ANCHOR}")):
-        prefix = anchor[: -len(_ANCHOR)]
-        inside = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        others = tuple(str(name) for name in content if not str(name).startswith(prefix) or name not in tensors)
-        yield Reading(place, prefix, inside, others)
-    if len(place) < _DEPTH:
-        for key, value in content.items():
-            if isinstance(value, Mapping):
-                yield from _readings(value, (*place, str(key)))
+def _refuse(found: tuple[str, str, str] | None) -> None:
+    if found is not None:
+        name, what, remedy = found
+        raise CheckpointError(f"This is {what}: it has `{name}`.", remedy)
+
+
+def _flat(content: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Every tensor with its own name, wherever it is."""
+    for _, mapping in _mappings(content):
+        for name, value in mapping.items():
+            if _is_tensor(value):
+                yield str(name), value
+
+
+def _mappings(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
+    """Every mapping in the nesting with the keys that lead there, each once: a file may repeat one without end."""
+    seen: set[int] = set()
+    waiting: list[tuple[tuple[str, ...], Mapping[Any, Any]]] = [((), content)]
+    for place, mapping in waiting:
+        if id(mapping) in seen:
+            continue
+        seen.add(id(mapping))
+        yield place, mapping
+        if len(place) < _DEPTH:
+            waiting += [((*place, str(key)), value) for key, value in mapping.items() if isinstance(value, Mapping)]
+
+
+def _readings(content: Mapping[Any, Any]) -> Iterator[Reading]:
+    for place, mapping in _mappings(content):
+        tensors = {str(name): value for name, value in mapping.items() if _is_tensor(value)}
+        for anchor in (name for name in tensors if name == _ANCHOR or name.endswith(f".{_ANCHOR}")):
+            prefix = anchor[: -len(_ANCHOR)]
+            inside = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+            others = tuple(str(name) for name in mapping if not str(name).startswith(prefix) or name not in tensors)
+            yield Reading(place, prefix, inside, others)
 
 
 def _is_tensor(value: Any) -> bool:

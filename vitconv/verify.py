@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitconv import mapping
 from vitconv.architecture import Architecture, Shapes
-from vitconv.checkpoint import WEIGHTS_FILE, read_state_dict
+from vitconv.checkpoint import read_state_dict
 from vitconv.errors import ParityError, first_few
 from vitconv.huggingface import build_model, installed_dialect, load_config, load_folder
 from vitconv.parity import Parity, compare
@@ -81,12 +81,14 @@ class Verification:
             :func:`vitconv.preprocess.known_difference` explains: any other difference is a failure.
         pixel_notes: sentences.
         parity: how close the numbers came.
+        warnings: what the numbers could not show, in sentences.
     """
 
     account: Account
     same_pixels: bool | None
     pixel_notes: tuple[str, ...]
     parity: Parity
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The figures as plain data, for JSON."""
@@ -94,6 +96,7 @@ class Verification:
             "elements": asdict(self.account),
             "same_pixels": self.same_pixels,
             "pixel_notes": list(self.pixel_notes),
+            "warnings": list(self.warnings),
             "parity": self.parity.to_dict(),
         }
 
@@ -131,7 +134,7 @@ def verify_folder(
 
     say("Reading the folder back")
     check_config(load_config(folder), architecture, labels)
-    written = read_state_dict(folder / WEIGHTS_FILE)
+    written = read_state_dict(folder)
     stored = _only_dtype(written)
     account = check_source(state_dict, architecture, written)
     model = load_folder(folder)
@@ -159,7 +162,21 @@ def verify_folder(
         say(f"Comparing the models in {dtype}")
         parity += compare(timm_model, model, pixels, dtypes=[dtype], device=device)
         parity.assert_match()
-    return Verification(account, same_pixels, notes, parity)
+    return Verification(account, same_pixels, notes, parity, not_finite(state_dict))
+
+
+def not_finite(state_dict: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """A warning that counts the elements that are NaN or infinite, if there are any."""
+    import torch
+
+    counts = {name: int(torch.isfinite(tensor).logical_not().sum()) for name, tensor in state_dict.items()}
+    bad = [name for name, count in counts.items() if count]
+    if not bad:
+        return ()
+    return (
+        f"{sum(counts.values())} elements of the weights are NaN or infinite, in {first_few(bad)}: the training may "
+        "have diverged. They are converted as they are; where they reach, the numbers prove nothing.",
+    )
 
 
 def check_source(

@@ -1,0 +1,195 @@
+"""What timm's Vision Transformers are, known without importing timm: its names, their facts, their preprocessing.
+
+``catalogue.json`` is generated from timm (``make catalogue``) and kept honest by a test against the installed one. It
+speaks for that version of timm alone: with another one installed, timm itself is asked. Nothing here imports torch,
+but :func:`generate`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from vitconv import mapping
+from vitconv.architecture import Architecture, Shapes, fit_to_weights
+from vitconv.errors import VitconvError
+
+FILE = Path(__file__).with_name("catalogue.json")
+
+#: timm's modules that define Vision Transformers.
+MODULES = (
+    "vision_transformer",
+    "deit",
+    "beit",
+    "eva",
+    "naflexvit",
+    "vision_transformer_hybrid",
+    "vision_transformer_relpos",
+    "vision_transformer_sam",
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One of timm's architectures.
+
+    Attributes:
+        name: timm's, without a tag.
+        architecture: what it is, with timm's own classes and image size; ``None`` if it is refused.
+        refusal: why no Transformers class computes the same; ``None`` if one does.
+        tags: for each pretrained tag, the default first, how it wants its images prepared.
+    """
+
+    name: str
+    architecture: Architecture | None
+    refusal: str | None
+    tags: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An architecture that weights fit.
+
+    Attributes:
+        name: timm's.
+        architecture: with the weights' classes, channels and image size.
+        data: how its default tag wants its images prepared.
+    """
+
+    name: str
+    architecture: Architecture
+    data: Mapping[str, Any]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All that its numbers depend on."""
+        return asdict(self.architecture) | {name: value for name, value in self.data.items() if name != "tag"}
+
+
+@functools.cache
+def entries() -> dict[str, Entry]:
+    """All of timm's Vision Transformers, by name."""
+    content = json.loads(FILE.read_text(encoding="utf-8"))
+    return {name: _entry(name, facts) for name, facts in content["architectures"].items()}
+
+
+def _entry(name: str, facts: Mapping[str, Any]) -> Entry:
+    architecture = facts.get("architecture")
+    if architecture is not None:
+        architecture = Architecture(**{k: tuple(v) if isinstance(v, list) else v for k, v in architecture.items()})
+    tags = {tag: {**values, "tag": tag or None} for tag, values in facts["tags"].items()}
+    return Entry(name, architecture, facts.get("refusal"), tags)
+
+
+@functools.cache
+def is_current() -> bool:
+    """Whether the installed timm is the one that the catalogue was made from."""
+    content = json.loads(FILE.read_text(encoding="utf-8"))
+    try:
+        return importlib.metadata.version("timm") == content["timm"]
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+def look_up(name: str) -> Candidate | None:
+    """A convertible architecture by its name, perhaps with a tag; ``None`` where timm itself should be asked."""
+    base, _, tag = name.partition(".")
+    entry = entries().get(base) if is_current() else None
+    if entry is None or entry.architecture is None or (tag and tag not in entry.tags):
+        return None
+    return Candidate(name, entry.architecture, entry.tags[tag or next(iter(entry.tags))])
+
+
+def candidates(shapes: Shapes, image_size: tuple[int, int] | None = None) -> list[Candidate]:
+    """The architectures whose tensors have exactly these names and, but for classes and image size, shapes."""
+    found = []
+    for entry in entries().values():
+        if entry.architecture is None or not _is_near(entry.architecture, shapes):
+            continue
+        try:
+            fitted = fit_to_weights(entry.architecture, shapes, image_size)
+        except VitconvError:
+            continue
+        if mapping.timm_shapes(fitted) == dict(shapes):
+            found.append(Candidate(entry.name, fitted, next(iter(entry.tags.values()))))
+    return found
+
+
+def _is_near(architecture: Architecture, shapes: Shapes) -> bool:
+    """Whether it is worth a closer look: the same width and patches."""
+    patch = shapes.get("patch_embed.proj.weight", ())
+    return (patch[:1], patch[2:]) == ((architecture.hidden_size,), architecture.patch_size)
+
+
+def differences(found: list[Candidate]) -> dict[str, str]:
+    """For each candidate, in words, what the others have otherwise; empty if all compute the same."""
+    facts = {candidate.name: candidate.facts for candidate in found}
+    differing = [key for key in found[0].facts if len({str(values[key]) for values in facts.values()}) > 1]
+    return {
+        name: ", ".join(f"{key} {_short(values[key])}" for key in differing)
+        for name, values in facts.items()
+        if differing
+    }
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return "/".join(_short(one) for one in value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Making it.
+
+
+def generate() -> dict[str, Any]:
+    """Ask the installed timm for everything that is in ``catalogue.json``."""
+    import timm
+
+    names = sorted({name for module in MODULES for name in timm.list_models(module=module)})
+    return {"timm": timm.__version__, "architectures": {name: _facts(name) for name in names}}
+
+
+def _facts(name: str) -> dict[str, Any]:
+    import timm
+
+    from vitconv.architecture import build_timm, from_timm
+    from vitconv.errors import ArchitectureError
+    from vitconv.preprocess import tag_config
+
+    model = build_timm(name)
+    configs = {model.pretrained_cfg.get("tag") or "": model.pretrained_cfg}
+    for full in timm.list_pretrained(f"{name}.*"):
+        configs.setdefault(full.partition(".")[2], timm.get_pretrained_cfg(full).to_dict())
+    if any(config.get("global_pool") for config in configs.values()):
+        raise NotImplementedError(f"A tag of {name} changes its architecture.")
+    data = {tag: tag_config(config) for tag, config in configs.items()}
+    data = {tag: {key: value for key, value in config.items() if key != "tag"} for tag, config in data.items()}
+    try:
+        return {"architecture": _unusual(from_timm(model)), "tags": data}
+    except ArchitectureError as error:
+        return {"refusal": error.problem, "tags": data}
+
+
+def _unusual(architecture: Architecture) -> dict[str, Any]:
+    """The fields that differ from their defaults."""
+    values = asdict(architecture)
+    return {field.name: values[field.name] for field in fields(Architecture) if values[field.name] != field.default}
+
+
+def write() -> None:
+    """Write ``catalogue.json``, one architecture a line."""
+    content = generate()
+    lines = ",\n".join(
+        f"  {json.dumps(name)}: {json.dumps(facts)}" for name, facts in content["architectures"].items()
+    )
+    FILE.write_text(f'{{"timm": "{content["timm"]}", "architectures": {{\n{lines}\n}}}}\n', encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()

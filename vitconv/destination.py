@@ -1,0 +1,172 @@
+"""A folder that appears whole or not at all, whatever goes wrong while it is written."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vitconv.errors import DestinationError, first_few
+
+#: What a conversion may leave in a folder, and the Hub's own file.
+_WRITTEN = re.compile(
+    r"config\.json|preprocessor_config\.json|parity\.json|README\.md|\.gitattributes"
+    r"|model(-[0-9]{5}-of-[0-9]{5})?\.safetensors|model\.safetensors\.index\.json"
+)
+_KEEP = "Choose another destination, or remove it yourself."
+
+
+@contextmanager
+def staged_folder(destination: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty folder beside ``destination`` that takes its name when the block ends well.
+
+    If the block raises, the folder is removed and ``destination`` is as it was. If the process is killed, the folder
+    stays, hidden and unlocked, until the next conversion to the same destination removes it.
+
+    Raises:
+        DestinationError: the destination exists (and ``overwrite`` is false, or it is no model folder), or
+            cannot be written.
+    """
+    destination = Path(os.path.abspath(destination))
+    check_destination(destination, overwrite=overwrite)
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        staging, lock = _new_staging(destination)
+    except OSError as error:
+        raise _unwritable(destination, error) from error
+    try:
+        # mkdtemp makes a private folder; the finished one is as open as any other new folder.
+        staging.chmod(0o777 & ~_umask())
+        yield staging
+        _publish(staging, destination, overwrite)
+    except OSError as error:
+        raise _unwritable(destination, error) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        os.close(lock)
+
+
+def check_destination(
+    destination: str | os.PathLike[str], *, overwrite: bool = False, source: str | os.PathLike[str] | None = None
+) -> None:
+    """Raise :class:`DestinationError` if writing ``destination`` would lose anything.
+
+    ``overwrite`` allows to replace a folder that holds nothing but what a conversion writes, and not ``source``.
+    """
+    path = Path(destination)
+    if "\0" in str(path):
+        raise DestinationError("The destination's name has a NUL character.", "Choose another destination.")
+    if not os.path.lexists(path):
+        return
+    if not overwrite:
+        raise _exists(path)
+    if not path.is_dir() or path.is_symlink():
+        raise DestinationError(f"'{path}' is not a folder, so it is not overwritten.", _KEEP)
+    foreign = sorted(
+        entry.name for entry in path.iterdir() if not _WRITTEN.fullmatch(entry.name) or not entry.is_file()
+    )
+    if foreign:
+        raise DestinationError(
+            f"'{path}' holds what no conversion writes ({first_few(foreign)}), so it is not overwritten.", _KEEP
+        )
+    if source is not None and Path(source).resolve().is_relative_to(path.resolve()):
+        raise DestinationError(f"'{path}' holds the source, so it is not overwritten.", _KEEP)
+
+
+def _exists(path: Path) -> DestinationError:
+    return DestinationError(f"'{path}' exists already.", "Choose another destination, or pass --overwrite.")
+
+
+def _unwritable(destination: Path, error: OSError) -> DestinationError:
+    return DestinationError(
+        f"'{destination}' cannot be written: {error.strerror or error}.", "Check the disk and the permissions."
+    )
+
+
+def _new_staging(destination: Path) -> tuple[Path, int]:
+    """A new hidden folder beside the destination, locked as long as this process lives; abandoned ones are removed."""
+    parent = os.open(destination.parent, os.O_RDONLY)
+    try:
+        # Between making a folder and locking it, nobody else may take it for abandoned.
+        fcntl.flock(parent, fcntl.LOCK_EX)
+        for abandoned in destination.parent.glob(f".{_escaped(destination.name)}.*.vitconv"):
+            lock = _lock(abandoned)
+            if lock is not None:
+                shutil.rmtree(abandoned, ignore_errors=True)
+                os.close(lock)
+        # Of a long name the beginning is enough: file systems allow 255 bytes.
+        staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".vitconv", dir=destination.parent))
+        lock = _lock(staging)
+        if lock is None:
+            raise OSError(errno.EBUSY, "another process holds the new folder")
+        return staging, lock
+    finally:
+        os.close(parent)
+
+
+def _escaped(name: str) -> str:
+    return re.sub(r"([\[\]*?])", r"[\1]", name)
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a folder for the life of this process; ``None`` if another process has it."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+_NOREPLACE, _EXCHANGE = 1, 2
+
+
+def _publish(staging: Path, destination: Path, overwrite: bool) -> None:
+    """Give the staged folder its name, in one step that a kill cannot cut; what it replaces goes with staging."""
+    try:
+        _rename(staging, destination, _NOREPLACE)
+        return
+    except FileExistsError:
+        if not overwrite:
+            raise _exists(destination) from None
+    # It may have changed since it was looked at.
+    check_destination(destination, overwrite=True)
+    _rename(staging, destination, _EXCHANGE)
+
+
+def _rename(staging: Path, destination: Path, flag: int) -> None:
+    """Linux's renameat2, which Python does not have; elsewhere, or on file systems without it, plain renames."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "renameat2"):
+        here = -100  # AT_FDCWD: paths as they are
+        if libc.renameat2(here, os.fsencode(staging), here, os.fsencode(destination), flag) == 0:
+            return
+        error = ctypes.get_errno()
+        if error not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(error, os.strerror(error))
+    if flag == _EXCHANGE:
+        old = staging.with_name(f"{staging.name}.old.vitconv")
+        destination.rename(old)
+        staging.rename(destination)
+        old.rename(staging)
+    elif os.path.lexists(destination):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    else:
+        staging.rename(destination)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,320 @@
+"""Tensors as ranges of bytes in files: reading where they lie, and writing them without looking at them.
+
+A conversion moves no numbers, so it need not load any. A :class:`StoredTensor` says where a tensor's bytes are; its
+rows are a smaller range of the same bytes; and writing it is a copy from file to file. Nothing here imports torch,
+until :func:`load_tensors` is asked for tensors to compute with.
+
+Format: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from vitconv.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+#: What the format calls each dtype, what torch does, and its bytes. Of the others there are no weights of a ViT.
+_DTYPES = {
+    "F64": ("float64", 8),
+    "F32": ("float32", 4),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "I64": ("int64", 8),
+    "I32": ("int32", 4),
+    "I16": ("int16", 2),
+    "I8": ("int8", 1),
+    "U64": ("uint64", 8),
+    "U32": ("uint32", 4),
+    "U16": ("uint16", 2),
+    "U8": ("uint8", 1),
+    "BOOL": ("bool", 1),
+    "F8_E4M3": ("float8_e4m3fn", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
+    "C64": ("complex64", 8),
+}
+_NAMES = {torch_name: name for name, (torch_name, _) in _DTYPES.items()}
+_SIZES = dict(_DTYPES.values())
+
+#: Bytes: no checkpoint of a ViT has a longer header, and 25 MB of hostile JSON still parse in a second.
+_LONGEST_HEADER = 25_000_000
+#: Bytes: a cache line, and what torch's own allocator aligns to on a CPU.
+_ALIGNMENT = 64
+#: Bytes: the kernel copies a page to a page fast, and parts of two pages slower than a read and a write.
+_PAGE = 4096
+#: Bytes: large enough that calls cost nothing, small enough to stay in a core's cache between read and write.
+_BUFFER = 1 << 20
+#: Bytes: larger weights are cut into files of at most this size.
+SHARD_SIZE = 5_000_000_000
+
+_AGAIN = "Copy or download the file again."
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file, row-major.
+
+    Attributes:
+        file: the file.
+        start: where its first byte is in the file.
+        dtype: by torch's name, such as ``"float32"``.
+        shape: as usual.
+    """
+
+    file: Path
+    start: int
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """The number of its bytes."""
+        return math.prod(self.shape) * _SIZES[self.dtype]
+
+    def __getitem__(self, rows: slice) -> StoredTensor:
+        """Some of its rows, as torch would slice them: in the same file, without a copy."""
+        first, stop, _ = rows.indices(self.shape[0])
+        row = self.nbytes // self.shape[0] if self.shape[0] else 0
+        return replace(self, start=self.start + first * row, shape=(max(stop - first, 0), *self.shape[1:]))
+
+
+def dtype_name(tensor: StoredTensor | Tensor) -> str:
+    """The dtype by torch's name, without ``torch.``."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def itemsize(dtype: str) -> int | None:
+    """Bytes of an element; ``None`` for a dtype that this page does not know."""
+    return _SIZES.get(dtype)
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Find the tensors of a safetensors file, and check that they fill it: no gap, no overlap, nothing outside.
+
+    Raises:
+        CheckpointError: the file is damaged, or was made to do damage; the message says where.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or not 2 <= length <= size - 8:
+            raise _damaged(path, f"its header should have {length} bytes, and the file has {size}")
+        if length > _LONGEST_HEADER:
+            raise _damaged(path, f"its header of {length} bytes is longer than that of any Vision Transformer")
+        text = file.read(length)
+    entries = _parse(path, text)
+    tensors = {name: _locate(path, name, entry, 8 + length) for name, entry in entries.items()}
+    position = 8 + length
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].nbytes)):
+        if tensor.start != position:
+            raise _damaged(path, f"the bytes of {_quoted(name)} do not begin where those before it end")
+        position += tensor.nbytes
+    if position != size:
+        raise _damaged(path, f"its tensors end at byte {position} of {size}")
+    return tensors
+
+
+def _quoted(name: str) -> str:
+    return f"`{name[:100]}…`" if len(name) > 100 else f"`{name}`"
+
+
+def _damaged(path: Path, how: str) -> CheckpointError:
+    return CheckpointError(f"'{path}' is a damaged or incomplete safetensors file: {how}.", _AGAIN)
+
+
+def _parse(path: Path, text: bytes) -> dict[str, Any]:
+    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) != len(pairs):
+            raise ValueError("a name appears twice in its header")
+        return content
+
+    try:
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=without_duplicates)
+    except UnicodeDecodeError as error:
+        raise _damaged(path, "its header is not UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise _damaged(path, "its header is not JSON") from error
+    except RecursionError as error:
+        raise _damaged(path, "its header is nested too deeply") from error
+    except ValueError as error:
+        raise _damaged(path, str(error)[:200]) from error
+    if not isinstance(header, dict):
+        raise _damaged(path, "its header is no JSON object")
+    header.pop("__metadata__", None)
+    return header
+
+
+def _locate(path: Path, name: str, entry: Any, data: int) -> StoredTensor:
+    def natural(values: Any) -> bool:
+        return isinstance(values, list) and all(type(value) is int and 0 <= value < 1 << 62 for value in values)
+
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise _damaged(path, f"the entry of {_quoted(name)} is not one of dtype, shape and offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise _damaged(path, f"{_quoted(name)} has the unknown dtype {str(dtype)[:20]!r}")
+    if not natural(shape) or len(shape) > 8 or not natural(offsets) or len(offsets) != 2:
+        raise _damaged(path, f"{_quoted(name)} has an impossible shape or offsets")
+    tensor = StoredTensor(path, data + offsets[0], _DTYPES[dtype][0], tuple(shape))
+    if tensor.nbytes != offsets[1] - offsets[0]:
+        raise _damaged(path, f"{_quoted(name)} has {offsets[1] - offsets[0]} bytes instead of {tensor.nbytes}")
+    return tensor
+
+
+def load_tensors(tensors: Mapping[str, StoredTensor | Tensor]) -> dict[str, Tensor]:
+    """The tensors to compute with: memory-mapped, so that only what is read is loaded. Others stay as they are.
+
+    The mapping is private: writing to a tensor does not write to its file.
+    """
+    import torch
+
+    maps: dict[Path, Any] = {}
+    loaded = {}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, StoredTensor):
+            if tensor.file not in maps:
+                maps[tensor.file] = torch.UntypedStorage.from_file(
+                    os.fspath(tensor.file), shared=False, nbytes=tensor.file.stat().st_size
+                )
+            part = maps[tensor.file][tensor.start : tensor.start + tensor.nbytes]
+            stride = [math.prod(tensor.shape[i + 1 :]) for i in range(len(tensor.shape))]
+            empty = torch.empty(0, dtype=getattr(torch, tensor.dtype))
+            tensor = empty.set_(part, 0, tensor.shape, stride)
+        loaded[name] = tensor
+    return loaded
+
+
+def write_weights(tensors: Mapping[str, StoredTensor | Tensor], folder: Path) -> None:
+    """Write ``model.safetensors`` into the folder, or several files and their index where it would be too large.
+
+    Args:
+        tensors: in the order in which to write them.
+        folder: an existing one.
+    """
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    if total <= SHARD_SIZE:
+        _write_file(tensors, folder / WEIGHTS_FILE)
+        return
+    # The same cuts and the same names as Transformers' own `save_pretrained` makes.
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    split = split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=SHARD_SIZE,
+    )
+    for name, names in split.filename_to_tensors.items():
+        _write_file({tensor: tensors[tensor] for tensor in names}, folder / name)
+    index = {"metadata": {"total_size": total}, "weight_map": split.tensor_to_filename}
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write_file(tensors: Mapping[str, StoredTensor | Tensor], path: Path) -> None:
+    """Write a safetensors file, with every tensor aligned that can be.
+
+    Matrix kernels choose their order of summation by the alignment of their operands, and weights are used where
+    the file is mapped: a tensor that begins in the middle of a cache line can give logits that differ in the last
+    bit from the same tensor elsewhere. ``safetensors.save_file`` sorts by name, so that a head's bias of 7 floats
+    shifts all that follow. Here the sizes that would shift others come last, and the header is padded.
+    """
+    order = sorted(tensors, key=lambda name: tensors[name].nbytes % _ALIGNMENT != 0)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        tensor = tensors[name]
+        begin, end = end, end + tensor.nbytes
+        header[name] = {
+            "dtype": _NAMES[dtype_name(tensor)],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % _ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.flush()
+        for piece in _pieces(tensors[name] for name in order):
+            if isinstance(piece, _Range):
+                _copy(piece, file)
+            else:
+                file.write(_bytes_of(piece))
+                file.flush()
+
+
+@dataclass(frozen=True)
+class _Range:
+    file: Path
+    start: int
+    stop: int
+
+
+def _pieces(tensors: Iterable[StoredTensor | Tensor]) -> Iterator[_Range | Tensor]:
+    """What to write in turn, with neighbours in one file joined to one range."""
+    current: _Range | None = None
+    for tensor in tensors:
+        if isinstance(tensor, StoredTensor):
+            piece = _Range(tensor.file, tensor.start, tensor.start + tensor.nbytes)
+            if current is not None and (current.file, current.stop) == (piece.file, piece.start):
+                current = replace(current, stop=piece.stop)
+                continue
+        if current is not None:
+            yield current
+            current = None
+        if isinstance(tensor, StoredTensor):
+            current = piece
+        else:
+            yield tensor
+    if current is not None:
+        yield current
+
+
+def _copy(piece: _Range, target: BinaryIO) -> None:
+    """Append a range of another file."""
+    with piece.file.open("rb", buffering=0) as source:
+        position = piece.start
+        if position % _PAGE == target.tell() % _PAGE:
+            position = _copy_in_kernel(source, piece, target)
+        buffer = memoryview(bytearray(_BUFFER))
+        source.seek(position)
+        while position < piece.stop:
+            count = source.readinto(buffer[: min(_BUFFER, piece.stop - position)])
+            if not count:
+                raise CheckpointError(f"'{piece.file}' became shorter while it was read.", _AGAIN)
+            target.write(buffer[:count])
+            position += count
+        target.flush()
+
+
+def _copy_in_kernel(source: BinaryIO, piece: _Range, target: BinaryIO) -> int:
+    """Copy without bytes passing through this process; return where it stopped: the end, or where it cannot."""
+    position = piece.start
+    try:
+        while position < piece.stop:
+            count = os.copy_file_range(source.fileno(), target.fileno(), piece.stop - position, position)
+            if not count:
+                break
+            position += count
+    except (AttributeError, OSError):
+        pass  # not on this system, or not between these file systems: what remains is read and written
+    target.seek(0, os.SEEK_END)
+    return position
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    import torch
+
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
