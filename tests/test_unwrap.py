@@ -262,3 +262,47 @@ def test_only_a_namespace_is_allowed_beside_tensors(weights, save):
         inspect(save({"state_dict": weights, "args": Custom()}), ARCH)
     with pytest.raises(CheckpointError, match="holds Python objects"):
         inspect(save({"state_dict": weights, "args": argparse.Namespace(inner=Custom())}), ARCH)
+
+
+# ---- older spellings, through timm's own filter ------------------------------------------------------------------
+
+
+def test_deit3_s_old_names_become_the_same_bits(tmp_path):
+    arch = "deit3_small_patch16_224"
+    weights = full_model(arch, depth=12, num_classes=5).state_dict()
+    old = {name.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): t for name, t in weights.items()}
+    for name, tensors in (("new", weights), ("old", {"model": old})):
+        torch.save(tensors, tmp_path / f"{name}.pth")
+        done = convert_checkpoint(tmp_path / f"{name}.pth", tmp_path / name, architecture=arch, verify=False)
+    assert (tmp_path / "old" / "model.safetensors").read_bytes() == (
+        tmp_path / "new" / "model.safetensors"
+    ).read_bytes()
+    assert done.notes[0] == "Names of an older spelling were renamed by timm's own checkpoint_filter_fn."
+
+
+def test_a_patch_embedding_saved_as_a_matrix_becomes_the_same_bits(weights, expected, tmp_path):
+    old = dict(weights)
+    old["patch_embed.proj.weight"] = old["patch_embed.proj.weight"].reshape(192, -1)
+    torch.save(old | {"mask_token": torch.ones(1, 192)}, tmp_path / "old.pth")
+    convert_checkpoint(tmp_path / "old.pth", tmp_path / "hf", architecture=ARCH, verify=False)
+    assert (tmp_path / "hf" / "model.safetensors").read_bytes() == expected
+
+
+def test_a_tensor_that_timm_would_drop_is_not_lost_in_silence(weights, save):
+    """Old timm computed with `pre_logits`; timm's filter leaves it out."""
+    path = save(weights | {"pre_logits.fc.weight": torch.ones(192, 192), "pre_logits.fc.bias": torch.ones(192)})
+    with pytest.raises(VitconvError, match="2 unknown .pre_logits.fc.weight, pre_logits.fc.bias"):
+        inspect(path, ARCH)
+
+
+def test_patches_of_another_size_are_not_resampled_in_silence(weights, save):
+    path = save(weights | {"patch_embed.proj.weight": torch.ones(192, 3, 8, 8)})
+    with pytest.raises(VitconvError, match="patch_embed.proj.weight is"):
+        inspect(path, ARCH)
+
+
+def test_a_mapping_that_a_file_repeats_is_looked_at_once(weights, save):
+    repeated = {"state_dict": weights}
+    for _ in range(3):
+        repeated = {str(key): repeated for key in range(1000)}
+    assert inspect(save(repeated), ARCH).architecture.num_labels == 5

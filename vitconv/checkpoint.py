@@ -224,7 +224,7 @@ def _check_zip(path: Path) -> dict[int, int]:
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
             entries = archive.infolist()
-            names = [entry.filename for entry in entries]
+            _refuse_other_archives(path, [entry.filename for entry in entries])
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise _damaged(path, "it is compressed, which no checkpoint is")
             if sum(entry.file_size for entry in entries) > path.stat().st_size:
@@ -232,6 +232,10 @@ def _check_zip(path: Path) -> dict[int, int]:
             records = {_data_start(file, entry): entry.file_size for entry in entries}
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OverflowError, EOFError) as error:
         raise _damaged(path, "its table of contents cannot be read") from error
+    return records
+
+
+def _refuse_other_archives(path: Path, names: list[str]) -> None:
     if names and all(name.endswith(".npy") for name in names):
         raise CheckpointError(
             f"'{path}' is a NumPy archive, as the original JAX models have it.",
@@ -239,7 +243,6 @@ def _check_zip(path: Path) -> dict[int, int]:
         )
     if any("/code/" in name or name.endswith("/constants.pkl") for name in names):
         raise CheckpointError(f"'{path}' is a TorchScript model, not a state dict.", _SAVE_INSTEAD)
-    return records
 
 
 def _data_start(file: Any, entry: zipfile.ZipInfo) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import glob
 import os
 import re
 import shutil
@@ -96,23 +97,20 @@ def _new_staging(destination: Path) -> tuple[Path, int]:
     try:
         # Between making a folder and locking it, nobody else may take it for abandoned.
         fcntl.flock(parent, fcntl.LOCK_EX)
-        for abandoned in destination.parent.glob(f".{_escaped(destination.name)}.*.vitconv"):
+        # Of a long name the beginning is enough: file systems allow 255 bytes.
+        prefix = "." + os.fsencode(destination.name)[:200].decode(errors="ignore") + "."
+        for abandoned in destination.parent.glob(f"{glob.escape(prefix)}*.vitconv"):
             lock = _lock(abandoned)
             if lock is not None:
                 shutil.rmtree(abandoned, ignore_errors=True)
                 os.close(lock)
-        # Of a long name the beginning is enough: file systems allow 255 bytes.
-        staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".vitconv", dir=destination.parent))
+        staging = Path(tempfile.mkdtemp(prefix=prefix, suffix=".vitconv", dir=destination.parent))
         lock = _lock(staging)
         if lock is None:
             raise OSError(errno.EBUSY, "another process holds the new folder")
         return staging, lock
     finally:
         os.close(parent)
-
-
-def _escaped(name: str) -> str:
-    return re.sub(r"([\[\]*?])", r"[\1]", name)
 
 
 def _lock(folder: Path) -> int | None:

@@ -23,7 +23,7 @@ _ADDED: tuple[tuple[str, str, str], ...] = (
     (
         r"\.(absmax|quant_map|quant_state\.|SCB|weight_format|qweight|qzeros|g_idx|_packed_params|zero_point|"
         r"weight_scale|input_scale|weight_quantizer)",
-        "quantised weights",
+        "a quantised checkpoint",
         _BEFORE,
     ),
 )

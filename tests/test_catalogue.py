@@ -1,0 +1,61 @@
+import json
+
+import pytest
+import timm
+
+from vitconv import catalogue
+from vitconv.architecture import from_name
+from vitconv.catalogue import candidates, entries, look_up
+from vitconv.mapping import timm_shapes
+
+CONVERTIBLE = [name for name, entry in entries().items() if entry.architecture]
+
+
+def test_it_lists_what_timm_lists():
+    listed = {name for module in catalogue.MODULES for name in timm.list_models(module=module)}
+    assert set(entries()) == listed
+    assert catalogue.is_current()
+
+
+@pytest.mark.parametrize("name", CONVERTIBLE)
+def test_it_says_what_timm_says(name):
+    """As generated from the installed timm, but for JSON's lists."""
+    written = json.loads(catalogue.FILE.read_text())["architectures"][name]
+    assert json.loads(json.dumps(catalogue._facts(name))) == written
+
+
+@pytest.mark.parametrize("name", [name for name in entries() if name not in CONVERTIBLE][::12])
+def test_what_it_refuses_is_refused_for_the_reason_it_says(name):
+    assert catalogue._facts(name)["refusal"] == entries()[name].refusal
+
+
+def test_a_tag_s_preprocessing_counts():
+    assert look_up("vit_base_patch16_224").data["mean"] == [0.5, 0.5, 0.5]
+    assert look_up("vit_base_patch16_224.dino").data["mean"] == [0.485, 0.456, 0.406]
+    assert look_up("vit_base_patch16_224.dino").data["tag"] == "dino"
+    assert look_up("vit_base_patch16_384").architecture == from_name("vit_base_patch16_384")
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_base_patch16_224.nosuchtag", "nosuchmodel", "resnet50", "beit_base_patch16_224"]
+)
+def test_what_it_does_not_know_is_left_to_timm(name):
+    assert look_up(name) is None
+
+
+def test_another_timm_is_asked_itself(monkeypatch):
+    catalogue.is_current.cache_clear()
+    monkeypatch.setattr("importlib.metadata.version", lambda package: "0.9")
+    assert look_up("vit_base_patch16_384") is None
+    catalogue.is_current.cache_clear()
+
+
+@pytest.mark.parametrize("name", CONVERTIBLE)
+def test_every_architecture_is_a_candidate_for_its_own_weights(name):
+    shapes = timm_shapes(entries()[name].architecture)
+    assert name in [candidate.name for candidate in candidates(shapes)]
+
+
+def test_candidates_that_differ_in_nothing_have_no_differences():
+    found = candidates(timm_shapes(entries()["vit_base_patch8_224"].architecture))
+    assert catalogue.differences(found) == {}
