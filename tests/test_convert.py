@@ -395,3 +395,52 @@ def test_a_photo_with_transparency_is_noted(small_checkpoint, tmp_path, picture)
     assert done.verification.same_pixels is False
     assert "blends transparency with white" in done.verification.pixel_notes[0]
     assert done.verification.parity.matches
+
+
+def test_large_models_are_sharded_and_proved_like_others(small_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("vitconv.tensorfile.SHARD_SIZE", 5_000_000)
+    done = convert_checkpoint(small_checkpoint, tmp_path / "hf", architecture="vit_tiny_patch16_224")
+    assert done.verification.parity["float32"].same_bits
+    assert len(list((tmp_path / "hf").glob("model-0000*-of-0000*.safetensors"))) > 3
+    assert transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "hf").config.num_labels == 5
+    assert verify_checkpoint(small_checkpoint, tmp_path / "hf").parity.matches
+    convert_checkpoint(
+        small_checkpoint, tmp_path / "hf", architecture="vit_tiny_patch16_224", verify=False, overwrite=True
+    )
+
+
+def test_weights_that_are_not_finite_are_counted(tmp_path):
+    weights = full_model("vit_tiny_patch16_224", num_classes=5).state_dict()
+    weights["blocks.3.mlp.fc1.weight"][2, 5:8] = torch.nan
+    weights["head.bias"][1] = torch.inf
+    torch.save(weights, tmp_path / "w.pth")
+    done = convert_checkpoint(tmp_path / "w.pth", tmp_path / "hf", architecture="vit_tiny_patch16_224")
+    assert "4 elements of the weights are NaN or infinite, in " in done.warnings[0]
+    assert "blocks.3.mlp.fc1.weight" in done.warnings[0]
+    assert "4 elements of the weights" in (tmp_path / "hf" / "README.md").read_text()
+
+
+def test_without_verification_a_file_in_memory_of_any_dtype_is_copied(tmp_path):
+    weights = {
+        name: t.bfloat16() for name, t in full_model("vit_tiny_patch16_224", num_classes=5).state_dict().items()
+    }
+    save_file(weights, tmp_path / "w.safetensors")
+    convert_checkpoint(
+        tmp_path / "w.safetensors",
+        tmp_path / "hf",
+        architecture="vit_tiny_patch16_224",
+        dtype="bfloat16",
+        verify=False,
+    )
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["dtype"] == "bfloat16"
+    record = json.loads((tmp_path / "hf" / "parity.json").read_text())
+    assert record["source"][0]["sha256"] is None
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_a_convolution_in_another_order_of_memory(memory_format, tmp_path):
+    weights = full_model("vit_tiny_patch16_224", num_classes=5).state_dict()
+    weights["patch_embed.proj.weight"] = weights["patch_embed.proj.weight"].contiguous(memory_format=memory_format)
+    torch.save(weights, tmp_path / "w.pth")
+    done = convert_checkpoint(tmp_path / "w.pth", tmp_path / "hf", architecture="vit_tiny_patch16_224")
+    assert done.verification.parity["float32"].same_bits

@@ -1,19 +1,26 @@
 """The main job as a user does it: the 344 MB demo checkpoint through the command, and its recorded answers."""
 
 import csv
+import json
+import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
+from vitconv.catalogue import entries
+from vitconv.mapping import timm_shapes
 from vitconv.preprocess import load_image
 
 ARTIFACTS = Path(__file__).parents[1] / "artifacts"
 
-pytestmark = pytest.mark.skipif(not (ARTIFACTS / "outputs.csv").exists(), reason="no artifacts/: `make artifacts`")
+needs_artifacts = pytest.mark.skipif(
+    not (ARTIFACTS / "outputs.csv").exists(), reason="no artifacts/: `make artifacts`"
+)
 
 
 def read_table(name: str) -> list[dict[str, str]]:
@@ -21,6 +28,7 @@ def read_table(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@needs_artifacts
 def test_the_demo_checkpoint_gives_timm_s_recorded_answers(tmp_path):
     command = [
         str(Path(sys.executable).with_name("vitconv")),
@@ -48,3 +56,42 @@ def test_the_demo_checkpoint_gives_timm_s_recorded_answers(tmp_path):
         # Recorded in float64 and rounded to four decimals.
         assert (logits - expected).abs().max() <= 0.5e-4 + 1e-5
         assert model.config.id2label[logits.argmax().item()] == answer["class"] == row["label"]
+
+
+# ---- without torch ------------------------------------------------------------------------------------------------
+
+_QUICK = """
+import sys
+from vitconv.convert import convert_checkpoint
+convert_checkpoint(sys.argv[1], sys.argv[2], architecture=sys.argv[3], verify=False)
+print([name for name in ("torch", "timm", "transformers", "numpy", "PIL", "huggingface_hub") if name in sys.modules])
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+def sparse_checkpoint(path, arch):
+    """A safetensors file of the architecture's full size, all zeros, that takes no room on the disk."""
+    header, end = {}, 0
+    for name, shape in sorted(timm_shapes(replace(entries()[arch].architecture, num_labels=7)).items()):
+        begin, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+
+
+def test_2_gigabytes_pass_through_64_mebibytes(tmp_path):
+    """The whole process, Python included; and neither torch nor timm is imported."""
+    sparse_checkpoint(tmp_path / "huge.safetensors", "vit_huge_patch14_224")
+    assert (tmp_path / "huge.safetensors").stat().st_size > 2e9
+    done = subprocess.run(
+        [sys.executable, "-c", _QUICK, tmp_path / "huge.safetensors", tmp_path / "hf", "vit_huge_patch14_224"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    imported, peak = done.stdout.splitlines()
+    assert imported == "[]"
+    assert int(peak) < 64 * 1024
+    assert (tmp_path / "hf" / "model.safetensors").stat().st_size > 2e9

@@ -9,10 +9,12 @@ Format: https://github.com/huggingface/safetensors#format
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -53,7 +55,7 @@ _LONGEST_HEADER = 25_000_000
 _ALIGNMENT = 64
 #: Bytes: the kernel copies a page to a page fast, and parts of two pages slower than a read and a write.
 _PAGE = 4096
-#: Bytes: large enough that calls cost nothing, small enough to stay in a core's cache between read and write.
+#: Bytes: large enough that calls cost nothing, small enough to stay in a cache between read and write.
 _BUFFER = 1 << 20
 #: Bytes: larger weights are cut into files of at most this size.
 SHARD_SIZE = 5_000_000_000
@@ -247,71 +249,111 @@ def _write_file(tensors: Mapping[str, StoredTensor | Tensor], path: Path) -> Non
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.flush()
-        for piece in _pieces(tensors[name] for name in order):
+        for piece in _read_ahead(_pieces([tensors[name] for name in order], file.tell())):
             if isinstance(piece, _Range):
-                _copy(piece, file)
+                _copy_in_kernel(piece, file)
             else:
-                file.write(_bytes_of(piece))
-                file.flush()
+                file.write(piece)
 
 
 @dataclass(frozen=True)
 class _Range:
+    """Bytes of a file. Those ``in_place`` lie in their pages as they will in the target's."""
+
     file: Path
     start: int
     stop: int
+    in_place: bool
 
 
-def _pieces(tensors: Iterable[StoredTensor | Tensor]) -> Iterator[_Range | Tensor]:
-    """What to write in turn, with neighbours in one file joined to one range."""
+def _pieces(tensors: Iterable[StoredTensor | Tensor], position: int) -> Iterator[_Range | Tensor]:
+    """What to write in turn from this position on: tensors in memory, and ranges of files, neighbours joined.
+
+    Ranges that the kernel cannot copy page by page are cut into buffers.
+    """
     current: _Range | None = None
-    for tensor in tensors:
-        if isinstance(tensor, StoredTensor):
-            piece = _Range(tensor.file, tensor.start, tensor.start + tensor.nbytes)
-            if current is not None and (current.file, current.stop) == (piece.file, piece.start):
-                current = replace(current, stop=piece.stop)
-                continue
+    for tensor in [*tensors, None]:
+        if (
+            isinstance(tensor, StoredTensor)
+            and current
+            and (current.file, current.stop) == (tensor.file, tensor.start)
+        ):
+            current = replace(current, stop=tensor.start + tensor.nbytes)
+            continue
         if current is not None:
-            yield current
+            yield from _cut(current)
+            position += current.stop - current.start
             current = None
         if isinstance(tensor, StoredTensor):
-            current = piece
-        else:
+            in_place = tensor.start % _PAGE == position % _PAGE
+            current = _Range(tensor.file, tensor.start, tensor.start + tensor.nbytes, in_place)
+        elif tensor is not None:
             yield tensor
-    if current is not None:
-        yield current
+            position += tensor.nbytes
 
 
-def _copy(piece: _Range, target: BinaryIO) -> None:
-    """Append a range of another file."""
+def _cut(whole: _Range) -> Iterator[_Range]:
+    if whole.in_place and hasattr(os, "copy_file_range"):
+        yield whole
+        return
+    for start in range(whole.start, whole.stop, _BUFFER):
+        yield replace(whole, start=start, stop=min(start + _BUFFER, whole.stop), in_place=False)
+
+
+def _read_ahead(pieces: Iterable[_Range | Tensor]) -> Iterator[_Range | memoryview]:
+    """The bytes of each piece, the next one read while the last is written; what the kernel copies stays a range."""
+    buffers = [bytearray(_BUFFER), bytearray(_BUFFER)]
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        upcoming: Future[_Range | memoryview] | None = None
+        for number, piece in enumerate(pieces):
+            following = reader.submit(_read, piece, buffers[number % 2])
+            if upcoming is not None:
+                yield upcoming.result()
+            upcoming = following
+        if upcoming is not None:
+            yield upcoming.result()
+
+
+def _read(piece: _Range | Tensor, buffer: bytearray) -> _Range | memoryview:
+    if not isinstance(piece, _Range):
+        return _bytes_of(piece)
+    if piece.in_place:
+        return piece
+    size = piece.stop - piece.start
     with piece.file.open("rb", buffering=0) as source:
-        position = piece.start
-        if position % _PAGE == target.tell() % _PAGE:
-            position = _copy_in_kernel(source, piece, target)
-        buffer = memoryview(bytearray(_BUFFER))
-        source.seek(position)
-        while position < piece.stop:
-            count = source.readinto(buffer[: min(_BUFFER, piece.stop - position)])
+        source.seek(piece.start)
+        filled = memoryview(buffer)[:size]
+        position = 0
+        while position < size:
+            count = source.readinto(filled[position:])
             if not count:
-                raise CheckpointError(f"'{piece.file}' became shorter while it was read.", _AGAIN)
-            target.write(buffer[:count])
+                raise _shrunk(piece.file)
             position += count
-        target.flush()
+    return filled
 
 
-def _copy_in_kernel(source: BinaryIO, piece: _Range, target: BinaryIO) -> int:
-    """Copy without bytes passing through this process; return where it stopped: the end, or where it cannot."""
+def _copy_in_kernel(piece: _Range, target: BinaryIO) -> None:
+    """Append a range of a file without its bytes passing through this process, where the file systems allow it."""
+    target.flush()
     position = piece.start
-    try:
+    with piece.file.open("rb", buffering=0) as source:
         while position < piece.stop:
-            count = os.copy_file_range(source.fileno(), target.fileno(), piece.stop - position, position)
-            if not count:
+            try:
+                count = os.copy_file_range(source.fileno(), target.fileno(), piece.stop - position, position)
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                    raise
                 break
+            if not count:
+                raise _shrunk(piece.file)
             position += count
-    except (AttributeError, OSError):
-        pass  # not on this system, or not between these file systems: what remains is read and written
     target.seek(0, os.SEEK_END)
-    return position
+    for rest in _read_ahead(_cut(replace(piece, start=position, in_place=False))):
+        target.write(rest)  # type: ignore[arg-type]  # nothing is left to the kernel
+
+
+def _shrunk(path: Path) -> CheckpointError:
+    return CheckpointError(f"'{path}' became shorter while it was read.", _AGAIN)
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
