@@ -11,7 +11,7 @@ export DO_NOT_TRACK := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help convert test test-gpu lint format artifacts clean
+.PHONY: help convert test test-gpu fuzz benchmark lint format catalogue artifacts clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -28,6 +28,10 @@ test: $(VENV)/installed $(VENV)/transformers-4.57.6 artifacts/outputs.csv ## Run
 test-gpu: $(VENV)/installed ## Run the tests that need a CUDA GPU
 	$(BIN)/pytest -m gpu tests
 
+benchmark: $(VENV)/installed ## Time conversions against cp, on a quiet machine (about 15 minutes)
+	mkdir -p build
+	$(BIN)/python benchmarks/convert.py --json build/benchmark.json
+
 lint: $(VENV)/installed ## Check style and format, and that no notebook holds outputs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,6 +41,9 @@ format: $(VENV)/installed ## Mend what `make lint` can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/nbstripout notebooks/*.ipynb
+
+catalogue: $(VENV)/installed ## Ask the installed timm again what its Vision Transformers are
+	$(BIN)/python -m vitconv.catalogue
 
 artifacts: artifacts/outputs.csv ## Make the demo checkpoint and its images
 

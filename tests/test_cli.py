@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import vitconv
+from vitconv.cli import _complete as complete
 from vitconv.cli import app
 
 ARCH = ["--arch", "vit_tiny_patch16_224"]
@@ -202,3 +203,29 @@ def test_help_imports_nothing_heavy():
     code = "import sys; from vitconv.cli import app\ntry: app(['convert', '--help'])\nexcept SystemExit: pass\n"
     code += "assert not {'torch', 'timm', 'transformers', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_models_lists_what_converts():
+    code, out, _ = run("models")
+    assert code == 0
+    assert "vit_base_patch16_384" in out and "ViTForImageClassification" in out
+    assert "of timm's 297 Vision Transformers convert." in out
+    code, out, _ = run("models", "--json")
+    assert json.loads(out)["deit_tiny_patch16_224"]["hidden_size"] == 192
+
+
+def test_the_shell_completes_architectures():
+    assert "deit_tiny_patch16_224" in complete("deit_t")
+    assert complete("resnet") == []
+
+
+def test_another_image_size_is_said_aloud(small_checkpoint, tmp_path):
+    code, _, err = run("convert", small_checkpoint, tmp_path / "m", *ARCH, "--img-size", "96", "96", "--no-verify")
+    assert code == 0
+    assert "note: `pos_embed` was resampled from 14x14 to 6x6 patches" in err
+
+
+def test_a_name_that_is_not_in_the_cache(tmp_path):
+    code, out, err = run("convert", "hf-hub:our/roofs", tmp_path / "model")
+    assert (code, out) == (1, "")
+    assert "error: The model 'our/roofs' is not in the local cache, and the Hub cannot be reached." in err
