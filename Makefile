@@ -28,6 +28,11 @@ test: $(VENV)/installed $(VENV)/transformers-4.57.6 artifacts/outputs.csv ## Run
 test-gpu: $(VENV)/installed ## Run the tests that need a CUDA GPU
 	$(BIN)/pytest -m gpu tests
 
+fuzz: $(VENV)/installed ## Look for files that are neither converted nor refused: over 100 000 cases
+	mkdir -p build
+	VITCONV_FUZZ_CASES=15000 $(BIN)/pytest tests/test_fuzz.py
+	$(BIN)/python fuzz/fuzz_checkpoint.py -runs=100000 -artifact_prefix=build/
+
 benchmark: $(VENV)/installed ## Time conversions against cp, on a quiet machine (about 15 minutes)
 	mkdir -p build
 	$(BIN)/python benchmarks/convert.py --json build/benchmark.json

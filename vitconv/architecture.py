@@ -118,8 +118,14 @@ def build_timm(name: str, **overrides: Any) -> nn.Module:
             f"timm {timm.__version__} has no pretrained tag '{tag}' for '{base}'.",
             f"Use '{base}' alone" + (f", or one of its tags: {first_few(tags, 8)}." if tags else "."),
         )
-    with torch.device("meta"):
-        return timm.create_model(name, pretrained=False, **overrides)
+    try:
+        with torch.device("meta"):
+            return timm.create_model(name, pretrained=False, **overrides)
+    except Exception as error:  # arguments come from files, and timm does not check them
+        raise ArchitectureError(
+            f"timm cannot build '{name}' with {', '.join(overrides) or 'its own settings'}: {str(error)[:200]}.",
+            "Check the arguments; a folder's are in its config.json.",
+        ) from error
 
 
 # ------------------------------------------------------------------------------------------------------------

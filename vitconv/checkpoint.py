@@ -9,8 +9,10 @@ import pickle
 import re
 import struct
 import sys
+import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,6 +113,10 @@ def _open_folder(path: Path) -> Source:
         )
     arguments, labels, data = config.get("model_args"), config.get("label_names"), config.get("pretrained_cfg")
     architecture = config.get("architecture")
+    if isinstance(arguments, dict) and type(arguments.get("depth", 0)) is int and arguments.get("depth", 0) > 1000:
+        raise CheckpointError(
+            f"'{path / CONFIG_FILE}' asks for {arguments['depth']} blocks.", "Correct its model_args."
+        )
     source = _read_folder(path)
     return replace(
         source,
@@ -177,7 +183,7 @@ def _read_mapping(path: Path) -> tuple[Mapping[Any, Any], Mapping[int, int]]:
 
     Pickles are opened with ``weights_only=True``: nothing in them is executed.
     """
-    if not os.path.exists(path):
+    if "\0" in os.fspath(path) or not os.path.exists(path):
         raise CheckpointError(f"There is no file '{path}'.", "Check the path of the checkpoint.")
     if not path.is_file():
         raise CheckpointError(f"'{path}' is not a file.", "Pass the file of weights.")
@@ -256,11 +262,11 @@ def _read_torch(path: Path, *, mapped: bool) -> Any:
     import torch
 
     # On `meta`, torch only notes where each tensor is in the file. Bytes in another order it must turn around itself.
-    find = mapped and hasattr(torch.UntypedStorage, "_checkpoint_offset") and _has_native_bytes(path)
     try:
+        find = mapped and hasattr(torch.UntypedStorage, "_checkpoint_offset") and _has_native_bytes(path)
         # timm's training script saves its arguments; a Namespace only holds values. By a path that ends in
         # .safetensors, torch.load would read safetensors; an open file has no name.
-        with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
+        with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]), _quietly():
             return torch.load(file, map_location="meta" if find else "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -271,6 +277,14 @@ def _read_torch(path: Path, *, mapped: bool) -> Any:
         raise _compressed(path) from error
     except Exception as error:  # a hostile pickle can make torch's reader raise anything
         raise _damaged(path, "torch cannot read it") from error
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without torch's warnings on the format: what matters of it is an error here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _has_native_bytes(path: Path) -> bool:

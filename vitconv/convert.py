@@ -238,7 +238,7 @@ def convert_checkpoint(
     say("Reading the checkpoint")
     opened = _open(source, architecture, image_size, data, ema)
     inspection, known = opened.inspection, opened.inspection.architecture
-    names = _fitting_labels(names or opened.source.labels, known)
+    names = _fitting_labels(names or opened.labels(), known)
 
     with staged_folder(destination, overwrite=overwrite) as folder:
         say("Writing the folder")
@@ -333,7 +333,7 @@ def verify_checkpoint(
         opened.inspection.architecture,
         opened.inspection.data,
         pictures,
-        labels=names or opened.source.labels,
+        labels=names or opened.labels(),
         probes=True,
         dtypes=dtypes,
         device=device,
@@ -362,6 +362,10 @@ class _Opened:
     def state_dict(self) -> dict[str, Tensor]:
         """The weights to compute with."""
         return load_tensors(self.tensors)
+
+    def labels(self) -> tuple[str, ...] | None:
+        """The class names that the source's own ``config.json`` gives."""
+        return None if self.source.labels is None else check_labels(self.source.labels, "The source's config.json")
 
     def witness(self) -> nn.Module:
         """A timm model that may take the source's weights, and computes what they are converted as."""

@@ -53,11 +53,11 @@ class ParityError(VitconvError):
 
 
 def first_few(names: Iterable[str], limit: int = 4) -> str:
-    """Join the first ``limit`` names and count the rest.
+    """Join the first ``limit`` names, none of them longer than a line, and count the rest.
 
     >>> first_few(["a", "b", "c"], limit=2)
     'a, b and 1 more'
     """
-    names = list(names)
+    names = [name if len(name) <= 100 else f"{name[:100]}…" for name in names]
     shown = ", ".join(names[:limit])
     return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown

@@ -165,15 +165,17 @@ def _check_given(given: Mapping[str, Any], architecture: Architecture) -> None:
     channels = architecture.num_channels
 
     def numbers(value: Any) -> bool:
-        return isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value)
+        return isinstance(value, (list, tuple)) and all(
+            isinstance(v, (int, float)) and math.isfinite(v) for v in value
+        )
 
     checks = {
         "mean": lambda value: numbers(value) and len(value) == channels,
         "std": lambda value: numbers(value) and len(value) == channels and min(value) > 0,
-        "interpolation": lambda value: value in _RESAMPLE,
-        "crop_pct": lambda value: isinstance(value, (int, float)) and value > 0,
+        "interpolation": lambda value: isinstance(value, str) and value in _RESAMPLE,
+        "crop_pct": lambda value: numbers([value]) and value > 0,
         "crop_mode": lambda value: value in ("center", "squash", "border"),
-        "input_size": lambda value: list(value) == [channels, *architecture.image_size],
+        "input_size": lambda value: numbers(value) and list(value) == [channels, *architecture.image_size],
     }
     for name, value in given.items():
         if name not in checks:

@@ -15,6 +15,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -57,6 +58,8 @@ _ALIGNMENT = 64
 _PAGE = 4096
 #: Bytes: large enough that calls cost nothing, small enough to stay in a cache between read and write.
 _BUFFER = 1 << 20
+#: Bytes: what one call writes. For more the kernel looks for larger pieces of memory, which take it longer to find.
+_WRITE = 1 << 18
 #: Bytes: larger weights are cut into files of at most this size.
 SHARD_SIZE = 5_000_000_000
 
@@ -145,7 +148,9 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
 
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=without_duplicates)
-    except UnicodeDecodeError as error:
+        # Half of a surrogate pair can be escaped in JSON, but is no character.
+        json.dumps(header, ensure_ascii=False).encode("utf-8")
+    except UnicodeError as error:
         raise _damaged(path, "its header is not UTF-8") from error
     except json.JSONDecodeError as error:
         raise _damaged(path, "its header is not JSON") from error
@@ -155,7 +160,9 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
         raise _damaged(path, str(error)[:200]) from error
     if not isinstance(header, dict):
         raise _damaged(path, "its header is no JSON object")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _damaged(path, "its metadata are not texts by name")
     return header
 
 
@@ -253,7 +260,7 @@ def _write_file(tensors: Mapping[str, StoredTensor | Tensor], path: Path) -> Non
             if isinstance(piece, _Range):
                 _copy_in_kernel(piece, file)
             else:
-                file.write(piece)
+                _append(piece, file)
 
 
 @dataclass(frozen=True)
@@ -303,10 +310,14 @@ def _cut(whole: _Range) -> Iterator[_Range]:
 def _read_ahead(pieces: Iterable[_Range | Tensor]) -> Iterator[_Range | memoryview]:
     """The bytes of each piece, the next one read while the last is written; what the kernel copies stays a range."""
     buffers = [bytearray(_BUFFER), bytearray(_BUFFER)]
-    with ThreadPoolExecutor(max_workers=1) as reader:
+    with ExitStack() as stack:
+        reader = stack.enter_context(ThreadPoolExecutor(max_workers=1))
+        files: dict[Path, BinaryIO] = {}
         upcoming: Future[_Range | memoryview] | None = None
         for number, piece in enumerate(pieces):
-            following = reader.submit(_read, piece, buffers[number % 2])
+            if isinstance(piece, _Range) and piece.file not in files:
+                files[piece.file] = stack.enter_context(piece.file.open("rb", buffering=0))
+            following = reader.submit(_read, piece, buffers[number % 2], files)
             if upcoming is not None:
                 yield upcoming.result()
             upcoming = following
@@ -314,22 +325,20 @@ def _read_ahead(pieces: Iterable[_Range | Tensor]) -> Iterator[_Range | memoryvi
             yield upcoming.result()
 
 
-def _read(piece: _Range | Tensor, buffer: bytearray) -> _Range | memoryview:
+def _read(piece: _Range | Tensor, buffer: bytearray, files: Mapping[Path, BinaryIO]) -> _Range | memoryview:
     if not isinstance(piece, _Range):
         return _bytes_of(piece)
     if piece.in_place:
         return piece
-    size = piece.stop - piece.start
-    with piece.file.open("rb", buffering=0) as source:
-        source.seek(piece.start)
-        filled = memoryview(buffer)[:size]
-        position = 0
-        while position < size:
-            count = source.readinto(filled[position:])
-            if not count:
-                raise _shrunk(piece.file)
-            position += count
-    return filled
+    size, position = piece.stop - piece.start, 0
+    content = memoryview(buffer)[:size]
+    files[piece.file].seek(piece.start)
+    while position < size:
+        count = files[piece.file].readinto(content[position:])  # type: ignore[attr-defined]  # unbuffered files have it
+        if not count:
+            raise _shrunk(piece.file)
+        position += count
+    return content
 
 
 def _copy_in_kernel(piece: _Range, target: BinaryIO) -> None:
@@ -349,7 +358,12 @@ def _copy_in_kernel(piece: _Range, target: BinaryIO) -> None:
             position += count
     target.seek(0, os.SEEK_END)
     for rest in _read_ahead(_cut(replace(piece, start=position, in_place=False))):
-        target.write(rest)  # type: ignore[arg-type]  # nothing is left to the kernel
+        _append(rest, target)  # type: ignore[arg-type]  # nothing is left to the kernel
+
+
+def _append(content: memoryview, target: BinaryIO) -> None:
+    for start in range(0, len(content), _WRITE):
+        target.write(content[start : start + _WRITE])
 
 
 def _shrunk(path: Path) -> CheckpointError:

@@ -1,0 +1,167 @@
+"""Pickles that try to run code when they are opened, one for each way that a pickle has.
+
+Every payload would create the folder ``trap``. Opcodes: https://docs.python.org/3/library/pickletools.html
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+
+MAGIC = 0x1950A86A20F9469CFC6C  # torch's older format begins with it
+
+
+def text(value: str) -> bytes:
+    """BINUNICODE."""
+    data = value.encode()
+    return b"X" + struct.pack("<I", len(data)) + data
+
+
+def short(value: str) -> bytes:
+    """SHORT_BINUNICODE."""
+    return b"\x8c" + bytes([len(value)]) + value.encode()
+
+
+def call(module: str, name: str, *arguments: bytes) -> bytes:
+    """GLOBAL, a tuple of arguments, REDUCE."""
+    return f"c{module}\n{name}\n".encode() + b"(" + b"".join(arguments) + b"tR"
+
+
+def code(trap: str) -> str:
+    return f"__import__('os').mkdir({trap!r})"
+
+
+#: How each payload gets at ``os.mkdir``; given the trap's path.
+PAYLOADS: dict[str, Callable[[str], bytes]] = {
+    "REDUCE": lambda trap: b"\x80\x02" + call("os", "mkdir", text(trap)) + b".",
+    "REDUCE posix": lambda trap: b"\x80\x02" + call("posix", "mkdir", text(trap)) + b".",
+    "REDUCE eval": lambda trap: b"\x80\x02" + call("builtins", "eval", text(code(trap))) + b".",
+    "REDUCE exec": lambda trap: b"\x80\x02" + call("builtins", "exec", text(code(trap))) + b".",
+    "REDUCE getattr": lambda trap: (
+        b"\x80\x02"
+        + b"cbuiltins\ngetattr\n("
+        + call("builtins", "__import__", text("os"))
+        + text("mkdir")
+        + b"tR("
+        + text(trap)
+        + b"tR."
+    ),
+    "REDUCE subprocess": lambda trap: b"\x80\x02csubprocess\nPopen\n(]" + text("mkdir") + b"a" + text(trap) + b"atR.",
+    "REDUCE nested pickle": lambda trap: (
+        b"\x80\x02"
+        + call("_codecs", "encode", text("x"))
+        + b"0"
+        + call("pickle", "loads", b"C" + bytes([len(p := b"cos\nmkdir\n(" + text(trap) + b"tR.")]) + p)
+        + b"."
+    ),
+    "REDUCE torch.load": lambda trap: b"\x80\x02" + call("torch.serialization", "load", text(trap)) + b".",
+    "REDUCE torch.hub": lambda trap: b"\x80\x02" + call("torch.hub", "load", text(trap), text("x")) + b".",
+    "REDUCE numpy": lambda trap: (
+        b"\x80\x02" + call("numpy.testing._private.utils", "runstring", text(code(trap))) + b"."
+    ),
+    "STACK_GLOBAL": lambda trap: b"\x80\x04" + short("os") + short("mkdir") + b"\x93(" + text(trap) + b"tR.",
+    "STACK_GLOBAL dotted": lambda trap: (
+        b"\x80\x04" + short("torch") + short("serialization.os.mkdir") + b"\x93(" + text(trap) + b"tR."
+    ),
+    "STACK_GLOBAL of an allowed class": lambda trap: (
+        b"\x80\x04" + short("argparse") + short("Namespace.__init__.__globals__") + b"\x93."
+    ),
+    "INST": lambda trap: b"\x80\x02(" + text(trap) + b"ios\nmkdir\n.",
+    "OBJ": lambda trap: b"\x80\x02(cos\nmkdir\n" + text(trap) + b"o.",
+    "NEWOBJ": lambda trap: b"\x80\x02csubprocess\nPopen\n(]" + text("mkdir") + b"a" + text(trap) + b"at\x81.",
+    "NEWOBJ_EX": lambda trap: b"\x80\x04csubprocess\nPopen\n(" + text(trap) + b"t}\x92.",
+    "BUILD": lambda trap: (
+        b"\x80\x02cargparse\nNamespace\n)\x81}" + text("__setstate__") + b"cos\nmkdir\nsb" + text(trap) + b"b."
+    ),
+    "BUILD of a class": lambda trap: b"\x80\x02cos\n_Environ\n)\x81" + text(trap) + b"b.",
+    "EXT1": lambda trap: b"\x80\x02\x82\x01(" + text(trap) + b"tR.",
+    "EXT4": lambda trap: b"\x80\x02\x84\x01\x00\x00\x00(" + text(trap) + b"tR.",
+    "PERSID": lambda trap: b"\x80\x02P" + trap.encode() + b"\n.",
+    "BINPERSID": lambda trap: b"\x80\x02(" + text("storage") + b"cos\nmkdir\n" + text(trap) + b"tQ.",
+    "in a dictionary": lambda trap: b"\x80\x02}" + text("w") + call("os", "mkdir", text(trap)) + b"s.",
+    "as a key": lambda trap: b"\x80\x02}" + call("os", "mkdir", text(trap)) + b"Ks.",
+    "in a Namespace": lambda trap: (
+        b"\x80\x02cargparse\nNamespace\n)\x81}" + text("model") + call("os", "mkdir", text(trap)) + b"sb."
+    ),
+    "copyreg": lambda trap: b"\x80\x02ccopyreg\n_reconstructor\n(csubprocess\nPopen\nc__builtin__\nobject\nNtR.",
+}
+
+#: Pickles that only crash or swell.
+BROKEN: dict[str, bytes] = {
+    "an empty stack": b"\x80\x02.",
+    "a missing mark": b"\x80\x02t.",
+    "an unknown opcode": b"\x80\x02\xff.",
+    "no end": b"\x80\x02}",
+    "a bytearray of a terabyte": b"\x80\x02"
+    + call("builtins", "bytearray", b"\x8a\x06" + (10**12).to_bytes(6, "little"))
+    + b".",
+    "a tensor of a terabyte": b"\x80\x02"
+    + call("torch", "FloatTensor", b"\x8a\x06" + (10**12).to_bytes(6, "little"))
+    + b".",
+    "a string of four gigabytes": b"\x80\x02X\xff\xff\xff\xffabc.",
+    "a list": b"\x80\x02].",
+    "a number": b"\x80\x02K\x01.",
+    "a list within itself": b"\x80\x02]q\x00h\x00a.",
+    "lists in lists": b"\x80\x02" + b"(" * 100_000 + b"l" * 100_000 + b".",
+    "odd keys": b"\x80\x02}(K\x01K\x02NK\x03K\x04K\x05\x86K\x06C\x01xK\x07u.",
+    "a dictionary within itself": b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s.",
+}
+
+
+def billion_laughs(levels: int = 30) -> bytes:
+    """Each dictionary holds the one below ten times: 10^30 entries in a kilobyte."""
+    pickled = b"\x80\x02}q\x00"
+    for level in range(levels):
+        index = bytes([level])
+        pickled += b"}(" + b"".join(text(str(i)) + b"h" + index for i in range(10)) + b"uq" + bytes([level + 1])
+    return pickled + b"."
+
+
+def as_zip(
+    pickled: bytes, records: Mapping[str, bytes] | None = None, *, compression: int = zipfile.ZIP_STORED
+) -> bytes:
+    """As ``torch.save`` writes it today."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/version", b"3\n")
+        archive.writestr("archive/byteorder", b"little")
+        for name, content in (records or {}).items():
+            archive.writestr(f"archive/data/{name}", content)
+    return buffer.getvalue()
+
+
+def as_legacy(pickled: bytes) -> bytes:
+    """As ``torch.save`` wrote it before 1.6."""
+    info = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+    return b"".join(pickle.dumps(part, 2) for part in (MAGIC, 1001, info)) + pickled + pickle.dumps([], 2)
+
+
+def tensor(key: str, size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0, numel: int = 4) -> bytes:
+    """The opcodes of one float32 tensor on the storage ``key``."""
+
+    def number(value: int) -> bytes:
+        data = value.to_bytes(9, "little", signed=True)
+        return b"\x8a" + bytes([len(data)]) + data
+
+    def numbers(values: tuple[int, ...]) -> bytes:
+        return b"(" + b"".join(map(number, values)) + b"t"
+
+    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(key) + text("cpu") + number(numel) + b"tQ"
+    flags = b"\x89" + call("collections", "OrderedDict")
+    return (
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + storage
+        + number(offset)
+        + numbers(size)
+        + numbers(stride)
+        + flags
+        + b"tR"
+    )
+
+
+def dictionary(tensors: Mapping[str, bytes]) -> bytes:
+    return b"\x80\x02}(" + b"".join(text(name) + opcodes for name, opcodes in tensors.items()) + b"u."
