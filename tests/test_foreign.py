@@ -35,7 +35,9 @@ def bitsandbytes():
 def huggingface():
     from transformers import ViTConfig, ViTForImageClassification
 
-    return ViTForImageClassification(ViTConfig(num_hidden_layers=1, hidden_size=24, num_attention_heads=2)).state_dict()
+    return ViTForImageClassification(
+        ViTConfig(num_hidden_layers=1, hidden_size=24, num_attention_heads=2)
+    ).state_dict()
 
 
 def torchvision():
@@ -49,10 +51,18 @@ def mae():
 
 
 CASES = {
-    "LoRA": (with_lora, "This is a LoRA or PEFT adapter: it has `blocks.0.attn.qkv.lora_A.weight`", "merge_and_unload"),
+    "LoRA": (
+        with_lora,
+        "This is a LoRA or PEFT adapter: it has `blocks.0.attn.qkv.lora_A.weight`",
+        "merge_and_unload",
+    ),
     "PEFT": (peft_layout, "This is a LoRA or PEFT adapter", "Merge the adapter"),
     "an adapter beside the model": (beside, "This is a LoRA or PEFT adapter", "Merge the adapter"),
-    "bitsandbytes": (bitsandbytes, "This is a quantised checkpoint: it has `blocks.0.mlp.fc1.weight.absmax`", "before"),
+    "bitsandbytes": (
+        bitsandbytes,
+        "This is a quantised checkpoint: it has `blocks.0.mlp.fc1.weight.absmax`",
+        "before",
+    ),
     "transformers": (huggingface, "This is a Transformers model already", "from_pretrained"),
     "torchvision": (torchvision, "This is torchvision's VisionTransformer", "names are not timm's"),
     "MAE": (mae, "This is a masked autoencoder with its decoder", "decoder_"),
