@@ -4,7 +4,7 @@ import pytest
 import timm
 
 from vitconv import catalogue
-from vitconv.architecture import from_name
+from vitconv.architecture import build_timm, from_name
 from vitconv.catalogue import candidates, entries, look_up
 from vitconv.mapping import timm_shapes
 
@@ -21,12 +21,12 @@ def test_it_lists_what_timm_lists():
 def test_it_says_what_timm_says(name):
     """As generated from the installed timm, but for JSON's lists."""
     written = json.loads(catalogue.FILE.read_text())["architectures"][name]
-    assert json.loads(json.dumps(catalogue._facts(name))) == written
+    assert json.loads(json.dumps(catalogue._facts(name, build_timm(name)))) == written
 
 
 @pytest.mark.parametrize("name", [name for name in entries() if name not in CONVERTIBLE][::12])
 def test_what_it_refuses_is_refused_for_the_reason_it_says(name):
-    assert catalogue._facts(name)["refusal"] == entries()[name].refusal
+    assert catalogue._facts(name, build_timm(name))["refusal"] == entries()[name].refusal
 
 
 def test_a_tag_s_preprocessing_counts():

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import os
@@ -146,6 +147,19 @@ def test_an_abandoned_staging_folder_is_removed_and_a_live_one_is_not(tmp_path):
         assert not (tmp_path / ".model.dead.vitconv").exists()
         assert first.exists()
     assert sorted(os.listdir(tmp_path)) == [".other.dead.vitconv", "model"]
+
+
+def test_where_no_folder_can_be_locked_none_is_taken_for_abandoned(tmp_path, monkeypatch):
+    """As on some network file systems."""
+
+    def refuse(*arguments):
+        raise OSError(errno.EBADF, "no locks here")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    (tmp_path / ".model.perhaps.vitconv").mkdir()
+    with staged_folder(tmp_path / "model"):
+        pass
+    assert sorted(os.listdir(tmp_path)) == [".model.perhaps.vitconv", "model"]
 
 
 def test_the_longest_name_that_a_file_system_allows(tmp_path):

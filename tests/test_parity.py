@@ -10,6 +10,7 @@ from models import FOLDED, KINDS, pixels_for, small_model
 from vitconv.convert import to_huggingface
 from vitconv.errors import InputError, ParityError
 from vitconv.parity import _judge, compare
+from vitconv.verify import not_shown
 
 
 @pytest.fixture
@@ -202,3 +203,18 @@ def test_gradients_are_left_as_they_were(pair):
     compare(timm_model, hf_model, pixels)
     assert torch.equal(hf_model.classifier.weight.grad, before)
     assert hf_model.classifier.weight.grad.dtype == torch.float32
+
+
+def test_what_is_not_finite_must_be_the_same_and_is_counted():
+    model = small_model()
+    with torch.no_grad():
+        model.blocks[1].mlp.fc2.bias[3] = torch.inf
+    twin = to_huggingface(model)
+    parity = compare(model, twin, pixels_for(model))
+    assert parity.matches
+    assert parity["float64"].stages[1].finite == 1
+    assert parity["float64"].stages[2].finite == 63 / 64
+    assert "1.56% of the values at `blocks.1` are NaN or infinite" in not_shown(parity)[0]
+    with torch.no_grad():
+        twin.state_dict()["vit.layers.1.mlp.fc2.bias"][3] = -torch.inf
+    assert compare(model, twin, pixels_for(model))["float64"].diverges_at.name == "blocks.1"

@@ -58,3 +58,10 @@ def test_without_a_class_position_every_row_is_resampled(tmp_path):
     pixels = pixels_for(theirs)
     ours = AutoModelForImageClassification.from_pretrained(tmp_path / "hf")
     torch.testing.assert_close(theirs(pixels), ours(pixels).logits)
+
+
+def test_as_many_patches_in_another_shape_are_not_resampled_and_that_is_said(weights, save, tmp_path):
+    done = convert_checkpoint(save(weights), tmp_path / "hf", architecture=ARCH, image_size=(112, 448), verify=False)
+    assert "taken to be trained at that size; `pos_embed` was not resampled from 224x224" in done.notes[0]
+    ours = AutoModelForImageClassification.from_pretrained(tmp_path / "hf")
+    assert torch.equal(ours.vit.embeddings.position_embeddings, weights["pos_embed"])

@@ -9,6 +9,7 @@ from models import full_model, perturbed
 from safetensors.torch import save_file
 
 from vitconv.architecture import build_timm
+from vitconv.checkpoint import open_source
 from vitconv.convert import convert_checkpoint, inspect, read_weights
 from vitconv.errors import CheckpointError, VitconvError
 from vitconv.unwrap import unwrap
@@ -219,6 +220,7 @@ def test_shards_become_the_same_bits(hub_folder, weights, expected, tmp_path):
     convert_checkpoint(hub_folder, tmp_path / "hf", verify=False)
     assert (tmp_path / "hf" / "model.safetensors").read_bytes() == expected
     assert len(json.loads((tmp_path / "hf" / "parity.json").read_text())["source"]) == 2
+    assert len(open_source(hub_folder / "model.safetensors.index.json").files) == 2
 
 
 @pytest.mark.parametrize("name", ["../evil.safetensors", "/etc/passwd", "a/../../b", ".."])

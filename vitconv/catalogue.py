@@ -13,11 +13,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitconv import mapping
 from vitconv.architecture import Architecture, Shapes, fit_to_weights
 from vitconv.errors import VitconvError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 FILE = Path(__file__).with_name("catalogue.json")
 
@@ -151,18 +154,39 @@ def generate() -> dict[str, Any]:
     """Ask the installed timm for everything that is in ``catalogue.json``."""
     import timm
 
+    from vitconv.architecture import build_timm
+
     names = sorted({name for module in MODULES for name in timm.list_models(module=module)})
-    return {"timm": timm.__version__, "architectures": {name: _facts(name) for name in names}}
+    facts: dict[str, dict[str, Any]] = {}
+    tensors: dict[str, frozenset[tuple[str, tuple[int, ...]]]] = {}
+    for name in names:
+        model = build_timm(name)
+        facts[name] = _facts(name, model)
+        tensors[name] = _fixed_shapes({key: tuple(tensor.shape) for key, tensor in model.state_dict().items()})
+    for refused in (name for name in names if "refusal" in facts[name]):
+        twins = [name for name in names if "architecture" in facts[name] and tensors[name] == tensors[refused]]
+        if twins:
+            # Then weights alone could not tell one from the other, and `candidates` must not choose.
+            raise NotImplementedError(f"{refused} is refused, but has the tensors of {twins}.")
+    return {"timm": timm.__version__, "architectures": facts}
 
 
-def _facts(name: str) -> dict[str, Any]:
+def _fixed_shapes(shapes: Shapes) -> frozenset[tuple[str, tuple[int, ...]]]:
+    """Names and shapes, but for what a user may choose: classes, channels, image size."""
+    fixed = {name: shape for name, shape in shapes.items() if name not in ("head.weight", "head.bias")}
+    fixed["pos_embed"] = shapes.get("pos_embed", (0,))[-1:]
+    patch = shapes.get("patch_embed.proj.weight", ())
+    fixed["patch_embed.proj.weight"] = (*patch[:1], *patch[2:])
+    return frozenset(fixed.items())
+
+
+def _facts(name: str, model: nn.Module) -> dict[str, Any]:
     import timm
 
-    from vitconv.architecture import build_timm, from_timm
+    from vitconv.architecture import from_timm
     from vitconv.errors import ArchitectureError
     from vitconv.preprocess import tag_config
 
-    model = build_timm(name)
     configs = {model.pretrained_cfg.get("tag") or "": model.pretrained_cfg}
     for full in timm.list_pretrained(f"{name}.*"):
         configs.setdefault(full.partition(".")[2], timm.get_pretrained_cfg(full).to_dict())

@@ -84,8 +84,8 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     """Open a file of weights, a folder as timm saves it for the Hub, or such a folder on the Hub.
 
     Args:
-        path: a file; a folder with ``config.json`` and weights, perhaps sharded; or ``"hf-hub:org/name"``, perhaps
-            with ``@revision``.
+        path: a file, be it the index of several; a folder with ``config.json`` and weights, perhaps sharded; or
+            ``"hf-hub:org/name"``, perhaps with ``@revision``.
 
     Raises:
         CheckpointError: there is no such file or folder, or it is damaged, or it holds no dictionary.
@@ -99,6 +99,8 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     path = Path(path)
     if path.is_dir():
         return _open_folder(path)
+    if path.name == INDEX_FILE and path.is_file():
+        return _open_folder(path.parent)
     content, records = _read_mapping(path)
     return Source(content, (path,), records=records)
 

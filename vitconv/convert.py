@@ -422,6 +422,7 @@ def _open(
     if isinstance(wanted, str):
         trained, known = _sized(facts.architecture, shapes_of(tensors), image_size)
     check_tensors(mapping.timm_shapes(trained), shapes_of(tensors))
+    notes += _shape_note(facts.architecture, shapes_of(tensors), trained) if image_size else []
     if known != trained:
         tensors = resize.resample(load_tensors(tensors), trained, known)
         notes.append(resize.describe(trained, known))
@@ -505,6 +506,20 @@ def _sized(
         if min(wanted.grid) < 1:
             raise
         return trained, wanted
+
+
+def _shape_note(architecture: Architecture, shapes: Shapes, taken: Architecture) -> list[str]:
+    """Say so where an image size was taken as the weights' own that they do not tell by themselves."""
+    try:
+        told = fit_to_weights(architecture, shapes)
+    except InputError:
+        return []
+    if told.image_size == taken.image_size:
+        return []
+    return [
+        f"The weights have as many patches as {taken.image_size[0]}x{taken.image_size[1]} makes, so they were taken "
+        f"to be trained at that size; `pos_embed` was not resampled from {told.image_size[0]}x{told.image_size[1]}."
+    ]
 
 
 def _inspect(

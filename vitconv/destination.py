@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vitconv.errors import DestinationError, first_few
@@ -51,7 +51,8 @@ def staged_folder(destination: str | os.PathLike[str], *, overwrite: bool = Fals
         raise _unwritable(destination, error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
 
 
 def check_destination(
@@ -91,12 +92,14 @@ def _unwritable(destination: Path, error: OSError) -> DestinationError:
     )
 
 
-def _new_staging(destination: Path) -> tuple[Path, int]:
+def _new_staging(destination: Path) -> tuple[Path, int | None]:
     """A new hidden folder beside the destination, locked as long as this process lives; abandoned ones are removed."""
     parent = os.open(destination.parent, os.O_RDONLY)
     try:
-        # Between making a folder and locking it, nobody else may take it for abandoned.
-        fcntl.flock(parent, fcntl.LOCK_EX)
+        # Between making a folder and locking it, nobody else may take it for abandoned. Some network file systems
+        # lock no folders: there nothing can be locked, so that nothing is taken for abandoned either.
+        with suppress(OSError):
+            fcntl.flock(parent, fcntl.LOCK_EX)
         # Of a long name the beginning is enough: file systems allow 255 bytes.
         prefix = "." + os.fsencode(destination.name)[:200].decode(errors="ignore") + "."
         for abandoned in destination.parent.glob(f"{glob.escape(prefix)}*.vitconv"):
@@ -105,16 +108,13 @@ def _new_staging(destination: Path) -> tuple[Path, int]:
                 shutil.rmtree(abandoned, ignore_errors=True)
                 os.close(lock)
         staging = Path(tempfile.mkdtemp(prefix=prefix, suffix=".vitconv", dir=destination.parent))
-        lock = _lock(staging)
-        if lock is None:
-            raise OSError(errno.EBUSY, "another process holds the new folder")
-        return staging, lock
+        return staging, _lock(staging)
     finally:
         os.close(parent)
 
 
 def _lock(folder: Path) -> int | None:
-    """Lock a folder for the life of this process; ``None`` if another process has it."""
+    """Lock a folder for the life of this process; ``None`` if another process has it, or it cannot be locked."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:

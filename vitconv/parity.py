@@ -53,6 +53,8 @@ class Stage:
         scale: what ``max_abs`` is compared with: see above.
         cosine: of the two models' values, all of them as one vector; 1 means the same direction.
         limit: the largest ``badness`` allowed.
+        finite: the share of the values that are neither NaN nor infinite: of the others the models must have the
+            same, and all figures leave them out.
         badness: what the criterion looks at. In float64 and float32 ``max_abs / scale``; in low precision the
             converted model's mean distance from the float64 reference, divided by the original's.
     """
@@ -64,6 +66,7 @@ class Stage:
     cosine: float
     badness: float
     limit: float
+    finite: float = 1.0
 
     @property
     def relative(self) -> float:
@@ -323,7 +326,8 @@ def _judge(name: str, values: list[Tensor], dtype: str, before: Sequence[Stage])
     # Each of the n blocks before adds its rounding to the sum that the blocks share.
     limits = {"float64": FLOAT64_TOLERANCE, "float32": 16 * FLOAT32_EPSILON * math.sqrt(len(before) + 1)}
     limit = limits.get(dtype, LOW_PRECISION_RATIO)
-    return Stage(name, max_abs, difference.mean().item(), scale, _cosine(original, converted), badness, limit)
+    mean_abs, cosine = difference.mean().item(), _cosine(original, converted)
+    return Stage(name, max_abs, mean_abs, scale, cosine, badness, limit, finite.double().mean().item())
 
 
 def _cosine(one: Tensor, other: Tensor) -> float:

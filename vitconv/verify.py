@@ -164,7 +164,7 @@ def verify_folder(
         say(f"Comparing the models in {dtype}")
         parity += compare(timm_model, model, pixels, dtypes=[dtype], device=device)
         parity.assert_match()
-    return Verification(account, same_pixels, notes, parity, not_finite(state_dict))
+    return Verification(account, same_pixels, notes, parity, (*not_finite(state_dict), *not_shown(parity)))
 
 
 def not_finite(state_dict: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -178,6 +178,21 @@ def not_finite(state_dict: Mapping[str, Tensor]) -> tuple[str, ...]:
     return (
         f"{sum(counts.values())} elements of the weights are NaN or infinite, in {first_few(bad)}: the training may "
         "have diverged. They are converted as they are; where they reach, the numbers prove nothing.",
+    )
+
+
+def not_shown(parity: Parity) -> tuple[str, ...]:
+    """A warning for each dtype in which values are NaN or infinite, in both models, from some stage on."""
+    stages = {
+        comparison.dtype: stage
+        for comparison in reversed(parity.comparisons)
+        for stage in reversed(comparison.stages)
+        if stage.finite < 1
+    }
+    return tuple(
+        f"In {dtype}, {1 - stage.finite:.2%} of the values at `{stage.name}` are NaN or infinite in both models: from "
+        "there on the numbers prove less."
+        for dtype, stage in stages.items()
     )
 
 
