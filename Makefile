@@ -33,7 +33,7 @@ fuzz: $(VENV)/installed ## Look for files that are neither converted nor refused
 	VITCONV_FUZZ_CASES=15000 $(BIN)/pytest tests/test_fuzz.py
 	$(BIN)/python fuzz/fuzz_checkpoint.py -runs=100000 -artifact_prefix=build/
 
-benchmark: $(VENV)/installed ## Time conversions against cp, on a quiet machine (about 15 minutes)
+benchmark: $(VENV)/installed ## Time conversions against cp, on a quiet machine (about 20 minutes)
 	mkdir -p build
 	$(BIN)/python benchmarks/convert.py --json build/benchmark.json
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import timm
@@ -59,3 +60,10 @@ def test_every_architecture_is_a_candidate_for_its_own_weights(name):
 def test_candidates_that_differ_in_nothing_have_no_differences():
     found = candidates(timm_shapes(entries()["vit_base_patch8_224"].architecture))
     assert catalogue.differences(found) == {}
+
+
+def test_weights_tell_architectures_apart_by_what_no_user_chooses():
+    one = timm_shapes(look_up("vit_base_patch16_384").architecture)
+    other = timm_shapes(replace(look_up("vit_base_patch16_224").architecture, num_labels=7, num_channels=1))
+    assert catalogue._fixed_shapes(one) == catalogue._fixed_shapes(other)
+    assert catalogue._fixed_shapes(one) != catalogue._fixed_shapes({**one, "reg_token": (1, 4, 768)})
