@@ -171,7 +171,7 @@ def test_the_figures_are_plain_data(pair):
     assert figures["float64"]["matches"] is True
     assert figures["float64"]["stages"][-1]["name"] == "logits"
     assert list(figures["float64"]["stages"][0]) == [
-        *("name", "max_abs", "mean_abs", "scale", "cosine", "badness", "limit")
+        *("name", "max_abs", "mean_abs", "scale", "cosine", "badness", "limit", "finite")
     ]
 
 
