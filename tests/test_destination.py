@@ -174,8 +174,9 @@ def test_the_longest_name_that_a_file_system_allows(tmp_path):
 ARCH = "vit_tiny_patch16_224"
 _RUN = "import sys; from vitconv.cli import app; app(sys.argv[1:])"
 _LOOP = f"""
-import itertools, sys
+import itertools, signal, sys
 from vitconv.convert import convert_checkpoint
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits it ignored
 for i in itertools.count():
     target = sys.argv[2] if sys.argv[3] == "one" else f"{{sys.argv[2]}}{{i}}"
     convert_checkpoint(sys.argv[1], target, architecture="{ARCH}", verify=False, overwrite=sys.argv[3] == "one")
@@ -279,7 +280,7 @@ def test_an_interrupted_conversion_leaves_nothing(source, tmp_path):
     )
     loop.stdout.readline()
     loop.send_signal(signal.SIGINT)
-    loop.communicate()
+    loop.communicate(timeout=60)
     assert os.listdir(tmp_path) == ["model"]
     assert load_file(tmp_path / "model" / "model.safetensors")
     assert json.loads((tmp_path / "model" / "parity.json").read_text())["verified"] is False
