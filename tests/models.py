@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import nn
 
-from vitconv.architecture import build_timm
+from vitconv.timm_models import build_timm
 
 #: Two blocks of width 64 on 32x32 pixels; 2 heads, so that swapped heads show.
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 5}

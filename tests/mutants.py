@@ -18,12 +18,13 @@ from models import perturbed
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vitconv.architecture import Architecture, from_timm
+from vitconv.architecture import Architecture
 from vitconv.convert import convert_checkpoint
 from vitconv.errors import ParityError
 from vitconv.huggingface import load_folder
 from vitconv.parity import compare
 from vitconv.preprocess import DataConfig, data_config, huggingface_pixels, sample_image, tag_config, timm_pixels
+from vitconv.timm_models import from_timm
 from vitconv.verify import verify_folder
 
 Tensors = dict[str, torch.Tensor]

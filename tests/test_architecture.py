@@ -10,9 +10,10 @@ from models import KINDS, SMALL, small_model
 from timm.layers import Mlp
 from torch import nn
 
-from vitconv.architecture import Architecture, build_timm, describe_shapes, fit_to_weights, from_name, from_timm
+from vitconv.architecture import Architecture, describe_shapes, fit_to_weights
 from vitconv.errors import ArchitectureError, InputError, WeightsError
 from vitconv.plan import shapes_of
+from vitconv.timm_models import build_timm, from_name, from_timm
 
 
 def test_reads_the_facts_from_a_name():
@@ -58,36 +59,40 @@ def test_reads_the_facts_from_the_modules(kind, facts):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("vit_base_patch16_gap_224", {}, "mean pooling (`global_pool='avg'`): ViTForImageClassification reads the class"),
         ("vit_tiny_patch16_224", {"global_pool": "max"}, "max pooling (`global_pool='max'`)"),
-        ("vit_tiny_patch16_224", {"global_pool": ""}, "no pooling (`global_pool=''`)"),
-        ("vit_base_patch16_siglip_224", {}, "attention pooling (`attn_pool`)"),
-        ("vit_base_patch16_gap_224", {}, "no class token (`cls_token`)"),
-        ("vit_small_patch14_reg4_dinov2", {}, "4 register tokens (`reg_token`)"),
-        ("vit_base_patch16_clip_224", {}, "a norm before the blocks (`norm_pre`)"),
+        ("vit_tiny_patch16_224", {"global_pool": ""}, "a head on every token (`global_pool=''`); the nearest, ViTForImageClassification"),
+        ("vit_base_patch16_siglip_224", {"num_classes": 5}, "a classification head (`head`); the nearest, SiglipVisionModel"),
+        ("vit_base_patch16_siglip_gap_224", {"img_size": (32, 64)}, "an image that is not square (32x64)"),
+        ("vit_base_patch16_siglip_224", {"reg_tokens": 4, "num_classes": 0}, "4 register tokens (`reg_token`)"),
+        ("vit_tiny_patch16_224", {"pre_norm": True, "global_pool": "avg"}, "mean pooling (`global_pool='avg'`)"),
+        ("vit_tiny_patch16_224", {"global_pool": "avg", "fc_norm": True, "reg_tokens": 4, "class_token": False}, "a norm after mean pooling (`fc_norm`)"),
         ("vit_small_patch16_18x2_224", {}, "parallel blocks (`blocks.0`)"),
         ("vit_base_patch16_xp_224", {}, "parallel attention and MLP (`blocks.0`)"),
         ("vit_base_patch16_rpn_224", {}, "norms after attention and MLP (`blocks.0`)"),
         ("vit_tiny_patch16_224", {"qk_norm": True}, "normalised queries (`blocks.0.attn.q_norm`)"),
         ("vit_tiny_patch16_224", {"scale_attn_norm": True}, "a norm after attention (`blocks.0.attn.norm`)"),
         ("vit_tiny_patch16_224", {"scale_mlp_norm": True}, "a norm inside the MLP (`blocks.0.mlp.norm`)"),
-        ("vit_giant_patch14_dinov2", {}, "a gated MLP (`blocks.0.mlp`)"),
         ("vit_dlittle_patch16_reg1_gap_256", {}, "differential attention (`blocks.0.attn`)"),
-        ("deit_tiny_distilled_patch16_224", {}, "a distillation token (`dist_token`)"),
         ("vit_tiny_patch16_224", {"final_norm": False}, "0 final norms (`norm`, `fc_norm`)"),
-        ("vit_tiny_patch16_224", {"pos_embed": "none"}, "no position embedding (`pos_embed`)"),
         ("vit_tiny_patch16_224", {"embed_norm_layer": nn.LayerNorm}, "a norm on the patches (`patch_embed.norm`)"),
         ("vit_tiny_patch16_224", {"norm_layer": "rmsnorm"}, "RMS norm (`blocks.0.norm1`)"),
         ("vit_tiny_patch16_224", {"dynamic_img_pad": True, "img_size": 37}, "padded images (`dynamic_img_pad`)"),
         ("vit_tiny_patch16_224", {"act_layer": nn.Mish}, "a module unknown to vitconv (`blocks.0.mlp.act` is a torch.nn.Mish)"),
+        ("vit_tiny_patch16_224", {"pool_include_prefix": True, "global_pool": "avg"}, "pooling of the tokens before the patches, too"),
+        ("vit_giant_patch14_dinov2", {"num_classes": 5, "global_pool": "avg", "fc_norm": True, "patch_size": 8}, "a norm after mean pooling (`fc_norm`)"),
+        ("vit_small_patch16_dinov3", {"num_classes": 5}, "a classification head (`head`)"),
+        ("vit_small_patch16_dinov3", {"rope_temperature": 50.0, "rope_grid_offset": 1.0}, "rotary positions set up otherwise than DINOv3's (`rope`: grid_offset)"),
+        ("vit_base_patch16_rope_224", {}, "rotary positions of another kind than DINOv3's (`rope`)"),
+        ("vit_base_patch16_rope_mixed_224", {}, "rotary positions that are learned (`rope`)"),
+        ("eva02_tiny_patch14_224", {}, "rotary positions of another kind than DINOv3's (`rope`)"),
+        ("beit_base_patch16_224", {"img_size": (32, 64)}, "an image that is not square (32x64)"),
+        ("vit_relpos_base_patch16_224", None, "another design (`timm.VisionTransformerRelPos`, which has relative positions that"),
+        ("samvit_base_patch16", None, "another design (`timm.VisionTransformerSAM`, which attends within windows"),
         ("resnet18", None, "another design (`timm.ResNet`)"),
-        ("beit_base_patch16_224", None, "another design (`timm.Beit`)"),
     ],
 )  # fmt: skip
-def test_refuses_what_vit_cannot_express_and_names_it(name, arguments, message):
-    small = {"depth": 2} if name.startswith(("vit_giant", "vit_dlittle")) else {**SMALL, "num_classes": 5}
-    if name in ("vit_base_patch16_xp_224", "vit_base_patch16_rpn_224", "vit_small_patch16_18x2_224"):
-        small = {"depth": 2}
+def test_refuses_what_no_class_expresses_and_names_it(name, arguments, message):
+    small = {**SMALL, "num_classes": 5} if name == "vit_tiny_patch16_224" else {"depth": 2}
     model = build_timm(name, **({} if arguments is None else {**small, **arguments}))
     with pytest.raises(ArchitectureError) as caught:
         from_timm(model)

@@ -154,7 +154,7 @@ def test_inspect_shows_what_is_made(save):
             "the weights fit 3 of different numbers: deit_tiny_patch16_224 (mean 0.485/0.456/0.406",
         ),
         (["SRC", "DST", "--arch", "vit_tiny_patch16_225"], "has no architecture named 'vit_tiny_patch16_225'."),
-        (["SRC", "DST", "--arch", "vit_base_patch16_gap_224"], "mean pooling (`global_pool='avg'`)"),
+        (["SRC", "DST", "--arch", "vit_base_patch16_rpn_224"], "norms after attention and MLP (`blocks.0`)"),
         (["SRC", "DST", "--arch", "vit_small_patch16_224"], "of another shape (cls_token is [1, 1, 192] instead of"),
         (["SRC", "DST", *ARCH, "--img-size", "8", "8"], "`pos_embed` was trained for 196"),
         (["SRC", "DST", *ARCH, "--labels", "none.txt"], "There is no label file 'none.txt'."),
@@ -211,7 +211,28 @@ def test_models_lists_what_converts():
     assert "vit_base_patch16_384" in out and "ViTForImageClassification" in out
     assert "of timm's 297 Vision Transformers convert." in out
     code, out, _ = run("models", "--json")
-    assert json.loads(out)["deit_tiny_patch16_224"]["hidden_size"] == 192
+    found = {verdict["name"]: verdict for verdict in json.loads(out)}
+    assert found["deit_tiny_patch16_224"]["class_name"] == "ViTForImageClassification"
+    assert found["deit_tiny_patch16_224"]["exactness"] == "moved"
+    assert found["deit3_small_patch16_224"]["exactness"] == "folded"
+
+
+def test_models_says_why_the_others_are_refused():
+    code, out, _ = run("models", "--refused")
+    assert code == 0
+    assert "parallel blocks (`blocks.0`)" in out
+    assert "of timm's 297 Vision Transformers are refused." in out
+    code, out, _ = run("models", "--refused", "--json")
+    assert all(verdict["refusal"] and not verdict["class_name"] for verdict in json.loads(out))
+
+
+def test_models_of_one_target():
+    code, out, _ = run("models", "--target", "dinov2_with_registers")
+    assert code == 0
+    assert "vit_small_patch14_reg4_dinov2" in out and "vit_base_patch16_384" not in out
+    code, _, err = run("models", "--target", "swin")
+    assert code == 1
+    assert err.startswith("error: There is no target 'swin'.\nChoose one of vit, deit,")
 
 
 def test_the_shell_completes_architectures():

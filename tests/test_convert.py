@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from timm.data import create_transform
 
 from vitconv import convert
-from vitconv.architecture import from_timm
 from vitconv.convert import convert_checkpoint, convert_state_dict, inspect, to_huggingface, verify_checkpoint
 from vitconv.errors import ArchitectureError, CheckpointError, DestinationError, InputError, ParityError, WeightsError
+from vitconv.timm_models import from_timm
 
 FULL_SIZE = [
     ("vit_tiny_patch16_224", {}),
@@ -274,7 +274,7 @@ def test_a_timm_model_of_one_s_own_design(save, tmp_path):
             "the weights fit 3 of different numbers",
         ),
         ({"architecture": "vit_tiny_patch16_225"}, ArchitectureError, "no architecture named"),
-        ({"architecture": "vit_base_patch16_gap_224"}, ArchitectureError, "mean pooling"),
+        ({"architecture": "vit_base_patch16_rpn_224"}, ArchitectureError, "norms after attention"),
         ({"architecture": "vit_small_patch16_224"}, WeightsError, "of another shape"),
         ({"source": "none.pth"}, CheckpointError, "There is no file 'none.pth'"),
     ],

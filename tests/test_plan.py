@@ -4,9 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import FOLDED, KINDS, small_model
 
-from vitconv.architecture import from_timm
 from vitconv.errors import WeightsError
+from vitconv.mapping.vit import VIT
 from vitconv.plan import Move, check_tensors, collapse, convert_tensors, make_plan, prove, shapes_of
+from vitconv.timm_models import from_timm
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in FOLDED])
@@ -24,7 +25,7 @@ def test_every_element_arrives_exactly_once(kind):
 
 def test_a_plan_moves_thirds_of_qkv():
     model = small_model()
-    plan = make_plan(from_timm(model), shapes_of(model.state_dict()))
+    plan = make_plan(VIT, from_timm(model), shapes_of(model.state_dict()))
     rows = {m.target: m.rows for m in plan.moves if m.source == "blocks.1.attn.qkv.weight"}
     assert rows == {
         "vit.encoder.layer.1.attention.attention.query.weight": (0, 64),
@@ -35,7 +36,7 @@ def test_a_plan_moves_thirds_of_qkv():
 
 def test_the_table_shows_all_blocks_in_one_line():
     model = small_model()
-    table = make_plan(from_timm(model), shapes_of(model.state_dict())).table()
+    table = make_plan(VIT, from_timm(model), shapes_of(model.state_dict())).table()
     assert (
         "blocks.{0…1}.attn.qkv.bias[64:128]",
         "vit.encoder.layer.{0…1}.attention.attention.key.bias",
@@ -67,8 +68,8 @@ def test_many_missing_tensors_are_counted():
 
 def test_layer_scale_must_be_folded_first():
     model = small_model("layer scale")
-    with pytest.raises(WeightsError, match=r"`blocks.0.ls1.gamma` has no place in ViTForImageClassification"):
-        make_plan(from_timm(model), shapes_of(model.state_dict()))
+    with pytest.raises(WeightsError, match=r"ViTForImageClassification has no place for blocks.0.ls1.gamma"):
+        make_plan(VIT, from_timm(model), shapes_of(model.state_dict()))
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.data())
@@ -78,7 +79,7 @@ def test_a_partition_is_proved_and_any_other_is_refused(lengths, data):
     for length in lengths:
         edges.append(edges[-1] + length)
     moves = [
-        Move("a", (start, stop), f"t{i}", (stop - start,))
+        Move("a", (total, 3), (start, stop), f"t{i}", (stop - start,))
         for i, (start, stop) in enumerate(zip(edges, edges[1:], strict=False))
     ]
     prove(moves, {"a": (total, 3)})
@@ -88,23 +89,23 @@ def test_a_partition_is_proved_and_any_other_is_refused(lengths, data):
     if broken == "drop":
         moves.pop(i)
     elif broken == "repeat":
-        moves.append(Move("a", (start, stop), "again", (1,)))
+        moves.append(Move("a", (total, 3), (start, stop), "again", (1,)))
     elif broken == "shift":
-        moves[i] = Move("a", (start + 1, stop + 1), f"t{i}", (1,))
+        moves[i] = Move("a", (total, 3), (start + 1, stop + 1), f"t{i}", (1,))
     else:
-        moves[i] = Move("a", (start, stop + 1), f"t{i}", (1,))
+        moves[i] = Move("a", (total, 3), (start, stop + 1), f"t{i}", (1,))
     with pytest.raises(WeightsError, match="not used exactly once"):
         prove(moves, {"a": (total, 3)})
 
 
 def test_a_target_filled_twice_is_refused():
     with pytest.raises(WeightsError, match="`t` is filled twice"):
-        prove([Move("a", None, "t", (1,)), Move("b", None, "t", (1,))], {"a": (1,), "b": (1,)})
+        prove([Move("a", (1,), None, "t", (1,)), Move("b", (1,), None, "t", (1,))], {"a": (1,), "b": (1,)})
 
 
 def test_an_unused_source_is_refused():
     with pytest.raises(WeightsError, match="`b` are not used"):
-        prove([Move("a", None, "t", (1,))], {"a": (1,), "b": (1,)})
+        prove([Move("a", (1,), None, "t", (1,))], {"a": (1,), "b": (1,)})
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from models import small_model
 from PIL import Image, ImageOps
 
-from vitconv.architecture import from_timm
 from vitconv.checkpoint import write_json
 from vitconv.errors import InputError
 from vitconv.preprocess import (
@@ -29,6 +28,7 @@ from vitconv.preprocess import (
     tag_config,
     timm_pixels,
 )
+from vitconv.timm_models import from_timm
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -7,8 +7,8 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import checkpoint_filter_fn
 from transformers import AutoModelForImageClassification
 
-from vitconv.architecture import build_timm
 from vitconv.convert import convert_checkpoint, verify_checkpoint
+from vitconv.timm_models import build_timm
 
 ARCH = "vit_tiny_patch16_224"
 

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from models import full_model, perturbed
 from safetensors.torch import save_file
 
-from vitconv.architecture import build_timm
 from vitconv.checkpoint import open_source
 from vitconv.convert import convert_checkpoint, inspect, read_weights
 from vitconv.errors import CheckpointError, VitconvError
+from vitconv.timm_models import build_timm
 from vitconv.unwrap import unwrap
 
 ARCH = "vit_tiny_patch16_224"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vitconv import __version__
-from vitconv.mapping import class_name
+from vitconv.mapping import family_for
 
 if TYPE_CHECKING:
     from vitconv.architecture import Architecture
+    from vitconv.mapping import Family
     from vitconv.parity import Comparison
     from vitconv.preprocess import DataConfig
     from vitconv.simplify import Made
@@ -21,6 +22,7 @@ def model_card(
     source: str,
     timm_name: str | None,
     architecture: Architecture,
+    target: str | None,
     labels: tuple[str, ...],
     made: tuple[Made, ...],
     data: DataConfig,
@@ -29,11 +31,12 @@ def model_card(
 ) -> str:
     """Write the card, with the metadata that the Hub reads: https://huggingface.co/docs/hub/model-cards"""
     task = "image-classification" if architecture.classifier else "image-feature-extraction"
+    family = family_for(architecture, target)
     sections = [
         f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags:\n- vision\n- vit\n- timm\n- vitconv\n---",
-        f"# {timm_name or 'A timm Vision Transformer'}, as {class_name(architecture)}",
+        f"# {timm_name or 'A timm Vision Transformer'}, as {family.class_name(architecture)}",
         f"Converted from the timm weights `{source}` by vitconv {__version__}.",
-        _loading(architecture),
+        _loading(family, architecture),
         _preprocessing(data, warnings),
         _classes(labels),
         _changes(made),
@@ -42,11 +45,11 @@ def model_card(
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _loading(architecture: Architecture) -> str:
-    if architecture.classifier:
-        auto, answer = "AutoModelForImageClassification", "logits = model(**inputs).logits"
-    else:
-        auto, answer = "AutoModel", "features = model(**inputs).pooler_output  # what the timm model returns"
+def _loading(family: Family, architecture: Architecture) -> str:
+    name, answer = family.class_name(architecture), family.answer(architecture)
+    auto = "AutoModelForImageClassification" if name.endswith("ForImageClassification") else name
+    what = "logits" if architecture.classifier else "features"
+    answer = f"{what} = model(**inputs).{answer}  # what the timm model returns"
     return f"""## Load it
 
 ```python

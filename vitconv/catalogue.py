@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitconv import mapping
 from vitconv.architecture import Architecture, Shapes, fit_to_weights
-from vitconv.errors import VitconvError
+from vitconv.errors import ArchitectureError, VitconvError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -146,6 +146,54 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of one of timm's architectures.
+
+    Attributes:
+        name: timm's, without a tag.
+        class_name: the Transformers class that computes the same; ``None`` if none does.
+        exactness: ``"moved"``: every tensor is a timm tensor or a part of one, unchanged; ``"made"``: some are
+            constants, or timm's in another arrangement; ``"folded"``: some were computed from timm's, and rounded
+            once; empty if it is refused.
+        refusal: why no class computes the same.
+    """
+
+    name: str
+    class_name: str | None
+    exactness: str
+    refusal: str | None
+
+    @property
+    def obstacles(self) -> str:
+        """The features that stand in the way, without the rest of the sentence; empty if none does."""
+        return (self.refusal or "").partition(": it has ")[2].rstrip(".")
+
+
+def verdicts(target: str | None = None) -> list[Verdict]:
+    """The verdict on each of timm's Vision Transformers, by name.
+
+    Args:
+        target: only ask whether this family computes the same; by default any.
+
+    Raises:
+        InputError: there is no such target.
+    """
+    found = []
+    for entry in entries().values():
+        if entry.architecture is None:
+            found.append(Verdict(entry.name, None, "", entry.refusal))
+            continue
+        try:
+            family = mapping.family_for(entry.architecture, target)
+        except ArchitectureError as error:
+            found.append(Verdict(entry.name, None, "", error.problem))
+            continue
+        name = family.class_name(entry.architecture)
+        found.append(Verdict(entry.name, name, family.exactness(entry.architecture), None))
+    return found
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Making it.
 
@@ -154,7 +202,7 @@ def generate() -> dict[str, Any]:
     """Ask the installed timm for everything that is in ``catalogue.json``."""
     import timm
 
-    from vitconv.architecture import build_timm
+    from vitconv.timm_models import build_timm
 
     names = sorted({name for module in MODULES for name in timm.list_models(module=module)})
     facts: dict[str, dict[str, Any]] = {}
@@ -183,9 +231,8 @@ def _fixed_shapes(shapes: Shapes) -> frozenset[tuple[str, tuple[int, ...]]]:
 def _facts(name: str, model: nn.Module) -> dict[str, Any]:
     import timm
 
-    from vitconv.architecture import from_timm
-    from vitconv.errors import ArchitectureError
     from vitconv.preprocess import tag_config
+    from vitconv.timm_models import from_timm
 
     configs = {model.pretrained_cfg.get("tag") or "": model.pretrained_cfg}
     for full in timm.list_pretrained(f"{name}.*"):

@@ -11,7 +11,7 @@ import struct
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -55,14 +55,19 @@ class Source:
     records: Mapping[int, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
-    def tensors(self, content: Mapping[Any, Any]) -> dict[str, StoredTensor | Tensor]:
+    def tensors(self, content: Mapping[Any, Any], *, integers: bool = False) -> dict[str, StoredTensor | Tensor]:
         """A part of the content as plain floating-point tensors by name, in their files wherever that is possible.
+
+        Args:
+            content: of ``self.content``, what holds tensors only.
+            integers: let tensors of integers pass, too.
 
         Raises:
             CheckpointError: it holds anything else, or nothing.
         """
         where = os.fspath(self.files[0] if len(self.files) == 1 else self.files[0].parent)
-        return {name: self._located(name, tensor) for name, tensor in _only_tensors(content, where).items()}
+        found = _only_tensors(content, where, (*_FLOATS, "int64") if integers else _FLOATS)
+        return {name: self._located(name, tensor) for name, tensor in found.items()}
 
     def _located(self, name: str, tensor: StoredTensor | Tensor) -> StoredTensor | Tensor:
         """A tensor on ``meta``, found in the file it was read from."""
@@ -177,7 +182,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     path = Path(path)
     source = _read_folder(path) if path.is_dir() else open_source(path)
-    return load_tensors(source.tensors(source.content))
+    return load_tensors(source.tensors(source.content, integers=True))
 
 
 def _read_mapping(path: Path) -> tuple[Mapping[Any, Any], Mapping[int, int]]:
@@ -295,7 +300,7 @@ def _has_native_bytes(path: Path) -> bool:
     return all(order == sys.byteorder.encode() for order in orders)
 
 
-def _only_tensors(content: Mapping[Any, Any], where: str) -> dict[str, StoredTensor | Tensor]:
+def _only_tensors(content: Mapping[Any, Any], where: str, dtypes: Collection[str]) -> dict[str, StoredTensor | Tensor]:
     named = {str(name): value for name, value in content.items()}
     others = [name for name, value in named.items() if not (hasattr(value, "shape") and hasattr(value, "dtype"))]
     if others or not named:
@@ -306,7 +311,7 @@ def _only_tensors(content: Mapping[Any, Any], where: str) -> dict[str, StoredTen
         )
     if any(map(_is_unusual, named.values())):
         raise _compressed(where)
-    exotic = [name for name, tensor in named.items() if dtype_name(tensor) not in _FLOATS]
+    exotic = [name for name, tensor in named.items() if dtype_name(tensor) not in dtypes]
     if exotic:
         raise CheckpointError(
             f"'{where}' holds tensors that are no floating-point weights ({first_few(exotic, 2)}: "

@@ -15,9 +15,9 @@ import typer
 from rich.markup import escape
 
 from vitconv import __version__
-from vitconv.catalogue import entries
+from vitconv.catalogue import entries, verdicts
 from vitconv.errors import VitconvError
-from vitconv.mapping import class_name
+from vitconv.mapping import FAMILIES, class_name
 from vitconv.plan import collapse
 
 if TYPE_CHECKING:
@@ -46,6 +46,15 @@ Arch = Annotated[
         metavar="NAME",
         help="The timm architecture, such as vit_base_patch16_384; may be left out where the weights fit only one.",
         autocompletion=_complete,
+    ),
+]
+TargetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        metavar="NAME",
+        help="The family of Transformers models, such as dinov2, instead of the plainest that computes the same.",
+        autocompletion=lambda incomplete: [family.name for family in FAMILIES if family.name.startswith(incomplete)],
     ),
 ]
 ImageSize = Annotated[
@@ -109,6 +118,7 @@ def convert(
     source: Source,
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The Transformers folder to write.")],
     arch: Arch = None,
+    target: TargetOption = None,
     labels: Annotated[Path | None, typer.Option(metavar="FILE", help="Class names: one per line, or JSON.")] = None,
     image: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The image to verify on, instead of a built-in one.")
@@ -128,6 +138,7 @@ def convert(
             source,
             destination,
             architecture=arch,
+            target=target,
             labels=labels,
             image=image,
             image_size=img_size,
@@ -145,6 +156,7 @@ def convert(
 def inspect(
     source: Source,
     arch: Arch = None,
+    target: TargetOption = None,
     img_size: ImageSize = None,
     data_config: DataConfigFile = None,
     no_ema: NoEma = False,
@@ -154,7 +166,7 @@ def inspect(
         from vitconv.convert import inspect as look
 
         say("Reading the checkpoint")
-        found = look(source, arch, image_size=img_size, data=data_config, ema=not no_ema)
+        found = look(source, arch, target=target, image_size=img_size, data=data_config, ema=not no_ema)
     _show_inspection(found)
 
 
@@ -204,22 +216,30 @@ def verify(
 
 @app.command()
 def models(
+    target: TargetOption = None,
+    refused: Annotated[
+        bool, typer.Option("--refused", help="List those that no class of Transformers computes.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:
-    """List the architectures of timm's that convert."""
+    """List timm's Vision Transformers: what each becomes and how exactly, or why it is refused."""
     from rich.table import Table
 
-    known = {name: entry.architecture for name, entry in entries().items() if entry.architecture}
+    with _errors_for_people():
+        all_verdicts = verdicts(target)
+    found = [verdict for verdict in all_verdicts if (verdict.refusal is not None) == refused]
     if as_json:
-        typer.echo(json.dumps({name: asdict(architecture) for name, architecture in known.items()}, indent=2))
+        typer.echo(json.dumps([asdict(verdict) for verdict in found], indent=2))
         return
-    table = Table("timm", "Transformers", "width", "blocks", "heads", "patch", "image", box=None, pad_edge=False)
-    for name, a in known.items():
-        sizes = [a.hidden_size, a.num_hidden_layers, a.num_attention_heads]
-        patch, image = ("x".join(map(str, size)) for size in (a.patch_size, a.image_size))
-        table.add_row(name, class_name(a), *map(str, sizes), patch, image)
+    table = Table(
+        "timm", "why not" if refused else "Transformers", *([] if refused else ["exactness"]), box=None, pad_edge=False
+    )
+    for verdict in found:
+        cells = [verdict.refusal] if refused else [verdict.class_name, verdict.exactness]
+        table.add_row(verdict.name, *map(escape, cells))
     _print(table)
-    typer.echo(f"{len(known)} of timm's {len(entries())} Vision Transformers convert.")
+    what = "are refused" if refused else "convert" + (f" to '{target}'" if target else "")
+    typer.echo(f"{len(found)} of timm's {len(all_verdicts)} Vision Transformers {what}.")
 
 
 def _show_verification(found: Verification) -> None:
@@ -247,7 +267,7 @@ def _print(renderable: object) -> None:
 
 
 def _show_conversion(done: Conversion) -> None:
-    typer.echo(f"{done.destination}: {_facts(done.architecture)}")
+    typer.echo(f"{done.destination}: {_facts(done.architecture, done.target)}")
     for line in _made_lines(done.made):
         typer.echo(f"  {line}")
     for comparison in done.verification.parity.comparisons if done.verification else ():
@@ -268,7 +288,7 @@ def _show_inspection(found: Inspection) -> None:
     from rich.table import Table
 
     _show_notes(found)
-    typer.echo(_facts(found.architecture))
+    typer.echo(_facts(found.architecture, found.target))
     for line in _made_lines(found.made):
         typer.echo(line)
     table = Table("timm", "Transformers (in files)", "shape", box=None, pad_edge=False)
@@ -287,11 +307,12 @@ def _show_notes(found: Conversion | Inspection) -> None:
         typer.echo(f"note: {_printable(note)}", err=True)
 
 
-def _facts(a: Architecture) -> str:
+def _facts(a: Architecture, target: str | None) -> str:
     head = f"{a.num_labels} classes" if a.classifier else "no head"
     return (
-        f"{class_name(a)}, width {a.hidden_size}, {a.num_hidden_layers} blocks, {a.num_attention_heads} heads, "
-        f"patch {a.patch_size[0]}x{a.patch_size[1]}, image {a.image_size[0]}x{a.image_size[1]}, "
+        f"{class_name(a, target)}, width {a.hidden_size}, {a.num_hidden_layers} blocks, "
+        f"{a.num_attention_heads} heads, patch {a.patch_size[0]}x{a.patch_size[1]}, "
+        f"image {a.image_size[0]}x{a.image_size[1]}, "
         f"{a.num_channels} channels, {head}, {a.hidden_act}, eps {a.layer_norm_eps:g}"
     )
 

@@ -7,18 +7,19 @@ import functools
 import hashlib
 import importlib.metadata
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitconv import __version__, catalogue, mapping, resize
-from vitconv.architecture import Architecture, Shapes, build_timm, describe_shapes, fit_to_weights, from_timm
+from vitconv.architecture import Architecture, Shapes, describe_shapes, fit_to_weights
 from vitconv.card import CARD_FILE, model_card
 from vitconv.checkpoint import CONFIG_FILE, HUB_PREFIX, Source, open_source, read_json, write_json
 from vitconv.destination import check_destination, staged_folder
 from vitconv.errors import ArchitectureError, CheckpointError, InputError, VitconvError, first_few
-from vitconv.huggingface import build_model, installed_dialect
+from vitconv.huggingface import build_model, installed_dialect, make_config
 from vitconv.labels import check_labels, read_labels
 from vitconv.plan import Plan, check_names, check_tensors, convert_tensors, make_plan, shapes_of, widest_dtype
 from vitconv.preprocess import (
@@ -32,8 +33,9 @@ from vitconv.preprocess import (
     sample_image,
     tag_config,
 )
-from vitconv.simplify import Made, is_simple, simplify
+from vitconv.simplify import Made
 from vitconv.tensorfile import StoredTensor, dtype_name, load_tensors, write_weights
+from vitconv.timm_models import build_timm, from_timm
 from vitconv.unwrap import unwrap
 from vitconv.verify import Verification, verify_folder
 
@@ -51,6 +53,7 @@ class Inspection:
 
     Attributes:
         architecture: as read from timm and the weights.
+        target: the family that was asked for; ``None`` for the plainest that computes the same.
         plan: the moves into the Hub layout.
         made: the tensors that are made from others (or from nothing) before the moves.
         data: how timm prepares an image for the model.
@@ -59,6 +62,7 @@ class Inspection:
     """
 
     architecture: Architecture
+    target: str | None
     plan: Plan
     made: tuple[Made, ...]
     data: DataConfig
@@ -72,13 +76,14 @@ class Conversion:
 
     Attributes:
         destination: the Transformers folder.
-        architecture, plan, made, data, warnings, notes: as in :class:`Inspection`.
+        architecture, target, plan, made, data, warnings, notes: as in :class:`Inspection`.
         labels: the class names written, in order.
         verification: how close the two models came; ``None`` if it was switched off.
     """
 
     destination: Path
     architecture: Architecture
+    target: str | None
     plan: Plan
     made: tuple[Made, ...]
     labels: tuple[str, ...]
@@ -93,6 +98,7 @@ def convert_state_dict(
     architecture: Architecture | nn.Module | str,
     *,
     layout: Literal["module", "hub"] = "module",
+    target: str | None = None,
 ) -> dict[str, Tensor]:
     """Convert a timm state dict to Transformers' names.
 
@@ -105,6 +111,8 @@ def convert_state_dict(
             the classes, channels and image size are read from the weights.
         layout: ``"module"`` for ``load_state_dict(strict=True)`` into the installed transformers' model,
             ``"hub"`` for the names in files, which every transformers reads.
+        target: Transformers' name of the family to convert to, such as ``"dinov2"``; by default the plainest that
+            computes the same.
 
     Raises:
         ArchitectureError: no Transformers class can express the architecture.
@@ -130,14 +138,19 @@ def convert_state_dict(
         else:
             architecture = from_timm(architecture)
         check_tensors(mapping.timm_shapes(architecture), shapes)
-    return convert_tensors(state_dict, architecture, "hub" if layout == "hub" else installed_dialect())
+    dialect = "hub" if layout == "hub" else installed_dialect()
+    return convert_tensors(state_dict, architecture, dialect, target=target)
 
 
-def to_huggingface(timm_model: nn.Module) -> PreTrainedModel:
+def to_huggingface(timm_model: nn.Module, *, target: str | None = None) -> PreTrainedModel:
     """Build the Transformers twin of a timm model, with weights of its own (same dtype, device and mode).
 
-    Returns ``ViTForImageClassification``, or for a headless model ``ViTModel``, whose ``pooler_output`` is what
-    timm returns.
+    For a plain model that is ``ViTForImageClassification``, or without a head ``ViTModel``, whose ``pooler_output`` is
+    what timm returns; docs/coverage.md lists what it is for each of timm's architectures.
+
+    Args:
+        timm_model: any of timm's Vision Transformers.
+        target: as for :func:`convert_state_dict`.
 
     Raises:
         ArchitectureError: no Transformers class can express the model.
@@ -148,11 +161,9 @@ def to_huggingface(timm_model: nn.Module) -> PreTrainedModel:
         >>> type(to_huggingface(timm.create_model("deit_tiny_patch16_224"))).__name__
         'ViTForImageClassification'
     """
-    import transformers
-
     architecture = from_timm(timm_model)
-    tensors = convert_state_dict(timm_model.state_dict(), architecture)
-    config = transformers.ViTConfig(**mapping.config(architecture))
+    tensors = convert_tensors(timm_model.state_dict(), architecture, installed_dialect(), target=target)
+    config = make_config(mapping.config(architecture, target=target))
     model = build_model(config, {name: tensor.detach().clone() for name, tensor in tensors.items()})
     return model.train(timm_model.training)
 
@@ -175,6 +186,7 @@ def inspect(
     source: str | os.PathLike[str],
     architecture: nn.Module | str | None,
     *,
+    target: str | None = None,
     image_size: tuple[int, int] | None = None,
     data: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     ema: bool = True,
@@ -184,7 +196,7 @@ def inspect(
     Raises:
         VitconvError: what :func:`convert_checkpoint` would refuse, for the same reason.
     """
-    return _open(source, architecture, image_size, data, ema).inspection
+    return _open(source, architecture, image_size, data, ema, target).inspection
 
 
 def convert_checkpoint(
@@ -192,6 +204,7 @@ def convert_checkpoint(
     destination: str | os.PathLike[str],
     *,
     architecture: nn.Module | str | None = None,
+    target: str | None = None,
     labels: Sequence[str] | str | os.PathLike[str] | None = None,
     image: str | os.PathLike[str] | None = None,
     image_size: tuple[int, int] | None = None,
@@ -213,6 +226,8 @@ def convert_checkpoint(
         destination: the folder to write; it appears whole or not at all.
         architecture: the timm name, or a timm model; by default what a folder's ``config.json`` says, or the only
             architecture of timm's that the weights fit.
+        target: Transformers' name of the family to convert to, such as ``"dinov2"``; by default the plainest that
+            computes the same.
         labels: class names, or a file of them (one per line, or JSON); by default what ``config.json`` says.
         image: an image file to verify on; by default a built-in picture.
         image_size: (height, width), where the weights leave it open; another one than theirs resamples the position
@@ -236,7 +251,7 @@ def convert_checkpoint(
     names = _read_names(labels)
     picture = load_image(image) if image else None
     say("Reading the checkpoint")
-    opened = _open(source, architecture, image_size, data, ema)
+    opened = _open(source, architecture, image_size, data, ema, target)
     inspection, known = opened.inspection, opened.inspection.architecture
     names = _fitting_labels(names or opened.labels(), known)
 
@@ -252,6 +267,7 @@ def convert_checkpoint(
                 known,
                 inspection.data,
                 [picture or sample_image()],
+                target=target,
                 labels=names,
                 say=say,
             )
@@ -261,6 +277,7 @@ def convert_checkpoint(
             opened.source.files[0].name,
             opened.timm_name,
             known,
+            target,
             names,
             inspection.made,
             inspection.data,
@@ -271,6 +288,7 @@ def convert_checkpoint(
     return Conversion(
         destination=Path(destination),
         architecture=known,
+        target=target,
         plan=inspection.plan,
         made=inspection.made,
         labels=names,
@@ -325,7 +343,7 @@ def verify_checkpoint(
     pictures = [load_image(image) for image in images] or [sample_image()]
     ema = recorded.get("ema", True) if ema is None else ema
     say("Reading the checkpoint")
-    opened = _open(source, architecture, image_size, data, ema)
+    opened = _open(source, architecture, image_size, data, ema, recorded.get("target"))
     return verify_folder(
         folder,
         opened.state_dict,
@@ -333,6 +351,7 @@ def verify_checkpoint(
         opened.inspection.architecture,
         opened.inspection.data,
         pictures,
+        target=opened.inspection.target,
         labels=names or opened.labels(),
         probes=True,
         dtypes=dtypes,
@@ -403,6 +422,7 @@ def _open(
     image_size: tuple[int, int] | None,
     given: Mapping[str, Any] | str | os.PathLike[str] | None,
     ema: bool,
+    target: str | None = None,
 ) -> _Opened:
     source = open_source(path)
     notes = list(source.notes)
@@ -437,7 +457,12 @@ def _open(
         given = read_data_config(given)
     data = data_config(facts.tag, known, given, own=source.data)
     return _Opened(
-        source, tensors, wanted if isinstance(wanted, str) else None, build, ema, _inspect(tensors, known, data, notes)
+        source,
+        tensors,
+        wanted if isinstance(wanted, str) else None,
+        build,
+        ema,
+        _inspect(tensors, known, target, data, notes),
     )
 
 
@@ -472,15 +497,19 @@ def _respell(
     source: Source, architecture: nn.Module | str, arguments: Mapping[str, Any], tensors: Mapping[str, Any]
 ) -> dict[str, Tensor] | None:
     """Rename tensors of an older spelling with timm's own filter; ``None`` if it would do more than rename."""
-    from timm.models.vision_transformer import checkpoint_filter_fn
+    from timm.models import vision_transformer
 
     model = build_timm(architecture, **arguments) if isinstance(architecture, str) else copy.deepcopy(architecture)
+    filter_fn = getattr(
+        sys.modules[type(model).__module__], "checkpoint_filter_fn", vision_transformer.checkpoint_filter_fn
+    )
     # Without a position embedding to compare with, the filter does not resample the checkpoint's.
     model.pos_embed = None
     try:
         old = load_tensors(source.tensors(tensors))
-        new = checkpoint_filter_fn(dict(old), model, adapt_layer_scale=True)
-    except (VitconvError, RuntimeError, ValueError, KeyError, AttributeError):
+        options = {"adapt_layer_scale": True} if filter_fn is vision_transformer.checkpoint_filter_fn else {}
+        new = filter_fn(dict(old), model, **options)
+    except (VitconvError, RuntimeError, ValueError, KeyError, AttributeError, TypeError, AssertionError):
         return None
     places = {tensor.data_ptr() for tensor in new.values()}
     lost = [name for name, tensor in old.items() if tensor.data_ptr() not in places and name != "mask_token"]
@@ -523,16 +552,21 @@ def _shape_note(architecture: Architecture, shapes: Shapes, taken: Architecture)
 
 
 def _inspect(
-    tensors: Mapping[str, StoredTensor | Tensor], architecture: Architecture, data: DataConfig, notes: Sequence[str]
+    tensors: Mapping[str, StoredTensor | Tensor],
+    architecture: Architecture,
+    target: str | None,
+    data: DataConfig,
+    notes: Sequence[str],
 ) -> Inspection:
     made: tuple[Made, ...] = ()
     shapes, simple = shapes_of(tensors), architecture
-    if not is_simple(architecture):
-        simplified = simplify(load_tensors(tensors), architecture)
+    family = mapping.family_for(architecture, target)
+    if not family.is_simple(architecture):
+        simplified = family.simplify(load_tensors(tensors), architecture)
         made, shapes, simple = simplified.made, shapes_of(simplified.state_dict), simplified.architecture
     reason = obstacle(data)
     warnings = (f"No {PROCESSOR_FILE}: {reason}",) if reason else ()
-    return Inspection(architecture, make_plan(simple, shapes), made, data, warnings, tuple(notes))
+    return Inspection(architecture, target, make_plan(family, simple, shapes), made, data, warnings, tuple(notes))
 
 
 def _read_names(labels: Sequence[str] | str | os.PathLike[str] | None) -> tuple[str, ...] | None:
@@ -556,14 +590,15 @@ def _fitting_labels(labels: Sequence[str] | None, architecture: Architecture) ->
 def _write(folder: Path, opened: _Opened, labels: tuple[str, ...], dtype: str | None) -> None:
     inspection = opened.inspection
     stored = {dtype_name(tensor) for tensor in opened.tensors.values()}
-    if is_simple(inspection.architecture) and dtype in (None, *(stored if len(stored) == 1 else ())):
+    family = mapping.family_for(inspection.architecture, inspection.target)
+    if family.is_simple(inspection.architecture) and dtype in (None, *(stored if len(stored) == 1 else ())):
         tensors = inspection.plan.apply(opened.tensors)
     else:
         import torch
 
         wanted = getattr(torch, dtype) if dtype else None
-        tensors = convert_tensors(opened.state_dict, inspection.architecture, "hub", wanted)
-    config = mapping.config(inspection.architecture, labels) | {"dtype": _widest(tensors)}
+        tensors = convert_tensors(opened.state_dict, inspection.architecture, "hub", wanted, inspection.target)
+    config = mapping.config(inspection.architecture, labels, inspection.target) | {"dtype": _widest(tensors)}
     write_json(config, folder / CONFIG_FILE)
     write_weights(tensors, folder)
     processor = processor_config(inspection.data)
@@ -573,7 +608,7 @@ def _write(folder: Path, opened: _Opened, labels: tuple[str, ...], dtype: str | 
 
 def _widest(tensors: Mapping[str, StoredTensor | Tensor]) -> str:
     """The dtype that Transformers should load the tensors in."""
-    stored = {dtype_name(tensor) for tensor in tensors.values()}
+    stored = {dtype_name(tensor) for tensor in tensors.values()} - {"int64"}
     return stored.pop() if len(stored) == 1 else str(widest_dtype(load_tensors(tensors))).removeprefix("torch.")
 
 
@@ -587,6 +622,7 @@ def _recorded(folder: Path) -> dict[str, Any]:
         height, width = content["image_size"]
         return {
             "architecture": content["architecture"] and str(content["architecture"]),
+            "target": content.get("target"),
             "image_size": (int(height), int(width)),
             "given": dict(content["preprocessing"]["given"] or {}) or None,
             "labels": check_labels(content["labels"]) if content["labels"] else None,
@@ -613,6 +649,7 @@ def _record(opened: _Opened, labels: tuple[str, ...], verification: Verification
         "ema": opened.ema,
         "versions": {"vitconv": __version__, **versions},
         "architecture": opened.timm_name,
+        "target": inspection.target,
         "image_size": list(inspection.architecture.image_size),
         "labels": list(labels),
         "preprocessing": asdict(inspection.data),

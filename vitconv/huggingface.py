@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitconv import mapping
 from vitconv.errors import CheckpointError, ParityError, VitconvError, first_few
@@ -29,7 +29,36 @@ def build_model(config: PreTrainedConfig, tensors: Mapping[str, Tensor]) -> PreT
     with torch.device("meta"):
         model = getattr(transformers, config.architectures[0])(config)
     model.load_state_dict(dict(tensors), strict=True, assign=True)
+    _make_buffers(model)
     return model.eval()
+
+
+def make_config(content: Mapping[str, Any]) -> PreTrainedConfig:
+    """The configuration object of a ``config.json``'s contents."""
+    import transformers
+
+    return transformers.CONFIG_MAPPING[content["model_type"]](
+        **{name: value for name, value in content.items() if name != "model_type"}
+    )
+
+
+def _make_buffers(model: PreTrainedModel) -> None:
+    """Give a model that was built without weights the constants that no file holds, such as rotary frequencies.
+
+    They are those of a model of one block.
+    """
+    missing = [name for name, buffer in model.named_buffers() if buffer.is_meta]
+    if not missing:
+        return
+    content = model.config.to_dict()
+    for part in (content, content.get("vision_config", {})):
+        part["num_hidden_layers"] = 1
+        for which in ("stage_names", "out_features", "out_indices"):  # of all blocks
+            part.pop(which, None)
+    buffers = dict(type(model)(type(model.config).from_dict(content)).named_buffers())
+    for name in missing:
+        path, _, leaf = name.rpartition(".")
+        model.get_submodule(path)._buffers[leaf] = buffers[name]
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
@@ -44,7 +73,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
         config = transformers.AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"'{folder}' has no config.json that Transformers can read.", _CONVERT) from error
-    if not set(config.architectures or []) & mapping.CLASSES:
+    if not set(config.architectures or []) & mapping.CLASSES.keys():
         raise CheckpointError(
             f"'{folder}' is no folder that vitconv writes: it holds {config.architectures}.", _CONVERT
         )

@@ -21,13 +21,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from vitconv.errors import InputError, ParityError
 from vitconv.lockstep import Staged, in_step
+from vitconv.mapping import CLASSES
 
 if TYPE_CHECKING:
     import torch
@@ -220,8 +221,8 @@ def compare(
     reached it: no more than one stage's values are held. The models come back in the dtype, mode and place they came
     in. In low precision a float64 copy of the timm model runs along as the reference.
 
-    Transformers' ``eager`` attention computes its softmax in float32 whatever the dtype, so that float64 is compared
-    with ``sdpa``; all other dtypes are compared as the model is set.
+    Some layers compute in float32 whatever the dtype; in float64 they are made to compute in float64, too: see
+    :mod:`vitconv.exact`.
 
     Args:
         timm_model: a ``timm`` VisionTransformer.
@@ -266,16 +267,14 @@ def _compare(timm_model: nn.Module, hf_model: PreTrainedModel, pixels: Tensor, d
     low = dtype not in ("float64", "float32")
     with ExitStack() as stack:
         stack.enter_context(_tf32(dtype == "tf32"))
-        if dtype == "float64":
-            stack.enter_context(_without_eager_attention(hf_model))
         reference = copy.deepcopy(timm_model) if low else None
         runs = [] if reference is None else [(reference, torch.float64)]
         runs += [(timm_model, kind), (hf_model, kind)]
         for model, model_dtype in runs:
             stack.enter_context(_moved(model, model_dtype, device))
-        # Where timm norms after the pooling, its norm sees other tokens than Transformers': the rest is compared.
-        skipped = {"norm"} - (_stages(timm_model).keys() & _stages(hf_model).keys())
-        staged = [_staged(model, pixels.to(device=device, dtype=model_dtype), skipped) for model, model_dtype in runs]
+        # Where one norms before the pooling and the other after it, the norms see other tokens: the rest is compared.
+        norms = _final_norm(timm_model) is not None and _final_norm(hf_model) is not None
+        staged = [_staged(model, pixels.to(device=device, dtype=model_dtype), norms) for model, model_dtype in runs]
         stages = []
         for names, values in in_step(staged):
             if len(set(names)) > 1:
@@ -286,7 +285,7 @@ def _compare(timm_model: nn.Module, hf_model: PreTrainedModel, pixels: Tensor, d
                 )
             if names[0] == "output":
                 *references, output = values
-                actual, name = _answer(output, references[-1])
+                actual, name = _answer(output, references[-1], timm_model)
                 values = [*references, actual]
                 stages.append(_judge(name, values, dtype, stages))
             else:
@@ -345,43 +344,62 @@ def _agreement(expected: Tensor, actual: Tensor, name: str) -> tuple[float, floa
     return top1, topk
 
 
-def _answer(output: Any, expected: Tensor) -> tuple[Tensor, str]:
+def _answer(output: Any, expected: Tensor, timm_model: nn.Module) -> tuple[Tensor, str]:
     """The part of a Transformers output that corresponds to what timm returns, and its name."""
-    if "logits" in output:
-        return output.logits, "logits"
+    for name in ("logits", "image_embeds"):
+        if name in output:
+            return output[name], "logits"
+    if "summary" in output and expected.ndim == 2:
+        return output.summary, "features"
     if expected.ndim == 3:  # timm's global_pool=''
         return output.last_hidden_state, "features"
-    pooled = output.pooler_output
+    if timm_model.global_pool == "avg":
+        return output.last_hidden_state[:, timm_model.num_prefix_tokens :].mean(1), "features"
+    pooled = output.get("pooler_output")
     return (output.last_hidden_state[:, 0] if pooled is None else pooled), "features"
 
 
-def _stages(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules whose outputs are the stages."""
-    if hasattr(model, "base_model"):
-        base = model.base_model
-        blocks = base.layers if hasattr(base, "layers") else base.encoder.layer
-        first, last = base.embeddings, base.layernorm
+def _blocks(model: nn.Module) -> nn.Module:
+    """The list of a model's blocks."""
+    if hasattr(model, "blocks"):
+        return model.blocks
+    lists = {path.rpartition(".")[2]: module for path, module in model.named_modules()}
+    return lists["layers"] if "layers" in lists else lists["layer"]
+
+
+def _final_norm(model: nn.Module) -> nn.Module | None:
+    """The norm that sees every token after the last block, if there is one."""
+    if hasattr(model, "blocks"):
+        found = getattr(model, "norm", None)
     else:
-        # `norm_pre` is an identity in every convertible model: what leaves it enters the first block.
-        blocks, first, last = model.blocks, model.norm_pre, model.norm
-    numbered = {f"blocks.{i}": block for i, block in enumerate(blocks)}
-    norm = {} if type(last).__name__ == "Identity" else {"norm": last}
-    return {"embeddings": first} | numbered | norm
+        if not CLASSES[type(model).__name__].norms_every_token:
+            return None
+        base = getattr(model, "vision_model", model.base_model)
+        names = ("layernorm", "post_layernorm", "norm", "rms_norm")
+        found = next((getattr(base, name) for name in names if hasattr(base, name)), None)
+    return None if found is None or type(found).__name__ == "Identity" else found
 
 
-def _staged(model: nn.Module, pixels: Tensor, skipped: Set[str]) -> Staged:
-    """The model's ordinary forward pass, announcing its stages."""
+def _staged(model: nn.Module, pixels: Tensor, with_norm: bool) -> Staged:
+    """The model's ordinary forward pass, announcing its stages: what enters the blocks, leaves each, and the norm."""
     import torch
 
+    from vitconv.exact import float64_throughout
+
     def run(arrive: Callable[[str, Any], None]) -> Any:
-        def hook(name: str) -> Callable[..., None]:
+        def after(name: str) -> Callable[..., None]:
             return lambda module, inputs, output: arrive(name, output[0] if isinstance(output, tuple) else output)
 
-        handles = [
-            module.register_forward_hook(hook(name)) for name, module in _stages(model).items() if name not in skipped
-        ]
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            arrive("embeddings", args[0] if args else kwargs["hidden_states"])
+
+        blocks, norm = list(_blocks(model)), _final_norm(model)
+        handles = [blocks[0].register_forward_pre_hook(before, with_kwargs=True)]
+        handles += [block.register_forward_hook(after(f"blocks.{i}")) for i, block in enumerate(blocks)]
+        if with_norm and norm is not None:
+            handles.append(norm.register_forward_hook(after("norm")))
         try:
-            with torch.no_grad():
+            with torch.no_grad(), float64_throughout(model) if pixels.dtype == torch.float64 else nullcontext():
                 return model(pixels)
         finally:
             for handle in handles:
@@ -393,7 +411,8 @@ def _staged(model: nn.Module, pixels: Tensor, skipped: Set[str]) -> Staged:
 @contextmanager
 def _moved(model: nn.Module, dtype: torch.dtype, device: str) -> Iterator[None]:
     """The model in evaluation mode, in another dtype and place, and afterwards exactly as it was."""
-    before = [(tensor, tensor.data, tensor.grad) for tensor in (*model.parameters(), *model.buffers())]
+    before = [(tensor, tensor.data, tensor.grad) for tensor in model.parameters()]
+    buffers = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]
     training = {module: module.training for module in model.modules()}
     try:
         for tensor, _, _ in before:
@@ -403,20 +422,10 @@ def _moved(model: nn.Module, dtype: torch.dtype, device: str) -> Iterator[None]:
     finally:
         for tensor, data, grad in before:
             tensor.data, tensor.grad = data, grad
+        for module, name, buffer in buffers:
+            module._buffers[name] = buffer
         for module, mode in training.items():
             module.training = mode
-
-
-@contextmanager
-def _without_eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    if model.config._attn_implementation != "eager":
-        yield
-        return
-    model.set_attn_implementation("sdpa")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation("eager")
 
 
 @contextmanager

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from vitconv import mapping
 from vitconv.architecture import Architecture, Shapes
 from vitconv.errors import WeightsError, first_few
-from vitconv.simplify import simplify
 
 if TYPE_CHECKING:
     import torch
@@ -31,15 +30,22 @@ class Move:
 
     Attributes:
         source: a timm tensor.
+        source_shape: all of its shape.
         rows: (start, stop) along its first dimension; ``None`` for all of it.
         target: the name in the other dialect.
-        shape: of the target.
+        shape: of the target, which has as many elements as the rows.
     """
 
     source: str
+    source_shape: tuple[int, ...]
     rows: tuple[int, int] | None
     target: str
     shape: tuple[int, ...]
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        """The rows of the source tensor, a view."""
+        part = tensor if self.rows is None else tensor[slice(*self.rows)]
+        return part if tuple(part.shape) == self.shape else part.reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -55,10 +61,12 @@ class Plan:
         the source lies together in the target, and can be copied in one go.
         """
         moved = {
-            move.target: tensors[move.source] if move.rows is None else tensors[move.source][slice(*move.rows)]
+            move.target: move.apply(tensors[move.source])
             for move in sorted(self.moves, key=lambda move: (move.source, move.rows or (0, 0)))
         }
-        return moved if dtype is None else {name: tensor.to(dtype) for name, tensor in moved.items()}
+        if dtype is None:
+            return moved
+        return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in moved.items()}
 
     def revert(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The way back: join the targets into the sources they came from."""
@@ -68,7 +76,7 @@ class Plan:
         for move in self.moves:
             parts.setdefault(move.source, []).append(move)
         return {
-            source: tensors[moves[0].target]
+            source: tensors[moves[0].target].reshape(moves[0].source_shape)
             if moves[0].rows is None
             else torch.cat([tensors[move.target] for move in sorted(moves, key=lambda move: move.rows or (0, 0))])
             for source, moves in parts.items()
@@ -90,32 +98,40 @@ class Plan:
         return table
 
 
-def make_plan(architecture: Architecture, shapes: Shapes, layout: mapping.Dialect = "hub") -> Plan:
+def make_plan(
+    family: mapping.Family, architecture: Architecture, shapes: Shapes, layout: mapping.Dialect = "hub"
+) -> Plan:
     """Plan the conversion of tensors of these shapes into ``layout``, and prove it.
 
     Args:
-        architecture: one whose every tensor has a place in the target, as :func:`vitconv.simplify.simplify`
-            leaves it.
+        family: the family of Transformers models to convert to.
+        architecture: in the form that ``family.simplify`` leaves it in.
         shapes: name and shape of every source tensor.
         layout: ``"hub"``, the names in files, or ``"transformers5"``, the names in memory.
 
     Raises:
         WeightsError: a source tensor is missing, unknown, of another shape, or has no place.
     """
-    check_tensors(mapping.timm_shapes(architecture), shapes)
     moves = []
-    for row in mapping.rows(architecture):
-        target = getattr(row, layout)
-        if target is None:
-            raise WeightsError(
-                f"The tensor `{row.timm}` has no place in {mapping.class_name(architecture)}.",
-                "Pass the architecture and the tensors through vitconv.simplify first.",
-            )
-        length = row.part_shape[0]
-        part = None if row.part is None else (row.part * length, (row.part + 1) * length)
-        moves.append(Move(row.timm, part, target, row.part_shape))
+    for row in family.rows(architecture, shapes):
+        if (target := getattr(row, layout)) is not None:
+            moves.append(_move(row, target, tuple(shapes[row.timm])))
+    placeless = shapes.keys() - {move.source for move in moves}
+    if placeless:
+        raise WeightsError(
+            f"{family.class_name(architecture)} has no place for {first_few(sorted(placeless))}.",
+            "Pass the architecture and the tensors through the family's `simplify` first.",
+        )
     prove(moves, shapes)
     return Plan(tuple(moves))
+
+
+def _move(row: mapping.Row, target: str, shape: tuple[int, ...]) -> Move:
+    if row.part is None:
+        return Move(row.timm, shape, None, target, shape[row.dropped :])
+    which, of = row.part
+    length = shape[0] // of
+    return Move(row.timm, shape, (which * length, (which + 1) * length), target, (length, *shape[1:]))
 
 
 def convert_tensors(
@@ -123,10 +139,13 @@ def convert_tensors(
     architecture: Architecture,
     layout: mapping.Dialect,
     dtype: torch.dtype | None = None,
+    target: str | None = None,
 ) -> dict[str, Tensor]:
     """Simplify, plan and move: timm's tensors in another dialect, views wherever nothing is made or cast."""
-    simple = simplify(state_dict, architecture)
-    return make_plan(simple.architecture, shapes_of(simple.state_dict), layout).apply(simple.state_dict, dtype)
+    family = mapping.family_for(architecture, target)
+    simple = family.simplify(state_dict, architecture)
+    plan = make_plan(family, simple.architecture, shapes_of(simple.state_dict), layout)
+    return plan.apply(simple.state_dict, dtype)
 
 
 def check_tensors(expected: Shapes, found: Shapes) -> None:
@@ -220,7 +239,8 @@ def widest_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
     """The dtype that holds the values of all the tensors: theirs, if they share one."""
     import torch
 
-    return functools.reduce(torch.promote_types, {tensor.dtype for tensor in tensors.values()})
+    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    return functools.reduce(torch.promote_types, dtypes)
 
 
 def shapes_of(tensors: Mapping[str, object]) -> dict[str, tuple[int, ...]]:

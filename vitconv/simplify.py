@@ -2,17 +2,19 @@
 
 Each rewrite takes a state dict and an architecture and returns new ones, for a timm model that computes the
 same from every input; the input is left as it is, and tensors that a rewrite does not touch are passed on
-without a copy. In exact arithmetic the two models are equal; in floating point LayerScale rounds once per
-weight, and every other rewrite is exact to the bit.
+without a copy. Some rewrites lead to names and forms that timm has not, but some class of Transformers. In exact
+arithmetic the models before and after are equal; in floating point those that multiply or add round once per element,
+as their docstrings say, and every other one is exact to the bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitconv.architecture import Architecture
+from vitconv.errors import WeightsError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,18 +46,19 @@ class Simplified:
     made: tuple[Made, ...] = ()
 
 
-def is_simple(architecture: Architecture) -> bool:
-    """Whether no rewrite is needed: every tensor is only moved."""
-    return not any(needed(architecture) for needed, _ in _REWRITES)
+@dataclass(frozen=True)
+class Rewrite:
+    """A rewrite, and the architectures that need it.
 
+    Attributes:
+        needed: whether an architecture needs it.
+        apply: the function.
+        rounds: whether it computes new values, which floating point rounds; else it moves values, or adds constants.
+    """
 
-def simplify(state_dict: StateDict, architecture: Architecture) -> Simplified:
-    """Apply every rewrite that the architecture needs."""
-    result = Simplified(dict(state_dict), architecture)
-    for needed, rewrite in _REWRITES:
-        if needed(result.architecture):
-            result = rewrite(result)
-    return result
+    needed: Callable[[Architecture], bool]
+    apply: Callable[[Simplified], Simplified]
+    rounds: bool = False
 
 
 def fold_layer_scale(model: Simplified) -> Simplified:
@@ -67,8 +70,7 @@ def fold_layer_scale(model: Simplified) -> Simplified:
     """
     tensors, made = dict(model.state_dict), []
     for block in range(model.architecture.num_hidden_layers):
-        for scale, linear in (("ls1", "attn.proj"), ("ls2", "mlp.fc2")):
-            gamma_name = f"blocks.{block}.{scale}.gamma"
+        for gamma_name, linear in zip(_gammas(model.architecture, block), ("attn.proj", "mlp.fc2"), strict=True):
             gamma = tensors.pop(gamma_name)
             for name in (f"blocks.{block}.{linear}.weight", f"blocks.{block}.{linear}.bias"):
                 if name in tensors:
@@ -78,16 +80,233 @@ def fold_layer_scale(model: Simplified) -> Simplified:
     return Simplified(tensors, replace(model.architecture, layer_scale=False), (*model.made, *made))
 
 
+def _gammas(architecture: Architecture, block: int) -> tuple[str, str]:
+    if architecture.design in ("Eva", "Beit"):
+        return f"blocks.{block}.gamma_1", f"blocks.{block}.gamma_2"
+    return f"blocks.{block}.ls1.gamma", f"blocks.{block}.ls2.gamma"
+
+
+def unit_layer_scale(model: Simplified) -> Simplified:
+    """No LayerScale is one by ones: exact, as 1·x is x."""
+    import torch
+
+    tensors, made = dict(model.state_dict), []
+    like = _like(tensors)
+    for block in range(model.architecture.num_hidden_layers):
+        for name in _gammas(model.architecture, block):
+            tensors[name] = torch.ones(model.architecture.hidden_size, **like)
+            made.append(Made(name, (), "ones, where timm has no LayerScale"))
+    return Simplified(tensors, replace(model.architecture, layer_scale=True), (*model.made, *made))
+
+
+def _like(tensors: StateDict) -> dict[str, Any]:
+    """The dtype and device of a made tensor."""
+    tensor = tensors["patch_embed.proj.weight"]
+    return {"dtype": tensor.dtype, "device": tensor.device}
+
+
 def pad_class_position(model: Simplified) -> Simplified:
     """Give the class token a position of zeros, where timm adds positions to the patches alone."""
     import torch
 
     tensors = dict(model.state_dict)
     positions = tensors["pos_embed"]
-    zero = positions.new_zeros(1, 1, positions.shape[2])
-    tensors["pos_embed"] = torch.cat([zero, positions], dim=1)
+    zero = positions.new_zeros(1, model.architecture.class_token + model.architecture.distillation_token, 1)
+    tensors["pos_embed"] = torch.cat([zero.expand(-1, -1, positions.shape[2]), positions], dim=1)
     made = Made("pos_embed", ("pos_embed",), "a zero row for the class token in front")
     return Simplified(tensors, replace(model.architecture, class_position=True), (*model.made, made))
+
+
+def absorb_prefix_positions(model: Simplified) -> Simplified:
+    """Add the positions of the tokens before the patches to these tokens, which are as constant as they.
+
+    It is the addition that timm makes in its forward pass, with the same operands: exact to the bit.
+    """
+    tensors, made, first = dict(model.state_dict), [], 0
+    positions = tensors["pos_embed"]
+    for name in ("cls_token", "dist_token", "reg_token"):
+        if name in tensors:
+            count = tensors[name].shape[1]
+            tensors[name] = tensors[name] + positions[:, first : first + count]
+            made.append(Made(name, (name, "pos_embed"), "its position added"))
+            first += count
+    tensors["pos_embed"] = positions[:, first:].contiguous()
+    made.append(Made("pos_embed", ("pos_embed",), "the patches' positions alone"))
+    return Simplified(tensors, replace(model.architecture, class_position=False), (*model.made, *made))
+
+
+def register_as_class_token(model: Simplified) -> Simplified:
+    """Call the first register the class token: nothing but their use after the last block distinguishes them."""
+    tensors, registers = dict(model.state_dict), model.architecture.num_register_tokens - 1
+    tokens = tensors.pop("reg_token")
+    tensors["cls_token"] = tokens[:, :1].contiguous()
+    made = [Made("cls_token", ("reg_token",), "the first register")]
+    if registers:
+        tensors["reg_token"] = tokens[:, 1:].contiguous()
+        made.append(Made("reg_token", ("reg_token",), "the other registers"))
+    architecture = replace(model.architecture, class_token=True, num_register_tokens=registers)
+    return Simplified(tensors, architecture, (*model.made, *made))
+
+
+def zero_mask_token(model: Simplified) -> Simplified:
+    """The token of masked patches, which Transformers' files have, and which no classification ever reads."""
+    import torch
+
+    tensors = dict(model.state_dict)
+    tensors["mask_token"] = torch.zeros(1, 1, model.architecture.hidden_size, **_like(tensors))
+    return Simplified(tensors, model.architecture, (*model.made, Made("mask_token", (), "zeros, as timm has none")))
+
+
+def head_of_two_halves(model: Simplified) -> Simplified:
+    """Widen the head to one on the class token and the mean of the patches: the half that timm has not is zero.
+
+    Exact: 0·x + y is y.
+    """
+    import torch
+
+    tensors = dict(model.state_dict)
+    weight = tensors["head.weight"]
+    zero = torch.zeros_like(weight)
+    on_class_token = model.architecture.global_pool == "token"
+    tensors["head.weight"] = torch.cat([weight, zero] if on_class_token else [zero, weight], dim=1)
+    unread = "patches" if on_class_token else "class token"
+    made = Made("head.weight", ("head.weight",), f"zeros for the {unread}, which timm's head does not read")
+    return Simplified(tensors, model.architecture, (*model.made, made))
+
+
+def pad_mlp(model: Simplified, width: int) -> Simplified:
+    """Widen the MLP by channels of zeros, to a width that Transformers has: exact, as they add act(0)·0 = 0."""
+    import torch
+
+    tensors, made = dict(model.state_dict), []
+    more = width - model.architecture.intermediate_size
+
+    def pad(name: str, dimension: int) -> None:
+        tensor = tensors[name]
+        # SwiGLU's gate and value lie one behind the other in one layer.
+        parts = tensor.chunk(2) if model.architecture.mlp == "packed" and dimension == 0 else (tensor,)
+        zeros = parts[0].new_zeros([more if i == dimension else size for i, size in enumerate(parts[0].shape)])
+        tensors[name] = torch.cat([piece for part in parts for piece in (part, zeros)], dim=dimension)
+        made.append(Made(name, (name,), f"zeros for {more} more channels"))
+
+    for block in range(model.architecture.num_hidden_layers):
+        pad(f"blocks.{block}.mlp.fc1.weight", 0)
+        pad(f"blocks.{block}.mlp.fc1.bias", 0)
+        pad(f"blocks.{block}.mlp.fc2.weight", 1)
+    return Simplified(tensors, replace(model.architecture, intermediate_size=width), (*model.made, *made))
+
+
+def drop_key_bias(model: Simplified) -> Simplified:
+    r"""Leave out the keys' bias, which softmax cancels.
+
+    The score of query :math:`q_i` with key :math:`Wx_j + b` is :math:`q_i \cdot Wx_j + q_i \cdot b`; the second term
+    is the same for every :math:`j`, and softmax does not change when a constant is added to all scores.
+    """
+    tensors, made, size = dict(model.state_dict), [], model.architecture.hidden_size
+    for block in range(model.architecture.num_hidden_layers):
+        name = f"blocks.{block}.attn.qkv.bias"
+        bias = tensors.pop(name)
+        for part, rows in (("q", bias[:size]), ("v", bias[2 * size :])):
+            tensors[f"blocks.{block}.attn.{part}_bias"] = rows
+            made.append(
+                Made(f"blocks.{block}.attn.{part}_bias", (name,), "without the keys' bias, which softmax cancels")
+            )
+    return Simplified(tensors, replace(model.architecture, key_bias=False), (*model.made, *made))
+
+
+def zero_query_and_value_bias(model: Simplified) -> Simplified:
+    """Queries and values without bias are such with a bias of zeros."""
+    import torch
+
+    tensors, made = dict(model.state_dict), []
+    for block in range(model.architecture.num_hidden_layers):
+        for part in ("q", "v"):
+            name = f"blocks.{block}.attn.{part}_bias"
+            tensors[name] = torch.zeros(model.architecture.hidden_size, **_like(tensors))
+            made.append(Made(name, (), "zeros, where timm has no bias"))
+    return Simplified(tensors, replace(model.architecture, qkv_bias=True, key_bias=False), (*model.made, *made))
+
+
+def zero_qkv_bias(model: Simplified) -> Simplified:
+    """Queries, keys and values without bias are such with a bias of zeros."""
+    layers = [f"blocks.{block}.attn.qkv" for block in range(model.architecture.num_hidden_layers)]
+    return _with_zero_biases(model, layers, "qkv_bias")
+
+
+def fuse_attention_pool(model: Simplified) -> Simplified:
+    """Stack the queries' layer of attention pooling on that of keys and values, as torch's MultiheadAttention does."""
+    import torch
+
+    tensors, made = dict(model.state_dict), []
+    for kind in ("weight", "bias"):
+        sources = (f"attn_pool.q.{kind}", f"attn_pool.kv.{kind}")
+        name = f"attn_pool.in_proj_{kind}"
+        tensors[name] = torch.cat([tensors.pop(source) for source in sources])
+        made.append(Made(name, sources, "queries, keys and values in one"))
+    return Simplified(tensors, model.architecture, (*model.made, *made))
+
+
+def head_bias_into_norm(model: Simplified) -> Simplified:
+    r"""Work a head's bias into the bias of the norm before it: for heads that Transformers gives no bias.
+
+    The head computes :math:`W(n + \beta) + b` from the normed token :math:`n` and the norm's bias :math:`\beta`.
+    With :math:`d = W^+ b`, where :math:`W^+ = W^\top (W W^\top)^{-1}` is the right inverse, that is
+    :math:`W(n + \beta + d)`. The inverse exists where no row of :math:`W` is a sum of others: with no more classes
+    than channels, and a trained head. The answer is the same; what the model has before the head is shifted by
+    :math:`d`. A bias of zeros just goes.
+
+    Raises:
+        WeightsError: the head's rows are not independent, so that no norm's bias has the same effect.
+    """
+    import torch
+
+    tensors = dict(model.state_dict)
+    weight, bias = tensors["head.weight"].double(), tensors.pop("head.bias").double()
+    architecture = replace(model.architecture, head_bias=False)
+    if not bias.any():
+        made = Made("head.weight", ("head.weight", "head.bias"), "its bias, which is zero, left out")
+        return Simplified(tensors, architecture, (*model.made, made))
+    classes, size = weight.shape
+    if classes > size or torch.linalg.matrix_rank(weight) < classes:
+        raise WeightsError(
+            f"The head has a bias (`head.bias`), which CLIP's projection has not, and its {classes} rows of {size} "
+            "weights are not independent, so that the norm before it cannot take the bias over.",
+            "Keep this model in timm, or train its head without a bias.",
+        )
+    norm = "norm.bias"
+    shift = torch.linalg.lstsq(weight, bias[:, None], driver="gelsd").solution[:, 0]
+    tensors[norm] = (tensors[norm].double() + shift).to(tensors[norm].dtype)
+    made = Made(norm, (norm, "head.bias"), "the head's bias worked in: features before the head are shifted")
+    return Simplified(tensors, architecture, (*model.made, made))
+
+
+def patch_bias_into_positions(model: Simplified) -> Simplified:
+    """Add the patch convolution's bias to every patch's position: (Wx + b) + p = Wx + (b + p). Rounds once."""
+    tensors = dict(model.state_dict)
+    tensors["pos_embed"] = tensors["pos_embed"] + tensors.pop("patch_embed.proj.bias")
+    made = Made("pos_embed", ("pos_embed", "patch_embed.proj.bias"), "the patches' bias added")
+    return Simplified(tensors, replace(model.architecture, patch_bias=False), (*model.made, made))
+
+
+def radio_form(model: Simplified) -> Simplified:
+    """RADIO's own form: patches cut by a linear layer, all tokens before the patches in one, and what it does with
+    pixels and tokens besides, as constants: normalise them by mean 0 and deviation 1, return the first token.
+    """
+    import torch
+
+    tensors = dict(model.state_dict)
+    weight = tensors["patch_embed.proj.weight"]
+    tensors["patch_embed.proj.weight"] = weight.flatten(1)
+    made = [Made("patch_embed.proj.weight", ("patch_embed.proj.weight",), "flattened")]
+    sources = tuple(name for name in ("cls_token", "reg_token") if name in tensors)
+    tensors["prefix_tokens"] = torch.cat([tensors.pop(name) for name in sources], dim=1)
+    made.append(Made("prefix_tokens", sources, "all tokens before the patches in one"))
+    shape = (model.architecture.num_channels, 1, 1)
+    tensors["norm_mean"] = torch.zeros(shape, **_like(tensors))
+    tensors["norm_std"] = torch.ones(shape, **_like(tensors))
+    tensors["summary_idxs"] = torch.zeros(1, dtype=torch.long)
+    made += [Made(name, (), "RADIO's constant") for name in ("norm_mean", "norm_std", "summary_idxs")]
+    return Simplified(tensors, model.architecture, (*model.made, *made))
 
 
 def zero_patch_bias(model: Simplified) -> Simplified:
@@ -111,16 +330,17 @@ def zero_head_bias(model: Simplified) -> Simplified:
 
 
 def norm_before_pool(model: Simplified) -> Simplified:
-    """Norm every token and take the class token, instead of taking it first: a LayerNorm sees one token at a time."""
+    """Norm every token and take the class token, not the other way round: a LayerNorm sees one token at a time."""
     tensors, made = dict(model.state_dict), []
     for kind in ("weight", "bias"):
         tensors[f"norm.{kind}"] = tensors.pop(f"fc_norm.{kind}")
         made.append(Made(f"norm.{kind}", (f"fc_norm.{kind}",), "moved from after the pooling to before it"))
-    return Simplified(tensors, replace(model.architecture, fc_norm=False), (*model.made, *made))
+    architecture = replace(model.architecture, fc_norm=False, final_norm=True)
+    return Simplified(tensors, architecture, (*model.made, *made))
 
 
-def identity_head(model: Simplified) -> Simplified:
-    """A headless model is one whose head multiplies by the identity matrix: exact, as x·1 + 0 is x.
+def identity_pooler(model: Simplified) -> Simplified:
+    """A headless model is one with a layer that multiplies by the identity matrix: exact, as x·1 + 0 is x.
 
     Transformers' ``ViTModel`` has a pooler, a linear layer on the class token, and initialises it at random
     when a file lacks it. With this identity in its place, ``AutoModel`` returns timm's features as
@@ -129,22 +349,10 @@ def identity_head(model: Simplified) -> Simplified:
     import torch
 
     tensors, size = dict(model.state_dict), model.architecture.hidden_size
-    like = {"dtype": tensors["cls_token"].dtype, "device": tensors["cls_token"].device}
-    tensors["head.weight"] = torch.eye(size, **like)
-    tensors["head.bias"] = torch.zeros(size, **like)
-    made = [Made(f"head.{kind}", (), "the identity, for the pooler") for kind in ("weight", "bias")]
-    return Simplified(tensors, replace(model.architecture, pooler=True), (*model.made, *made))
-
-
-_REWRITES: tuple[tuple[Callable[[Architecture], bool], Callable[[Simplified], Simplified]], ...] = (
-    (lambda a: not a.patch_bias, zero_patch_bias),
-    (lambda a: not a.proj_bias, zero_projection_biases),
-    (lambda a: a.classifier and not a.head_bias, zero_head_bias),
-    (lambda a: a.layer_scale, fold_layer_scale),
-    (lambda a: not a.class_position, pad_class_position),
-    (lambda a: a.fc_norm, norm_before_pool),
-    (lambda a: not a.classifier and not a.pooler, identity_head),
-)
+    tensors["pooler.weight"] = torch.eye(size, **_like(tensors))
+    tensors["pooler.bias"] = torch.zeros(size, **_like(tensors))
+    made = [Made(f"pooler.{kind}", (), "the identity, for the pooler") for kind in ("weight", "bias")]
+    return Simplified(tensors, model.architecture, (*model.made, *made))
 
 
 def _with_zero_biases(model: Simplified, layers: list[str], flag: str) -> Simplified:

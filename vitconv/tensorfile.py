@@ -93,6 +93,10 @@ class StoredTensor:
         row = self.nbytes // self.shape[0] if self.shape[0] else 0
         return replace(self, start=self.start + first * row, shape=(max(stop - first, 0), *self.shape[1:]))
 
+    def reshape(self, shape: tuple[int, ...]) -> StoredTensor:
+        """The same elements in another shape of as many."""
+        return replace(self, shape=shape)
+
 
 def dtype_name(tensor: StoredTensor | Tensor) -> str:
     """The dtype by torch's name, without ``torch.``."""

@@ -18,7 +18,7 @@ from vitconv.errors import CheckpointError, first_few
 
 # A tensor that every Vision Transformer has, and nothing else: where it is, a model begins.
 _ANCHOR = "patch_embed.proj.weight"
-_HEAD = frozenset({"head.weight", "head.bias"})
+_HEAD = frozenset({"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"})
 _DEPTH = 4
 
 

@@ -35,7 +35,8 @@ from vitconv.preprocess import (
     processor_config,
     timm_pixels,
 )
-from vitconv.simplify import Made, simplify
+from vitconv.simplify import Made
+from vitconv.timm_models import make_buffers
 
 if TYPE_CHECKING:
     import torch
@@ -109,6 +110,7 @@ def verify_folder(
     data: DataConfig,
     images: Sequence[Image],
     *,
+    target: str | None = None,
     labels: Sequence[str] | None = None,
     probes: bool = False,
     dtypes: Sequence[str] = (),
@@ -124,6 +126,7 @@ def verify_folder(
         architecture: what the weights were converted as.
         data: how timm prepares an image.
         images: any pictures.
+        target: the family of Transformers models that was converted to, where it is not the first that can be.
         labels: the class names that should be in ``config.json``; ``None`` to take them as they are.
         probes: also run pixels that no photo has: see :func:`vitconv.preprocess.probe_pixels`.
         dtypes: what to compare in; always in float64, and by default in what is stored.
@@ -133,14 +136,14 @@ def verify_folder(
     import torch
 
     say("Reading the folder back")
-    check_config(load_config(folder), architecture, labels)
+    check_config(load_config(folder), architecture, labels, target)
     written = read_state_dict(folder)
     stored = _only_dtype(written)
-    account = check_source(state_dict, architecture, written)
+    account = check_source(state_dict, architecture, written, target)
     model = load_folder(folder)
     dialect = installed_dialect()
     # Of several dtypes in a file, Transformers loads all into the widest, which loses nothing.
-    loaded = convert_tensors(state_dict, architecture, dialect, widest_dtype(written))
+    loaded = convert_tensors(state_dict, architecture, dialect, widest_dtype(written), target)
     check_bytes(loaded, model.state_dict())
     del loaded
 
@@ -154,7 +157,8 @@ def verify_folder(
     in_float64 = {name: tensor.double() for name, tensor in state_dict.items()}
     # Both models look at the same float64 values: they take most of the memory.
     timm_model.load_state_dict(in_float64, strict=True, assign=True)
-    exact = build_model(model.config, convert_tensors(in_float64, architecture, dialect))
+    make_buffers(timm_model)
+    exact = build_model(model.config, convert_tensors(in_float64, architecture, dialect, target=target))
     parity = compare(timm_model, exact, pixels, dtypes=["float64"], device=device)
     parity.assert_match()
     timm_model.load_state_dict(dict(state_dict), strict=True, assign=True)
@@ -197,7 +201,10 @@ def not_shown(parity: Parity) -> tuple[str, ...]:
 
 
 def check_source(
-    state_dict: Mapping[str, Tensor], architecture: Architecture, written: Mapping[str, Tensor]
+    state_dict: Mapping[str, Tensor],
+    architecture: Architecture,
+    written: Mapping[str, Tensor],
+    target: str | None = None,
 ) -> Account:
     """The bytes against the source, there and back, and the account of every element.
 
@@ -205,9 +212,10 @@ def check_source(
         ParityError: a tensor is not what the source makes of it.
     """
     stored = _only_dtype(written)
-    check_bytes(convert_tensors(state_dict, architecture, "hub", stored), written)
-    simple = simplify(state_dict, architecture)
-    plan = make_plan(simple.architecture, shapes_of(simple.state_dict), "hub")
+    check_bytes(convert_tensors(state_dict, architecture, "hub", stored, target), written)
+    family = mapping.family_for(architecture, target)
+    simple = family.simplify(state_dict, architecture)
+    plan = make_plan(family, simple.architecture, shapes_of(simple.state_dict), "hub")
     touched = {name for made in simple.made for name in (made.tensor, *made.sources)}
     untouched = {name: tensor if stored is None else tensor.to(stored) for name, tensor in state_dict.items()}
     back = plan.revert(written)
@@ -255,7 +263,9 @@ def check_bytes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
         )
 
 
-def check_config(config: PreTrainedConfig, architecture: Architecture, labels: Sequence[str] | None) -> None:
+def check_config(
+    config: PreTrainedConfig, architecture: Architecture, labels: Sequence[str] | None, target: str | None = None
+) -> None:
     """Raise :class:`~vitconv.errors.ParityError` unless the configuration says what the timm model does.
 
     Args:
@@ -263,17 +273,24 @@ def check_config(config: PreTrainedConfig, architecture: Architecture, labels: S
         architecture: the timm model's.
         labels: the class names in order; ``None`` if any will do.
     """
-    expected = mapping.config(architecture, tuple(labels) if labels else None)
+    expected = mapping.config(architecture, tuple(labels) if labels else None, target)
     named = {name: expected.pop(name) for name in ("id2label", "label2id")}
     for name, value in expected.items():
-        found = getattr(config, name, None)
-        if (list(found) if isinstance(found, tuple) else found) != value:
+        found = _plain(getattr(config, name, None), value)
+        if found != value:
             raise ParityError(f"`{name}` in config.json is {found!r} instead of {value!r}.", _AGAIN, stage="config")
     by_index = {int(index): label for index, label in config.id2label.items()}
     right = by_index == {int(index): label for index, label in named["id2label"].items()} if labels else True
     indices = list(range(architecture.num_labels))
     if sorted(by_index) != indices or not right or config.label2id != {v: k for k, v in by_index.items()}:
         raise ParityError("The labels in config.json are not those of the classes.", _AGAIN, stage="labels")
+
+
+def _plain(found: Any, expected: Any) -> Any:
+    """A setting in the form in which it is written; of a nested configuration, the settings that are expected."""
+    if isinstance(expected, dict):
+        return {name: _plain(getattr(found, name, None), value) for name, value in expected.items()}
+    return list(found) if isinstance(found, tuple) else found
 
 
 _AGAIN = "Convert the source again; if it stays, report the architecture and this message."
@@ -291,7 +308,7 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
 
 def _only_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:
     """The dtype of all the tensors; ``None`` if they have several, which a cast would not leave."""
-    dtypes = {tensor.dtype for tensor in tensors.values()}
+    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     return dtypes.pop() if len(dtypes) == 1 else None
 
 

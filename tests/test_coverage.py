@@ -1,0 +1,48 @@
+"""Every Vision Transformer that timm lists: proved at a reduced size, or refused for the reason that is recorded."""
+
+import json
+
+import pytest
+import timm
+import torch
+from models import perturbed
+
+from vitconv import catalogue, mapping
+from vitconv.catalogue import entries
+from vitconv.convert import to_huggingface
+from vitconv.parity import compare
+from vitconv.timm_models import build_timm, from_timm
+
+
+def reduced(name: str, **more) -> torch.nn.Module:
+    """The architecture with two narrow blocks on few patches, in float64; nothing else about it is changed."""
+    known = entries()[name].architecture
+    image_size = tuple(4 * patch if size == min(known.image_size) else 5 * patch for size, patch in zip(known.image_size, known.patch_size, strict=True))  # fmt: skip
+    small = {"img_size": image_size, "embed_dim": 48, "depth": 2, "num_heads": 3, **more}
+    if known.classifier:
+        small.setdefault("num_classes", 5)
+    return perturbed(timm.create_model(name, **small)).double()
+
+
+@pytest.mark.parametrize("name", entries())
+def test_the_catalogue_says_what_timm_says(name):
+    """What converts and as what, what is refused and why, as read from the installed timm."""
+    written = json.loads(catalogue.FILE.read_text())["architectures"][name]
+    assert json.loads(json.dumps(catalogue._facts(name, build_timm(name)))) == written
+
+
+@pytest.mark.parametrize("name", [name for name, entry in entries().items() if entry.architecture])
+def test_what_converts_computes_the_same(name):
+    model = reduced(name)
+    known, small = entries()[name].architecture, from_timm(model)
+    twin = to_huggingface(model)
+    assert type(twin).__name__ == mapping.class_name(known)
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randn(2, small.num_channels, *small.image_size, generator=generator)
+    compare(model, twin, pixels, dtypes=["float64"]).assert_match()
+
+
+def test_all_of_timm_has_a_verdict():
+    listed = {name for module in catalogue.MODULES for name in timm.list_models(module=module)}
+    assert set(entries()) == listed
+    assert all((entry.architecture is None) != (entry.refusal is None) for entry in entries().values())

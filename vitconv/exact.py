@@ -1,0 +1,68 @@
+"""Let a model compute in float64 throughout, also where its code asks for float32.
+
+Some layers compute in float32 whatever the model's dtype: Transformers' RMS norms, its eager softmax and rotary
+angles, timm's rotary periods. In float64 their rounding would hide everything below 1e-7. Here the models' own code
+runs, with every explicit ``torch.float32`` read as ``torch.float64``: the same formulas, without that rounding. What
+the layers really do in float32 is compared in float32.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+
+class _NoFloat32(TorchFunctionMode):
+    """Reads float32 as float64 in every call of torch."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function is torch.Tensor.float:
+            function = torch.Tensor.double
+        args = tuple(_wide(value) for value in args)
+        return function(*args, **{name: _wide(value) for name, value in (kwargs or {}).items()})
+
+
+def _wide(value: Any) -> Any:
+    return torch.float64 if value is torch.float32 else value
+
+
+@contextmanager
+def float64_throughout(model: nn.Module) -> Iterator[None]:
+    """Run ``model``, which is in float64, without any float32 in this thread; its constants are made anew, too."""
+    code = sys.modules[type(model).__module__]
+    cached = {name: value for name, value in vars(code).items() if _is_cached(value)}
+    with _NoFloat32():
+        try:
+            # What was computed in float32 may not be remembered here, nor what is computed here in float32's place.
+            for name, value in cached.items():
+                setattr(code, name, value.__wrapped__)
+            _make_angles(model)
+            yield
+        finally:
+            for name, value in cached.items():
+                setattr(code, name, value)
+
+
+def _is_cached(value: Any) -> bool:
+    """Whether it is a function that remembers its results."""
+    cells = getattr(value, "__closure__", None) or ()
+    return hasattr(value, "__wrapped__") and any(hasattr(cell.cell_contents, "cache_info") for cell in cells)
+
+
+def _make_angles(model: nn.Module) -> None:
+    """Recompute the frequencies of rotary embeddings, by the models' own code."""
+    for module in model.modules():
+        if "inv_freq" in module._buffers:  # Transformers'
+            module.inv_freq = module.inv_freq.clone()
+            model._init_weights(module)
+        if "periods" in module._buffers:  # timm's
+            module.periods = module.periods.clone()
+            module.init_non_persistent_buffers()

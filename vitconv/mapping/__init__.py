@@ -1,0 +1,83 @@
+"""Which Transformers class computes what a timm model computes, and what each calls the tensors.
+
+One file a family: a table of names, a configuration, and what the family expresses (:mod:`vitconv.mapping.family`).
+A new family is one more file and one more name in ``FAMILIES``: see docs/adding-a-family.md. Nothing imports torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vitconv.architecture import Architecture
+from vitconv.errors import ArchitectureError, InputError
+from vitconv.mapping.aimv2 import AIMV2
+from vitconv.mapping.beit import BEIT
+from vitconv.mapping.clip import CLIP
+from vitconv.mapping.deit import DEIT
+from vitconv.mapping.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
+from vitconv.mapping.dinov3 import DINOV3
+from vitconv.mapping.family import Dialect, Family, Row
+from vitconv.mapping.internvl import INTERNVL
+from vitconv.mapping.radio import RADIO
+from vitconv.mapping.siglip import SIGLIP
+from vitconv.mapping.timm import timm_shapes
+from vitconv.mapping.vit import VIT
+
+__all__ = ["CLASSES", "FAMILIES", "Dialect", "Family", "Row", "class_name", "config", "family_for", "timm_shapes"]
+
+#: In the order of preference, where several express the same model: the plainest first.
+FAMILIES = (VIT, DEIT, SIGLIP, CLIP, DINOV2, DINOV2_WITH_REGISTERS, BEIT, DINOV3, AIMV2, INTERNVL, RADIO)
+
+#: The Transformers classes that vitconv converts to, each with its family.
+CLASSES = {name: family for family in FAMILIES for name in family.classes}
+
+
+def family_for(architecture: Architecture, target: str | None = None) -> Family:
+    """The family that computes what the architecture computes.
+
+    Args:
+        target: Transformers' name of the family to use (``"dinov2"``); by default the first that expresses all.
+
+    Raises:
+        InputError: there is no such target.
+        ArchitectureError: no family expresses the architecture, or not the wanted one; the message names what the
+            nearest has no place for.
+    """
+    if target is not None and target not in {family.name for family in FAMILIES}:
+        raise InputError(
+            f"There is no target '{target}'.",
+            f"Choose one of {', '.join(family.name for family in FAMILIES)}.",
+        )
+    wanted = [family for family in FAMILIES if target in (None, family.name)]
+    for family in wanted:
+        if not family.obstacles(architecture):
+            return family
+    nearest = min(wanted, key=lambda family: (len(family.foreign(architecture)), len(family.obstacles(architecture))))
+    listed = "; and ".join(nearest.obstacles(architecture))
+    name = nearest.class_name(architecture)
+    who = "No Transformers class computes" if target is None else f"{name} does not compute"
+    which = f"; the nearest, {name}, has no place for that" if target is None else ""
+    raise ArchitectureError(
+        f"{who} what this model computes: it has {listed}{which}.",
+        "Keep this model in timm; `vitconv models` lists the architectures that convert.",
+    )
+
+
+def class_name(architecture: Architecture, target: str | None = None) -> str:
+    """The Transformers class that computes what the architecture computes."""
+    return family_for(architecture, target).class_name(architecture)
+
+
+def config(
+    architecture: Architecture, labels: tuple[str, ...] | None = None, target: str | None = None
+) -> dict[str, Any]:
+    """The contents of ``config.json``: the same facts in Transformers' words. A headless model gets no labels."""
+    family = family_for(architecture, target)
+    labels = labels or tuple(f"LABEL_{i}" for i in range(architecture.num_labels))
+    return {
+        "architectures": [family.class_name(architecture)],
+        "model_type": family.model_type(architecture),
+        **family.config(architecture),
+        "id2label": {str(i): label for i, label in enumerate(labels)},
+        "label2id": {label: i for i, label in enumerate(labels)},
+    }

@@ -1,0 +1,120 @@
+"""BEiT: no bias for the keys; relative positions, LayerScale, a norm after the mean. ``BeitForImageClassification``.
+
+Besides timm's ``Beit`` it expresses EVA's first generation and class-token models that norm the mean of the patches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vitconv.architecture import Architecture
+from vitconv.mapping.family import Family, one_norm, square
+from vitconv.mapping.vit import transformer_config
+from vitconv.simplify import (
+    Rewrite,
+    absorb_prefix_positions,
+    drop_key_bias,
+    pad_class_position,
+    register_as_class_token,
+    zero_head_bias,
+    zero_patch_bias,
+    zero_projection_biases,
+    zero_query_and_value_bias,
+)
+
+_TABLE = """
+cls_token                                     beit.embeddings.cls_token                                                                       =
+pos_embed                                     beit.embeddings.position_embeddings                                                             =
+patch_embed.proj.weight                       beit.embeddings.patch_embeddings.projection.weight                                              =
+patch_embed.proj.bias                         beit.embeddings.patch_embeddings.projection.bias                                                =
+blocks.{i}.norm1.weight                       beit.encoder.layer.{i}.layernorm_before.weight                                                  beit.layers.{i}.layernorm_before.weight
+blocks.{i}.norm1.bias                         beit.encoder.layer.{i}.layernorm_before.bias                                                    beit.layers.{i}.layernorm_before.bias
+blocks.{i}.attn.relative_position_bias_table  beit.encoder.layer.{i}.attention.attention.relative_position_bias.relative_position_bias_table  beit.layers.{i}.relative_position_bias.relative_position_bias_table
+blocks.{i}.attn.qkv.weight[q]                 beit.encoder.layer.{i}.attention.attention.query.weight                                         beit.layers.{i}.attention.q_proj.weight
+blocks.{i}.attn.qkv.weight[k]                 beit.encoder.layer.{i}.attention.attention.key.weight                                           beit.layers.{i}.attention.k_proj.weight
+blocks.{i}.attn.qkv.weight[v]                 beit.encoder.layer.{i}.attention.attention.value.weight                                         beit.layers.{i}.attention.v_proj.weight
+blocks.{i}.attn.q_bias                        beit.encoder.layer.{i}.attention.attention.query.bias                                           beit.layers.{i}.attention.q_proj.bias
+blocks.{i}.attn.v_bias                        beit.encoder.layer.{i}.attention.attention.value.bias                                           beit.layers.{i}.attention.v_proj.bias
+blocks.{i}.attn.proj.weight                   beit.encoder.layer.{i}.attention.output.dense.weight                                            beit.layers.{i}.attention.o_proj.weight
+blocks.{i}.attn.proj.bias                     beit.encoder.layer.{i}.attention.output.dense.bias                                              beit.layers.{i}.attention.o_proj.bias
+blocks.{i}.ls1.gamma                          beit.encoder.layer.{i}.lambda_1                                                                 beit.layers.{i}.lambda_1
+blocks.{i}.gamma_1                            beit.encoder.layer.{i}.lambda_1                                                                 beit.layers.{i}.lambda_1
+blocks.{i}.norm2.weight                       beit.encoder.layer.{i}.layernorm_after.weight                                                   beit.layers.{i}.layernorm_after.weight
+blocks.{i}.norm2.bias                         beit.encoder.layer.{i}.layernorm_after.bias                                                     beit.layers.{i}.layernorm_after.bias
+blocks.{i}.mlp.fc1.weight                     beit.encoder.layer.{i}.intermediate.dense.weight                                                beit.layers.{i}.mlp.fc1.weight
+blocks.{i}.mlp.fc1.bias                       beit.encoder.layer.{i}.intermediate.dense.bias                                                  beit.layers.{i}.mlp.fc1.bias
+blocks.{i}.mlp.fc2.weight                     beit.encoder.layer.{i}.output.dense.weight                                                      beit.layers.{i}.mlp.fc2.weight
+blocks.{i}.mlp.fc2.bias                       beit.encoder.layer.{i}.output.dense.bias                                                        beit.layers.{i}.mlp.fc2.bias
+blocks.{i}.ls2.gamma                          beit.encoder.layer.{i}.lambda_2                                                                 beit.layers.{i}.lambda_2
+blocks.{i}.gamma_2                            beit.encoder.layer.{i}.lambda_2                                                                 beit.layers.{i}.lambda_2
+norm.weight                                   beit.layernorm.weight                                                                           =
+norm.bias                                     beit.layernorm.bias                                                                             =
+fc_norm.weight                                beit.pooler.layernorm.weight                                                                    =
+fc_norm.bias                                  beit.pooler.layernorm.bias                                                                      =
+head.weight                                   classifier.weight                                                                               =
+head.bias                                     classifier.bias                                                                                 =
+"""  # noqa: E501 (a table is read across)
+
+
+def _config(a: Architecture) -> dict[str, Any]:
+    config = transformer_config(a)
+    del config["qkv_bias"]  # queries and values have a bias, keys have none
+    return config | {
+        "image_size": a.image_size[0],
+        "patch_size": a.patch_size[0],
+        "use_mask_token": False,
+        "use_absolute_position_embeddings": a.position_embedding,
+        "use_relative_position_bias": a.relative_position,
+        "use_shared_relative_position_bias": False,
+        "layer_scale_init_value": 1.0 if a.layer_scale else 0.0,
+        "use_mean_pooling": a.global_pool == "avg",
+        "drop_path_rate": 0.0,
+    }
+
+
+def _limits(a: Architecture) -> list[str]:
+    found = one_norm(a) + square(a)
+    if a.class_token + a.num_register_tokens != 1:
+        found.append("not exactly one token before the patches")
+    if a.fc_norm != (a.global_pool == "avg"):
+        found.append("a norm before mean pooling (`norm`)" if a.final_norm else "a norm after the pooling (`fc_norm`)")
+    return found
+
+
+BEIT = Family(
+    name="beit",
+    model_type=lambda a: "beit",
+    table=_TABLE,
+    class_name=lambda a: "BeitForImageClassification",
+    classes=("BeitForImageClassification",),
+    config=_config,
+    expresses={
+        "design": ("VisionTransformer", "Eva", "Beit"),
+        "class_token": None,
+        "num_register_tokens": (0, 1),
+        "global_pool": ("token", "avg"),
+        "position_embedding": None,
+        "class_position": None,
+        "relative_position": None,
+        "layer_scale": None,
+        "final_norm": None,
+        "fc_norm": None,
+        "patch_bias": None,
+        "qkv_bias": None,
+        "key_bias": None,
+        "proj_bias": None,
+        "head_bias": None,
+    },
+    limits=_limits,
+    rewrites=(
+        Rewrite(lambda a: not a.patch_bias, zero_patch_bias),
+        Rewrite(lambda a: not a.qkv_bias, zero_query_and_value_bias),
+        Rewrite(lambda a: a.key_bias, drop_key_bias),
+        Rewrite(lambda a: not a.proj_bias, zero_projection_biases),
+        Rewrite(lambda a: a.classifier and not a.head_bias, zero_head_bias),
+        Rewrite(lambda a: a.class_position and a.num_register_tokens > 0, absorb_prefix_positions),
+        Rewrite(lambda a: not a.class_token, register_as_class_token),
+        Rewrite(lambda a: a.position_embedding and not a.class_position, pad_class_position),
+    ),
+    answer=lambda a: "logits",
+)

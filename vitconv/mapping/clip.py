@@ -1,0 +1,94 @@
+"""CLIP: a norm before the blocks. ``CLIPVisionModelWithProjection``, and ``CLIPVisionModel`` without a head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vitconv.architecture import Architecture
+from vitconv.mapping.family import Family, one_norm, square
+from vitconv.simplify import (
+    Rewrite,
+    fold_layer_scale,
+    head_bias_into_norm,
+    norm_before_pool,
+    pad_class_position,
+    zero_projection_biases,
+    zero_qkv_bias,
+)
+
+_TABLE = """
+cls_token[0,0]                 vision_model.embeddings.class_embedding                    =
+pos_embed[0]                   vision_model.embeddings.position_embedding.weight          =
+patch_embed.proj.weight        vision_model.embeddings.patch_embedding.weight             =
+norm_pre.weight                vision_model.pre_layrnorm.weight                           =
+norm_pre.bias                  vision_model.pre_layrnorm.bias                             =
+blocks.{i}.norm1.weight        vision_model.encoder.layers.{i}.layer_norm1.weight         =
+blocks.{i}.norm1.bias          vision_model.encoder.layers.{i}.layer_norm1.bias           =
+blocks.{i}.attn.qkv.weight[q]  vision_model.encoder.layers.{i}.self_attn.q_proj.weight    =
+blocks.{i}.attn.qkv.weight[k]  vision_model.encoder.layers.{i}.self_attn.k_proj.weight    =
+blocks.{i}.attn.qkv.weight[v]  vision_model.encoder.layers.{i}.self_attn.v_proj.weight    =
+blocks.{i}.attn.qkv.bias[q]    vision_model.encoder.layers.{i}.self_attn.q_proj.bias      =
+blocks.{i}.attn.qkv.bias[k]    vision_model.encoder.layers.{i}.self_attn.k_proj.bias      =
+blocks.{i}.attn.qkv.bias[v]    vision_model.encoder.layers.{i}.self_attn.v_proj.bias      =
+blocks.{i}.attn.proj.weight    vision_model.encoder.layers.{i}.self_attn.out_proj.weight  =
+blocks.{i}.attn.proj.bias      vision_model.encoder.layers.{i}.self_attn.out_proj.bias    =
+blocks.{i}.norm2.weight        vision_model.encoder.layers.{i}.layer_norm2.weight         =
+blocks.{i}.norm2.bias          vision_model.encoder.layers.{i}.layer_norm2.bias           =
+blocks.{i}.mlp.fc1.weight      vision_model.encoder.layers.{i}.mlp.fc1.weight             =
+blocks.{i}.mlp.fc1.bias        vision_model.encoder.layers.{i}.mlp.fc1.bias               =
+blocks.{i}.mlp.fc2.weight      vision_model.encoder.layers.{i}.mlp.fc2.weight             =
+blocks.{i}.mlp.fc2.bias        vision_model.encoder.layers.{i}.mlp.fc2.bias               =
+norm.weight                    vision_model.post_layernorm.weight                         =
+norm.bias                      vision_model.post_layernorm.bias                           =
+head.weight                    visual_projection.weight                                   =
+"""
+
+
+def _config(a: Architecture) -> dict[str, Any]:
+    return {
+        "image_size": a.image_size[0],
+        "patch_size": a.patch_size[0],
+        "num_channels": a.num_channels,
+        "hidden_size": a.hidden_size,
+        "num_hidden_layers": a.num_hidden_layers,
+        "num_attention_heads": a.num_attention_heads,
+        "intermediate_size": a.intermediate_size,
+        "hidden_act": a.hidden_act,
+        "layer_norm_eps": a.layer_norm_eps,
+        "attention_dropout": 0.0,
+    } | ({"projection_dim": a.num_labels} if a.classifier else {})
+
+
+CLIP = Family(
+    name="clip",
+    model_type=lambda a: "clip_vision_model",
+    table=_TABLE,
+    class_name=lambda a: "CLIPVisionModelWithProjection" if a.classifier else "CLIPVisionModel",
+    classes=("CLIPVisionModelWithProjection", "CLIPVisionModel"),
+    config=_config,
+    expresses={
+        "pre_norm": (True,),
+        "patch_bias": (False,),
+        "layer_scale": None,
+        "class_position": None,
+        "final_norm": None,
+        "fc_norm": None,
+        "qkv_bias": None,
+        "proj_bias": None,
+        "head_bias": None,
+    },
+    limits=lambda a: one_norm(a) + square(a),
+    rewrites=(
+        Rewrite(lambda a: not a.qkv_bias, zero_qkv_bias),
+        Rewrite(lambda a: not a.proj_bias, zero_projection_biases),
+        Rewrite(lambda a: a.layer_scale, fold_layer_scale, rounds=True),
+        Rewrite(lambda a: not a.class_position, pad_class_position),
+        Rewrite(lambda a: a.fc_norm, norm_before_pool),
+        Rewrite(lambda a: a.classifier and a.head_bias, head_bias_into_norm, rounds=True),
+    ),
+    answer=lambda a: "image_embeds" if a.classifier else "pooler_output",
+    base_classes=("CLIPVisionModel",),
+    prefix="vision_model.",
+    prefix_in_files=True,
+    norms_every_token=False,
+)

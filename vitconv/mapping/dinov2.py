@@ -1,0 +1,175 @@
+"""DINOv2: LayerScale, SwiGLU, register tokens, a head on class token and patches. ``Dinov2…[WithRegisters]…``."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from vitconv.architecture import Architecture
+from vitconv.mapping.family import Family, one_norm, one_or_two, tokens_only_headless
+from vitconv.simplify import (
+    Rewrite,
+    absorb_prefix_positions,
+    head_of_two_halves,
+    norm_before_pool,
+    pad_class_position,
+    pad_mlp,
+    register_as_class_token,
+    unit_layer_scale,
+    zero_head_bias,
+    zero_mask_token,
+    zero_patch_bias,
+    zero_projection_biases,
+)
+
+_TABLE = """
+cls_token                        dinov2.embeddings.cls_token                                =
+mask_token[0]                    dinov2.embeddings.mask_token                               =
+reg_token                        dinov2.embeddings.register_tokens                          =
+pos_embed                        dinov2.embeddings.position_embeddings                      =
+patch_embed.proj.weight          dinov2.embeddings.patch_embeddings.projection.weight       =
+patch_embed.proj.bias            dinov2.embeddings.patch_embeddings.projection.bias         =
+blocks.{i}.norm1.weight          dinov2.encoder.layer.{i}.norm1.weight                      =
+blocks.{i}.norm1.bias            dinov2.encoder.layer.{i}.norm1.bias                        =
+blocks.{i}.attn.qkv.weight[q]    dinov2.encoder.layer.{i}.attention.attention.query.weight  dinov2.encoder.layer.{i}.attention.q_proj.weight
+blocks.{i}.attn.qkv.weight[k]    dinov2.encoder.layer.{i}.attention.attention.key.weight    dinov2.encoder.layer.{i}.attention.k_proj.weight
+blocks.{i}.attn.qkv.weight[v]    dinov2.encoder.layer.{i}.attention.attention.value.weight  dinov2.encoder.layer.{i}.attention.v_proj.weight
+blocks.{i}.attn.qkv.bias[q]      dinov2.encoder.layer.{i}.attention.attention.query.bias    dinov2.encoder.layer.{i}.attention.q_proj.bias
+blocks.{i}.attn.qkv.bias[k]      dinov2.encoder.layer.{i}.attention.attention.key.bias      dinov2.encoder.layer.{i}.attention.k_proj.bias
+blocks.{i}.attn.qkv.bias[v]      dinov2.encoder.layer.{i}.attention.attention.value.bias    dinov2.encoder.layer.{i}.attention.v_proj.bias
+blocks.{i}.attn.proj.weight      dinov2.encoder.layer.{i}.attention.output.dense.weight     dinov2.encoder.layer.{i}.attention.o_proj.weight
+blocks.{i}.attn.proj.bias        dinov2.encoder.layer.{i}.attention.output.dense.bias       dinov2.encoder.layer.{i}.attention.o_proj.bias
+blocks.{i}.ls1.gamma             dinov2.encoder.layer.{i}.layer_scale1.lambda1              =
+blocks.{i}.norm2.weight          dinov2.encoder.layer.{i}.norm2.weight                      =
+blocks.{i}.norm2.bias            dinov2.encoder.layer.{i}.norm2.bias                        =
+blocks.{i}.mlp.fc1.weight        dinov2.encoder.layer.{i}.mlp.fc1.weight                    =                                                 plain_mlp
+blocks.{i}.mlp.fc1.bias          dinov2.encoder.layer.{i}.mlp.fc1.bias                      =                                                 plain_mlp
+blocks.{i}.mlp.fc2.weight        dinov2.encoder.layer.{i}.mlp.fc2.weight                    =                                                 plain_mlp
+blocks.{i}.mlp.fc2.bias          dinov2.encoder.layer.{i}.mlp.fc2.bias                      =                                                 plain_mlp
+blocks.{i}.mlp.fc1.weight        dinov2.encoder.layer.{i}.mlp.weights_in.weight             -                                                 packed_mlp
+blocks.{i}.mlp.fc1.weight[gate]  -                                                          dinov2.encoder.layer.{i}.mlp.gate_proj.weight     packed_mlp
+blocks.{i}.mlp.fc1.weight[up]    -                                                          dinov2.encoder.layer.{i}.mlp.up_proj.weight       packed_mlp
+blocks.{i}.mlp.fc1.bias          dinov2.encoder.layer.{i}.mlp.weights_in.bias               -                                                 packed_mlp
+blocks.{i}.mlp.fc1.bias[gate]    -                                                          dinov2.encoder.layer.{i}.mlp.gate_proj.bias       packed_mlp
+blocks.{i}.mlp.fc1.bias[up]      -                                                          dinov2.encoder.layer.{i}.mlp.up_proj.bias         packed_mlp
+blocks.{i}.mlp.fc2.weight        dinov2.encoder.layer.{i}.mlp.weights_out.weight            dinov2.encoder.layer.{i}.mlp.down_proj.weight     packed_mlp
+blocks.{i}.mlp.fc2.bias          dinov2.encoder.layer.{i}.mlp.weights_out.bias              dinov2.encoder.layer.{i}.mlp.down_proj.bias       packed_mlp
+blocks.{i}.ls2.gamma             dinov2.encoder.layer.{i}.layer_scale2.lambda1              =
+norm.weight                      dinov2.layernorm.weight                                    =
+norm.bias                        dinov2.layernorm.bias                                      =
+head.weight                      classifier.weight                                          =
+head.bias                        classifier.bias                                            =
+"""  # noqa: E501 (a table is read across)
+
+
+def _config(a: Architecture) -> dict[str, Any]:
+    return {
+        "image_size": one_or_two(a.image_size),
+        "patch_size": one_or_two(a.patch_size),
+        "num_channels": a.num_channels,
+        "hidden_size": a.hidden_size,
+        "num_hidden_layers": a.num_hidden_layers,
+        "num_attention_heads": a.num_attention_heads,
+        "mlp_ratio": _mlp_ratio(a),
+        "use_swiglu_ffn": a.mlp != "plain",
+        "hidden_act": a.hidden_act,
+        "layer_norm_eps": a.layer_norm_eps,
+        "qkv_bias": a.qkv_bias,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "drop_path_rate": 0.0,
+    }
+
+
+def _width(a: Architecture, ratio: int) -> int:
+    """The MLP's width that Transformers makes of a ratio, which must be whole."""
+    width = a.hidden_size * ratio
+    return width if a.mlp == "plain" else (int(width * 2 / 3) + 7) // 8 * 8
+
+
+def _mlp_ratio(a: Architecture) -> int:
+    """The smallest ratio of which Transformers makes an MLP that is wide enough."""
+    return next(ratio for ratio in itertools.count(1) if _width(a, ratio) >= a.intermediate_size)
+
+
+def _possible_width(a: Architecture) -> int:
+    return _width(a, _mlp_ratio(a))
+
+
+def _limits(a: Architecture) -> list[str]:
+    found = one_norm(a) + tokens_only_headless(a)
+    if a.fc_norm and a.global_pool != "token":
+        found.append("a norm after mean pooling (`fc_norm`)")
+    if a.global_pool == "avg" and not a.classifier:
+        found.append("mean pooling without a head")
+    return found
+
+
+def _registers(a: Architecture) -> int:
+    """Registers that are left when one of them is the class token, if there is no other."""
+    return a.num_register_tokens - (not a.class_token)
+
+
+_EXPRESSES = {
+    "class_token": None,
+    "global_pool": ("token", "avg", ""),
+    "mlp": ("plain", "packed"),
+    "layer_scale": None,
+    "class_position": None,
+    "final_norm": None,
+    "fc_norm": None,
+    "patch_bias": None,
+    "qkv_bias": None,
+    "proj_bias": None,
+    "head_bias": None,
+}
+_REWRITES = (
+    Rewrite(lambda a: not a.patch_bias, zero_patch_bias),
+    Rewrite(lambda a: not a.proj_bias, zero_projection_biases),
+    Rewrite(lambda a: a.classifier and not a.head_bias, zero_head_bias),
+    Rewrite(lambda a: not a.layer_scale, unit_layer_scale),
+    Rewrite(lambda a: a.class_position and a.num_register_tokens > 0, absorb_prefix_positions),
+    Rewrite(lambda a: not a.class_token, register_as_class_token),
+    Rewrite(lambda a: not a.class_position, pad_class_position),
+    Rewrite(lambda a: a.fc_norm, norm_before_pool),
+    Rewrite(
+        lambda a: a.intermediate_size != _possible_width(a),
+        lambda model: pad_mlp(model, _possible_width(model.architecture)),
+    ),
+    Rewrite(lambda a: a.classifier, head_of_two_halves),
+)
+
+
+def _answer(a: Architecture) -> str:
+    return "logits" if a.classifier else "pooler_output" if a.global_pool else "last_hidden_state"
+
+
+DINOV2 = Family(
+    name="dinov2",
+    model_type=lambda a: "dinov2",
+    table=_TABLE,
+    base_classes=("Dinov2Model",),
+    prefix="dinov2.",
+    class_name=lambda a: "Dinov2ForImageClassification" if a.classifier else "Dinov2Model",
+    classes=("Dinov2ForImageClassification", "Dinov2Model"),
+    config=lambda a: {**_config(a), "use_mask_token": False},
+    expresses=_EXPRESSES | {"num_register_tokens": (0, 1)},
+    limits=lambda a: _limits(a) + ([] if _registers(a) == 0 else ["not exactly one token before the patches"]),
+    rewrites=_REWRITES,
+    answer=_answer,
+)
+
+DINOV2_WITH_REGISTERS = Family(
+    name="dinov2_with_registers",
+    model_type=lambda a: "dinov2_with_registers",
+    table=_TABLE.replace("dinov2.", "dinov2_with_registers."),
+    base_classes=("Dinov2WithRegistersModel",),
+    prefix="dinov2_with_registers.",
+    class_name=lambda a: "Dinov2WithRegistersForImageClassification" if a.classifier else "Dinov2WithRegistersModel",
+    classes=("Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersModel"),
+    config=lambda a: {**_config(a), "num_register_tokens": _registers(a)},
+    expresses=_EXPRESSES | {"num_register_tokens": None},
+    limits=lambda a: _limits(a) + ([] if _registers(a) > 0 else ["no register tokens besides the class token"]),
+    rewrites=(*_REWRITES, Rewrite(lambda a: True, zero_mask_token)),
+    answer=_answer,
+)

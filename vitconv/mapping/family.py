@@ -1,0 +1,221 @@
+"""What a family of Transformers models is: its names for timm's tensors, its configuration, and what it can express.
+
+A table has a row for each tensor: timm's name, the name in files (what every Transformers reads and what 5.x still
+writes), and what 5.x calls the parameter in memory; in 4.x it is called as in files. ``=`` means the same name as in
+files, ``-`` that the row does not hold there; a fourth column names facts (see :mod:`vitconv.mapping.timm`) without
+which the row does not hold at all. ``{i}`` is the block's number. Behind timm's name may stand, in brackets,
+the part of the rows that the row is about (``[q]``, ``[k]``, ``[v]``: thirds, ``[gate]``, ``[up]``: halves) or, as in
+Python, an index of leading dimensions of length 1 (``pos_embed[0]``). A row whose tensor a model does not have is
+skipped; that nothing is left over is proved by :mod:`vitconv.plan`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+from vitconv.architecture import Architecture, Shapes
+from vitconv.mapping.timm import holds
+from vitconv.simplify import Rewrite, Simplified
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Dialect = Literal["hub", "transformers5"]
+
+_PARTS = {"q": (0, 3), "k": (1, 3), "v": (2, 3), "gate": (0, 2), "up": (1, 2)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table for one block: a timm tensor, or a part of one, and its other names.
+
+    Attributes:
+        timm: timm's name of the whole tensor.
+        part: (which, of how many) equal parts of its rows goes here; ``None`` for all of it.
+        dropped: how many leading dimensions, of length 1, the other dialects do not have.
+        hub, transformers5: the names elsewhere; ``None`` where the row does not hold.
+    """
+
+    timm: str
+    part: tuple[int, int] | None
+    dropped: int
+    hub: str | None
+    transformers5: str | None
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of Transformers models.
+
+    Attributes:
+        name: Transformers' name for it.
+        model_type: its configurations' name in Transformers, for an architecture.
+        table: see above.
+        base_classes: of the classes, those that are their models' base, whose names lack the prefix.
+        prefix: what the other classes' names begin with.
+        prefix_in_files: whether the base classes' names have the prefix in files.
+        class_name: the class that computes what an architecture computes.
+        classes: all classes that ``class_name`` may give.
+        config: the contents of ``config.json`` that depend on the architecture, without the labels.
+        expresses: for the facts that may be other than :class:`~vitconv.architecture.Architecture`'s defaults, all
+            values that they may have; ``None`` for any.
+        limits: what else an architecture has that the family does not express, in a few words each.
+        rewrites: what brings an architecture into the family's form, in this order, each where it is needed.
+        answer: where in the model's output is what timm returns, as Python.
+        norms_every_token: whether the last norm sees all tokens, as timm's does, so that it is a stage to compare.
+    """
+
+    name: str
+    model_type: Callable[[Architecture], str]
+    table: str
+    class_name: Callable[[Architecture], str]
+    classes: tuple[str, ...]
+    config: Callable[[Architecture], dict[str, Any]]
+    expresses: Mapping[str, Sequence[Any] | None]
+    limits: Callable[[Architecture], list[str]]
+    rewrites: tuple[Rewrite, ...]
+    answer: Callable[[Architecture], str]
+    base_classes: tuple[str, ...] = ()
+    prefix: str = ""
+    prefix_in_files: bool = False
+    norms_every_token: bool = True
+
+    def obstacles(self, architecture: Architecture) -> list[str]:
+        """What the architecture has that the family does not express; empty if it expresses all."""
+        return self.foreign(architecture) or self.limits(architecture)
+
+    def foreign(self, architecture: Architecture) -> list[str]:
+        """The facts that the family has no place for, each by itself."""
+        found = []
+        for field in fields(Architecture):
+            if field.default is MISSING:
+                continue
+            value = getattr(architecture, field.name)
+            allowed = self.expresses.get(field.name, (field.default,))
+            if allowed is not None and value not in allowed:
+                found.append(describe(field.name, architecture))
+        return found
+
+    def simplify(self, state_dict: Mapping[str, Tensor], architecture: Architecture) -> Simplified:
+        """Apply every rewrite that the architecture needs to take the family's form."""
+        result = Simplified(dict(state_dict), architecture)
+        for rewrite in self.rewrites:
+            if rewrite.needed(result.architecture):
+                result = rewrite.apply(result)
+        return result
+
+    def exactness(self, architecture: Architecture) -> str:
+        """``"moved"``, ``"made"`` or ``"folded"``: see :class:`vitconv.catalogue.Verdict`."""
+        needed = [rewrite for rewrite in self.rewrites if rewrite.needed(architecture)]
+        return "folded" if any(rewrite.rounds for rewrite in needed) else "made" if needed else "moved"
+
+    def is_simple(self, architecture: Architecture) -> bool:
+        """Whether no rewrite is needed: every tensor is only moved."""
+        return not any(rewrite.needed(architecture) for rewrite in self.rewrites)
+
+    def rows(self, architecture: Architecture, shapes: Shapes) -> Iterator[Row]:
+        """The table written out for one architecture, as far as it has the tensors, block by block."""
+        lines = [line.split() for line in self.table.strip().splitlines()]
+        in_blocks = [line for line in lines if "{i}" in line[0]]
+        first = lines.index(in_blocks[0])
+        for line in lines[:first]:
+            yield from self._row(line, architecture, shapes)
+        for block in range(architecture.num_hidden_layers):
+            for line in in_blocks:
+                yield from self._row([text.replace("{i}", str(block)) for text in line], architecture, shapes)
+        for line in lines[first:]:
+            if line not in in_blocks:
+                yield from self._row(line, architecture, shapes)
+
+    def _row(self, line: list[str], architecture: Architecture, shapes: Shapes) -> Iterator[Row]:
+        text, hub, memory, *when = line
+        name, part = re.fullmatch(r"([^\[]+)(?:\[([a-z0,]+)\])?", text).groups()  # type: ignore[union-attr]
+        if name not in shapes or not all(holds(facts, architecture) for facts in when):
+            return
+
+        is_base = self.class_name(architecture) in self.base_classes
+
+        def there(text: str, with_prefix: bool) -> str | None:
+            if text == "-":
+                return None
+            return text if with_prefix else text.removeprefix(self.prefix)
+
+        yield Row(
+            timm=name,
+            part=_PARTS.get(part),
+            dropped=0 if part is None or part in _PARTS else part.count("0"),
+            hub=there(hub, not is_base or self.prefix_in_files),
+            transformers5=there(hub if memory == "=" else memory, not is_base),
+        )
+
+
+def describe(field: str, a: Architecture) -> str:
+    """A fact about an architecture that is not the default, for people."""
+    value = getattr(a, field)
+    words: dict[str, str] = {
+        "design": f"another design (`timm.{value}`)",
+        "class_token": "no class token (`cls_token`)" if not value else "a class token (`cls_token`)",
+        "num_register_tokens": f"{value} register tokens (`reg_token`)" if value else "no register tokens",
+        "distillation_token": "a distillation token (`dist_token`)" if value else "no distillation token",
+        "position_embedding": "no position embedding (`pos_embed`)",
+        "class_position": "no position for the class token (`no_embed_class`)",
+        "relative_position": "relative positions (`blocks.0.attn.relative_position_bias_table`)",
+        "rope_theta": "rotary positions (`rope`)" if value else "no rotary positions",
+        "patch_norm": "a norm on the patches (`patch_embed.norm`)" if value else "no norm on the patches",
+        "pre_norm": "a norm before the blocks (`norm_pre`)" if value else "no norm before the blocks (`norm_pre`)",
+        "rms_norm": "RMS norm (`blocks.0.norm1`)" if value else "LayerNorm (`blocks.0.norm1`)",
+        "mlp": "a gated MLP (`blocks.0.mlp`)" if value != "plain" else "a plain MLP (`blocks.0.mlp`)",
+        "layer_scale": "LayerScale (`blocks.0.ls1`)",
+        "final_norm": "no final norm (`norm`)" if not value else "a final norm (`norm`)",
+        "fc_norm": "a norm after the pooling (`fc_norm`)" if value else "no norm after the pooling",
+        "global_pool": {
+            "avg": "mean pooling (`global_pool='avg'`)",
+            "map": "attention pooling (`attn_pool`)",
+            "": "no pooling (`global_pool=''`)",
+            "token": "class token pooling (`global_pool='token'`)",
+        }.get(str(value), f"another pooling (`global_pool='{value}'`)"),
+    }
+    biases = {
+        "patch_bias": "patch_embed.proj",
+        "qkv_bias": "blocks.0.attn.qkv",
+        "key_bias": "blocks.0.attn's keys",
+        "proj_bias": "blocks.0.attn.proj",
+        "head_bias": "head",
+    }
+    if field in biases:
+        return f"{'a' if value else 'no'} bias in `{biases[field]}`"
+    return words[field]
+
+
+def one_or_two(size: tuple[int, int]) -> int | list[int]:
+    """An image or patch size as Transformers writes it: a square's side, or height and width."""
+    return size[0] if size[0] == size[1] else list(size)
+
+
+def one_norm(a: Architecture) -> list[str]:
+    """The obstacle of a model that has no final norm, or two."""
+    count = a.final_norm + a.fc_norm
+    return [] if count == 1 else [f"{count} final norms (`norm`, `fc_norm`)"]
+
+
+def square(a: Architecture) -> list[str]:
+    """The obstacle of a model whose image or patches are not square."""
+    found = []
+    if a.image_size[0] != a.image_size[1]:
+        found.append(f"an image that is not square ({a.image_size[0]}x{a.image_size[1]})")
+    if a.patch_size[0] != a.patch_size[1]:
+        found.append(f"patches that are not square ({a.patch_size[0]}x{a.patch_size[1]})")
+    return found
+
+
+def tokens_only_headless(a: Architecture) -> list[str]:
+    """The obstacle of a head on all tokens."""
+    return ["a head on every token (`global_pool=''`)"] if a.global_pool == "" and a.classifier else []
+
+
+def headless_only(a: Architecture) -> list[str]:
+    """The obstacle of a classification head, for families that have none."""
+    return ["a classification head (`head`)"] if a.classifier else []

@@ -1,0 +1,108 @@
+"""RADIO: register tokens and no final norm, no head. ``RadioModel``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vitconv.architecture import Architecture
+from vitconv.mapping.family import Family, headless_only, square
+from vitconv.simplify import (
+    Rewrite,
+    absorb_prefix_positions,
+    patch_bias_into_positions,
+    radio_form,
+    unit_layer_scale,
+    zero_projection_biases,
+)
+
+_TABLE = """
+summary_idxs                   radio_model.summary_idxs                           summary_idxs
+norm_mean                      radio_model.input_conditioner.norm_mean            input_conditioner.norm_mean
+norm_std                       radio_model.input_conditioner.norm_std             input_conditioner.norm_std
+prefix_tokens[0]               radio_model.model.patch_generator.cls_token.token  embeddings.cls_register_token
+pos_embed                      radio_model.model.patch_generator.pos_embed        embeddings.position_embedding
+patch_embed.proj.weight        radio_model.model.patch_generator.embedder.weight  embeddings.patch_projection.weight
+blocks.{i}.norm1.weight        radio_model.model.blocks.{i}.norm1.weight          encoder.layer.{i}.norm1.weight
+blocks.{i}.norm1.bias          radio_model.model.blocks.{i}.norm1.bias            encoder.layer.{i}.norm1.bias
+blocks.{i}.attn.qkv.weight     radio_model.model.blocks.{i}.attn.qkv.weight       -
+blocks.{i}.attn.qkv.weight[q]  -                                                  encoder.layer.{i}.attention.q_proj.weight
+blocks.{i}.attn.qkv.weight[k]  -                                                  encoder.layer.{i}.attention.k_proj.weight
+blocks.{i}.attn.qkv.weight[v]  -                                                  encoder.layer.{i}.attention.v_proj.weight
+blocks.{i}.attn.qkv.bias       radio_model.model.blocks.{i}.attn.qkv.bias         -
+blocks.{i}.attn.qkv.bias[q]    -                                                  encoder.layer.{i}.attention.q_proj.bias
+blocks.{i}.attn.qkv.bias[k]    -                                                  encoder.layer.{i}.attention.k_proj.bias
+blocks.{i}.attn.qkv.bias[v]    -                                                  encoder.layer.{i}.attention.v_proj.bias
+blocks.{i}.attn.proj.weight    radio_model.model.blocks.{i}.attn.proj.weight      encoder.layer.{i}.attention.o_proj.weight
+blocks.{i}.attn.proj.bias      radio_model.model.blocks.{i}.attn.proj.bias        encoder.layer.{i}.attention.o_proj.bias
+blocks.{i}.ls1.gamma           radio_model.model.blocks.{i}.layer_scale1.lambda1  encoder.layer.{i}.layer_scale1.lambda1
+blocks.{i}.norm2.weight        radio_model.model.blocks.{i}.norm2.weight          encoder.layer.{i}.norm2.weight
+blocks.{i}.norm2.bias          radio_model.model.blocks.{i}.norm2.bias            encoder.layer.{i}.norm2.bias
+blocks.{i}.mlp.fc1.weight      radio_model.model.blocks.{i}.mlp.fc1.weight        encoder.layer.{i}.mlp.fc1.weight
+blocks.{i}.mlp.fc1.bias        radio_model.model.blocks.{i}.mlp.fc1.bias          encoder.layer.{i}.mlp.fc1.bias
+blocks.{i}.mlp.fc2.weight      radio_model.model.blocks.{i}.mlp.fc2.weight        encoder.layer.{i}.mlp.fc2.weight
+blocks.{i}.mlp.fc2.bias        radio_model.model.blocks.{i}.mlp.fc2.bias          encoder.layer.{i}.mlp.fc2.bias
+blocks.{i}.ls2.gamma           radio_model.model.blocks.{i}.layer_scale2.lambda1  encoder.layer.{i}.layer_scale2.lambda1
+"""  # noqa: E501 (a table is read across)
+
+
+def _config(a: Architecture) -> dict[str, Any]:
+    """The normalisation that the model would do itself is none: the image processor does it, as timm's transform."""
+    return {
+        "image_size": a.image_size[0],
+        "max_img_size": a.image_size[0],
+        "patch_size": a.patch_size[0],
+        "num_channels": a.num_channels,
+        "hidden_size": a.hidden_size,
+        "num_hidden_layers": a.num_hidden_layers,
+        "num_attention_heads": a.num_attention_heads,
+        "mlp_ratio": a.intermediate_size / a.hidden_size,
+        "hidden_act": a.hidden_act,
+        "layer_norm_eps": a.layer_norm_eps,
+        "qkv_bias": a.qkv_bias,
+        "num_cls_tokens": 1,
+        "num_registers": a.num_register_tokens,
+        "summary_idxs": [0],
+        "norm_mean": [0.0] * a.num_channels,
+        "norm_std": [1.0] * a.num_channels,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "drop_path_rate": 0.0,
+    }
+
+
+def _limits(a: Architecture) -> list[str]:
+    found = square(a) + headless_only(a)
+    if a.image_size[0] % a.patch_size[0]:
+        found.append("pixels left over at the edges")
+    if int(a.hidden_size * (a.intermediate_size / a.hidden_size)) != a.intermediate_size:
+        found.append(f"an MLP of width {a.intermediate_size} (`blocks.0.mlp`)")
+    return found
+
+
+RADIO = Family(
+    name="radio",
+    model_type=lambda a: "radio",
+    table=_TABLE,
+    class_name=lambda a: "RadioModel",
+    classes=("RadioModel",),
+    config=_config,
+    expresses={
+        "global_pool": ("token", ""),
+        "num_register_tokens": None,
+        "class_position": None,
+        "layer_scale": None,
+        "final_norm": (False,),
+        "patch_bias": None,
+        "qkv_bias": None,
+        "proj_bias": None,
+    },
+    limits=_limits,
+    rewrites=(
+        Rewrite(lambda a: not a.proj_bias, zero_projection_biases),
+        Rewrite(lambda a: not a.layer_scale, unit_layer_scale),
+        Rewrite(lambda a: a.class_position, absorb_prefix_positions),
+        Rewrite(lambda a: a.patch_bias, patch_bias_into_positions, rounds=True),
+        Rewrite(lambda a: True, radio_form),
+    ),
+    answer=lambda a: "summary" if a.global_pool else "last_hidden_state",
+)

@@ -1,0 +1,157 @@
+"""The tensors of timm's Vision Transformers: name, shape, and the facts that must hold for one to be there.
+
+One table for each of timm's classes. ``{i}`` is the block's number; a comma between facts means that all must hold, a
+``!`` that one must not. The shapes:
+
+====  =======================  ====  =====================  ====  =========================================
+D     hidden size              F     MLP width              T     positions (rows of `pos_embed`)
+C     channels of the image    P Q   patch height, width    K     classes
+R     register tokens          H     attention heads        B     relative positions and three for the class
+====  =======================  ====  =====================  ====  =========================================
+"""
+
+from __future__ import annotations
+
+from vitconv.architecture import Architecture
+
+_MLP = """
+blocks.{i}.mlp.fc1.weight                     F,D      plain_mlp
+blocks.{i}.mlp.fc1.bias                       F        plain_mlp,proj_bias
+blocks.{i}.mlp.fc1.weight                     2F,D     packed_mlp
+blocks.{i}.mlp.fc1.bias                       2F       packed_mlp,proj_bias
+blocks.{i}.mlp.fc1_g.weight                   F,D      gated_mlp
+blocks.{i}.mlp.fc1_g.bias                     F        gated_mlp,proj_bias
+blocks.{i}.mlp.fc1_x.weight                   F,D      gated_mlp
+blocks.{i}.mlp.fc1_x.bias                     F        gated_mlp,proj_bias
+blocks.{i}.mlp.fc2.weight                     D,F      -
+blocks.{i}.mlp.fc2.bias                       D        proj_bias
+"""
+
+_STEM = """
+cls_token                                     1,1,D    class_token
+reg_token                                     1,R,D    registers
+dist_token                                    1,1,D    distillation_token
+pos_embed                                     1,T,D    position_embedding
+patch_embed.proj.weight                       D,C,P,Q  -
+patch_embed.proj.bias                         D        patch_bias
+patch_embed.norm.weight                       D        patch_norm
+norm_pre.weight                               D        pre_norm
+norm_pre.bias                                 D        pre_norm
+"""
+
+_HEAD = """
+norm.weight                                   D        final_norm
+norm.bias                                     D        final_norm,!rms_norm
+fc_norm.weight                                D        fc_norm
+fc_norm.bias                                  D        fc_norm,!rms_norm
+attn_pool.latent                              1,1,D    attention_pool
+attn_pool.q.weight                            D,D      attention_pool
+attn_pool.q.bias                              D        attention_pool
+attn_pool.kv.weight                           2D,D     attention_pool
+attn_pool.kv.bias                             2D       attention_pool
+attn_pool.proj.weight                         D,D      attention_pool
+attn_pool.proj.bias                           D        attention_pool
+attn_pool.norm.weight                         D        attention_pool
+attn_pool.norm.bias                           D        attention_pool
+attn_pool.mlp.fc1.weight                      F,D      attention_pool
+attn_pool.mlp.fc1.bias                        F        attention_pool
+attn_pool.mlp.fc2.weight                      D,F      attention_pool
+attn_pool.mlp.fc2.bias                        D        attention_pool
+head.weight                                   K,D      classifier
+head.bias                                     K        classifier,head_bias
+head_dist.weight                              K,D      classifier,distillation_token
+head_dist.bias                                K        classifier,distillation_token
+"""
+
+_VISION_TRANSFORMER = f"""{_STEM}
+blocks.{{i}}.norm1.weight                     D        -
+blocks.{{i}}.norm1.bias                       D        !rms_norm
+blocks.{{i}}.attn.qkv.weight                  3D,D     -
+blocks.{{i}}.attn.qkv.bias                    3D       qkv_bias
+blocks.{{i}}.attn.proj.weight                 D,D      -
+blocks.{{i}}.attn.proj.bias                   D        proj_bias
+blocks.{{i}}.ls1.gamma                        D        layer_scale
+blocks.{{i}}.norm2.weight                     D        -
+blocks.{{i}}.norm2.bias                       D        !rms_norm
+{_MLP}
+blocks.{{i}}.ls2.gamma                        D        layer_scale
+{_HEAD}"""
+
+_EVA = f"""{_STEM}
+blocks.{{i}}.gamma_1                          D        layer_scale
+blocks.{{i}}.gamma_2                          D        layer_scale
+blocks.{{i}}.norm1.weight                     D        -
+blocks.{{i}}.norm1.bias                       D        -
+blocks.{{i}}.attn.q_bias                      D        qkv_bias
+blocks.{{i}}.attn.v_bias                      D        qkv_bias
+blocks.{{i}}.attn.relative_position_bias_table B,H     relative_position
+blocks.{{i}}.attn.qkv.weight                  3D,D     -
+blocks.{{i}}.attn.proj.weight                 D,D      -
+blocks.{{i}}.attn.proj.bias                   D        -
+blocks.{{i}}.norm2.weight                     D        -
+blocks.{{i}}.norm2.bias                       D        -
+{_MLP}
+{_HEAD}"""
+
+_DESIGNS = {
+    "VisionTransformer": _VISION_TRANSFORMER,
+    "VisionTransformerDistilled": _VISION_TRANSFORMER,
+    "Eva": _EVA,
+    "Beit": _EVA,
+}
+
+
+def timm_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of timm's state dict, block by block."""
+    sizes = _sizes(architecture)
+    lines = [tuple(line.split()) for line in _DESIGNS[architecture.design].split("\n") if line]
+    there = [(name, shape) for name, shape, when in lines if when == "-" or holds(when, architecture)]
+    in_blocks = [line for line in there if "{i}" in line[0]]
+    first = there.index(in_blocks[0])
+    shapes = {}
+    for name, shape in there[:first]:
+        shapes[name] = shape
+    for block in range(architecture.num_hidden_layers):
+        for name, shape in in_blocks:
+            shapes[name.replace("{i}", str(block))] = shape
+    for name, shape in there[first:]:
+        if "{i}" not in name:
+            shapes[name] = shape
+    return {name: tuple(sizes[letter] for letter in shape.split(",")) for name, shape in shapes.items()}
+
+
+def holds(when: str, architecture: Architecture) -> bool:
+    """Whether all facts of a table's column hold: ``"pre_norm,!rms_norm"``."""
+    facts = _facts(architecture)
+    return all(facts[fact.lstrip("!")] != fact.startswith("!") for fact in when.split(","))
+
+
+def _facts(a: Architecture) -> dict[str, bool]:
+    names = (
+        *("class_token", "distillation_token", "position_embedding", "relative_position", "patch_norm", "pre_norm"),
+        *("rms_norm", "layer_scale", "final_norm", "fc_norm", "patch_bias", "qkv_bias", "proj_bias", "head_bias"),
+    )
+    return {name: bool(getattr(a, name)) for name in (*names, "classifier")} | {
+        "registers": a.num_register_tokens > 0,
+        "attention_pool": a.global_pool == "map",
+        **{f"{kind}_mlp": a.mlp == kind for kind in ("plain", "packed", "gated")},
+    }
+
+
+def _sizes(a: Architecture) -> dict[str, int]:
+    return {
+        "1": 1,
+        "D": a.hidden_size,
+        "2D": 2 * a.hidden_size,
+        "3D": 3 * a.hidden_size,
+        "F": a.intermediate_size,
+        "2F": 2 * a.intermediate_size,
+        "C": a.num_channels,
+        "P": a.patch_size[0],
+        "Q": a.patch_size[1],
+        "T": a.num_positions,
+        "K": a.num_labels,
+        "R": a.num_register_tokens,
+        "H": a.num_attention_heads,
+        "B": (2 * a.grid[0] - 1) * (2 * a.grid[1] - 1) + 3,
+    }

@@ -1,0 +1,104 @@
+"""ViT: a class token, learned positions, norms before. ``ViTForImageClassification``, headless ``ViTModel``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vitconv.architecture import Architecture
+from vitconv.mapping.family import Family, one_norm, one_or_two, tokens_only_headless
+from vitconv.simplify import (
+    Rewrite,
+    fold_layer_scale,
+    identity_pooler,
+    norm_before_pool,
+    pad_class_position,
+    zero_head_bias,
+    zero_patch_bias,
+    zero_projection_biases,
+)
+
+_TABLE = """
+cls_token                      vit.embeddings.cls_token                                =
+pos_embed                      vit.embeddings.position_embeddings                      =
+patch_embed.proj.weight        vit.embeddings.patch_embeddings.projection.weight       =
+patch_embed.proj.bias          vit.embeddings.patch_embeddings.projection.bias         =
+blocks.{i}.norm1.weight        vit.encoder.layer.{i}.layernorm_before.weight           vit.layers.{i}.layernorm_before.weight
+blocks.{i}.norm1.bias          vit.encoder.layer.{i}.layernorm_before.bias             vit.layers.{i}.layernorm_before.bias
+blocks.{i}.attn.qkv.weight[q]  vit.encoder.layer.{i}.attention.attention.query.weight  vit.layers.{i}.attention.q_proj.weight
+blocks.{i}.attn.qkv.weight[k]  vit.encoder.layer.{i}.attention.attention.key.weight    vit.layers.{i}.attention.k_proj.weight
+blocks.{i}.attn.qkv.weight[v]  vit.encoder.layer.{i}.attention.attention.value.weight  vit.layers.{i}.attention.v_proj.weight
+blocks.{i}.attn.qkv.bias[q]    vit.encoder.layer.{i}.attention.attention.query.bias    vit.layers.{i}.attention.q_proj.bias
+blocks.{i}.attn.qkv.bias[k]    vit.encoder.layer.{i}.attention.attention.key.bias      vit.layers.{i}.attention.k_proj.bias
+blocks.{i}.attn.qkv.bias[v]    vit.encoder.layer.{i}.attention.attention.value.bias    vit.layers.{i}.attention.v_proj.bias
+blocks.{i}.attn.proj.weight    vit.encoder.layer.{i}.attention.output.dense.weight     vit.layers.{i}.attention.o_proj.weight
+blocks.{i}.attn.proj.bias      vit.encoder.layer.{i}.attention.output.dense.bias       vit.layers.{i}.attention.o_proj.bias
+blocks.{i}.norm2.weight        vit.encoder.layer.{i}.layernorm_after.weight            vit.layers.{i}.layernorm_after.weight
+blocks.{i}.norm2.bias          vit.encoder.layer.{i}.layernorm_after.bias              vit.layers.{i}.layernorm_after.bias
+blocks.{i}.mlp.fc1.weight      vit.encoder.layer.{i}.intermediate.dense.weight         vit.layers.{i}.mlp.fc1.weight
+blocks.{i}.mlp.fc1.bias        vit.encoder.layer.{i}.intermediate.dense.bias           vit.layers.{i}.mlp.fc1.bias
+blocks.{i}.mlp.fc2.weight      vit.encoder.layer.{i}.output.dense.weight               vit.layers.{i}.mlp.fc2.weight
+blocks.{i}.mlp.fc2.bias        vit.encoder.layer.{i}.output.dense.bias                 vit.layers.{i}.mlp.fc2.bias
+norm.weight                    vit.layernorm.weight                                    =
+norm.bias                      vit.layernorm.bias                                      =
+head.weight                    classifier.weight                                       =
+head.bias                      classifier.bias                                         =
+pooler.weight                  vit.pooler.dense.weight                                 =
+pooler.bias                    vit.pooler.dense.bias                                   =
+"""  # noqa: E501 (a table is read across)
+
+
+def transformer_config(a: Architecture) -> dict[str, Any]:
+    """What the configurations of ViT, DeiT and BEiT have in common."""
+    return {
+        "image_size": one_or_two(a.image_size),
+        "patch_size": one_or_two(a.patch_size),
+        "num_channels": a.num_channels,
+        "hidden_size": a.hidden_size,
+        "num_hidden_layers": a.num_hidden_layers,
+        "num_attention_heads": a.num_attention_heads,
+        "intermediate_size": a.intermediate_size,
+        "hidden_act": a.hidden_act,
+        "layer_norm_eps": a.layer_norm_eps,
+        "qkv_bias": a.qkv_bias,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+
+
+def _config(a: Architecture) -> dict[str, Any]:
+    """A headless model gets a linear pooler, so that ``AutoModel`` returns timm's features as ``pooler_output``."""
+    return transformer_config(a) | ({} if a.classifier else {"pooler_act": "linear"})
+
+
+VIT = Family(
+    name="vit",
+    model_type=lambda a: "vit",
+    table=_TABLE,
+    base_classes=("ViTModel",),
+    prefix="vit.",
+    class_name=lambda a: "ViTForImageClassification" if a.classifier else "ViTModel",
+    classes=("ViTForImageClassification", "ViTModel"),
+    config=_config,
+    expresses={
+        "global_pool": ("token", ""),
+        "layer_scale": None,
+        "class_position": None,
+        "final_norm": None,
+        "fc_norm": None,
+        "patch_bias": None,
+        "qkv_bias": None,
+        "proj_bias": None,
+        "head_bias": None,
+    },
+    limits=lambda a: one_norm(a) + tokens_only_headless(a),
+    rewrites=(
+        Rewrite(lambda a: not a.patch_bias, zero_patch_bias),
+        Rewrite(lambda a: not a.proj_bias, zero_projection_biases),
+        Rewrite(lambda a: a.classifier and not a.head_bias, zero_head_bias),
+        Rewrite(lambda a: a.layer_scale, fold_layer_scale, rounds=True),
+        Rewrite(lambda a: not a.class_position, pad_class_position),
+        Rewrite(lambda a: a.fc_norm, norm_before_pool),
+        Rewrite(lambda a: not a.classifier, identity_pooler),
+    ),
+    answer=lambda a: "logits" if a.classifier else "pooler_output" if a.global_pool else "last_hidden_state",
+)

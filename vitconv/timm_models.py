@@ -1,0 +1,465 @@
+"""timm's models: build one without weights, and read from its modules what it computes, by whitelist.
+
+The facts are read from the modules, never from a name: a module or setting that this page does not know is a refusal.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import TYPE_CHECKING, Any
+
+from vitconv import mapping
+from vitconv.architecture import Architecture
+from vitconv.errors import ArchitectureError, first_few
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def from_name(name: str) -> Architecture:
+    """Read the architecture that timm builds for ``name``, such as ``"vit_base_patch16_384"``.
+
+    Raises:
+        ArchitectureError: timm does not know the name, or no Transformers class can express the model.
+    """
+    return from_timm(build_timm(name))
+
+
+def build_timm(name: str, **overrides: Any) -> nn.Module:
+    """Build timm's ``name`` without weights (on torch's ``meta`` device), in a fraction of a second.
+
+    Raises:
+        ArchitectureError: timm does not know the name or its tag.
+    """
+    import timm
+    import torch
+
+    base, _, tag = name.partition(".")
+    if not timm.is_model(base):
+        close = difflib.get_close_matches(base, timm.list_models(), n=4)
+        raise ArchitectureError(
+            f"timm {timm.__version__} has no architecture named '{name}'.",
+            f"Did you mean {', '.join(close)}?" if close else "List the names with timm.list_models('*vit*').",
+        )
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{base}.*")]
+    if tag and tag not in tags:
+        raise ArchitectureError(
+            f"timm {timm.__version__} has no pretrained tag '{tag}' for '{base}'.",
+            f"Use '{base}' alone" + (f", or one of its tags: {first_few(tags, 8)}." if tags else "."),
+        )
+    try:
+        with torch.device("meta"):
+            return timm.create_model(name, pretrained=False, **overrides)
+    except Exception as error:  # arguments come from files, and timm does not check them
+        raise ArchitectureError(
+            f"timm cannot build '{name}' with {', '.join(overrides) or 'its own settings'}: {str(error)[:200]}.",
+            "Check the arguments; a folder's are in its config.json.",
+        ) from error
+
+
+def make_buffers(model: nn.Module) -> None:
+    """Give a model that was built without weights the constants that no state dict holds, such as rotary angles."""
+    import torch
+
+    for module in model.modules():
+        missing = [
+            name
+            for name, buffer in module._buffers.items()
+            if buffer is not None and buffer.is_meta and name in module._non_persistent_buffers_set
+        ]
+        for name in missing:
+            module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
+        if missing:
+            module.init_non_persistent_buffers()
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Reading a model, by whitelist.
+
+_LINEAR, _IDENTITY, _DROPOUT = "torch.nn.Linear", "torch.nn.Identity", "torch.nn.Dropout"
+_LAYER_NORM, _RMS_NORM = ("timm.LayerNorm", "torch.nn.LayerNorm"), "timm.RmsNorm"
+_NORM = (*_LAYER_NORM, _RMS_NORM)
+_ACTIVATIONS = {
+    "torch.nn.GELU": "gelu",
+    "timm.GELU": "gelu",
+    "timm.GELUTanh": "gelu_pytorch_tanh",
+    "timm.QuickGELU": "quick_gelu",
+    "torch.nn.SiLU": "silu",
+    "torch.nn.ReLU": "relu",
+}
+_DROP_PATH = (_IDENTITY, "timm.DropPath")
+_MLPS = {"timm.Mlp": "plain", "timm.GluMlp": "packed", "timm.SwiGLU": "gated"}
+
+# Every module that a convertible model may have, and of which classes. Whatever is not listed is refused.
+_STEM: dict[str, tuple[str, ...]] = {
+    "patch_embed": ("timm.PatchEmbed",),
+    "patch_embed.proj": ("torch.nn.Conv2d",),
+    "patch_embed.norm": (_IDENTITY, _RMS_NORM),
+    "pos_drop": (_DROPOUT,),
+    "norm_pre": (_IDENTITY, *_LAYER_NORM),
+    "blocks": ("torch.nn.Sequential",),
+}
+_BLOCK: dict[str, tuple[str, ...]] = {
+    "blocks.{i}.norm1": _NORM,
+    "blocks.{i}.attn.qkv": (_LINEAR,),
+    "blocks.{i}.attn.q_norm": (_IDENTITY,),
+    "blocks.{i}.attn.k_norm": (_IDENTITY,),
+    "blocks.{i}.attn.attn_drop": (_DROPOUT,),
+    "blocks.{i}.attn.norm": (_IDENTITY,),
+    "blocks.{i}.attn.proj": (_LINEAR,),
+    "blocks.{i}.attn.proj_drop": (_DROPOUT,),
+    "blocks.{i}.drop_path1": _DROP_PATH,
+    "blocks.{i}.norm2": _NORM,
+    "blocks.{i}.mlp": tuple(_MLPS),
+    "blocks.{i}.mlp.fc1": (_LINEAR,),
+    "blocks.{i}.mlp.fc1_g": (_LINEAR,),
+    "blocks.{i}.mlp.fc1_x": (_LINEAR,),
+    "blocks.{i}.mlp.act": tuple(_ACTIVATIONS),
+    "blocks.{i}.mlp.drop1": (_DROPOUT,),
+    "blocks.{i}.mlp.norm": (_IDENTITY,),
+    "blocks.{i}.mlp.fc2": (_LINEAR,),
+    "blocks.{i}.mlp.drop2": (_DROPOUT,),
+    "blocks.{i}.drop_path2": _DROP_PATH,
+}
+_HEAD: dict[str, tuple[str, ...]] = {
+    "norm": (*_NORM, _IDENTITY),
+    "fc_norm": (*_LAYER_NORM, _IDENTITY),
+    "head_drop": (_DROPOUT,),
+    "head": (_LINEAR, _IDENTITY),
+}
+_VISION_TRANSFORMER: dict[str, tuple[str, ...]] = {
+    **_STEM,
+    "patch_drop": (_IDENTITY, "timm.PatchDropout"),
+    **_BLOCK,
+    "blocks.{i}": ("timm.Block",),
+    "blocks.{i}.attn": ("timm.Attention",),
+    "blocks.{i}.ls1": (_IDENTITY, "timm.LayerScale"),
+    "blocks.{i}.ls2": (_IDENTITY, "timm.LayerScale"),
+    **_HEAD,
+    "attn_pool": ("timm.AttentionPoolLatent",),
+    "attn_pool.q": (_LINEAR,),
+    "attn_pool.kv": (_LINEAR,),
+    "attn_pool.q_norm": (_IDENTITY,),
+    "attn_pool.k_norm": (_IDENTITY,),
+    "attn_pool.proj": (_LINEAR,),
+    "attn_pool.proj_drop": (_DROPOUT,),
+    "attn_pool.norm": _LAYER_NORM,
+    "attn_pool.mlp": ("timm.Mlp",),
+    "attn_pool.mlp.fc1": (_LINEAR,),
+    "attn_pool.mlp.act": tuple(_ACTIVATIONS),
+    "attn_pool.mlp.drop1": (_DROPOUT,),
+    "attn_pool.mlp.norm": (_IDENTITY,),
+    "attn_pool.mlp.fc2": (_LINEAR,),
+    "attn_pool.mlp.drop2": (_DROPOUT,),
+}
+_DESIGNS: dict[str, dict[str, tuple[str, ...]]] = {
+    "timm.VisionTransformer": _VISION_TRANSFORMER,
+    "timm.VisionTransformerDistilled": {**_VISION_TRANSFORMER, "head_dist": (_LINEAR, _IDENTITY)},
+    "timm.eva.Eva": {
+        **_STEM,
+        "blocks": ("torch.nn.ModuleList",),
+        **_BLOCK,
+        "blocks.{i}": ("timm.eva.EvaBlock",),
+        "blocks.{i}.attn": ("timm.eva.EvaAttention",),
+        "rope": ("timm.RotaryEmbeddingDinoV3",),
+        **_HEAD,
+    },
+    "timm.beit.Beit": {
+        **_STEM,
+        "blocks": ("torch.nn.ModuleList",),
+        **_BLOCK,
+        "blocks.{i}": ("timm.beit.Block",),
+        "blocks.{i}.attn": ("timm.beit.Attention",),
+        **_HEAD,
+    },
+}
+
+# What an unlisted module means, in the words of the field: (where, which class) -> the feature.
+# Only the wording of a refusal depends on this table, never whether there is one.
+_FEATURES: tuple[tuple[str, str, str], ...] = (
+    ("patch_embed", "", "another patch embedding than one convolution (`{path}`)"),
+    ("patch_embed.norm", "", "a norm on the patches (`{path}`)"),
+    ("norm_pre", "", "another norm before the blocks than LayerNorm (`{path}`)"),
+    ("blocks.{i}", "ParallelThingsBlock", "parallel blocks (`{path}`)"),
+    ("blocks.{i}", "DiffParallelScalingBlock", "parallel differential attention and MLP (`{path}`)"),
+    ("blocks.{i}", "ParallelScalingBlock", "parallel attention and MLP (`{path}`)"),
+    ("blocks.{i}", "ResPostBlock", "norms after attention and MLP (`{path}`)"),
+    ("blocks.{i}", "EvaBlockPostNorm", "norms after attention and MLP (`{path}`)"),
+    ("blocks.{i}.attn", "DiffAttention", "differential attention (`{path}`)"),
+    ("blocks.{i}.attn", "AttentionRope", "attention with rotary positions of another kind than DINOv3's (`{path}`)"),
+    ("blocks.{i}.attn.q_proj", "", "queries, keys and values in layers of their own (`{path}`)"),
+    ("blocks.{i}.attn.k_proj", "", "queries, keys and values in layers of their own (`{path}`)"),
+    ("blocks.{i}.attn.v_proj", "", "queries, keys and values in layers of their own (`{path}`)"),
+    ("blocks.{i}.attn.q_norm", "", "normalised queries (`{path}`)"),
+    ("blocks.{i}.attn.k_norm", "", "normalised keys (`{path}`)"),
+    ("blocks.{i}.attn.norm", "", "a norm after attention (`{path}`)"),
+    ("blocks.{i}.attn.gate", "", "gated attention (`{path}`)"),
+    ("blocks.{i}.mlp.norm", "", "a norm inside the MLP (`{path}`)"),
+    ("rope", "RotaryEmbeddingMixed", "rotary positions that are learned (`{path}`)"),
+    ("rope", "", "rotary positions of another kind than DINOv3's (`{path}`)"),
+    ("fc_norm", "RmsNorm", "RMS norm after the pooling (`{path}`)"),
+    ("attn_pool", "", "another attention pooling than SigLIP's (`{path}`)"),
+)
+
+# Why a design of timm's is refused as a whole.
+_OTHER_DESIGNS = {
+    "NaFlexVit": "takes images of any size and shape as patches with their coordinates",
+    "VisionTransformerRelPos": "has relative positions that a small network computes",
+    "VisionTransformerSAM": "attends within windows and ends in convolutions",
+}
+
+
+def from_timm(model: nn.Module) -> Architecture:
+    """Read the architecture from a timm model's modules and shapes; the weights may be on ``meta``.
+
+    Raises:
+        ArchitectureError: no Transformers class computes what the model computes; the message names each feature
+            that stands in the way, and its module.
+    """
+    obstacles = _foreign_modules(model) or _foreign_behaviour(model) or _foreign_settings(model)
+    if obstacles:
+        raise ArchitectureError(
+            f"No Transformers class computes what this model computes: it has {'; and '.join(obstacles)}.",
+            "Keep this model in timm; `vitconv models` lists the architectures that convert.",
+        )
+    architecture = _read(model)
+    mapping.family_for(architecture)
+    return architecture
+
+
+def _read(model: nn.Module) -> Architecture:
+    blocks = list(model.blocks)
+    first, patches, head = blocks[0], model.patch_embed, model.head
+    mlp = _MLPS[_class_name(first.mlp)]
+    registers = getattr(model, "num_reg_tokens", 0) or (model.reg_token.shape[1] if _has(model, "reg_token") else 0)
+    class_token = model.cls_token is not None
+    position_embedding = model.pos_embed is not None
+    separate_biases = hasattr(first.attn, "q_bias")
+    width = (first.mlp.fc1_g if mlp == "gated" else first.mlp.fc1).out_features
+    return Architecture(
+        image_size=tuple(patches.img_size),
+        patch_size=tuple(patches.patch_size),
+        num_channels=patches.proj.in_channels,
+        hidden_size=model.embed_dim,
+        num_hidden_layers=len(blocks),
+        num_attention_heads=first.attn.num_heads,
+        intermediate_size=width // 2 if mlp == "packed" else width,
+        hidden_act=_activation(first.mlp.act),
+        layer_norm_eps=first.norm1.eps,
+        num_labels=getattr(head, "out_features", 0),
+        design=type(model).__name__,
+        global_pool=model.global_pool,
+        class_token=class_token,
+        num_register_tokens=registers,
+        distillation_token=_has(model, "dist_token"),
+        position_embedding=position_embedding,
+        # Without positions, or without tokens before the patches, the question does not arise.
+        class_position=not (position_embedding and (class_token or registers) and _flag(model, "no_embed_class")),
+        relative_position=_has(first.attn, "relative_position_bias_table"),
+        rope_theta=model.rope.temperature if _has(model, "rope") else 0.0,
+        patch_norm=_is_there(patches, "norm"),
+        pre_norm=_is_there(model, "norm_pre"),
+        rms_norm=_class_name(first.norm1) == _RMS_NORM,
+        mlp=mlp,
+        layer_scale=_layer_scale(first)[0],
+        final_norm=_is_there(model, "norm"),
+        fc_norm=_is_there(model, "fc_norm"),
+        patch_bias=patches.proj.bias is not None,
+        qkv_bias=first.attn.q_bias is not None if separate_biases else first.attn.qkv.bias is not None,
+        key_bias=not separate_biases,
+        proj_bias=first.attn.proj.bias is not None,
+        head_bias=getattr(head, "bias", True) is not None,
+    )
+
+
+def _has(module: nn.Module, attribute: str) -> bool:
+    return getattr(module, attribute, None) is not None
+
+
+def _flag(module: nn.Module, attribute: str) -> bool:
+    return bool(getattr(module, attribute, False))
+
+
+def _is_there(module: nn.Module, child: str) -> bool:
+    """Whether the child is there and does something."""
+    return _has(module, child) and _class_name(getattr(module, child)) != _IDENTITY
+
+
+def _layer_scale(block: nn.Module) -> tuple[bool, bool]:
+    """Whether attention and MLP have a LayerScale."""
+    if hasattr(block, "ls1"):
+        return _is_there(block, "ls1"), _is_there(block, "ls2")
+    return _has(block, "gamma_1"), _has(block, "gamma_2")
+
+
+def _class_name(module: nn.Module) -> str:
+    """The class by the library it comes from: ``torch.nn.Linear``, ``timm.Attention``, or its full path.
+
+    The exact class counts: a subclass computes something else. timm has several ``Block``: only those of its plain
+    Vision Transformer have no more than its name here.
+    """
+    cls = type(module)
+    if cls.__module__.startswith("torch.nn.modules."):
+        return f"torch.nn.{cls.__name__}"
+    if cls.__module__.startswith("timm."):
+        place = cls.__module__.removeprefix("timm.").split(".")
+        plain = place[0] == "layers" or place[-1] in ("vision_transformer", "deit")
+        return f"timm.{cls.__name__}" if plain else f"timm.{place[-1]}.{cls.__name__}"
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def pattern_of(path: str) -> str:
+    """A module or tensor name with its block number replaced: ``blocks.3.attn`` -> ``blocks.{i}.attn``."""
+    return re.sub(r"^blocks\.[0-9]+(?=\.|$)", "blocks.{i}", path)
+
+
+def _foreign_modules(model: nn.Module) -> list[str]:
+    """Phrases on the modules that are not on the whitelist, outermost first, each feature once."""
+    root = _class_name(model)
+    if root not in _DESIGNS:
+        name = root.rsplit(".", 1)[-1]
+        why = f", which {_OTHER_DESIGNS[name]}" if name in _OTHER_DESIGNS else ""
+        return [f"another design (`timm.{name}`{why})" if root.startswith("timm.") else f"another design (`{root}`)"]
+    found: dict[str, str] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        pattern, name = pattern_of(path), _class_name(module)
+        if not path or name in _DESIGNS[root].get(pattern, ()):
+            continue
+        phrase = _feature(pattern, path, name)
+        if not any(pattern.startswith(f"{outer}.") for outer in found):
+            found.setdefault(pattern, phrase)
+    return list(dict.fromkeys(found.values()))
+
+
+def _feature(pattern: str, path: str, class_name: str) -> str:
+    for where, cls, phrase in _FEATURES:
+        if pattern == where and (not cls or class_name.endswith(cls)):
+            return phrase.format(path=path, i="{i}")
+    return f"a module unknown to vitconv (`{path}` is a {class_name})"
+
+
+def _foreign_behaviour(model: nn.Module) -> list[str]:
+    """Phrases on modules whose class is known but which compute something else than their class does."""
+    found = []
+    for path, module in model.named_modules():
+        name = f"`{path}`" if path else "the model itself"
+        replaced = [attribute for attribute in vars(module) if callable(getattr(type(module), attribute, None))]
+        if replaced:
+            found.append(f"a method of its own ({name}: {first_few(replaced)})")
+        if module._forward_hooks or module._forward_pre_hooks:
+            found.append(f"forward hooks ({name}), which vitconv cannot convert")
+    if [name for name, _ in model.blocks.named_children()] != [str(i) for i in range(len(model.blocks))]:
+        found.append("blocks that run in another order than their numbers (`blocks`)")
+    return found[:3]
+
+
+def _foreign_settings(model: nn.Module) -> list[str]:
+    """Phrases on settings of known modules that no class of Transformers has."""
+    found = []
+    pools = {"max": "max pooling", "avgmax": "mean-and-max pooling"}
+    if model.global_pool in pools:
+        found.append(f"{pools[model.global_pool]} (`global_pool='{model.global_pool}'`)")
+    if _flag(model, "pool_include_prefix"):
+        found.append("pooling of the tokens before the patches, too (`pool_include_prefix`)")
+    if _has(model, "rope"):
+        found += _rope_settings(model)
+    if _has(model, "attn_pool"):
+        found += _pool_settings(model)
+    return found + _norm_settings(model) + _patch_settings(model) + _block_settings(model)
+
+
+def _rope_settings(model: nn.Module) -> list[str]:
+    rope = model.rope
+    plain = dict(rotate_half=True, normalize_coords="separate", grid_offset=0.0, grid_indexing="ij")
+    odd = [name for name, value in plain.items() if getattr(rope, name) != value]
+    odd += [name for name in ("min_period", "max_period") if getattr(rope, name) is not None]
+    odd += [] if model.blocks and model.blocks[0].attn.rotate_half else ["rotate_half"]
+    return [f"rotary positions set up otherwise than DINOv3's (`rope`: {first_few(odd)})"] if odd else []
+
+
+def _pool_settings(model: nn.Module) -> list[str]:
+    pool, first = model.attn_pool, model.blocks[0]
+    same = (
+        pool.num_heads == first.attn.num_heads
+        and pool.latent_len == 1
+        and pool.pool == "token"
+        and pool.pos_embed is None
+        and pool.q.bias is not None
+        and pool.kv.bias is not None
+        and pool.latent.shape[-1] == pool.q.in_features == pool.out_features == model.embed_dim
+        and pool.mlp.fc1.out_features == getattr(getattr(first.mlp, "fc1", None), "out_features", None)
+        and _activation(pool.mlp.act) == _activation(first.mlp.act)
+        and model.global_pool == "map"
+    )
+    return [] if same else ["another attention pooling than SigLIP's (`attn_pool`)"]
+
+
+def _norm_settings(model: nn.Module) -> list[str]:
+    norms = {path: module for path, module in model.named_modules() if _class_name(module) in _NORM}
+    found = []
+    eps = {module.eps for module in norms.values()}
+    if len(eps) > 1:
+        found.append(f"norms of different epsilon ({first_few(map(str, sorted(eps)))})")
+    if len({_class_name(module) == _RMS_NORM for module in norms.values()}) > 1:
+        found.append("both LayerNorm and RMS norm")
+    if any(module.weight is None or getattr(module, "bias", True) is None for module in norms.values()):
+        found.append("a norm without weight or bias")
+    return found
+
+
+def _patch_settings(model: nn.Module) -> list[str]:
+    patches, found = model.patch_embed, []
+    conv = patches.proj
+    plain = dict(stride=conv.kernel_size, padding=(0, 0), dilation=(1, 1), groups=1, padding_mode="zeros")
+    odd = [name for name, value in plain.items() if getattr(conv, name) != value]
+    if odd:
+        found.append(f"overlapping or grouped patches (`patch_embed.proj`: {', '.join(odd)})")
+    if patches.dynamic_img_pad and any(
+        size % patch for size, patch in zip(patches.img_size, patches.patch_size, strict=True)
+    ):
+        found.append("padded images (`dynamic_img_pad`)")
+    return found
+
+
+def _block_settings(model: nn.Module) -> list[str]:
+    found = [] if len(model.blocks) else ["no blocks (`blocks`)"]
+    settings: dict[str, set[Any]] = {}
+    for path, block in model.blocks.named_children():
+        attn, mlp = block.attn, block.mlp
+        width = attn.qkv.out_features // 3 // attn.num_heads
+        if attn.num_heads * width != model.embed_dim or attn.scale != width**-0.5:
+            found.append(
+                f"heads of another width or scale (`blocks.{path}.attn`: {attn.num_heads} heads of "
+                f"{width}, hidden size {model.embed_dim})"
+            )
+        kind = _MLPS[_class_name(mlp)]
+        linears = [mlp.fc1_g, mlp.fc1_x, mlp.fc2] if kind == "gated" else [mlp.fc1, mlp.fc2]
+        biases = {linear.bias is not None for linear in (attn.proj, *linears)}
+        if len(biases) > 1:
+            found.append(f"a bias in some of `attn.proj` and the MLP's layers only (`blocks.{path}`)")
+        if kind != "plain" and (_activation(mlp.act) != "silu" or getattr(mlp, "gate_last", False)):
+            found.append(f"another gate than SwiGLU's (`blocks.{path}.mlp`)")
+        if kind == "packed" and getattr(mlp, "chunk_dim", -1) != -1:
+            found.append(f"a gate along another dimension (`blocks.{path}.mlp`)")
+        for name, value in {
+            "heads": attn.num_heads,
+            "MLP": kind,
+            "MLP width": linears[0].out_features,
+            "activation": _activation(mlp.act),
+            "LayerScale": _layer_scale(block),
+            "qkv bias": (attn.qkv.bias is not None, _has(attn, "q_bias")),
+            "projection bias": attn.proj.bias is not None,
+            "relative positions": _has(attn, "relative_position_bias_table"),
+        }.items():
+            settings.setdefault(name, set()).add(value)
+    if any(len(set(pair)) > 1 for pair in settings.get("LayerScale", ())):
+        found.append("LayerScale on one branch only (`ls1`, `ls2`)")
+    found += [f"blocks that differ in {name}" for name, values in settings.items() if len(values) > 1]
+    return found[:3]
+
+
+def _activation(module: nn.Module) -> str:
+    if getattr(module, "approximate", "none") == "tanh":
+        return "gelu_pytorch_tanh"
+    return _ACTIVATIONS[_class_name(module)]
