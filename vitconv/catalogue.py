@@ -154,8 +154,8 @@ class Verdict:
         name: timm's, without a tag.
         class_name: the Transformers class that computes the same; ``None`` if none does.
         exactness: ``"moved"``: every tensor is a timm tensor or a part of one, unchanged; ``"made"``: some are
-            constants, or timm's in another arrangement; ``"folded"``: some were computed from timm's, and rounded
-            once; empty if it is refused.
+            constants, or timm's in another arrangement; ``"folded"``: some were worked into others, and rounded once;
+            empty if it is refused.
         refusal: why no class computes the same.
     """
 

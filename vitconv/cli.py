@@ -23,6 +23,7 @@ from vitconv.plan import collapse
 if TYPE_CHECKING:
     from vitconv.architecture import Architecture
     from vitconv.convert import Conversion, Inspection
+    from vitconv.parity import Parity
     from vitconv.simplify import Made
     from vitconv.verify import Verification
 
@@ -87,6 +88,14 @@ class CompareDtype(str, Enum):
     float16 = "float16"
     bfloat16 = "bfloat16"
     tf32 = "tf32"
+
+
+class Part(str, Enum):
+    """What ``revert --drop`` takes."""
+
+    pooler = "pooler"
+    mask_token = "mask_token"
+    decoder = "decoder"
 
 
 class Dtype(str, Enum):
@@ -215,6 +224,52 @@ def verify(
 
 
 @app.command()
+def revert(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="A folder with a Transformers model.")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="The timm folder to write.")],
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            "--arch",
+            metavar="NAME",
+            help="The timm architecture, instead of the one that SRC records or that fits with the fewest changes.",
+            autocompletion=_complete,
+        ),
+    ] = None,
+    drop: Annotated[
+        list[Part] | None, typer.Option(help="Leave a part out that timm has not; may be given several times.")
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The image to verify on, instead of a built-in one.")
+    ] = None,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Write without running the two models.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder named DST.")] = False,
+) -> None:
+    """Convert a Transformers folder back to one that timm loads, and prove it before it appears."""
+    with _errors_for_people(), _progress() as say:
+        from vitconv.convert import revert_checkpoint
+
+        done = revert_checkpoint(
+            source,
+            destination,
+            architecture=arch,
+            drop=[part.value for part in drop or ()],
+            image=image,
+            verify=not no_verify,
+            overwrite=overwrite,
+            say=say,
+        )
+    arguments = ", ".join(f"{name}={value!r}" for name, value in done.model_args.items())
+    typer.echo(f"{done.destination}: timm's {done.timm_name}" + (f" with {arguments}" if arguments else ""))
+    if done.dropped:
+        typer.echo(f"  left out: {', '.join(done.dropped)}")
+    _show_figures(done.parity)
+    typer.echo(f'  load it with timm.create_model("local-dir:{done.destination}", pretrained=True)')
+    for note in done.notes:
+        typer.echo(f"note: {_printable(note)}", err=True)
+
+
+@app.command()
 def models(
     target: TargetOption = None,
     refused: Annotated[
@@ -270,18 +325,22 @@ def _show_conversion(done: Conversion) -> None:
     typer.echo(f"{done.destination}: {_facts(done.architecture, done.target)}")
     for line in _made_lines(done.made):
         typer.echo(f"  {line}")
-    for comparison in done.verification.parity.comparisons if done.verification else ():
-        last = comparison.stages[-1]
-        bits = "equal bit for bit" if comparison.same_bits else f"|Δ| ≤ {last.relative:.0e} of their scale"
-        typer.echo(f"  {comparison.dtype}: {last.name} {bits}")
-    if done.verification is None:
-        typer.echo("  not verified (--no-verify)")
-    else:
+    _show_figures(done.verification.parity if done.verification else None)
+    if done.verification is not None:
         typer.echo(f"  {_pixel_line(done.verification)}")
     typer.echo(f"  preprocessing: {done.data.origin}")
     _show_notes(done)
     for warning in done.warnings:
         typer.echo(f"warning: {warning}", err=True)
+
+
+def _show_figures(parity: Parity | None) -> None:
+    for comparison in parity.comparisons if parity else ():
+        last = comparison.stages[-1]
+        bits = "equal bit for bit" if comparison.same_bits else f"|Δ| ≤ {last.relative:.0e} of their scale"
+        typer.echo(f"  {comparison.dtype}: {last.name} {bits}")
+    if parity is None:
+        typer.echo("  not verified (--no-verify)")
 
 
 def _show_inspection(found: Inspection) -> None:

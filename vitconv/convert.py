@@ -33,6 +33,7 @@ from vitconv.preprocess import (
     sample_image,
     tag_config,
 )
+from vitconv.revert import Reversion, revert_checkpoint, to_timm
 from vitconv.simplify import Made
 from vitconv.tensorfile import StoredTensor, dtype_name, load_tensors, write_weights
 from vitconv.timm_models import build_timm, from_timm
@@ -42,6 +43,20 @@ from vitconv.verify import Verification, verify_folder
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
+
+__all__ = [
+    "Conversion",
+    "Inspection",
+    "Reversion",
+    "convert_checkpoint",
+    "convert_state_dict",
+    "inspect",
+    "read_weights",
+    "revert_checkpoint",
+    "to_huggingface",
+    "to_timm",
+    "verify_checkpoint",
+]
 
 PARITY_FILE = "parity.json"
 DTYPES = ("float32", "float16", "bfloat16", "float64")

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitconv import mapping
-from vitconv.errors import CheckpointError, ParityError, VitconvError, first_few
+from vitconv.checkpoint import read_state_dict
+from vitconv.errors import CheckpointError, ParityError, VitconvError, WeightsError, first_few
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,6 +106,67 @@ def load_folder(folder: Path) -> PreTrainedModel:
     return model.eval()
 
 
+def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[str]]:
+    """Load any folder of a class that vitconv knows, for the way back; masked autoencoders as their encoder.
+
+    Args:
+        folder: with ``config.json`` and weights.
+        pooler: load a ViT's pooler, if the file has one.
+
+    Returns:
+        the model, and the names of the tensors in its file that Transformers leaves out.
+
+    Raises:
+        CheckpointError: Transformers cannot load it, or it is of another class.
+        WeightsError: weights are missing or misshapen.
+    """
+    import transformers
+
+    stored = read_state_dict(folder)  # strictly, before anything else opens the file
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+        if config.model_type in _ENCODERS:
+            config = _encoder_config(config)
+        names = [name for name in config.architectures or [] if name in mapping.CLASSES]
+        if not names:
+            raise CheckpointError(
+                f"'{folder}' holds {first_few(config.architectures or ['no named class'])}, from which there is no "
+                "way back.",
+                f"It knows one from {', '.join(mapping.CLASSES)}.",
+            )
+        options = {}
+        if names[0] == "ViTModel":  # which makes itself a pooler where the file has none
+            options["add_pooling_layer"] = pooler and any(".pooler." in f".{name}" for name in stored)
+        with _quiet():
+            model, info = getattr(transformers, names[0]).from_pretrained(
+                folder, config=config, dtype="auto", output_loading_info=True, **options
+            )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"Transformers cannot load '{folder}': {str(error).splitlines()[0][:200]}",
+            "Check that the folder is whole.",
+        ) from error
+    lost = [*info["missing_keys"], *map(str, info["mismatched_keys"])]
+    if lost:
+        raise WeightsError(
+            f"The folder lacks weights that its configuration names: {first_few(lost)}.", "Check that it is whole."
+        )
+    return model.eval(), sorted(info["unexpected_keys"])
+
+
+#: Model types whose encoder is a plain ViT, beside other parts.
+_ENCODERS = ("vit_mae", "vit_msn")
+
+
+def _encoder_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    import transformers
+
+    plain = transformers.ViTConfig()
+    content = {name: value for name, value in config.to_dict().items() if name in plain.to_dict()}
+    content |= {"architectures": ["ViTModel"], "model_type": "vit"}
+    return transformers.ViTConfig.from_dict(content)
+
+
 @cache
 def installed_dialect() -> mapping.Dialect:
     """What the installed transformers calls a ViT's parameters in memory: 5.x renamed them, files kept theirs.
@@ -130,13 +192,15 @@ def installed_dialect() -> mapping.Dialect:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Transformers' progress bars: a command shows its own."""
+    """Without Transformers' progress bars and reports: a command shows its own, and what they report is an error."""
     from transformers.utils import logging
 
-    was_on = logging.is_progress_bar_enabled()
+    was_on, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if was_on:
             logging.enable_progress_bar()

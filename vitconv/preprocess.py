@@ -224,6 +224,45 @@ def processor_config(config: DataConfig) -> dict[str, Any] | None:
     }
 
 
+def from_processor(content: Mapping[str, Any], architecture: Architecture) -> dict[str, Any]:
+    """timm's names for what a ``preprocessor_config.json`` does: the way back from :func:`processor_config`.
+
+    Raises:
+        InputError: it does something that timm's evaluation transform does not.
+    """
+    size, crop = content.get("size") or {}, content.get("crop_size") or {}
+    height, width = architecture.image_size
+    if isinstance(size, int):
+        size = {"height": size, "width": size}
+    if isinstance(crop, int):
+        crop = {"height": crop, "width": crop}
+    cropped = (crop.get("height"), crop.get("width")) if content.get("do_center_crop") else None
+    given: dict[str, Any] = {
+        "mean": content.get("image_mean"),
+        "std": content.get("image_std"),
+        "interpolation": {number: name for name, number in _RESAMPLE.items()}.get(content.get("resample")),
+    }
+    if "shortest_edge" in size and cropped == (height, width):
+        given |= {"crop_pct": _crop_pct(height, size["shortest_edge"]), "crop_mode": "center"}
+    elif "height" in size and cropped in (None, (height, width)):
+        given |= {"crop_pct": _crop_pct(height, size["height"]), "crop_mode": "squash"}
+    switched = all(content.get(name, True) for name in ("do_resize", "do_rescale", "do_normalize"))
+    odd = [name for name, value in given.items() if value is None] + ([] if "crop_pct" in given else ["size"])
+    if odd or not switched or not math.isclose(content.get("rescale_factor", 1 / 255), 1 / 255):
+        raise InputError(
+            f"timm has no transform that does what {PROCESSOR_FILE} does ({', '.join(odd) or 'its steps'}).",
+            "Correct it, or remove it: then the architecture's own preprocessing is taken.",
+        )
+    return given
+
+
+def _crop_pct(crop: int, resized: int) -> float | None:
+    """The share of which timm makes this resize: floor(crop / share)."""
+    near = crop / resized
+    shares = (round(near, 2), round(near, 3), round(near, 6), near, math.nextafter(near, 0))
+    return next((share for share in shares if share and math.floor(crop / share) == resized), None)
+
+
 def timm_pixels(image: Image, config: DataConfig) -> Tensor:
     """What timm's evaluation transform makes of the image: float32, shape (channels, height, width)."""
     from timm.data import create_transform

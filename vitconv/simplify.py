@@ -9,7 +9,8 @@ as their docstrings say, and every other one is exact to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -53,12 +54,21 @@ class Rewrite:
     Attributes:
         needed: whether an architecture needs it.
         apply: the function.
-        rounds: whether it computes new values, which floating point rounds; else it moves values, or adds constants.
+        folds: whether it works values into others or leaves some out, so that the result does not tell them; else it
+            moves values, or adds constants.
     """
 
     needed: Callable[[Architecture], bool]
     apply: Callable[[Simplified], Simplified]
-    rounds: bool = False
+    folds: bool = False
+
+    def undo(self, tensors: StateDict, before: Architecture) -> StateDict:
+        """Tensors that compute the same for the architecture that the rewrite was applied to.
+
+        Raises:
+            WeightsError: there are none: what the rewrite makes a constant is none in these tensors.
+        """
+        return _UNDO[self.apply](dict(tensors), before)
 
 
 def fold_layer_scale(model: Simplified) -> Simplified:
@@ -174,11 +184,24 @@ def head_of_two_halves(model: Simplified) -> Simplified:
     return Simplified(tensors, model.architecture, (*model.made, made))
 
 
-def pad_mlp(model: Simplified, width: int) -> Simplified:
-    """Widen the MLP by channels of zeros, to a width that Transformers has: exact, as they add act(0)·0 = 0."""
+def dinov2_mlp_ratio(architecture: Architecture) -> int:
+    """The smallest ratio of which Transformers' DINOv2 makes an MLP that is wide enough: it must be whole."""
+    ratios = itertools.count(1)
+    return next(ratio for ratio in ratios if dinov2_width(architecture, ratio) >= architecture.intermediate_size)
+
+
+def dinov2_width(architecture: Architecture, ratio: int) -> int:
+    """The width that Transformers' DINOv2 makes of a ratio; for SwiGLU, two thirds and a multiple of eight."""
+    width = architecture.hidden_size * ratio
+    return width if architecture.mlp == "plain" else (int(width * 2 / 3) + 7) // 8 * 8
+
+
+def pad_mlp(model: Simplified) -> Simplified:
+    """Widen the MLP by channels of zeros to a width that DINOv2 has: exact, as they add act(0)·0 = 0."""
     import torch
 
     tensors, made = dict(model.state_dict), []
+    width = dinov2_width(model.architecture, dinov2_mlp_ratio(model.architecture))
     more = width - model.architecture.intermediate_size
 
     def pad(name: str, dimension: int) -> None:
@@ -263,7 +286,7 @@ def head_bias_into_norm(model: Simplified) -> Simplified:
     tensors = dict(model.state_dict)
     weight, bias = tensors["head.weight"].double(), tensors.pop("head.bias").double()
     architecture = replace(model.architecture, head_bias=False)
-    if not bias.any():
+    if bias.is_meta or not bias.any():
         made = Made("head.weight", ("head.weight", "head.bias"), "its bias, which is zero, left out")
         return Simplified(tensors, architecture, (*model.made, made))
     classes, size = weight.shape
@@ -362,3 +385,141 @@ def _with_zero_biases(model: Simplified, layers: list[str], flag: str) -> Simpli
         tensors[f"{layer}.bias"] = weight.new_zeros(weight.shape[0])
         made.append(Made(f"{layer}.bias", (), "zeros, where timm has no bias"))
     return Simplified(tensors, replace(model.architecture, **{flag: True}), (*model.made, *made))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The way back.
+
+
+def _take(tensors: StateDict, names: Sequence[str], value: float) -> StateDict:
+    """Take constants away that timm has not."""
+    for name in names:
+        if not (tensors.pop(name) == value).all():
+            raise WeightsError(
+                f"`{name}` is not {value:g} throughout, and the timm architecture has no such tensor.",
+                "Name another architecture with --arch.",
+            )
+    return tensors
+
+
+def _blocks(architecture: Architecture, *names: str) -> list[str]:
+    return [f"blocks.{block}.{name}" for block in range(architecture.num_hidden_layers) for name in names]
+
+
+def _take_class_position(tensors: StateDict, before: Architecture) -> StateDict:
+    first = before.class_token + before.distillation_token or 1
+    rows = {"pos_embed": tensors["pos_embed"][:, :first]}
+    _take(rows, ["pos_embed"], 0)
+    return {**tensors, "pos_embed": tensors["pos_embed"][:, first:].contiguous()}
+
+
+def _give_prefix_positions(tensors: StateDict, before: Architecture) -> StateDict:
+    import torch
+
+    positions = tensors["pos_embed"]
+    zeros = positions.new_zeros(1, before.num_prefix_tokens, positions.shape[2])
+    return {**tensors, "pos_embed": torch.cat([zeros, positions], dim=1)}
+
+
+def _class_token_as_register(tensors: StateDict, before: Architecture) -> StateDict:
+    import torch
+
+    tokens = [tensors.pop("cls_token"), *([tensors["reg_token"]] if "reg_token" in tensors else [])]
+    return {**tensors, "reg_token": torch.cat(tokens, dim=1)}
+
+
+def _one_half_of_the_head(tensors: StateDict, before: Architecture) -> StateDict:
+    on_class_token, on_patches = tensors["head.weight"].chunk(2, dim=1)
+    kept, other = (on_class_token, on_patches) if before.global_pool == "token" else (on_patches, on_class_token)
+    _take({"head.weight": other}, ["head.weight"], 0)
+    return {**tensors, "head.weight": kept.contiguous()}
+
+
+def _narrow_mlp(tensors: StateDict, before: Architecture) -> StateDict:
+    import torch
+
+    width = before.intermediate_size
+    for block in range(before.num_hidden_layers):
+        for name, dimension in (("fc1.weight", 0), ("fc1.bias", 0), ("fc2.weight", 1)):
+            name = f"blocks.{block}.mlp.{name}"
+            parts = tensors[name].chunk(2) if before.mlp == "packed" and dimension == 0 else (tensors[name],)
+            _take(
+                {name: torch.cat([part.narrow(dimension, width, part.shape[dimension] - width) for part in parts])},
+                [name],
+                0,
+            )
+            tensors[name] = torch.cat([part.narrow(dimension, 0, width) for part in parts])
+    return tensors
+
+
+def _zero_key_bias(tensors: StateDict, before: Architecture) -> StateDict:
+    import torch
+
+    for block in range(before.num_hidden_layers):
+        query, value = (tensors.pop(f"blocks.{block}.attn.{part}_bias") for part in ("q", "v"))
+        tensors[f"blocks.{block}.attn.qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
+    return tensors
+
+
+def _split_attention_pool(tensors: StateDict, before: Architecture) -> StateDict:
+    for kind in ("weight", "bias"):
+        joined = tensors.pop(f"attn_pool.in_proj_{kind}")
+        tensors[f"attn_pool.q.{kind}"] = joined[: before.hidden_size].contiguous()
+        tensors[f"attn_pool.kv.{kind}"] = joined[before.hidden_size :].contiguous()
+    return tensors
+
+
+def _norm_after_pool(tensors: StateDict, before: Architecture) -> StateDict:
+    return {(f"fc_{name}" if name in ("norm.weight", "norm.bias") else name): t for name, t in tensors.items()}
+
+
+def _without_identity(tensors: StateDict, before: Architecture) -> StateDict:
+    import torch
+
+    weight, bias = tensors.pop("pooler.weight"), tensors.pop("pooler.bias")
+    if bias.any() or not torch.equal(weight, torch.eye(*weight.shape, dtype=weight.dtype, device=weight.device)):
+        raise WeightsError(
+            "The model has a pooler, which has no place in timm: there the class token itself is the answer.",
+            "Leave it out with --drop pooler, if nothing uses it.",
+        )
+    return tensors
+
+
+def _timm_form(tensors: StateDict, before: Architecture) -> StateDict:
+    for name in ("norm_mean", "norm_std", "summary_idxs"):
+        _take(tensors, [name], float(name == "norm_std"))
+    shape = (before.hidden_size, before.num_channels, *before.patch_size)
+    tensors["patch_embed.proj.weight"] = tensors["patch_embed.proj.weight"].reshape(shape)
+    tokens = tensors.pop("prefix_tokens")
+    tensors["cls_token"] = tokens[:, :1].contiguous()
+    if before.num_register_tokens:
+        tensors["reg_token"] = tokens[:, 1:].contiguous()
+    return tensors
+
+
+def _zeros(tensors: StateDict, name: str, like: str) -> StateDict:
+    weight = tensors[like]
+    return {**tensors, name: weight.new_zeros(weight.shape[0])}
+
+
+_UNDO: dict[Callable[[Simplified], Simplified], Callable[[StateDict, Architecture], StateDict]] = {
+    unit_layer_scale: lambda t, a: _take(t, [n for i in range(a.num_hidden_layers) for n in _gammas(a, i)], 1),
+    pad_class_position: _take_class_position,
+    absorb_prefix_positions: _give_prefix_positions,
+    register_as_class_token: _class_token_as_register,
+    zero_mask_token: lambda t, a: _take(t, ["mask_token"], 0),
+    head_of_two_halves: _one_half_of_the_head,
+    pad_mlp: _narrow_mlp,
+    drop_key_bias: _zero_key_bias,
+    zero_query_and_value_bias: lambda t, a: _take(t, _blocks(a, "attn.q_bias", "attn.v_bias"), 0),
+    zero_qkv_bias: lambda t, a: _take(t, _blocks(a, "attn.qkv.bias"), 0),
+    fuse_attention_pool: _split_attention_pool,
+    head_bias_into_norm: lambda t, a: _zeros(t, "head.bias", "head.weight"),
+    patch_bias_into_positions: lambda t, a: _zeros(t, "patch_embed.proj.bias", "patch_embed.proj.weight"),
+    radio_form: _timm_form,
+    zero_patch_bias: lambda t, a: _take(t, ["patch_embed.proj.bias"], 0),
+    zero_projection_biases: lambda t, a: _take(t, _blocks(a, "attn.proj.bias", "mlp.fc1.bias", "mlp.fc2.bias"), 0),
+    zero_head_bias: lambda t, a: _take(t, ["head.bias"], 0),
+    norm_before_pool: _norm_after_pool,
+    identity_pooler: _without_identity,
+}

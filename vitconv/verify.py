@@ -148,7 +148,7 @@ def verify_folder(
     del loaded
 
     say("Comparing the pixels")
-    pixels, same_pixels, notes = _pixels(folder, data, images)
+    pixels, same_pixels, notes = pixels_for(folder, data, images)
     if probes:
         pixels = torch.cat([pixels, probe_pixels(data)])
 
@@ -318,17 +318,27 @@ def _natural_dtype(stored: torch.dtype | None) -> str:
     return name if name in ("float16", "bfloat16") else "float32"
 
 
-def _pixels(folder: Path, data: DataConfig, images: Sequence[Image]) -> tuple[Tensor, bool | None, tuple[str, ...]]:
+def pixels_for(
+    folder: Path | None, data: DataConfig, images: Sequence[Image]
+) -> tuple[Tensor, bool | None, tuple[str, ...]]:
     """The models' input as timm makes it of the images, whether the folder makes the same, and if not, why.
 
     Shape (batch, channels, height, width). Without a format for images of so many channels, noise.
+
+    Args:
+        folder: with the image processor; ``None`` to make timm's pixels only.
+        data: how timm prepares an image.
+        images: any pictures.
+
+    Raises:
+        ParityError: the folder makes other pixels, and no known difference explains it.
     """
     import torch
 
     if not makes_pixels(data):
         return probe_pixels(data)[:1], None, ()
     pixels = torch.stack([timm_pixels(image, data) for image in images])
-    if processor_config(data) is None:
+    if folder is None or processor_config(data) is None:
         return pixels, None, ()
     if not (folder / PROCESSOR_FILE).exists():
         raise ParityError(f"The folder has no `{PROCESSOR_FILE}`.", _AGAIN, stage="pixels")

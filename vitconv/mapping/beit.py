@@ -109,10 +109,10 @@ BEIT = Family(
     rewrites=(
         Rewrite(lambda a: not a.patch_bias, zero_patch_bias),
         Rewrite(lambda a: not a.qkv_bias, zero_query_and_value_bias),
-        Rewrite(lambda a: a.key_bias, drop_key_bias),
+        Rewrite(lambda a: a.key_bias, drop_key_bias, folds=True),
         Rewrite(lambda a: not a.proj_bias, zero_projection_biases),
         Rewrite(lambda a: a.classifier and not a.head_bias, zero_head_bias),
-        Rewrite(lambda a: a.class_position and a.num_register_tokens > 0, absorb_prefix_positions),
+        Rewrite(lambda a: a.class_position and a.num_register_tokens > 0, absorb_prefix_positions, folds=True),
         Rewrite(lambda a: not a.class_token, register_as_class_token),
         Rewrite(lambda a: a.position_embedding and not a.class_position, pad_class_position),
     ),

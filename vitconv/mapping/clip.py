@@ -81,10 +81,10 @@ CLIP = Family(
     rewrites=(
         Rewrite(lambda a: not a.qkv_bias, zero_qkv_bias),
         Rewrite(lambda a: not a.proj_bias, zero_projection_biases),
-        Rewrite(lambda a: a.layer_scale, fold_layer_scale, rounds=True),
+        Rewrite(lambda a: a.layer_scale, fold_layer_scale, folds=True),
         Rewrite(lambda a: not a.class_position, pad_class_position),
         Rewrite(lambda a: a.fc_norm, norm_before_pool),
-        Rewrite(lambda a: a.classifier and a.head_bias, head_bias_into_norm, rounds=True),
+        Rewrite(lambda a: a.classifier and a.head_bias, head_bias_into_norm, folds=True),
     ),
     answer=lambda a: "image_embeds" if a.classifier else "pooler_output",
     base_classes=("CLIPVisionModel",),

@@ -63,7 +63,7 @@ DEIT = Family(
     rewrites=(
         Rewrite(lambda a: not a.patch_bias, zero_patch_bias),
         Rewrite(lambda a: not a.proj_bias, zero_projection_biases),
-        Rewrite(lambda a: a.layer_scale, fold_layer_scale, rounds=True),
+        Rewrite(lambda a: a.layer_scale, fold_layer_scale, folds=True),
         Rewrite(lambda a: not a.class_position, pad_class_position),
     ),
     answer=lambda a: "logits",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 from vitconv.architecture import Architecture
@@ -10,6 +9,8 @@ from vitconv.mapping.family import Family, one_norm, one_or_two, tokens_only_hea
 from vitconv.simplify import (
     Rewrite,
     absorb_prefix_positions,
+    dinov2_mlp_ratio,
+    dinov2_width,
     head_of_two_halves,
     norm_before_pool,
     pad_class_position,
@@ -70,7 +71,7 @@ def _config(a: Architecture) -> dict[str, Any]:
         "hidden_size": a.hidden_size,
         "num_hidden_layers": a.num_hidden_layers,
         "num_attention_heads": a.num_attention_heads,
-        "mlp_ratio": _mlp_ratio(a),
+        "mlp_ratio": dinov2_mlp_ratio(a),
         "use_swiglu_ffn": a.mlp != "plain",
         "hidden_act": a.hidden_act,
         "layer_norm_eps": a.layer_norm_eps,
@@ -79,21 +80,6 @@ def _config(a: Architecture) -> dict[str, Any]:
         "attention_probs_dropout_prob": 0.0,
         "drop_path_rate": 0.0,
     }
-
-
-def _width(a: Architecture, ratio: int) -> int:
-    """The MLP's width that Transformers makes of a ratio, which must be whole."""
-    width = a.hidden_size * ratio
-    return width if a.mlp == "plain" else (int(width * 2 / 3) + 7) // 8 * 8
-
-
-def _mlp_ratio(a: Architecture) -> int:
-    """The smallest ratio of which Transformers makes an MLP that is wide enough."""
-    return next(ratio for ratio in itertools.count(1) if _width(a, ratio) >= a.intermediate_size)
-
-
-def _possible_width(a: Architecture) -> int:
-    return _width(a, _mlp_ratio(a))
 
 
 def _limits(a: Architecture) -> list[str]:
@@ -128,14 +114,11 @@ _REWRITES = (
     Rewrite(lambda a: not a.proj_bias, zero_projection_biases),
     Rewrite(lambda a: a.classifier and not a.head_bias, zero_head_bias),
     Rewrite(lambda a: not a.layer_scale, unit_layer_scale),
-    Rewrite(lambda a: a.class_position and a.num_register_tokens > 0, absorb_prefix_positions),
+    Rewrite(lambda a: a.class_position and a.num_register_tokens > 0, absorb_prefix_positions, folds=True),
     Rewrite(lambda a: not a.class_token, register_as_class_token),
     Rewrite(lambda a: not a.class_position, pad_class_position),
     Rewrite(lambda a: a.fc_norm, norm_before_pool),
-    Rewrite(
-        lambda a: a.intermediate_size != _possible_width(a),
-        lambda model: pad_mlp(model, _possible_width(model.architecture)),
-    ),
+    Rewrite(lambda a: a.intermediate_size != dinov2_width(a, dinov2_mlp_ratio(a)), pad_mlp),
     Rewrite(lambda a: a.classifier, head_of_two_halves),
 )
 

@@ -110,7 +110,7 @@ class Family:
     def exactness(self, architecture: Architecture) -> str:
         """``"moved"``, ``"made"`` or ``"folded"``: see :class:`vitconv.catalogue.Verdict`."""
         needed = [rewrite for rewrite in self.rewrites if rewrite.needed(architecture)]
-        return "folded" if any(rewrite.rounds for rewrite in needed) else "made" if needed else "moved"
+        return "folded" if any(rewrite.folds for rewrite in needed) else "made" if needed else "moved"
 
     def is_simple(self, architecture: Architecture) -> bool:
         """Whether no rewrite is needed: every tensor is only moved."""

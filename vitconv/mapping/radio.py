@@ -100,8 +100,8 @@ RADIO = Family(
     rewrites=(
         Rewrite(lambda a: not a.proj_bias, zero_projection_biases),
         Rewrite(lambda a: not a.layer_scale, unit_layer_scale),
-        Rewrite(lambda a: a.class_position, absorb_prefix_positions),
-        Rewrite(lambda a: a.patch_bias, patch_bias_into_positions, rounds=True),
+        Rewrite(lambda a: a.class_position, absorb_prefix_positions, folds=True),
+        Rewrite(lambda a: a.patch_bias, patch_bias_into_positions, folds=True),
         Rewrite(lambda a: True, radio_form),
     ),
     answer=lambda a: "summary" if a.global_pool else "last_hidden_state",

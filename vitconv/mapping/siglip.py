@@ -109,7 +109,7 @@ SIGLIP = Family(
         Rewrite(lambda a: not a.qkv_bias, zero_qkv_bias),
         Rewrite(lambda a: not a.proj_bias, zero_projection_biases),
         Rewrite(lambda a: a.classifier and not a.head_bias, zero_head_bias),
-        Rewrite(lambda a: a.layer_scale, fold_layer_scale, rounds=True),
+        Rewrite(lambda a: a.layer_scale, fold_layer_scale, folds=True),
         Rewrite(lambda a: a.global_pool == "map", fuse_attention_pool),
     ),
     answer=_answer,

@@ -95,7 +95,7 @@ VIT = Family(
         Rewrite(lambda a: not a.patch_bias, zero_patch_bias),
         Rewrite(lambda a: not a.proj_bias, zero_projection_biases),
         Rewrite(lambda a: a.classifier and not a.head_bias, zero_head_bias),
-        Rewrite(lambda a: a.layer_scale, fold_layer_scale, rounds=True),
+        Rewrite(lambda a: a.layer_scale, fold_layer_scale, folds=True),
         Rewrite(lambda a: not a.class_position, pad_class_position),
         Rewrite(lambda a: a.fc_norm, norm_before_pool),
         Rewrite(lambda a: not a.classifier, identity_pooler),

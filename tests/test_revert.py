@@ -1,0 +1,268 @@
+import json
+
+import pytest
+import timm
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from models import KINDS, perturbed, pixels_for, small_model
+from safetensors.torch import load_file, save_file
+from test_coverage import reduced
+
+from vitconv import mapping
+from vitconv.architecture import Architecture
+from vitconv.catalogue import entries
+from vitconv.convert import convert_checkpoint, revert_checkpoint, to_huggingface, to_timm
+from vitconv.errors import ArchitectureError, CheckpointError, InputError, WeightsError
+from vitconv.preprocess import DataConfig, data_config, from_processor, processor_config, tag_config
+from vitconv.timm_models import from_timm
+
+CLASSES = ("ash", "birch", "cedar", "elm", "fir")
+SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+
+
+@pytest.mark.parametrize("name", [name for name, entry in entries().items() if entry.architecture])
+def test_there_and_back(name):
+    """The same function for all; the same bytes where nothing was folded."""
+    model = reduced(name)
+    known = from_timm(model)
+    back = to_timm(to_huggingface(model), architecture=name)
+    pixels = pixels_for(model).double()
+    with torch.no_grad():
+        assert torch.allclose(model(pixels), back(pixels), rtol=0, atol=1e-8)
+    # An MLP that was padded stays so, where its width is not timm's own.
+    if mapping.family_for(known).exactness(known) != "folded" and from_timm(back) == known:
+        before, after = model.state_dict(), back.state_dict()
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("no head bias", "headless tokens")])
+def test_every_kind_of_vit_finds_an_architecture_by_itself(kind):
+    model = small_model(kind)
+    back = to_timm(to_huggingface(model))
+    pixels = pixels_for(model)
+    with torch.no_grad():
+        assert torch.allclose(model(pixels), back(pixels), rtol=0, atol=1e-5)
+
+
+def test_the_twin_has_weights_dtype_and_mode_of_its_own():
+    model = to_huggingface(small_model()).bfloat16().train()
+    back = to_timm(model)
+    assert back.training
+    assert {tensor.dtype for tensor in back.state_dict().values()} == {torch.bfloat16}
+    with torch.no_grad():
+        back.cls_token.zero_()
+    assert model.vit.embeddings.cls_token.abs().max() > 0
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """A small model with labels and preprocessing of its own, converted from timm."""
+    folder = tmp_path_factory.mktemp("converted")
+    model = perturbed(timm.create_model("deit_tiny_patch16_224", num_classes=5))
+    torch.save(model.state_dict(), folder / "timm.pth")
+    data = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25], "crop_pct": 0.95, "interpolation": "bilinear"}
+    convert_checkpoint(
+        folder / "timm.pth", folder / "hf", architecture="deit_tiny_patch16_224", labels=CLASSES, data=data
+    )
+    return folder / "hf", model, data
+
+
+def test_a_folder_comes_back_with_labels_and_preprocessing(converted, tmp_path):
+    folder, model, data = converted
+    done = revert_checkpoint(folder, tmp_path / "back")
+    assert done.timm_name == "deit_tiny_patch16_224"
+    assert done.parity.matches and all(comparison.same_bits for comparison in done.parity.comparisons)
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'back'}", pretrained=True)
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in loaded.state_dict().items())
+    resolved = tag_config(loaded.pretrained_cfg)
+    assert {name: resolved[name] for name in data} == data
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["label_names"] == list(CLASSES)
+
+
+def test_and_there_again(converted, tmp_path):
+    """The folder for timm is a source like any other: no --arch, no labels, no preprocessing to give."""
+    folder, _, _ = converted
+    revert_checkpoint(folder, tmp_path / "back")
+    again = convert_checkpoint(tmp_path / "back", tmp_path / "again")
+    assert again.labels == CLASSES
+    before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "again" / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    for name in ("config.json", "preprocessor_config.json"):
+        assert json.loads((folder / name).read_text()) == json.loads((tmp_path / "again" / name).read_text())
+
+
+# ---- folders that vitconv never saw ---------------------------------------------------------------------------
+
+
+def foreign(folder, model, **more):
+    """Save a Transformers model as Transformers does, perturbed, with more tensors in its file."""
+    perturbed(model)
+    model.save_pretrained(folder)
+    if more:
+        tensors = {**load_file(folder / "model.safetensors"), **more}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def vit(**settings):
+    return transformers.ViTConfig(
+        **{**SMALL, "intermediate_size": 256, "layer_norm_eps": 1e-6, "num_labels": 3, **settings}
+    )
+
+
+def pooler():
+    return {"vit.pooler.dense.weight": torch.randn(64, 64), "vit.pooler.dense.bias": torch.randn(64)}
+
+
+def test_google_s_layout_with_its_pooler(tmp_path):
+    source = foreign(tmp_path / "google", transformers.ViTForImageClassification(vit()), **pooler())
+    processor = transformers.ViTImageProcessor(
+        size={"height": 32, "width": 32}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    processor.save_pretrained(source)
+    with pytest.raises(WeightsError, match=r"a pooler, a layer on the class token \(`vit.pooler.dense") as caught:
+        revert_checkpoint(source, tmp_path / "back")
+    assert "--drop pooler" in caught.value.remedy
+    assert not (tmp_path / "back").exists()
+    done = revert_checkpoint(source, tmp_path / "back", drop=["pooler"])
+    assert done.dropped == ("pooler",)
+    assert done.parity.matches
+    assert (done.data.crop_mode, done.data.crop_pct, done.data.interpolation) == ("squash", 1.0, "bilinear")
+
+
+def test_another_epsilon_is_refused_in_a_folder_and_set_in_memory(tmp_path):
+    model = perturbed(transformers.ViTForImageClassification(vit(layer_norm_eps=1e-12)))
+    model.save_pretrained(tmp_path / "hf")
+    with pytest.raises(ArchitectureError, match="epsilon is 1e-12, that of timm's .* is 1e-06"):
+        revert_checkpoint(tmp_path / "hf", tmp_path / "back")
+    back = to_timm(model)
+    assert back.norm.eps == 1e-12
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(back(pixels), model.eval()(pixels).logits)
+
+
+def test_a_bare_model_with_a_tanh_pooler(tmp_path):
+    source = foreign(tmp_path / "hf", transformers.ViTModel(vit()))
+    with pytest.raises(WeightsError, match="has a pooler"):
+        revert_checkpoint(source, tmp_path / "back")
+    done = revert_checkpoint(source, tmp_path / "back", drop=["pooler"])
+    assert done.architecture.num_labels == 0
+    assert done.parity.matches
+
+
+def test_the_encoder_of_a_masked_autoencoder(tmp_path):
+    config = transformers.ViTMAEConfig(
+        **SMALL, intermediate_size=256, layer_norm_eps=1e-6, decoder_hidden_size=32, decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=2, decoder_intermediate_size=64,
+    )  # fmt: skip
+    source = foreign(tmp_path / "mae", transformers.ViTMAEForPreTraining(config))
+    with pytest.raises(WeightsError, match="a decoder for masked patches"):
+        revert_checkpoint(source, tmp_path / "back")
+    done = revert_checkpoint(source, tmp_path / "back", drop=["decoder"])
+    assert done.dropped == ("decoder",)
+    assert done.parity.matches
+
+
+def test_a_mask_token(tmp_path):
+    config = transformers.Dinov2Config(**SMALL, mlp_ratio=4)
+    source = foreign(tmp_path / "dinov2", transformers.Dinov2Model(config))
+    with pytest.raises(WeightsError, match="a token for masked patches"):
+        revert_checkpoint(source, tmp_path / "back")
+    done = revert_checkpoint(source, tmp_path / "back", drop=["mask_token"])
+    assert done.architecture.layer_scale
+    assert done.parity.matches
+
+
+def test_a_head_on_class_token_and_patches_has_no_place(tmp_path):
+    config = transformers.Dinov2Config(**SMALL, mlp_ratio=4, num_labels=3, use_mask_token=False)
+    source = foreign(tmp_path / "dinov2", transformers.Dinov2ForImageClassification(config))
+    with pytest.raises(WeightsError, match="`head.weight` is not 0 throughout"):
+        revert_checkpoint(source, tmp_path / "back")
+
+
+def test_names_of_transformers_5_in_the_file(tmp_path):
+    model = perturbed(transformers.ViTForImageClassification(vit()))
+    model.save_pretrained(tmp_path / "hf")
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, tmp_path / "hf" / "model.safetensors", metadata={"format": "pt"})
+    assert revert_checkpoint(tmp_path / "hf", tmp_path / "back").parity.matches
+
+
+def test_without_a_processor_a_note_says_whose_preprocessing_it_is(tmp_path):
+    source = foreign(tmp_path / "hf", transformers.ViTForImageClassification(vit()))
+    done = revert_checkpoint(source, tmp_path / "back")
+    assert "No preprocessor_config.json" in done.notes[0]
+
+
+# ---- refusals -------------------------------------------------------------------------------------------------
+
+
+def test_a_class_without_a_way_back_is_named(tmp_path):
+    transformers.ResNetModel(transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])).save_pretrained(tmp_path / "hf")  # fmt: skip
+    with pytest.raises(CheckpointError, match="holds ResNetModel, from which there is no way back"):
+        revert_checkpoint(tmp_path / "hf", tmp_path / "back")
+
+
+def test_an_architecture_that_does_not_fit(converted, tmp_path):
+    folder, _, _ = converted
+    with pytest.raises(ArchitectureError, match="timm's vit_base_patch16_clip_224 does not compute"):
+        revert_checkpoint(folder, tmp_path / "back", architecture="vit_base_patch16_clip_224")
+    with pytest.raises(ArchitectureError, match="no architecture named 'vit_none'"):
+        revert_checkpoint(folder, tmp_path / "back", architecture="vit_none")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_part_to_drop(converted, tmp_path):
+    with pytest.raises(InputError, match="There is no part 'head' to drop"):
+        revert_checkpoint(converted[0], tmp_path / "back", drop=["head"])
+
+
+def test_missing_weights(converted, tmp_path):
+    folder, _, _ = converted
+    copy = tmp_path / "hf"
+    copy.mkdir()
+    (copy / "config.json").write_text((folder / "config.json").read_text())
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["vit.layernorm.bias"]
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(WeightsError, match="lacks weights that its configuration names: vit.layernorm.bias"):
+        revert_checkpoint(copy, tmp_path / "back")
+    (copy / "model.safetensors").write_bytes(b"garbage")
+    with pytest.raises(CheckpointError):
+        revert_checkpoint(copy, tmp_path / "back")
+    (copy / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has no config.json"):
+        revert_checkpoint(copy, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_processor_that_timm_cannot_follow(converted, tmp_path):
+    content = json.loads((converted[0] / "preprocessor_config.json").read_text()) | {"do_normalize": False}
+    with pytest.raises(InputError, match="timm has no transform that does what preprocessor_config.json does"):
+        from_processor(content, entries()["deit_tiny_patch16_224"].architecture)
+
+
+@given(
+    size=st.sampled_from([224, 256, 384, 448]),
+    crop_pct=st.one_of(st.floats(0.5, 1.0), st.sampled_from([0.875, 0.9, 0.95, 1.0])),
+    crop_mode=st.sampled_from(["center", "squash"]),
+    interpolation=st.sampled_from(["bicubic", "bilinear", "nearest"]),
+)
+def test_a_written_processor_is_read_back(size, crop_pct, crop_mode, interpolation):
+    """The same processor again, though perhaps by another share that is rounded to the same size."""
+    architecture = Architecture((size, size), (16, 16), 3, 64, 1, 1, 64, "gelu", 1e-6, 0)
+    config = DataConfig((size, size), 3, interpolation, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1), crop_pct, crop_mode)
+    written = processor_config(config)
+    tag = {
+        "mean": (0, 0, 0),
+        "std": (1, 1, 1),
+        "interpolation": "box",
+        "crop_pct": 1,
+        "crop_mode": "border",
+        "tag": "",
+    }
+    assert processor_config(data_config(tag, architecture, from_processor(written, architecture))) == written

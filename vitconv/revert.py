@@ -1,0 +1,580 @@
+"""The way back: from a Transformers model to the timm model that computes the same.
+
+Any folder that Transformers itself loads will do, whoever wrote it. Which of timm's architectures it is, the
+configuration tells: the one of the catalogue that becomes this very configuration, if it gets the same sizes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitconv import mapping
+from vitconv.architecture import Architecture
+from vitconv.catalogue import entries
+from vitconv.checkpoint import CONFIG_FILE, read_json, write_json
+from vitconv.destination import check_destination, staged_folder
+from vitconv.errors import ArchitectureError, CheckpointError, InputError, ParityError, WeightsError, first_few
+from vitconv.huggingface import installed_dialect, load_for_timm
+from vitconv.mapping import Family
+from vitconv.parity import Parity, compare
+from vitconv.plan import make_plan, shapes_of
+from vitconv.preprocess import (
+    PROCESSOR_FILE,
+    DataConfig,
+    data_config,
+    from_processor,
+    load_image,
+    sample_image,
+    tag_config,
+)
+from vitconv.simplify import Rewrite, Simplified, dinov2_width, fold_layer_scale
+from vitconv.timm_models import build_timm, from_timm, make_buffers
+from vitconv.verify import check_bytes, pixels_for
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor, nn
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+#: What Transformers models may have that timm's have not: the tensors' names begin with this, and what it is.
+DROPPABLE = {
+    "pooler": "a pooler, a layer on the class token",
+    "mask_token": "a token for masked patches",
+    "decoder": "a decoder for masked patches",
+}
+
+_TRAINING_ONLY = (
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "drop_path_rate"),
+    "projection_dropout",
+)
+
+
+@dataclass(frozen=True)
+class Reversion:
+    """A finished way back.
+
+    Attributes:
+        destination: the folder for timm, as timm itself saves one for the Hub.
+        architecture: what the timm model is.
+        timm_name: timm's name of it.
+        model_args: what it is built with, beside the name.
+        dropped: what was left out, of :data:`DROPPABLE`.
+        data: how timm will prepare an image.
+        parity: how close the two models came; ``None`` if it was switched off.
+        notes: sentences on what the folder does not hold.
+    """
+
+    destination: Path
+    architecture: Architecture
+    timm_name: str
+    model_args: Mapping[str, Any]
+    dropped: tuple[str, ...]
+    data: DataConfig
+    parity: Parity | None
+    notes: tuple[str, ...]
+
+
+def to_timm(hf_model: PreTrainedModel, *, architecture: str | None = None, drop: Collection[str] = ()) -> nn.Module:
+    """Build the timm twin of a Transformers model, with weights of its own (same dtype, device and mode).
+
+    Args:
+        hf_model: a model of any class that vitconv converts to, wherever it comes from.
+        architecture: timm's name; by default the one of timm's that becomes this model with the fewest changes.
+        drop: parts that may be left out, as timm has none: any of :data:`DROPPABLE`.
+
+    Raises:
+        ArchitectureError: no timm architecture computes the same.
+        WeightsError: the model has a part that timm has not, and that is not in ``drop``.
+
+    Example:
+        >>> import timm
+        >>> from vitconv.convert import to_huggingface, to_timm
+        >>> model = timm.create_model("deit_tiny_patch16_224", num_classes=3)
+        >>> type(to_timm(to_huggingface(model))).__name__
+        'VisionTransformer'
+    """
+    check_drop(drop)
+    return _revert(hf_model, architecture, drop, any_epsilon=True).model
+
+
+def revert_checkpoint(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    architecture: str | None = None,
+    drop: Collection[str] = (),
+    image: str | os.PathLike[str] | None = None,
+    verify: bool = True,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda step: None,
+) -> Reversion:
+    """Write a folder that ``timm.create_model("local-dir:…", pretrained=True)`` loads, and prove it before it appears.
+
+    Args:
+        source: a folder with a Transformers model: ``config.json``, weights and, for the preprocessing,
+            ``preprocessor_config.json``.
+        destination: the folder to write; it appears whole or not at all.
+        architecture: timm's name; by default as recorded in ``parity.json``, else the one that fits best.
+        drop: parts that may be left out, as timm has none: any of :data:`DROPPABLE`.
+        image: an image file to verify on; by default a built-in picture.
+        verify: load the folder with timm, run both models and refuse to write if they disagree.
+        overwrite: replace a model folder that has the destination's name.
+        say: called with a few words at the beginning of each step.
+
+    Raises:
+        VitconvError: with the reason, and nothing written.
+    """
+    source = Path(source)
+    check_drop(drop)
+    check_destination(destination, overwrite=overwrite, source=source)
+    picture = load_image(image) if image else sample_image()
+    if not (source / CONFIG_FILE).is_file():
+        raise CheckpointError(f"'{source}' is not a model's folder: it has no {CONFIG_FILE}.", "Check its path.")
+    say("Reading the folder")
+    hf_model, extra = load_for_timm(source, pooler="pooler" not in drop)
+    dropped = _allowed(extra, drop)
+    recorded = _recorded_name(source) if architecture is None else None
+    found = _revert(hf_model, architecture or recorded, drop, any_epsilon=False)
+    data, notes = _data(source, found)
+
+    with staged_folder(destination, overwrite=overwrite) as folder:
+        say("Writing the folder")
+        _write(folder, found, hf_model.config, data)
+        parity = None
+        if verify:
+            say("Comparing the models")
+            parity = _prove(
+                folder, found, hf_model, source if (source / PROCESSOR_FILE).exists() else None, data, picture
+            )
+            write_json({"schema": 1, "architecture": found.name, "parity": parity.to_dict()}, folder / "parity.json")
+    return Reversion(
+        Path(destination),
+        found.architecture,
+        found.name,
+        found.model_args,
+        (*dropped, *found.dropped),
+        data,
+        parity,
+        notes,
+    )
+
+
+def check_drop(drop: Collection[str]) -> None:
+    """Raise :class:`~vitconv.errors.InputError` unless all are parts that can be dropped."""
+    unknown = [name for name in drop if name not in DROPPABLE]
+    if unknown:
+        raise InputError(f"There is no part '{unknown[0]}' to drop.", f"Choose from {', '.join(DROPPABLE)}.")
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A timm model that computes what a Transformers model does."""
+
+    name: str
+    architecture: Architecture
+    model_args: Mapping[str, Any]
+    model: nn.Module
+    dropped: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    name: str
+    architecture: Architecture
+    model_args: Mapping[str, Any]
+    rank: tuple[Any, ...]
+
+
+def _revert(hf_model: PreTrainedModel, name: str | None, drop: Collection[str], *, any_epsilon: bool) -> _Found:
+    family = _family(hf_model)
+    tensors = dict(hf_model.state_dict())
+    dropped = tuple(dict.fromkeys(part for part in map(_part, tensors) if part in drop))
+    if (
+        getattr(hf_model, "pooler", None)
+        and "pooler" not in drop
+        and getattr(hf_model.config, "pooler_act", "linear") != "linear"
+    ):
+        raise _part_error("pooler", "pooler.dense.weight")
+    errors: list[WeightsError] = []
+    for candidate in _candidates(family, hf_model, name, any_epsilon):
+        try:
+            state_dict = _timm_tensors(family, candidate.architecture, tensors, drop)
+        except WeightsError as error:  # a constant is none: another architecture may have a place for it
+            errors.append(error)
+            continue
+        model = build_timm(candidate.name, **candidate.model_args)
+        for module in model.modules():
+            if any_epsilon and hasattr(module, "eps"):
+                module.eps = candidate.architecture.layer_norm_eps
+        built = from_timm(model)
+        if built != candidate.architecture:
+            continue
+        model.load_state_dict({key: value.detach().clone() for key, value in state_dict.items()}, assign=True)
+        make_buffers(model)
+        dtypes = {parameter.dtype for parameter in model.parameters()}
+        if len(dtypes) == 1:
+            model.to(dtypes.pop())
+        model.train(hf_model.training)
+        return _Found(candidate.name, candidate.architecture, candidate.model_args, model, dropped)
+    if errors:
+        raise errors[0]
+    raise _no_architecture(family, hf_model, name)
+
+
+def _no_architecture(family: Family, hf_model: PreTrainedModel, name: str | None) -> ArchitectureError:
+    other = next(_candidates(family, hf_model, name, any_epsilon=True), None)
+    epsilon = other and other.architecture.layer_norm_eps
+    own = other and entries()[other.name].architecture.layer_norm_eps  # type: ignore[union-attr]
+    if other is not None and own != epsilon:
+        return ArchitectureError(
+            f"The norms' epsilon is {epsilon:g}, that of timm's {other.name} is {own:g}, and a config.json of timm's "
+            "cannot say another.",
+            f"If the weights were trained with {own:g} (as Google's ViT was), correct it in the folder's config.json; "
+            "or use `vitconv.convert.to_timm`, which sets it in memory.",
+        )
+    which = f"timm's {name} does not compute" if name else "No architecture of timm's computes"
+    return ArchitectureError(
+        f"{which} what this {type(hf_model).__name__} computes, with its configuration.",
+        "Name another architecture with --arch; `vitconv models` lists what can be converted back."
+        if name
+        else "Keep this model in Transformers.",
+    )
+
+
+def _family(hf_model: PreTrainedModel) -> Family:
+    name = type(hf_model).__name__
+    if name not in mapping.CLASSES:
+        raise ArchitectureError(
+            f"vitconv knows no way back from {name}.", f"It knows one from {', '.join(mapping.CLASSES)}."
+        )
+    return mapping.CLASSES[name]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Which architecture.
+
+
+def _settings(hf_model: PreTrainedModel) -> PreTrainedConfig:
+    return getattr(hf_model.config, "vision_config", hf_model.config)
+
+
+def _candidates(
+    family: Family, hf_model: PreTrainedModel, name: str | None, any_epsilon: bool
+) -> Iterator[_Candidate]:
+    """timm's architectures that become this model, those that need the fewest arguments first."""
+    found = []
+    base = name.partition(".")[0] if name else None
+    if base and (base not in entries() or entries()[base].architecture is None):
+        build_timm(base)  # says so if timm does not know it
+        raise ArchitectureError(f"'{base}' does not convert, so there is no way back to it.", "Name another one.")
+    for entry in entries().values():
+        if entry.architecture is None or base not in (None, entry.name):
+            continue
+        known = entry.architecture if base else _pooled(entry.architecture, family)
+        sized = _sized(known, family, hf_model, any_epsilon)
+        if family.obstacles(sized) or not _same_settings(family, sized, hf_model):
+            continue
+        arguments = _arguments(entry.architecture, sized)
+        chosen = ("img_size", "num_classes", "in_chans")
+        rank = (
+            len([argument for argument in arguments if argument not in chosen]),
+            ("moved", "made", "folded").index(family.exactness(sized)),
+            sized.image_size != entry.architecture.image_size,
+            not entry.name.startswith("vit_"),
+            len(entry.name),
+            entry.name,
+        )
+        found.append(_Candidate(entry.name, sized, arguments, rank))
+    yield from sorted(found, key=lambda candidate: candidate.rank)
+
+
+def _pooled(known: Architecture, family: Family) -> Architecture:
+    """Where nothing says how a model's tokens are pooled, as the Transformers model itself does."""
+    by_token = replace(known, global_pool="token")
+    return by_token if not family.obstacles(by_token) and family.answer(by_token) == "pooler_output" else known
+
+
+def _sized(known: Architecture, family: Family, hf_model: PreTrainedModel, any_epsilon: bool) -> Architecture:
+    """An architecture of timm's with the sizes that a Transformers model has."""
+    config = _settings(hf_model)
+    sized = replace(
+        known,
+        image_size=_pair(config.image_size),
+        patch_size=_pair(config.patch_size),
+        num_channels=config.num_channels,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        hidden_act=config.hidden_act,
+        num_labels=_num_labels(hf_model),
+        # What was folded into others stays there.
+        layer_scale=known.layer_scale and fold_layer_scale not in {rewrite.apply for rewrite in family.rewrites},
+        rope_theta=getattr(config, "rope_theta", None) or 0.0 if known.rope_theta else 0.0,
+    )
+    registers = getattr(config, "num_register_tokens", getattr(config, "num_registers", None))
+    if registers is not None:
+        sized = replace(sized, num_register_tokens=registers + (not known.class_token))
+    if any_epsilon:
+        sized = replace(sized, layer_norm_eps=getattr(config, "layer_norm_eps", None) or config.rms_norm_eps)
+    return replace(sized, intermediate_size=_width(known, sized, config))
+
+
+def _width(known: Architecture, sized: Architecture, config: PreTrainedConfig) -> int:
+    width = getattr(config, "intermediate_size", None)
+    if width is not None:
+        return width
+    if getattr(config, "use_swiglu_ffn", False) or isinstance(config.mlp_ratio, int):
+        width = dinov2_width(replace(sized, mlp="packed" if config.use_swiglu_ffn else "plain"), config.mlp_ratio)
+        # timm's own width may have been padded.
+        return known.intermediate_size if known.hidden_size == sized.hidden_size else width
+    return int(config.hidden_size * config.mlp_ratio)
+
+
+def _num_labels(hf_model: PreTrainedModel) -> int:
+    name = type(hf_model).__name__
+    if name == "CLIPVisionModelWithProjection":
+        return hf_model.config.projection_dim
+    return hf_model.config.num_labels if "ForImageClassification" in name else 0
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _same_settings(family: Family, architecture: Architecture, hf_model: PreTrainedModel) -> bool:
+    """Whether the architecture becomes this configuration, but for what matters in training only."""
+    if family.class_name(architecture) != type(hf_model).__name__:
+        return False
+    expected = family.config(architecture)
+    return all(
+        _same(name, value, getattr(_settings(hf_model), name, None))
+        for name, value in expected.get("vision_config", expected).items()
+        if name not in _TRAINING_ONLY
+    )
+
+
+def _same(name: str, expected: Any, found: Any) -> bool:
+    if name in ("image_size", "patch_size"):
+        return _pair(expected) == _pair(found)
+    if name == "layer_scale_init_value":
+        return (expected > 0) == (found > 0)
+    if name in ("pooler_act", "use_mask_token"):  # what they concern may be dropped
+        return True
+    return (list(found) if isinstance(found, tuple) else found) == expected
+
+
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "silu": "silu",
+    "relu": "relu",
+}
+
+
+def _arguments(known: Architecture, sized: Architecture) -> dict[str, Any]:
+    """What timm must be told to build ``sized`` by the name of ``known``: JSON's types only."""
+    eva = known.design in ("Eva", "Beit")
+    values = {
+        "img_size": list(sized.image_size),
+        "patch_size": _one(sized.patch_size),
+        "in_chans": sized.num_channels,
+        "num_classes": sized.num_labels,
+        "embed_dim": sized.hidden_size,
+        "depth": sized.num_hidden_layers,
+        "num_heads": sized.num_attention_heads,
+        "act_layer": _ACTIVATIONS.get(sized.hidden_act, sized.hidden_act),
+        "num_reg_tokens" if eva else "reg_tokens": sized.num_register_tokens,
+        "rope_temperature": sized.rope_theta,
+        "global_pool": sized.global_pool,
+    }
+    fields = {
+        "img_size": "image_size",
+        "patch_size": "patch_size",
+        "in_chans": "num_channels",
+        "num_classes": "num_labels",
+        "embed_dim": "hidden_size",
+        "depth": "num_hidden_layers",
+        "num_heads": "num_attention_heads",
+        "act_layer": "hidden_act",
+        "num_reg_tokens": "num_register_tokens",
+        "reg_tokens": "num_register_tokens",
+        "rope_temperature": "rope_theta",
+        "global_pool": "global_pool",
+    }
+    arguments = {
+        name: value for name, value in values.items() if getattr(known, fields[name]) != getattr(sized, fields[name])
+    }
+    if known.layer_scale and not sized.layer_scale:
+        arguments["init_values"] = 0  # timm takes None for its default
+    before, after = (one.intermediate_size / one.hidden_size for one in (known, sized))
+    if int(before * sized.hidden_size) != sized.intermediate_size:
+        arguments["mlp_ratio"] = after * (2 if sized.mlp == "packed" else 1)
+    return arguments
+
+
+def _one(size: tuple[int, int]) -> int | list[int]:
+    return size[0] if size[0] == size[1] else list(size)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The tensors.
+
+
+def _timm_tensors(
+    family: Family, architecture: Architecture, tensors: Mapping[str, Tensor], drop: Collection[str]
+) -> dict[str, Tensor]:
+    """The state dict of the architecture's timm model.
+
+    Raises:
+        WeightsError: the tensors have something that the architecture has no place for.
+    """
+    simple, steps = _forward(family, architecture)
+    shapes = shapes_of(simple.state_dict)
+    plan = make_plan(family, simple.architecture, shapes, installed_dialect())
+    wanted = {move.target: move.shape for move in plan.moves}
+    present = {name: tensor for name, tensor in tensors.items() if name in wanted}
+    for name in tensors.keys() - wanted.keys():
+        part = _part(name)
+        if part not in drop:
+            raise _part_error(part, name)
+    for name, shape in wanted.items():
+        part = _part(name)
+        if part is not None and (part in drop or name not in present):
+            present[name] = _nothing(part, shape, next(iter(tensors.values())))
+    misshapen = [name for name, shape in wanted.items() if name not in present or tuple(present[name].shape) != shape]
+    if misshapen:
+        raise WeightsError(
+            f"The tensors of the model are not those of its configuration: {first_few(misshapen)}.",
+            "Check that the folder is whole.",
+        )
+    result = plan.revert(present)
+    for rewrite, before in reversed(steps):
+        result = rewrite.undo(result, before)
+    return result
+
+
+def _forward(family: Family, architecture: Architecture) -> tuple[Simplified, list[tuple[Rewrite, Architecture]]]:
+    """The form that the family gives the architecture's tensors, by shape alone, and the rewrites that lead there."""
+    import torch
+
+    shapes = mapping.timm_shapes(architecture)
+    model = Simplified({name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, architecture)
+    steps = []
+    for rewrite in family.rewrites:
+        if rewrite.needed(model.architecture):
+            steps.append((rewrite, model.architecture))
+            model = rewrite.apply(model)
+    return model, steps
+
+
+def _part(name: str) -> str | None:
+    """Which of :data:`DROPPABLE` a tensor belongs to."""
+    return next((part for piece in name.split(".") for part in DROPPABLE if piece == part), None)
+
+
+def _part_error(part: str | None, name: str) -> WeightsError:
+    if part is None:
+        return WeightsError(f"`{name}` has no place in timm.", "Name another architecture with --arch.")
+    return WeightsError(
+        f"The model has {DROPPABLE[part]} (`{name}`), which has no place in timm.",
+        f"Leave it out with --drop {part}, if nothing uses it.",
+    )
+
+
+def _nothing(part: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """What a part is that does nothing: zeros, or for the pooler's layer the identity."""
+    import torch
+
+    if part == "pooler" and len(shape) == 2:
+        return torch.eye(*shape, dtype=like.dtype, device=like.device)
+    return torch.zeros(shape, dtype=like.dtype, device=like.device)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The folder.
+
+
+def _allowed(extra: Sequence[str], drop: Collection[str]) -> tuple[str, ...]:
+    """Of the tensors in a file that Transformers itself leaves out, the parts; refused unless they may be dropped."""
+    for name in extra:
+        if _part(name) not in drop:
+            raise _part_error(_part(name), name)
+    return tuple(dict.fromkeys(str(_part(name)) for name in extra))
+
+
+def _recorded_name(folder: Path) -> str | None:
+    """The architecture that ``parity.json`` says the folder was made from."""
+    path = folder / "parity.json"
+    return read_json(path).get("architecture") if path.is_file() else None
+
+
+def _data(source: Path, found: _Found) -> tuple[DataConfig, tuple[str, ...]]:
+    """How the folder's image processor prepares images, for timm; without one, what the architecture's tag says."""
+    path = source / PROCESSOR_FILE
+    tag = tag_config(found.model.pretrained_cfg)
+    if not path.is_file():
+        data = data_config(tag, found.architecture)
+        return data, (f"No {PROCESSOR_FILE} in '{source}': the preprocessing is that of {data.origin}.",)
+    given = from_processor(read_json(path), found.architecture)
+    return data_config(tag, found.architecture, given), ()
+
+
+def _write(folder: Path, found: _Found, config: PreTrainedConfig, data: DataConfig) -> None:
+    """Let timm itself write the folder."""
+    from timm.models import save_for_hf
+
+    labels = [config.id2label[i] for i in sorted(config.id2label)] if found.architecture.num_labels else []
+    named = len(labels) == found.architecture.num_labels and labels != [f"LABEL_{i}" for i in range(len(labels))]
+    cfg = found.model.pretrained_cfg
+    found.model.pretrained_cfg = {
+        "tag": "",
+        "custom_load": False,
+        "input_size": [data.num_channels, *data.image_size],
+        "fixed_input_size": True,
+        "interpolation": data.interpolation,
+        "crop_pct": data.crop_pct,
+        "crop_mode": data.crop_mode,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "num_classes": found.architecture.num_labels,
+        "pool_size": None,
+        # timm would adapt a first convolution to other than three channels, which these weights are already.
+        "first_conv": cfg.get("first_conv") if data.num_channels == 3 else None,
+        "classifier": cfg.get("classifier"),
+        "architecture": found.name,
+    }
+    save_for_hf(
+        found.model,
+        folder,
+        model_config={"label_names": labels} if named and labels else None,
+        model_args=dict(found.model_args),
+        safe_serialization=True,
+    )
+
+
+def _prove(
+    folder: Path, found: _Found, hf_model: PreTrainedModel, processor: Path | None, data: DataConfig, picture: Image
+) -> Parity:
+    """Load the folder as users do, and compare."""
+    import timm
+
+    try:
+        loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    except Exception as error:
+        raise ParityError(
+            f"timm does not load the folder: {str(error)[:200]}", "Report this as a bug in vitconv.", stage="loading"
+        ) from error
+    dtype = next(found.model.parameters()).dtype
+    loaded.to(dtype)
+    check_bytes(found.model.state_dict(), loaded.state_dict())
+    pixels, _, _ = pixels_for(processor, data, [picture])
+    natural = str(dtype).removeprefix("torch.")
+    dtypes = ["float64", natural if natural in ("float16", "bfloat16") else "float32"]
+    parity = compare(loaded, hf_model, pixels, dtypes=dtypes)
+    parity.assert_match()
+    return parity
