@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import functools
 import hashlib
 import importlib.metadata
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -36,7 +38,7 @@ from vitconv.preprocess import (
 from vitconv.revert import Reversion, revert_checkpoint, to_timm
 from vitconv.simplify import Made
 from vitconv.tensorfile import StoredTensor, dtype_name, load_tensors, write_weights
-from vitconv.timm_models import build_timm, from_timm
+from vitconv.timm_models import build_timm, describe_regularisation, from_timm, regularisation
 from vitconv.unwrap import unwrap
 from vitconv.verify import Verification, verify_folder
 
@@ -167,6 +169,9 @@ def to_huggingface(timm_model: nn.Module, *, target: str | None = None) -> PreTr
         timm_model: any of timm's Vision Transformers.
         target: as for :func:`convert_state_dict`.
 
+    Warns:
+        UserWarning: the timm model has dropout or stochastic depth, which the twin has not.
+
     Raises:
         ArchitectureError: no Transformers class can express the model.
 
@@ -177,6 +182,9 @@ def to_huggingface(timm_model: nn.Module, *, target: str | None = None) -> PreTr
         'ViTForImageClassification'
     """
     architecture = from_timm(timm_model)
+    sentence = describe_regularisation(regularisation(timm_model))
+    if sentence:
+        warnings.warn(sentence, stacklevel=2)
     tensors = convert_tensors(timm_model.state_dict(), architecture, installed_dialect(), target=target)
     config = make_config(mapping.config(architecture, target=target))
     model = build_model(config, {name: tensor.detach().clone() for name, tensor in tensors.items()})
@@ -467,6 +475,11 @@ def _open(
             return copy.deepcopy(wanted)
         sizes = {"num_classes": known.num_labels, "in_chans": known.num_channels, "img_size": known.image_size}
         return build_timm(wanted, **{**arguments, **sizes})
+
+    rates = arguments if isinstance(wanted, str) else regularisation(wanted)
+    # timm's training script saves its arguments beside the weights.
+    script = vars(source.content["args"]) if isinstance(source.content.get("args"), argparse.Namespace) else {}
+    notes += filter(None, [describe_regularisation({**script, **rates})])
 
     if isinstance(given, (str, os.PathLike)):
         given = read_data_config(given)

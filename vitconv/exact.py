@@ -61,8 +61,8 @@ def _make_angles(model: nn.Module) -> None:
     """Recompute the frequencies of rotary embeddings, by the models' own code."""
     for module in model.modules():
         if "inv_freq" in module._buffers:  # Transformers'
-            module.inv_freq = module.inv_freq.clone()
+            module.inv_freq = torch.zeros_like(module.inv_freq, dtype=torch.float64)
             model._init_weights(module)
         if "periods" in module._buffers:  # timm's
-            module.periods = module.periods.clone()
+            module.periods = torch.zeros_like(module.periods, dtype=torch.float64)
             module.init_non_persistent_buffers()

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def resample(tensors: Mapping[str, Tensor], trained: Architecture, wanted: Architecture) -> dict[str, Tensor]:
     """The tensors with ``pos_embed``, shape (1, positions, hidden size), resampled from one grid to another.
 
-    timm's own routine: bicubic with antialiasing, the class token's position as it is, computed in float32 and
-    stored in the tensor's dtype.
+    timm's own routine: bicubic with antialiasing, the positions before the patches' as they are, computed in float32
+    and stored in the tensor's dtype.
     """
     from timm.layers import resample_abs_pos_embed
 
@@ -27,7 +27,7 @@ def resample(tensors: Mapping[str, Tensor], trained: Architecture, wanted: Archi
         tensors["pos_embed"],
         new_size=list(wanted.grid),
         old_size=list(trained.grid),
-        num_prefix_tokens=int(trained.class_position),
+        num_prefix_tokens=trained.num_prefix_tokens * trained.class_position,
     )
     return {**tensors, "pos_embed": positions.to(tensors["pos_embed"].dtype)}
 

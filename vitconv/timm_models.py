@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vitconv import mapping
@@ -72,6 +73,48 @@ def make_buffers(model: nn.Module) -> None:
             module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
         if missing:
             module.init_non_persistent_buffers()
+
+
+#: What timm models are regularised with in training: timm's argument, that of its training script, and the name.
+_REGULARISATION = (
+    (("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop"), "dropout"),
+    (("drop_path_rate", "drop_path"), "stochastic depth"),
+    (("patch_drop_rate",), "patch dropout"),
+)
+
+
+def regularisation(model: nn.Module) -> dict[str, float]:
+    """The largest rates of the dropout, stochastic depth and patch dropout that a model has, by timm's arguments."""
+    rates = {"drop_rate": 0.0, "drop_path_rate": 0.0, "patch_drop_rate": 0.0}
+    for module in model.modules():
+        name = _class_name(module)
+        if name == _DROPOUT:
+            rates["drop_rate"] = max(rates["drop_rate"], module.p)
+        elif name == "timm.DropPath":
+            rates["drop_path_rate"] = max(rates["drop_path_rate"], round(module.drop_prob or 0.0, 6))
+        elif name == "timm.PatchDropout":
+            rates["patch_drop_rate"] = max(rates["patch_drop_rate"], module.prob)
+    return rates
+
+
+def describe_regularisation(rates: Mapping[str, Any]) -> str | None:
+    """A sentence on what the converted model will not do in training; ``None`` if timm did nothing of it.
+
+    Args:
+        rates: by the names of timm's arguments or of its training script; others are ignored.
+    """
+    used = []
+    for names, what in _REGULARISATION:
+        values = [rates.get(name) for name in names]
+        rate = max((value for value in values if isinstance(value, (int, float))), default=0)
+        if rate > 0:
+            used.append(f"{what} (rate {rate:g})")
+    if not used:
+        return None
+    return (
+        f"The timm model was trained with {' and '.join(used)}, which the converted one does not do: it changes "
+        "nothing in evaluation, but set it up again if you train on."
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------
