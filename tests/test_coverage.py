@@ -1,6 +1,7 @@
 """Every Vision Transformer that timm lists: proved at a reduced size, or refused for the reason that is recorded."""
 
 import json
+from pathlib import Path
 
 import pytest
 import timm
@@ -19,6 +20,8 @@ def reduced(name: str, **more) -> torch.nn.Module:
     known = entries()[name].architecture
     image_size = tuple(4 * patch if size == min(known.image_size) else 5 * patch for size, patch in zip(known.image_size, known.patch_size, strict=True))  # fmt: skip
     small = {"img_size": image_size, "embed_dim": 48, "depth": 2, "num_heads": 3, **more}
+    if known.split_qkv:
+        small |= {"embed_dim": 64, "num_heads": 4, "num_kv_heads": [4, 2] if known.num_key_value_heads else 4}
     if known.classifier:
         small.setdefault("num_classes", 5)
     return perturbed(timm.create_model(name, **small)).double()
@@ -46,3 +49,10 @@ def test_all_of_timm_has_a_verdict():
     listed = {name for module in catalogue.MODULES for name in timm.list_models(module=module)}
     assert set(entries()) == listed
     assert all((entry.architecture is None) != (entry.refusal is None) for entry in entries().values())
+
+
+def test_the_page_says_what_the_catalogue_says():
+    page = (Path(__file__).parents[1] / "docs" / "coverage.md").read_text(encoding="utf-8")
+    assert page == catalogue.coverage_page()
+    converted = [entry for entry in entries().values() if entry.architecture]
+    assert f"**{len(converted)} of the {len(entries())} that timm" in page

@@ -35,9 +35,13 @@ class Architecture:
         rope_theta: the base of DINOv3's rotary embedding of queries and keys; 0 without one.
         patch_norm: a norm on the patches, before the positions are added.
         pre_norm: a norm before the blocks.
+        qk_norm: queries and keys are normed, head by head.
+        split_qkv: queries, keys and values have layers of their own.
+        num_key_value_heads: heads of keys and values, block by block, where they are fewer than those of the queries.
         rms_norm: the norms are RMS norms, without mean and bias.
         mlp: ``"plain"``, or SwiGLU: ``"packed"`` in one layer (gate, then value), ``"gated"`` in two.
         layer_scale: a learned factor per channel after attention and after the MLP.
+        layer_scale_on_mlp: the MLP has one, too, where attention has one.
         final_norm: a norm before the pooling (timm: ``norm``).
         fc_norm: a norm after the pooling.
         patch_bias, qkv_bias, proj_bias, head_bias: the patch convolution, queries and values, ``attn.proj`` with the
@@ -66,9 +70,13 @@ class Architecture:
     rope_theta: float = 0.0
     patch_norm: bool = False
     pre_norm: bool = False
+    qk_norm: bool = False
+    split_qkv: bool = False
+    num_key_value_heads: tuple[int, ...] = ()
     rms_norm: bool = False
     mlp: str = "plain"
     layer_scale: bool = False
+    layer_scale_on_mlp: bool = True
     final_norm: bool = True
     fc_norm: bool = False
     patch_bias: bool = True

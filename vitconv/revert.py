@@ -318,6 +318,10 @@ def _sized(known: Architecture, family: Family, hf_model: PreTrainedModel, any_e
     registers = getattr(config, "num_register_tokens", getattr(config, "num_registers", None))
     if registers is not None:
         sized = replace(sized, num_register_tokens=registers + (not known.class_token))
+    grouped = getattr(config, "num_key_value_heads_per_layer", None)
+    if grouped is not None:
+        few = tuple(grouped) if set(grouped) != {config.num_attention_heads} else ()
+        sized = replace(sized, num_key_value_heads=few)
     if any_epsilon:
         sized = replace(sized, layer_norm_eps=getattr(config, "layer_norm_eps", None) or config.rms_norm_eps)
     return replace(sized, intermediate_size=_width(known, sized, config))
@@ -411,6 +415,11 @@ def _arguments(known: Architecture, sized: Architecture) -> dict[str, Any]:
     }
     if known.layer_scale and not sized.layer_scale:
         arguments["init_values"] = 0  # timm takes None for its default
+    if known.split_qkv and (known.num_attention_heads, known.num_key_value_heads) != (
+        sized.num_attention_heads,
+        sized.num_key_value_heads,
+    ):
+        arguments["num_kv_heads"] = list(sized.num_key_value_heads) or sized.num_attention_heads
     before, after = (one.intermediate_size / one.hidden_size for one in (known, sized))
     if int(before * sized.hidden_size) != sized.intermediate_size:
         arguments["mlp_ratio"] = after * (2 if sized.mlp == "packed" else 1)

@@ -204,7 +204,12 @@ _DESIGNS: dict[str, dict[str, tuple[str, ...]]] = {
         "blocks": ("torch.nn.ModuleList",),
         **_BLOCK,
         "blocks.{i}": ("timm.eva.EvaBlock",),
-        "blocks.{i}.attn": ("timm.eva.EvaAttention",),
+        "blocks.{i}.attn": ("timm.eva.EvaAttention", "timm.AttentionRope"),
+        "blocks.{i}.attn.q_proj": (_LINEAR,),
+        "blocks.{i}.attn.k_proj": (_LINEAR,),
+        "blocks.{i}.attn.v_proj": (_LINEAR,),
+        "blocks.{i}.attn.q_norm": (_IDENTITY, _RMS_NORM),
+        "blocks.{i}.attn.k_norm": (_IDENTITY, _RMS_NORM),
         "rope": ("timm.RotaryEmbeddingDinoV3",),
         **_HEAD,
     },
@@ -230,10 +235,6 @@ _FEATURES: tuple[tuple[str, str, str], ...] = (
     ("blocks.{i}", "ResPostBlock", "norms after attention and MLP (`{path}`)"),
     ("blocks.{i}", "EvaBlockPostNorm", "norms after attention and MLP (`{path}`)"),
     ("blocks.{i}.attn", "DiffAttention", "differential attention (`{path}`)"),
-    ("blocks.{i}.attn", "AttentionRope", "attention with rotary positions of another kind than DINOv3's (`{path}`)"),
-    ("blocks.{i}.attn.q_proj", "", "queries, keys and values in layers of their own (`{path}`)"),
-    ("blocks.{i}.attn.k_proj", "", "queries, keys and values in layers of their own (`{path}`)"),
-    ("blocks.{i}.attn.v_proj", "", "queries, keys and values in layers of their own (`{path}`)"),
     ("blocks.{i}.attn.q_norm", "", "normalised queries (`{path}`)"),
     ("blocks.{i}.attn.k_norm", "", "normalised keys (`{path}`)"),
     ("blocks.{i}.attn.norm", "", "a norm after attention (`{path}`)"),
@@ -278,7 +279,9 @@ def _read(model: nn.Module) -> Architecture:
     registers = getattr(model, "num_reg_tokens", 0) or (model.reg_token.shape[1] if _has(model, "reg_token") else 0)
     class_token = model.cls_token is not None
     position_embedding = model.pos_embed is not None
-    separate_biases = hasattr(first.attn, "q_bias")
+    separate_biases, split = hasattr(first.attn, "q_bias"), _has(first.attn, "q_proj")
+    queries = first.attn.q_proj if split else first.attn.qkv
+    key_value_heads = tuple(getattr(block.attn, "num_kv_heads", block.attn.num_heads) for block in blocks)
     width = (first.mlp.fc1_g if mlp == "gated" else first.mlp.fc1).out_features
     return Architecture(
         image_size=tuple(patches.img_size),
@@ -303,14 +306,18 @@ def _read(model: nn.Module) -> Architecture:
         rope_theta=model.rope.temperature if _has(model, "rope") else 0.0,
         patch_norm=_is_there(patches, "norm"),
         pre_norm=_is_there(model, "norm_pre"),
+        qk_norm=_is_there(first.attn, "q_norm"),
+        split_qkv=split,
+        num_key_value_heads=() if set(key_value_heads) == {first.attn.num_heads} else key_value_heads,
         rms_norm=_class_name(first.norm1) == _RMS_NORM,
         mlp=mlp,
         layer_scale=_layer_scale(first)[0],
+        layer_scale_on_mlp=_layer_scale(first)[0] == _layer_scale(first)[1],
         final_norm=_is_there(model, "norm"),
         fc_norm=_is_there(model, "fc_norm"),
         patch_bias=patches.proj.bias is not None,
-        qkv_bias=first.attn.q_bias is not None if separate_biases else first.attn.qkv.bias is not None,
-        key_bias=not separate_biases,
+        qkv_bias=(first.attn.q_bias if separate_biases and not split else queries.bias) is not None,
+        key_bias=first.attn.k_proj.bias is not None if split else not separate_biases,
         proj_bias=first.attn.proj.bias is not None,
         head_bias=getattr(head, "bias", True) is not None,
     )
@@ -470,7 +477,8 @@ def _block_settings(model: nn.Module) -> list[str]:
     settings: dict[str, set[Any]] = {}
     for path, block in model.blocks.named_children():
         attn, mlp = block.attn, block.mlp
-        width = attn.qkv.out_features // 3 // attn.num_heads
+        split = _has(attn, "q_proj")
+        width = (attn.q_proj.out_features if split else attn.qkv.out_features // 3) // attn.num_heads
         if attn.num_heads * width != model.embed_dim or attn.scale != width**-0.5:
             found.append(
                 f"heads of another width or scale (`blocks.{path}.attn`: {attn.num_heads} heads of "
@@ -491,13 +499,19 @@ def _block_settings(model: nn.Module) -> list[str]:
             "MLP width": linears[0].out_features,
             "activation": _activation(mlp.act),
             "LayerScale": _layer_scale(block),
-            "qkv bias": (attn.qkv.bias is not None, _has(attn, "q_bias")),
+            "qkv bias": (split, (attn.q_proj if split else attn.qkv).bias is not None, _has(attn, "q_bias")),
+            "key bias": split and attn.k_proj.bias is not None,
+            "norms of queries and keys": (_is_there(attn, "q_norm"), _is_there(attn, "k_norm")),
             "projection bias": attn.proj.bias is not None,
             "relative positions": _has(attn, "relative_position_bias_table"),
         }.items():
             settings.setdefault(name, set()).add(value)
-    if any(len(set(pair)) > 1 for pair in settings.get("LayerScale", ())):
-        found.append("LayerScale on one branch only (`ls1`, `ls2`)")
+        if split and (attn.q_proj.bias is None) != (attn.v_proj.bias is None):
+            found.append(f"a bias in one of queries and values only (`blocks.{path}.attn`)")
+        if _is_there(attn, "q_norm") != _is_there(attn, "k_norm"):
+            found.append(f"a norm of one of queries and keys only (`blocks.{path}.attn`)")
+    if (False, True) in settings.get("LayerScale", ()):
+        found.append("LayerScale on the MLP only (`ls2`)")
     found += [f"blocks that differ in {name}" for name, values in settings.items() if len(values) > 1]
     return found[:3]
 

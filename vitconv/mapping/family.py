@@ -169,6 +169,10 @@ def describe(field: str, a: Architecture) -> str:
         "rms_norm": "RMS norm (`blocks.0.norm1`)" if value else "LayerNorm (`blocks.0.norm1`)",
         "mlp": "a gated MLP (`blocks.0.mlp`)" if value != "plain" else "a plain MLP (`blocks.0.mlp`)",
         "layer_scale": "LayerScale (`blocks.0.ls1`)",
+        "layer_scale_on_mlp": "LayerScale on attention only (`blocks.0.gamma_1`)",
+        "qk_norm": "normalised queries and keys (`blocks.0.attn.q_norm`)" if value else "no norm of queries and keys",
+        "split_qkv": "queries, keys and values in layers of their own (`blocks.0.attn.q_proj`)",
+        "num_key_value_heads": "fewer heads of keys and values than of queries (`blocks.0.attn.k_proj`)",
         "final_norm": "no final norm (`norm`)" if not value else "a final norm (`norm`)",
         "fc_norm": "a norm after the pooling (`fc_norm`)" if value else "no norm after the pooling",
         "global_pool": {
@@ -178,6 +182,8 @@ def describe(field: str, a: Architecture) -> str:
             "token": "class token pooling (`global_pool='token'`)",
         }.get(str(value), f"another pooling (`global_pool='{value}'`)"),
     }
+    if field == "split_qkv" and not value:
+        return "queries, keys and values in one layer (`blocks.0.attn.qkv`)"
     biases = {
         "patch_bias": "patch_embed.proj",
         "qkv_bias": "blocks.0.attn.qkv",

@@ -7,6 +7,7 @@ One table for each of timm's classes. ``{i}`` is the block's number; a comma bet
 D     hidden size              F     MLP width              T     positions (rows of `pos_embed`)
 C     channels of the image    P Q   patch height, width    K     classes
 R     register tokens          H     attention heads        B     relative positions and three for the class
+E     width of a head          G     width of all heads of keys or values, in this block
 ====  =======================  ====  =====================  ====  =========================================
 """
 
@@ -79,17 +80,25 @@ blocks.{{i}}.ls2.gamma                        D        layer_scale
 
 _EVA = f"""{_STEM}
 blocks.{{i}}.gamma_1                          D        layer_scale
-blocks.{{i}}.gamma_2                          D        layer_scale
+blocks.{{i}}.gamma_2                          D        layer_scale,layer_scale_on_mlp
 blocks.{{i}}.norm1.weight                     D        -
-blocks.{{i}}.norm1.bias                       D        -
-blocks.{{i}}.attn.q_bias                      D        qkv_bias
-blocks.{{i}}.attn.v_bias                      D        qkv_bias
+blocks.{{i}}.norm1.bias                       D        !rms_norm
+blocks.{{i}}.attn.q_bias                      D        qkv_bias,!split_qkv
+blocks.{{i}}.attn.v_bias                      D        qkv_bias,!split_qkv
 blocks.{{i}}.attn.relative_position_bias_table B,H     relative_position
-blocks.{{i}}.attn.qkv.weight                  3D,D     -
+blocks.{{i}}.attn.qkv.weight                  3D,D     !split_qkv
+blocks.{{i}}.attn.q_proj.weight               D,D      split_qkv
+blocks.{{i}}.attn.q_proj.bias                 D        split_qkv,qkv_bias
+blocks.{{i}}.attn.k_proj.weight               G,D      split_qkv
+blocks.{{i}}.attn.k_proj.bias                 G        split_qkv,qkv_bias,key_bias
+blocks.{{i}}.attn.v_proj.weight               G,D      split_qkv
+blocks.{{i}}.attn.v_proj.bias                 G        split_qkv,qkv_bias
+blocks.{{i}}.attn.q_norm.weight               E        qk_norm
+blocks.{{i}}.attn.k_norm.weight               E        qk_norm
 blocks.{{i}}.attn.proj.weight                 D,D      -
 blocks.{{i}}.attn.proj.bias                   D        -
 blocks.{{i}}.norm2.weight                     D        -
-blocks.{{i}}.norm2.bias                       D        -
+blocks.{{i}}.norm2.bias                       D        !rms_norm
 {_MLP}
 {_HEAD}"""
 
@@ -113,7 +122,7 @@ def timm_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
         shapes[name] = shape
     for block in range(architecture.num_hidden_layers):
         for name, shape in in_blocks:
-            shapes[name.replace("{i}", str(block))] = shape
+            shapes[name.replace("{i}", str(block))] = shape.replace("G", f"G{block}")
     for name, shape in there[first:]:
         if "{i}" not in name:
             shapes[name] = shape
@@ -130,6 +139,7 @@ def _facts(a: Architecture) -> dict[str, bool]:
     names = (
         *("class_token", "distillation_token", "position_embedding", "relative_position", "patch_norm", "pre_norm"),
         *("rms_norm", "layer_scale", "final_norm", "fc_norm", "patch_bias", "qkv_bias", "proj_bias", "head_bias"),
+        *("key_bias", "split_qkv", "qk_norm", "layer_scale_on_mlp"),
     )
     return {name: bool(getattr(a, name)) for name in (*names, "classifier")} | {
         "registers": a.num_register_tokens > 0,
@@ -139,7 +149,11 @@ def _facts(a: Architecture) -> dict[str, bool]:
 
 
 def _sizes(a: Architecture) -> dict[str, int]:
+    head = a.hidden_size // a.num_attention_heads
+    key_value_heads = a.num_key_value_heads or [a.num_attention_heads] * a.num_hidden_layers
     return {
+        "E": head,
+        **{f"G{block}": heads * head for block, heads in enumerate(key_value_heads)},
         "1": 1,
         "D": a.hidden_size,
         "2D": 2 * a.hidden_size,
