@@ -87,7 +87,7 @@ def test_reads_the_facts_from_the_modules(kind, facts):
         ("eva02_tiny_patch14_224", {}, "rotary positions of another kind than DINOv3's (`rope`)"),
         ("beit_base_patch16_224", {"img_size": (32, 64)}, "an image that is not square (32x64)"),
         ("vit_relpos_base_patch16_224", None, "another design (`timm.VisionTransformerRelPos`, which has relative positions that"),
-        ("samvit_base_patch16", None, "another design (`timm.VisionTransformerSAM`, which attends within windows"),
+        ("samvit_base_patch16_224", None, "a classification head (`head.fc`)"),
         ("resnet18", None, "another design (`timm.ResNet`)"),
     ],
 )  # fmt: skip

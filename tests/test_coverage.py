@@ -22,6 +22,8 @@ def reduced(name: str, **more) -> torch.nn.Module:
     small = {"img_size": image_size, "embed_dim": 48, "depth": 2, "num_heads": 3, **more}
     if known.split_qkv:
         small |= {"embed_dim": 64, "num_heads": 4, "num_kv_heads": [4, 2] if known.num_key_value_heads else 4}
+    if known.window_size:
+        small |= {"window_size": 3, "global_attn_indexes": (1,)}
     if known.classifier:
         small.setdefault("num_classes", 5)
     return perturbed(timm.create_model(name, **small)).double()

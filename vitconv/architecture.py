@@ -32,6 +32,10 @@ class Architecture:
         position_embedding: a learned position is added to each patch.
         class_position: ``pos_embed`` also has rows for the tokens before the patches (timm: ``not no_embed_class``).
         relative_position: each block has a table of biases by relative position.
+        axis_positions: each block has biases by relative position along each axis, as SAM has.
+        window_size: the side of the windows that attention is confined to, in patches; 0 without.
+        global_attention: with windows, the blocks that attend to everything.
+        neck_channels: of SAM's convolutions after the blocks; 0 without.
         rope_theta: the base of DINOv3's rotary embedding of queries and keys; 0 without one.
         patch_norm: a norm on the patches, before the positions are added.
         pre_norm: a norm before the blocks.
@@ -67,6 +71,10 @@ class Architecture:
     position_embedding: bool = True
     class_position: bool = True
     relative_position: bool = False
+    axis_positions: bool = False
+    window_size: int = 0
+    global_attention: tuple[int, ...] = ()
+    neck_channels: int = 0
     rope_theta: float = 0.0
     patch_norm: bool = False
     pre_norm: bool = False
@@ -131,6 +139,9 @@ def fit_to_weights(
             raise InputError(f"Image size {image_size[0]}x{image_size[1]} is not positive.", "Give height and width.")
     if not architecture.position_embedding:
         return fitted  # rotary and relative positions tell no image size
+    if architecture.design == "VisionTransformerSAM":
+        rows, columns = _shape(shapes, "pos_embed", 4)[1:3]
+        return replace(fitted, image_size=(rows * fitted.patch_size[0], columns * fitted.patch_size[1]))
     pos_embed = _shape(shapes, "pos_embed", 3)
     prefix = architecture.num_positions - math.prod(architecture.grid)
     patches = pos_embed[1] - prefix

@@ -351,8 +351,10 @@ def _answer(output: Any, expected: Tensor, timm_model: nn.Module) -> tuple[Tenso
             return output[name], "logits"
     if "summary" in output and expected.ndim == 2:
         return output.summary, "features"
-    if expected.ndim == 3:  # timm's global_pool=''
+    if expected.ndim > 2:  # timm's global_pool=''
         return output.last_hidden_state, "features"
+    if output.last_hidden_state.ndim == 4:
+        return output.last_hidden_state.mean((2, 3)), "features"
     if timm_model.global_pool == "avg":
         return output.last_hidden_state[:, timm_model.num_prefix_tokens :].mean(1), "features"
     pooled = output.get("pooler_output")

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from vitconv.architecture import Architecture
+from vitconv.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +23,9 @@ def resample(tensors: Mapping[str, Tensor], trained: Architecture, wanted: Archi
     and stored in the tensor's dtype.
     """
     from timm.layers import resample_abs_pos_embed
+
+    if tensors["pos_embed"].ndim != 3:
+        raise InputError("SAM's positions depend on the image size in every block.", "Use the size of the weights.")
 
     positions = resample_abs_pos_embed(
         tensors["pos_embed"],

@@ -318,6 +318,9 @@ def _sized(known: Architecture, family: Family, hf_model: PreTrainedModel, any_e
     registers = getattr(config, "num_register_tokens", getattr(config, "num_registers", None))
     if registers is not None:
         sized = replace(sized, num_register_tokens=registers + (not known.class_token))
+    if known.neck_channels and hasattr(config, "global_attn_indexes"):
+        windows = {"window_size": config.window_size, "global_attention": tuple(config.global_attn_indexes)}
+        sized = replace(sized, neck_channels=config.output_channels, **windows)
     grouped = getattr(config, "num_key_value_heads_per_layer", None)
     if grouped is not None:
         few = tuple(grouped) if set(grouped) != {config.num_attention_heads} else ()
@@ -328,7 +331,7 @@ def _sized(known: Architecture, family: Family, hf_model: PreTrainedModel, any_e
 
 
 def _width(known: Architecture, sized: Architecture, config: PreTrainedConfig) -> int:
-    width = getattr(config, "intermediate_size", None)
+    width = getattr(config, "intermediate_size", getattr(config, "mlp_dim", None))
     if width is not None:
         return width
     if getattr(config, "use_swiglu_ffn", False) or isinstance(config.mlp_ratio, int):
@@ -395,6 +398,9 @@ def _arguments(known: Architecture, sized: Architecture) -> dict[str, Any]:
         "num_reg_tokens" if eva else "reg_tokens": sized.num_register_tokens,
         "rope_temperature": sized.rope_theta,
         "global_pool": sized.global_pool,
+        "window_size": sized.window_size,
+        "global_attn_indexes": list(sized.global_attention),
+        "neck_chans": sized.neck_channels,
     }
     fields = {
         "img_size": "image_size",
@@ -409,6 +415,9 @@ def _arguments(known: Architecture, sized: Architecture) -> dict[str, Any]:
         "reg_tokens": "num_register_tokens",
         "rope_temperature": "rope_theta",
         "global_pool": "global_pool",
+        "window_size": "window_size",
+        "global_attn_indexes": "global_attention",
+        "neck_chans": "neck_channels",
     }
     arguments = {
         name: value for name, value in values.items() if getattr(known, fields[name]) != getattr(sized, fields[name])

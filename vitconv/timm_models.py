@@ -213,6 +213,27 @@ _DESIGNS: dict[str, dict[str, tuple[str, ...]]] = {
         "rope": ("timm.RotaryEmbeddingDinoV3",),
         **_HEAD,
     },
+    "timm.vision_transformer_sam.VisionTransformerSAM": {
+        **_STEM,
+        "patch_drop": (_IDENTITY,),
+        **_BLOCK,
+        "blocks.{i}": ("timm.vision_transformer_sam.Block",),
+        "blocks.{i}.attn": ("timm.vision_transformer_sam.Attention",),
+        "blocks.{i}.ls1": (_IDENTITY,),
+        "blocks.{i}.ls2": (_IDENTITY,),
+        "neck": ("torch.nn.Sequential",),
+        "neck.0": ("torch.nn.Conv2d",),
+        "neck.1": ("timm.LayerNorm2d",),
+        "neck.2": ("torch.nn.Conv2d",),
+        "neck.3": ("timm.LayerNorm2d",),
+        "head": ("timm.ClassifierHead",),
+        "head.global_pool": ("timm.SelectAdaptivePool2d",),
+        "head.global_pool.pool": ("torch.nn.AdaptiveAvgPool2d", _IDENTITY),
+        "head.global_pool.flatten": ("torch.nn.Flatten", _IDENTITY),
+        "head.drop": (_DROPOUT,),
+        "head.fc": (_IDENTITY,),
+        "head.flatten": (_IDENTITY, "torch.nn.Flatten"),
+    },
     "timm.beit.Beit": {
         **_STEM,
         "blocks": ("torch.nn.ModuleList",),
@@ -240,6 +261,8 @@ _FEATURES: tuple[tuple[str, str, str], ...] = (
     ("blocks.{i}.attn.norm", "", "a norm after attention (`{path}`)"),
     ("blocks.{i}.attn.gate", "", "gated attention (`{path}`)"),
     ("blocks.{i}.mlp.norm", "", "a norm inside the MLP (`{path}`)"),
+    ("neck", "", "another neck than SAM's two convolutions (`{path}`)"),
+    ("head.fc", "", "a classification head (`{path}`)"),
     ("rope", "RotaryEmbeddingMixed", "rotary positions that are learned (`{path}`)"),
     ("rope", "", "rotary positions of another kind than DINOv3's (`{path}`)"),
     ("fc_norm", "RmsNorm", "RMS norm after the pooling (`{path}`)"),
@@ -250,7 +273,6 @@ _FEATURES: tuple[tuple[str, str, str], ...] = (
 _OTHER_DESIGNS = {
     "NaFlexVit": "takes images of any size and shape as patches with their coordinates",
     "VisionTransformerRelPos": "has relative positions that a small network computes",
-    "VisionTransformerSAM": "attends within windows and ends in convolutions",
 }
 
 
@@ -277,8 +299,9 @@ def _read(model: nn.Module) -> Architecture:
     first, patches, head = blocks[0], model.patch_embed, model.head
     mlp = _MLPS[_class_name(first.mlp)]
     registers = getattr(model, "num_reg_tokens", 0) or (model.reg_token.shape[1] if _has(model, "reg_token") else 0)
-    class_token = model.cls_token is not None
-    position_embedding = model.pos_embed is not None
+    class_token = _has(model, "cls_token")
+    position_embedding = _has(model, "pos_embed")
+    windows = [getattr(block, "window_size", 0) for block in blocks]
     separate_biases, split = hasattr(first.attn, "q_bias"), _has(first.attn, "q_proj")
     queries = first.attn.q_proj if split else first.attn.qkv
     key_value_heads = tuple(getattr(block.attn, "num_kv_heads", block.attn.num_heads) for block in blocks)
@@ -303,6 +326,10 @@ def _read(model: nn.Module) -> Architecture:
         # Without positions, or without tokens before the patches, the question does not arise.
         class_position=not (position_embedding and (class_token or registers) and _flag(model, "no_embed_class")),
         relative_position=_has(first.attn, "relative_position_bias_table"),
+        axis_positions=_has(first.attn, "rel_pos_h"),
+        window_size=max(windows),
+        global_attention=tuple(i for i, size in enumerate(windows) if not size) if any(windows) else (),
+        neck_channels=model.neck[0].out_channels if _is_there(model, "neck") else 0,
         rope_theta=model.rope.temperature if _has(model, "rope") else 0.0,
         patch_norm=_is_there(patches, "norm"),
         pre_norm=_is_there(model, "norm_pre"),
@@ -416,6 +443,8 @@ def _foreign_settings(model: nn.Module) -> list[str]:
         found += _rope_settings(model)
     if _has(model, "attn_pool"):
         found += _pool_settings(model)
+    if _is_there(model, "neck"):
+        found += _neck_settings(model)
     return found + _norm_settings(model) + _patch_settings(model) + _block_settings(model)
 
 
@@ -443,6 +472,19 @@ def _pool_settings(model: nn.Module) -> list[str]:
         and model.global_pool == "map"
     )
     return [] if same else ["another attention pooling than SigLIP's (`attn_pool`)"]
+
+
+def _neck_settings(model: nn.Module) -> list[str]:
+    first, norm, second, last = model.neck
+    same = (
+        first.kernel_size == (1, 1)
+        and (second.kernel_size, second.padding) == ((3, 3), (1, 1))
+        and first.bias is second.bias is None
+        and norm.eps == last.eps == 1e-6
+    )
+    windows = {block.window_size for block in model.blocks if block.window_size}
+    rotary = any(_has(block.attn, "rope") for block in model.blocks)
+    return [] if same and len(windows) <= 1 and not rotary else ["another neck or other windows than SAM's (`neck`)"]
 
 
 def _norm_settings(model: nn.Module) -> list[str]:
@@ -503,7 +545,7 @@ def _block_settings(model: nn.Module) -> list[str]:
             "key bias": split and attn.k_proj.bias is not None,
             "norms of queries and keys": (_is_there(attn, "q_norm"), _is_there(attn, "k_norm")),
             "projection bias": attn.proj.bias is not None,
-            "relative positions": _has(attn, "relative_position_bias_table"),
+            "relative positions": (_has(attn, "relative_position_bias_table"), _has(attn, "rel_pos_h")),
         }.items():
             settings.setdefault(name, set()).add(value)
         if split and (attn.q_proj.bias is None) != (attn.v_proj.bias is None):

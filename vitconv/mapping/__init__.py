@@ -19,6 +19,7 @@ from vitconv.mapping.dinov3 import DINOV3
 from vitconv.mapping.family import Dialect, Family, Row
 from vitconv.mapping.internvl import INTERNVL
 from vitconv.mapping.radio import RADIO
+from vitconv.mapping.sam import SAM
 from vitconv.mapping.sapiens2 import SAPIENS2
 from vitconv.mapping.siglip import SIGLIP
 from vitconv.mapping.timm import timm_shapes
@@ -27,7 +28,21 @@ from vitconv.mapping.vit import VIT
 __all__ = ["CLASSES", "FAMILIES", "Dialect", "Family", "Row", "class_name", "config", "family_for", "timm_shapes"]
 
 #: In the order of preference, where several express the same model: the plainest first.
-FAMILIES = (VIT, DEIT, SIGLIP, CLIP, DINOV2, DINOV2_WITH_REGISTERS, BEIT, DINOV3, AIMV2, INTERNVL, RADIO, SAPIENS2)
+FAMILIES = (
+    VIT,
+    DEIT,
+    SIGLIP,
+    CLIP,
+    DINOV2,
+    DINOV2_WITH_REGISTERS,
+    BEIT,
+    DINOV3,
+    AIMV2,
+    INTERNVL,
+    RADIO,
+    SAPIENS2,
+    SAM,
+)
 
 #: The Transformers classes that vitconv converts to, each with its family.
 CLASSES = {name: family for family in FAMILIES for name in family.classes}

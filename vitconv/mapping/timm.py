@@ -8,10 +8,13 @@ D     hidden size              F     MLP width              T     positions (row
 C     channels of the image    P Q   patch height, width    K     classes
 R     register tokens          H     attention heads        B     relative positions and three for the class
 E     width of a head          G     width of all heads of keys or values, in this block
+Y X   patches in column, row   V U   relative positions in column and row, in this block; N: the neck's channels
 ====  =======================  ====  =====================  ====  =========================================
 """
 
 from __future__ import annotations
+
+import re
 
 from vitconv.architecture import Architecture
 
@@ -102,11 +105,35 @@ blocks.{{i}}.norm2.bias                       D        !rms_norm
 {_MLP}
 {_HEAD}"""
 
+_SAM = f"""
+pos_embed                                     1,Y,X,D  position_embedding
+patch_embed.proj.weight                       D,C,P,Q  -
+patch_embed.proj.bias                         D        patch_bias
+blocks.{{i}}.norm1.weight                     D        -
+blocks.{{i}}.norm1.bias                       D        -
+blocks.{{i}}.attn.rel_pos_h                   V,E      axis_positions
+blocks.{{i}}.attn.rel_pos_w                   U,E      axis_positions
+blocks.{{i}}.attn.qkv.weight                  3D,D     -
+blocks.{{i}}.attn.qkv.bias                    3D       qkv_bias
+blocks.{{i}}.attn.proj.weight                 D,D      -
+blocks.{{i}}.attn.proj.bias                   D        -
+blocks.{{i}}.norm2.weight                     D        -
+blocks.{{i}}.norm2.bias                       D        -
+{_MLP}
+neck.0.weight                                 N,D,1,1  neck
+neck.1.weight                                 N        neck
+neck.1.bias                                   N        neck
+neck.2.weight                                 N,N,3,3  neck
+neck.3.weight                                 N        neck
+neck.3.bias                                   N        neck
+"""
+
 _DESIGNS = {
     "VisionTransformer": _VISION_TRANSFORMER,
     "VisionTransformerDistilled": _VISION_TRANSFORMER,
     "Eva": _EVA,
     "Beit": _EVA,
+    "VisionTransformerSAM": _SAM,
 }
 
 
@@ -122,7 +149,7 @@ def timm_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
         shapes[name] = shape
     for block in range(architecture.num_hidden_layers):
         for name, shape in in_blocks:
-            shapes[name.replace("{i}", str(block))] = shape.replace("G", f"G{block}")
+            shapes[name.replace("{i}", str(block))] = re.sub("[GVU]", rf"\g<0>{block}", shape)
     for name, shape in there[first:]:
         if "{i}" not in name:
             shapes[name] = shape
@@ -139,10 +166,11 @@ def _facts(a: Architecture) -> dict[str, bool]:
     names = (
         *("class_token", "distillation_token", "position_embedding", "relative_position", "patch_norm", "pre_norm"),
         *("rms_norm", "layer_scale", "final_norm", "fc_norm", "patch_bias", "qkv_bias", "proj_bias", "head_bias"),
-        *("key_bias", "split_qkv", "qk_norm", "layer_scale_on_mlp"),
+        *("key_bias", "split_qkv", "qk_norm", "layer_scale_on_mlp", "axis_positions"),
     )
     return {name: bool(getattr(a, name)) for name in (*names, "classifier")} | {
         "registers": a.num_register_tokens > 0,
+        "neck": a.neck_channels > 0,
         "attention_pool": a.global_pool == "map",
         **{f"{kind}_mlp": a.mlp == kind for kind in ("plain", "packed", "gated")},
     }
@@ -151,8 +179,18 @@ def _facts(a: Architecture) -> dict[str, bool]:
 def _sizes(a: Architecture) -> dict[str, int]:
     head = a.hidden_size // a.num_attention_heads
     key_value_heads = a.num_key_value_heads or [a.num_attention_heads] * a.num_hidden_layers
+    sides = [
+        (a.window_size, a.window_size) if a.window_size and block not in a.global_attention else a.grid
+        for block in range(a.num_hidden_layers)
+    ]
     return {
         "E": head,
+        "3": 3,
+        "N": a.neck_channels,
+        "Y": a.grid[0],
+        "X": a.grid[1],
+        **{f"V{block}": 2 * rows - 1 for block, (rows, _) in enumerate(sides)},
+        **{f"U{block}": 2 * columns - 1 for block, (_, columns) in enumerate(sides)},
         **{f"G{block}": heads * head for block, heads in enumerate(key_value_heads)},
         "1": 1,
         "D": a.hidden_size,
