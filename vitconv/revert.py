@@ -207,9 +207,8 @@ def _revert(hf_model: PreTrainedModel, name: str | None, drop: Collection[str], 
             errors.append(error)
             continue
         model = build_timm(candidate.name, **candidate.model_args)
-        for module in model.modules():
-            if any_epsilon and hasattr(module, "eps"):
-                module.eps = candidate.architecture.layer_norm_eps
+        if any_epsilon:
+            _set_epsilon(model, candidate.architecture.layer_norm_eps)
         built = from_timm(model)
         if built != candidate.architecture:
             continue
@@ -223,6 +222,14 @@ def _revert(hf_model: PreTrainedModel, name: str | None, drop: Collection[str], 
     if errors:
         raise errors[0]
     raise _no_architecture(family, hf_model, name)
+
+
+def _set_epsilon(model: nn.Module, epsilon: float) -> None:
+    """Give the norms of a timm model another epsilon, those that share one (SAM's neck has its own)."""
+    own = from_timm(model).layer_norm_eps
+    for module in model.modules():
+        if getattr(module, "eps", None) == own:
+            module.eps = epsilon
 
 
 def _no_architecture(family: Family, hf_model: PreTrainedModel, name: str | None) -> ArchitectureError:
