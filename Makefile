@@ -23,7 +23,8 @@ convert: $(VENV)/installed artifacts/outputs.csv ## Convert the demo checkpoint 
 	@echo "The model is in converted/vit-7class, the notebook with its pictures in build/convert.html."
 
 test: $(VENV)/installed $(VENV)/transformers-4.57.6 artifacts/outputs.csv ## Run all tests and the notebooks
-	$(BIN)/pytest --nbmake --nbmake-timeout=600 tests notebooks
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto tests
+	$(BIN)/pytest --nbmake --nbmake-timeout=600 notebooks
 
 test-gpu: $(VENV)/installed ## Run the tests that need a CUDA GPU
 	$(BIN)/pytest -m gpu tests

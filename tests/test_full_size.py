@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from models import full_model
 
 from vitconv.catalogue import entries
+from vitconv.convert import convert_checkpoint, revert_checkpoint, verify_checkpoint
 from vitconv.mapping import timm_shapes
 from vitconv.preprocess import load_image
 
@@ -95,3 +97,23 @@ def test_2_gigabytes_pass_through_64_mebibytes(tmp_path):
     assert imported == "[]"
     assert int(peak) < 64 * 1024
     assert (tmp_path / "hf" / "model.safetensors").stat().st_size > 2e9
+
+
+@pytest.mark.parametrize(
+    ("name", "cls", "same_bits"),
+    [
+        ("deit_tiny_distilled_patch16_224", "DeiTForImageClassificationWithTeacher", True),
+        ("vit_wee_patch16_reg1_gap_256", "BeitForImageClassification", False),
+        ("vit_small_patch16_dinov3", "DINOv3ViTModel", False),
+    ],
+)
+def test_other_families_from_file_to_file_and_back(name, cls, same_bits, tmp_path):
+    model = full_model(name)
+    torch.save(model.state_dict(), tmp_path / "timm.pth")
+    done = convert_checkpoint(tmp_path / "timm.pth", tmp_path / "hf", architecture=name)
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["architectures"] == [cls]
+    assert all(comparison.same_bits == same_bits for comparison in done.verification.parity.comparisons)
+    assert done.verification.same_pixels
+    assert verify_checkpoint(tmp_path / "timm.pth", tmp_path / "hf").parity.matches
+    back = revert_checkpoint(tmp_path / "hf", tmp_path / "back")
+    assert back.timm_name == name and back.parity.matches

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from models import full_model, pixels_for
+from test_coverage import reduced
+from test_mapping import ONE_EACH
 
 from vitconv.convert import convert_checkpoint
 from vitconv.errors import ParityError
 from vitconv.huggingface import installed_dialect, load_folder
+from vitconv.mapping import family_for
 
 TRANSFORMERS_4 = Path(sys.prefix) / "transformers-4.57.6"
 
@@ -63,6 +66,57 @@ def test_the_same_folder_loads_under_transformers_4(classes, auto, tmp_path, sav
     assert "newly initialized" not in printed.stderr
     with torch.no_grad():
         assert torch.equal(torch.load(tmp_path / "answer.pt"), model(pixels))
+
+
+LOAD_ALL = """
+import json, sys, torch, transformers
+from pathlib import Path
+found = {}
+for folder in Path(sys.argv[1]).iterdir():
+    name = json.loads((folder / "config.json").read_text())["architectures"][0]
+    if not hasattr(transformers, name):
+        found[name] = "missing"
+        continue
+    model, info = getattr(transformers, name).from_pretrained(folder, output_loading_info=True)
+    case = torch.load(folder / "case.pt")
+    with torch.no_grad():
+        output = model.eval()(case["pixels"])
+        answer = eval("output." + case["answer"])
+    far = (answer - case["expected"]).abs().max() / case["expected"].abs().max()
+    found[name] = [far.item(), *(list(keys) for keys in info.values())]
+print(json.dumps(found))
+"""
+
+#: The classes that transformers 5 brought.
+SINCE_5 = {"RadioModel", "Sapiens2Model"}
+
+
+@pytest.mark.skipif(
+    not TRANSFORMERS_4.exists(), reason=f"no {TRANSFORMERS_4.name} beside the environment: `make test`"
+)
+def test_every_family_s_folder_loads_under_transformers_4(tmp_path):
+    for name in ONE_EACH.values():
+        model = reduced(name).float()
+        torch.save(model.state_dict(), tmp_path / "timm.pth")
+        done = convert_checkpoint(tmp_path / "timm.pth", tmp_path / "hf" / name, architecture=model, verify=False)
+        pixels = pixels_for(model)
+        with torch.no_grad():
+            expected = model(pixels)
+        answer = family_for(done.architecture).answer(done.architecture)
+        torch.save({"pixels": pixels, "expected": expected, "answer": answer}, done.destination / "case.pt")
+    printed = subprocess.run(
+        [sys.executable, "-c", LOAD_ALL, str(tmp_path / "hf")],
+        env={**os.environ, "PYTHONPATH": str(TRANSFORMERS_4)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    found = json.loads(printed.stdout.splitlines()[-1])
+    assert set(found) == set(ONE_EACH)
+    assert {name for name, result in found.items() if result == "missing"} == SINCE_5
+    for name, (far, *loading) in ((name, result) for name, result in found.items() if result != "missing"):
+        assert far < 1e-5, name
+        assert not any(loading), name
 
 
 def test_what_transformers_only_warns_of_is_refused(small_checkpoint, tmp_path):

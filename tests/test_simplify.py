@@ -1,7 +1,11 @@
 import pytest
+import timm
 import torch
-from models import FOLDED, KINDS, pixels_for, small_model
+from models import FOLDED, KINDS, perturbed, pixels_for, small_model
 
+from vitconv import simplify as simplify_module
+from vitconv import timm_models
+from vitconv.errors import WeightsError
 from vitconv.mapping import family_for
 from vitconv.timm_models import from_timm
 
@@ -80,3 +84,107 @@ def test_the_identity_pooler_is_exact():
     simple = simplify(model.state_dict(), from_timm(model)).state_dict
     features = torch.randn(7, 64)
     assert torch.equal(torch.nn.functional.linear(features, simple["pooler.weight"], simple["pooler.bias"]), features)
+
+
+# ---- the rewrites one by one, timm against timm ------------------------------------------------------------------
+
+FIVE = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 5}
+
+
+def vision_transformer(**arguments):
+    return perturbed(timm.create_model("vit_tiny_patch16_224", **{**FIVE, **arguments})).double()
+
+
+def keys_with_zero_bias(tensors, size=64):
+    """drop_key_bias leaves queries' and values' biases: as timm's own names, with zeros for the keys'."""
+    for block in (0, 1):
+        query, value = (tensors.pop(f"blocks.{block}.attn.{part}_bias") for part in ("q", "v"))
+        tensors[f"blocks.{block}.attn.qkv.bias"] = torch.cat([query, torch.zeros(size).double(), value])
+    return tensors
+
+
+def without(model, path):
+    model.get_submodule(path).bias = None
+    return model
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "before", "after", "change"),
+    [
+        ("unit_layer_scale", {}, {"init_values": 1.0}, None),
+        ("absorb_prefix_positions", {"reg_tokens": 4}, {"reg_tokens": 4, "no_embed_class": True}, None),
+        ("absorb_prefix_positions", {}, {"no_embed_class": True}, None),
+        (
+            "register_as_class_token",
+            {"reg_tokens": 3, "class_token": False, "no_embed_class": True, "global_pool": "avg"},
+            {"reg_tokens": 2, "no_embed_class": True, "global_pool": "avg"},
+            None,
+        ),
+        (
+            "register_as_class_token",
+            {"reg_tokens": 1, "class_token": False, "no_embed_class": True, "global_pool": "avg"},
+            {"no_embed_class": True, "global_pool": "avg"},
+            None,
+        ),
+        ("pad_mlp", {"mlp_ratio": 2.6}, {"mlp_ratio": 3}, None),
+        ("zero_qkv_bias", {"qkv_bias": False}, {}, None),
+        ("drop_key_bias", {}, {}, keys_with_zero_bias),
+        ("pad_class_position", {"no_embed_class": True}, {}, None),
+        ("zero_patch_bias", {"pre_norm": True}, {"pre_norm": True, "embed_norm_layer": None}, None),
+    ],
+)  # fmt: skip
+def test_a_rewrite_changes_no_function(rewrite, before, after, change):
+    model = vision_transformer(**before)
+    architecture = timm_models._read(model)
+    result = getattr(simplify_module, rewrite)(simplify_module.Simplified(dict(model.state_dict()), architecture))
+    twin = vision_transformer(**after)
+    if rewrite == "zero_patch_bias":
+        twin.patch_embed.proj.bias = torch.nn.Parameter(torch.zeros(64).double())
+    twin.load_state_dict((change or dict)(dict(result.state_dict)), strict=True)
+    pixels = pixels_for(model).double()
+    with torch.no_grad():
+        expected, actual = model(pixels), twin(pixels)
+    assert (actual - expected).abs().max() <= 1e-14 * expected.abs().max()
+    if change is None:
+        assert timm_models._read(twin) == result.architecture
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "path"), [("head_bias_into_norm", "head"), ("patch_bias_into_positions", "patch_embed.proj")]
+)
+def test_a_bias_worked_into_its_neighbour(rewrite, path):
+    model = vision_transformer()
+    twin = without(vision_transformer(), path)
+    result = getattr(simplify_module, rewrite)(
+        simplify_module.Simplified(dict(model.state_dict()), timm_models._read(model))
+    )
+    tensors = dict(result.state_dict)
+    if rewrite == "patch_bias_into_positions":  # the class token's position has no patch
+        tensors["pos_embed"] = torch.cat([model.pos_embed[:, :1], tensors["pos_embed"][:, 1:]], dim=1)
+    twin.load_state_dict(tensors, strict=True)
+    pixels = pixels_for(model).double()
+    with torch.no_grad():
+        expected, actual = model(pixels), twin(pixels)
+    assert (actual - expected).abs().max() <= 1e-13 * expected.abs().max()
+
+
+def test_a_head_bias_of_zeros_just_goes():
+    model = vision_transformer()
+    model.head.bias.data.zero_()
+    before = dict(model.state_dict())
+    after = simplify_module.head_bias_into_norm(
+        simplify_module.Simplified(before, timm_models._read(model))
+    ).state_dict
+    assert "head.bias" not in after
+    assert all(after[name] is before[name] for name in after)
+
+
+@pytest.mark.parametrize("classes", [65, 5])
+def test_a_head_whose_bias_no_norm_can_take_over_is_refused(classes):
+    """More classes than channels; or two classes with the same weights and other biases."""
+    model = vision_transformer(num_classes=classes)
+    model.head.weight.data[1] = model.head.weight.data[0]
+    with pytest.raises(WeightsError, match=r"The head has a bias \(`head.bias`\), which CLIP's projection has not"):
+        simplify_module.head_bias_into_norm(
+            simplify_module.Simplified(dict(model.state_dict()), timm_models._read(model))
+        )
