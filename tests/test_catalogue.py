@@ -22,7 +22,7 @@ def test_a_tag_s_preprocessing_counts():
 
 
 @pytest.mark.parametrize(
-    "name", ["vit_base_patch16_224.nosuchtag", "nosuchmodel", "resnet50", "vit_relpos_base_patch16_224"]
+    "name", ["vit_base_patch16_224.nosuchtag", "nosuchmodel", "resnet50", "vit_srelpos_small_patch16_224"]
 )
 def test_what_it_does_not_know_is_left_to_timm(name):
     assert look_up(name) is None

@@ -27,7 +27,8 @@ def test_there_and_back(name):
     """The same function for all; the same bytes where nothing was folded."""
     model = reduced(name)
     known = from_timm(model)
-    back = to_timm(to_huggingface(model), architecture=name)
+    # A table of relative positions does not tell the network that computed it: timm's Beit has such a table.
+    back = to_timm(to_huggingface(model), architecture=None if known.relative_network else name)
     pixels = pixels_for(model).double()
     with torch.no_grad():
         assert torch.allclose(model(pixels), back(pixels), rtol=0, atol=1e-8)

@@ -32,6 +32,7 @@ class Architecture:
         position_embedding: a learned position is added to each patch.
         class_position: ``pos_embed`` also has rows for the tokens before the patches (timm: ``not no_embed_class``).
         relative_position: each block has a table of biases by relative position.
+        relative_network: the width of a small network that computes the biases by relative position; 0 without one.
         axis_positions: each block has biases by relative position along each axis, as SAM has.
         window_size: the side of the windows that attention is confined to, in patches; 0 without.
         global_attention: with windows, the blocks that attend to everything.
@@ -71,6 +72,7 @@ class Architecture:
     position_embedding: bool = True
     class_position: bool = True
     relative_position: bool = False
+    relative_network: int = 0
     axis_positions: bool = False
     window_size: int = 0
     global_attention: tuple[int, ...] = ()

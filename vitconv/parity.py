@@ -289,6 +289,8 @@ def _compare(timm_model: nn.Module, hf_model: PreTrainedModel, pixels: Tensor, d
                 values = [*references, actual]
                 stages.append(_judge(name, values, dtype, stages))
             else:
+                *references, actual = values
+                values = [*references, actual[:, _hidden_tokens(timm_model) :]]
                 stages.append(_judge(names[0], values, dtype, stages))
     return Comparison(dtype, tuple(stages), *_agreement(values[-2], values[-1], stages[-1].name))
 
@@ -359,6 +361,14 @@ def _answer(output: Any, expected: Tensor, timm_model: nn.Module) -> tuple[Tenso
         return output.last_hidden_state[:, timm_model.num_prefix_tokens :].mean(1), "features"
     pooled = output.get("pooler_output")
     return (output.last_hidden_state[:, 0] if pooled is None else pooled), "features"
+
+
+def _hidden_tokens(timm_model: nn.Module) -> int:
+    """How many tokens the twin has in front of all of timm's, for form's sake: no patch attends to them."""
+    relative = any(
+        getattr(block.attn, "rel_pos", None) is not None for block in timm_model.blocks if hasattr(block, "attn")
+    )
+    return int(relative and timm_model.cls_token is None)
 
 
 def _blocks(model: nn.Module) -> nn.Module:

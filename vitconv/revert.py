@@ -138,7 +138,13 @@ def revert_checkpoint(
     hf_model, extra = load_for_timm(source, pooler="pooler" not in drop)
     dropped = _allowed(extra, drop)
     recorded = _recorded_name(source) if architecture is None else None
-    found = _revert(hf_model, architecture or recorded, drop, any_epsilon=False)
+    try:
+        found = _revert(hf_model, architecture or recorded, drop, any_epsilon=False)
+    except WeightsError:
+        if recorded is None:
+            raise
+        # What was folded may have another architecture's form.
+        found = _revert(hf_model, None, drop, any_epsilon=False)
     data, notes = _data(source, found)
 
     with staged_folder(destination, overwrite=overwrite) as folder:
@@ -328,6 +334,8 @@ def _sized(known: Architecture, family: Family, hf_model: PreTrainedModel, any_e
     if known.neck_channels and hasattr(config, "global_attn_indexes"):
         windows = {"window_size": config.window_size, "global_attention": tuple(config.global_attn_indexes)}
         sized = replace(sized, neck_channels=config.output_channels, **windows)
+    if known.design == "Beit" and not getattr(config, "use_mean_pooling", True):
+        sized = replace(sized, global_pool="token", final_norm=True, fc_norm=False)
     grouped = getattr(config, "num_key_value_heads_per_layer", None)
     if grouped is not None:
         few = tuple(grouped) if set(grouped) != {config.num_attention_heads} else ()

@@ -219,6 +219,45 @@ def pad_mlp(model: Simplified) -> Simplified:
     return Simplified(tensors, replace(model.architecture, intermediate_size=width), (*model.made, *made))
 
 
+#: A score that leaves no weight after softmax, in any dtype, and is finite in float32.
+_NEVER = -1e9
+
+
+def table_of_relative_positions(model: Simplified) -> Simplified:
+    """Write down what the networks of relative positions compute: a bias for each distance and head, as BEiT has it.
+
+    The networks see nothing but the distances (their logarithms, with sign), which are constants. timm gives the class
+    token a bias of zero. Where it has no class token, BEiT's is hidden from the patches by a bias of -1e9, after which
+    softmax leaves it a weight of exactly zero; what it computes itself is not read by anyone.
+    """
+    import torch
+
+    tensors, made, rows, columns = dict(model.state_dict), [], *model.architecture.grid
+    # In float32, as timm makes them.
+    distances = torch.stack(
+        torch.meshgrid(torch.arange(1 - rows, rows), torch.arange(1 - columns, columns), indexing="ij"), dim=-1
+    ).float()
+    distances = (distances.sign() * torch.log(1.0 + distances.abs())).to(**_like(tensors))
+    hidden = not model.architecture.class_token
+    for block in range(model.architecture.num_hidden_layers):
+        prefix = f"blocks.{block}.attn.rel_pos.mlp."
+        names = [f"{prefix}{layer}.{kind}" for layer in ("fc1", "fc2") for kind in ("weight", "bias")]
+        first, first_bias, second, second_bias = (tensors.pop(name) for name in names)
+        inner = torch.relu(torch.nn.functional.linear(distances, first, first_bias))
+        biases = torch.nn.functional.linear(inner, second, second_bias).flatten(0, 1)
+        # From the class token to patches, from patches to it, and to itself.
+        to_class = torch.full_like(biases[:1], _NEVER if hidden else 0.0)
+        zero = torch.zeros_like(to_class)
+        name = f"blocks.{block}.attn.relative_position_bias_table"
+        tensors[name] = torch.cat([biases, zero, to_class, zero])
+        made.append(Made(name, tuple(names), "what the network of relative positions computes"))
+    if hidden:
+        tensors["cls_token"] = torch.zeros(1, 1, model.architecture.hidden_size, **_like(tensors))
+        made.append(Made("cls_token", (), "zeros, a token that no patch attends to"))
+    architecture = replace(model.architecture, relative_network=0, relative_position=True, class_token=True)
+    return Simplified(tensors, architecture, (*model.made, *made))
+
+
 def drop_key_bias(model: Simplified) -> Simplified:
     r"""Leave out the keys' bias, which softmax cancels.
 
@@ -502,7 +541,15 @@ def _zeros(tensors: StateDict, name: str, like: str) -> StateDict:
     return {**tensors, name: weight.new_zeros(weight.shape[0])}
 
 
+def _no_way_back(tensors: StateDict, before: Architecture) -> StateDict:
+    raise WeightsError(
+        "The networks of relative positions are not told by the table that they compute.",
+        "Name an architecture that has such a table, as in --arch beit_base_patch16_224.",
+    )
+
+
 _UNDO: dict[Callable[[Simplified], Simplified], Callable[[StateDict, Architecture], StateDict]] = {
+    table_of_relative_positions: _no_way_back,
     unit_layer_scale: lambda t, a: _take(t, [n for i in range(a.num_hidden_layers) for n in _gammas(a, i)], 1),
     pad_class_position: _take_class_position,
     absorb_prefix_positions: _give_prefix_positions,

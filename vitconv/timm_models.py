@@ -213,6 +213,25 @@ _DESIGNS: dict[str, dict[str, tuple[str, ...]]] = {
         "rope": ("timm.RotaryEmbeddingDinoV3",),
         **_HEAD,
     },
+    "timm.vision_transformer_relpos.VisionTransformerRelPos": {
+        **_STEM,
+        "blocks": ("torch.nn.ModuleList",),
+        **_BLOCK,
+        "blocks.{i}": ("timm.vision_transformer_relpos.RelPosBlock",),
+        "blocks.{i}.attn": ("timm.vision_transformer_relpos.RelPosAttention",),
+        "blocks.{i}.attn.rel_pos": ("timm.RelPosMlp",),
+        "blocks.{i}.attn.rel_pos.bias_act": (_IDENTITY,),
+        "blocks.{i}.attn.rel_pos.mlp": ("timm.Mlp",),
+        "blocks.{i}.attn.rel_pos.mlp.fc1": (_LINEAR,),
+        "blocks.{i}.attn.rel_pos.mlp.act": ("torch.nn.ReLU",),
+        "blocks.{i}.attn.rel_pos.mlp.drop1": (_DROPOUT,),
+        "blocks.{i}.attn.rel_pos.mlp.norm": (_IDENTITY,),
+        "blocks.{i}.attn.rel_pos.mlp.fc2": (_LINEAR,),
+        "blocks.{i}.attn.rel_pos.mlp.drop2": (_DROPOUT,),
+        "blocks.{i}.ls1": (_IDENTITY, "timm.LayerScale"),
+        "blocks.{i}.ls2": (_IDENTITY, "timm.LayerScale"),
+        **_HEAD,
+    },
     "timm.vision_transformer_sam.VisionTransformerSAM": {
         **_STEM,
         "patch_drop": (_IDENTITY,),
@@ -261,6 +280,9 @@ _FEATURES: tuple[tuple[str, str, str], ...] = (
     ("blocks.{i}.attn.norm", "", "a norm after attention (`{path}`)"),
     ("blocks.{i}.attn.gate", "", "gated attention (`{path}`)"),
     ("blocks.{i}.mlp.norm", "", "a norm inside the MLP (`{path}`)"),
+    ("blocks.{i}", "ResPostRelPosBlock", "norms after attention and MLP (`{path}`)"),
+    ("blocks.{i}.attn.rel_pos", "", "relative positions of another kind than a small network's (`{path}`)"),
+    ("shared_rel_pos", "", "relative positions that all blocks share (`{path}`)"),
     ("neck", "", "another neck than SAM's two convolutions (`{path}`)"),
     ("head.fc", "", "a classification head (`{path}`)"),
     ("rope", "RotaryEmbeddingMixed", "rotary positions that are learned (`{path}`)"),
@@ -272,7 +294,6 @@ _FEATURES: tuple[tuple[str, str, str], ...] = (
 # Why a design of timm's is refused as a whole.
 _OTHER_DESIGNS = {
     "NaFlexVit": "takes images of any size and shape as patches with their coordinates",
-    "VisionTransformerRelPos": "has relative positions that a small network computes",
 }
 
 
@@ -326,6 +347,7 @@ def _read(model: nn.Module) -> Architecture:
         # Without positions, or without tokens before the patches, the question does not arise.
         class_position=not (position_embedding and (class_token or registers) and _flag(model, "no_embed_class")),
         relative_position=_has(first.attn, "relative_position_bias_table"),
+        relative_network=first.attn.rel_pos.mlp.fc1.out_features if _has(first.attn, "rel_pos") else 0,
         axis_positions=_has(first.attn, "rel_pos_h"),
         window_size=max(windows),
         global_attention=tuple(i for i, size in enumerate(windows) if not size) if any(windows) else (),
@@ -445,6 +467,8 @@ def _foreign_settings(model: nn.Module) -> list[str]:
         found += _pool_settings(model)
     if _is_there(model, "neck"):
         found += _neck_settings(model)
+    if any(_has(block.attn, "rel_pos") for block in model.blocks):
+        found += _network_settings(model)
     return found + _norm_settings(model) + _patch_settings(model) + _block_settings(model)
 
 
@@ -485,6 +509,20 @@ def _neck_settings(model: nn.Module) -> list[str]:
     windows = {block.window_size for block in model.blocks if block.window_size}
     rotary = any(_has(block.attn, "rope") for block in model.blocks)
     return [] if same and len(windows) <= 1 and not rotary else ["another neck or other windows than SAM's (`neck`)"]
+
+
+def _network_settings(model: nn.Module) -> list[str]:
+    networks = [block.attn.rel_pos for block in model.blocks]
+    same = all(
+        network is not None
+        and (network.mode, network.bias_gain, network.prefix_tokens) == ("cr", None, int(_has(model, "cls_token")))
+        and tuple(network.window_size) == tuple(model.patch_embed.grid_size)
+        and (network.mlp.fc1.in_features, network.mlp.fc1.out_features) == (2, networks[0].mlp.fc1.out_features)
+        and network.mlp.fc1.bias is not None
+        and network.mlp.fc2.bias is not None
+        for network in networks
+    )
+    return [] if same else ["relative positions from networks that are set up otherwise (`blocks.0.attn.rel_pos`)"]
 
 
 def _norm_settings(model: nn.Module) -> list[str]:
@@ -545,7 +583,9 @@ def _block_settings(model: nn.Module) -> list[str]:
             "key bias": split and attn.k_proj.bias is not None,
             "norms of queries and keys": (_is_there(attn, "q_norm"), _is_there(attn, "k_norm")),
             "projection bias": attn.proj.bias is not None,
-            "relative positions": (_has(attn, "relative_position_bias_table"), _has(attn, "rel_pos_h")),
+            "relative positions": tuple(
+                _has(attn, n) for n in ("relative_position_bias_table", "rel_pos_h", "rel_pos")
+            ),
         }.items():
             settings.setdefault(name, set()).add(value)
         if split and (attn.q_proj.bias is None) != (attn.v_proj.bias is None):

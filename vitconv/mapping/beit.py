@@ -16,6 +16,7 @@ from vitconv.simplify import (
     drop_key_bias,
     pad_class_position,
     register_as_class_token,
+    table_of_relative_positions,
     zero_head_bias,
     zero_patch_bias,
     zero_projection_biases,
@@ -64,7 +65,7 @@ def _config(a: Architecture) -> dict[str, Any]:
         "patch_size": a.patch_size[0],
         "use_mask_token": False,
         "use_absolute_position_embeddings": a.position_embedding,
-        "use_relative_position_bias": a.relative_position,
+        "use_relative_position_bias": a.relative_position or a.relative_network > 0,
         "use_shared_relative_position_bias": False,
         "layer_scale_init_value": 1.0 if a.layer_scale else 0.0,
         "use_mean_pooling": a.global_pool == "avg",
@@ -74,7 +75,8 @@ def _config(a: Architecture) -> dict[str, Any]:
 
 def _limits(a: Architecture) -> list[str]:
     found = one_norm(a) + square(a)
-    if a.class_token + a.num_register_tokens != 1:
+    # With relative positions from a network, a class token can be hidden: see the rewrite.
+    if a.class_token + a.num_register_tokens != 1 and not (a.relative_network and not a.num_prefix_tokens):
         found.append("not exactly one token before the patches")
     if a.fc_norm != (a.global_pool == "avg"):
         found.append("a norm before mean pooling (`norm`)" if a.final_norm else "a norm after the pooling (`fc_norm`)")
@@ -89,13 +91,14 @@ BEIT = Family(
     classes=("BeitForImageClassification",),
     config=_config,
     expresses={
-        "design": ("VisionTransformer", "Eva", "Beit"),
+        "design": ("VisionTransformer", "Eva", "Beit", "VisionTransformerRelPos"),
         "class_token": None,
         "num_register_tokens": (0, 1),
         "global_pool": ("token", "avg"),
         "position_embedding": None,
         "class_position": None,
         "relative_position": None,
+        "relative_network": None,
         "layer_scale": None,
         "final_norm": None,
         "fc_norm": None,
@@ -113,6 +116,7 @@ BEIT = Family(
         Rewrite(lambda a: not a.proj_bias, zero_projection_biases),
         Rewrite(lambda a: a.classifier and not a.head_bias, zero_head_bias),
         Rewrite(lambda a: a.class_position and a.num_register_tokens > 0, absorb_prefix_positions, folds=True),
+        Rewrite(lambda a: a.relative_network > 0, table_of_relative_positions, folds=True),
         Rewrite(lambda a: not a.class_token, register_as_class_token),
         Rewrite(lambda a: a.position_embedding and not a.class_position, pad_class_position),
     ),

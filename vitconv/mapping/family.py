@@ -163,6 +163,7 @@ def describe(field: str, a: Architecture) -> str:
         "position_embedding": "no position embedding (`pos_embed`)",
         "class_position": "no position for the class token (`no_embed_class`)",
         "relative_position": "relative positions (`blocks.0.attn.relative_position_bias_table`)",
+        "relative_network": "relative positions that a small network computes (`blocks.0.attn.rel_pos`)",
         "axis_positions": "relative positions along each axis (`blocks.0.attn.rel_pos_h`)",
         "window_size": f"attention within windows of {value} (`blocks.0`)" if value else "no attention windows",
         "global_attention": "windowed attention in some blocks only (`blocks`)",

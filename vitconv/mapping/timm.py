@@ -9,6 +9,7 @@ C     channels of the image    P Q   patch height, width    K     classes
 R     register tokens          H     attention heads        B     relative positions and three for the class
 E     width of a head          G     width of all heads of keys or values, in this block
 Y X   patches in column, row   V U   relative positions in column and row, in this block; N: the neck's channels
+M     width of the network for relative positions
 ====  =======================  ====  =====================  ====  =========================================
 """
 
@@ -128,12 +129,34 @@ neck.3.weight                                 N        neck
 neck.3.bias                                   N        neck
 """
 
+_RELATIVE = f"""
+cls_token                                     1,1,D    class_token
+patch_embed.proj.weight                       D,C,P,Q  -
+patch_embed.proj.bias                         D        patch_bias
+blocks.{{i}}.norm1.weight                     D        -
+blocks.{{i}}.norm1.bias                       D        -
+blocks.{{i}}.attn.qkv.weight                  3D,D     -
+blocks.{{i}}.attn.qkv.bias                    3D       qkv_bias
+blocks.{{i}}.attn.rel_pos.mlp.fc1.weight      M,2      -
+blocks.{{i}}.attn.rel_pos.mlp.fc1.bias        M        -
+blocks.{{i}}.attn.rel_pos.mlp.fc2.weight      H,M      -
+blocks.{{i}}.attn.rel_pos.mlp.fc2.bias        H        -
+blocks.{{i}}.attn.proj.weight                 D,D      -
+blocks.{{i}}.attn.proj.bias                   D        -
+blocks.{{i}}.ls1.gamma                        D        layer_scale
+blocks.{{i}}.norm2.weight                     D        -
+blocks.{{i}}.norm2.bias                       D        -
+{_MLP}
+blocks.{{i}}.ls2.gamma                        D        layer_scale
+{_HEAD}"""
+
 _DESIGNS = {
     "VisionTransformer": _VISION_TRANSFORMER,
     "VisionTransformerDistilled": _VISION_TRANSFORMER,
     "Eva": _EVA,
     "Beit": _EVA,
     "VisionTransformerSAM": _SAM,
+    "VisionTransformerRelPos": _RELATIVE,
 }
 
 
@@ -185,7 +208,9 @@ def _sizes(a: Architecture) -> dict[str, int]:
     ]
     return {
         "E": head,
+        "2": 2,
         "3": 3,
+        "M": a.relative_network,
         "N": a.neck_channels,
         "Y": a.grid[0],
         "X": a.grid[1],
