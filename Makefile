@@ -48,7 +48,7 @@ format: $(VENV)/installed ## Mend what `make lint` can mend
 	$(BIN)/ruff format .
 	$(BIN)/nbstripout notebooks/*.ipynb
 
-catalogue: $(VENV)/installed ## Ask the installed timm again what its Vision Transformers are
+catalogue: $(VENV)/installed ## Ask the installed timm again what its ViTs are; write docs/coverage.md
 	$(BIN)/python -m vitconv.catalogue
 
 artifacts: artifacts/outputs.csv ## Make the demo checkpoint and its images

@@ -14,7 +14,7 @@ from vitconv import mapping
 from vitconv.architecture import Architecture
 from vitconv.catalogue import entries
 from vitconv.convert import convert_checkpoint, revert_checkpoint, to_huggingface, to_timm
-from vitconv.errors import ArchitectureError, CheckpointError, InputError, WeightsError
+from vitconv.errors import ArchitectureError, CheckpointError, InputError, VitconvError, WeightsError
 from vitconv.preprocess import DataConfig, data_config, from_processor, processor_config, tag_config
 from vitconv.timm_models import from_timm
 
@@ -245,6 +245,50 @@ def test_a_processor_that_timm_cannot_follow(converted, tmp_path):
     content = json.loads((converted[0] / "preprocessor_config.json").read_text()) | {"do_normalize": False}
     with pytest.raises(InputError, match="timm has no transform that does what preprocessor_config.json does"):
         from_processor(content, entries()["deit_tiny_patch16_224"].architecture)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": []},
+        {"size": {"shortest_edge": "a"}},
+        {"size": {"shortest_edge": 0}},
+        {"crop_size": 7},
+        {"resample": [3]},
+        {"rescale_factor": "1/255"},
+        {"rescale_factor": 1.0},
+        {"image_mean": None},
+    ],
+)
+def test_a_processor_that_makes_no_sense(converted, change):
+    content = json.loads((converted[0] / "preprocessor_config.json").read_text()) | change
+    with pytest.raises(InputError, match="timm has no transform that does what"):
+        from_processor(content, entries()["deit_tiny_patch16_224"].architecture)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_size": "wide"},
+        {"hidden_size": 0},
+        {"num_hidden_layers": 10**6},
+        {"image_size": None},
+        {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}},
+        {"architectures": None},
+        {"hidden_act": "none"},
+        {"num_attention_heads": 5},
+    ],
+)
+def test_a_hostile_configuration_is_refused_in_words(converted, change, tmp_path):
+    folder, _, _ = converted
+    copy = tmp_path / "hf"
+    copy.mkdir()
+    (copy / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | change))
+    (copy / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    with pytest.raises(VitconvError) as caught:
+        revert_checkpoint(copy, tmp_path / "back")
+    assert caught.value.remedy
+    assert not (tmp_path / "back").exists()
 
 
 @given(

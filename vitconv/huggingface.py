@@ -71,7 +71,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(folder)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"'{folder}' has no config.json that Transformers can read.", _CONVERT) from error
     if not set(config.architectures or []) & mapping.CLASSES.keys():
@@ -124,7 +124,8 @@ def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[
 
     stored = read_state_dict(folder)  # strictly, before anything else opens the file
     try:
-        config = transformers.AutoConfig.from_pretrained(folder)
+        # Without the last argument, a folder with code of its own makes Transformers ask on the terminal.
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if config.model_type in _ENCODERS:
             config = _encoder_config(config)
         names = [name for name in config.architectures or [] if name in mapping.CLASSES]
@@ -134,6 +135,12 @@ def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[
                 "way back.",
                 f"It knows one from {', '.join(mapping.CLASSES)}.",
             )
+        depth = getattr(getattr(config, "vision_config", config), "num_hidden_layers", 0)
+        if depth > len(stored):
+            raise CheckpointError(
+                f"The config.json in '{folder}' asks for {depth} layers, and its weights are {len(stored)} tensors.",
+                "Check that the folder is whole.",
+            )
         options = {}
         if names[0] == "ViTModel":  # which makes itself a pooler where the file has none
             options["add_pooling_layer"] = pooler and any(".pooler." in f".{name}" for name in stored)
@@ -141,9 +148,11 @@ def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[
             model, info = getattr(transformers, names[0]).from_pretrained(
                 folder, config=config, dtype="auto", output_loading_info=True, **options
             )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except VitconvError:
+        raise
+    except Exception as error:  # configurations are checked by Transformers, each in its own way
         raise CheckpointError(
-            f"Transformers cannot load '{folder}': {str(error).splitlines()[0][:200]}",
+            f"Transformers cannot load '{folder}': {str(error).strip().partition(chr(10))[0][:200]}",
             "Check that the folder is whole.",
         ) from error
     lost = [*info["missing_keys"], *map(str, info["mismatched_keys"])]

@@ -230,17 +230,13 @@ def from_processor(content: Mapping[str, Any], architecture: Architecture) -> di
     Raises:
         InputError: it does something that timm's evaluation transform does not.
     """
-    size, crop = content.get("size") or {}, content.get("crop_size") or {}
+    size, crop = _sides(content.get("size")), _sides(content.get("crop_size"))
     height, width = architecture.image_size
-    if isinstance(size, int):
-        size = {"height": size, "width": size}
-    if isinstance(crop, int):
-        crop = {"height": crop, "width": crop}
     cropped = (crop.get("height"), crop.get("width")) if content.get("do_center_crop") else None
     given: dict[str, Any] = {
         "mean": content.get("image_mean"),
         "std": content.get("image_std"),
-        "interpolation": {number: name for name, number in _RESAMPLE.items()}.get(content.get("resample")),
+        "interpolation": {str(number): name for name, number in _RESAMPLE.items()}.get(str(content.get("resample"))),
     }
     if "shortest_edge" in size and cropped == (height, width):
         given |= {"crop_pct": _crop_pct(height, size["shortest_edge"]), "crop_mode": "center"}
@@ -248,12 +244,20 @@ def from_processor(content: Mapping[str, Any], architecture: Architecture) -> di
         given |= {"crop_pct": _crop_pct(height, size["height"]), "crop_mode": "squash"}
     switched = all(content.get(name, True) for name in ("do_resize", "do_rescale", "do_normalize"))
     odd = [name for name, value in given.items() if value is None] + ([] if "crop_pct" in given else ["size"])
-    if odd or not switched or not math.isclose(content.get("rescale_factor", 1 / 255), 1 / 255):
+    factor = content.get("rescale_factor", 1 / 255)
+    if odd or not switched or not isinstance(factor, float) or not math.isclose(factor, 1 / 255):
         raise InputError(
             f"timm has no transform that does what {PROCESSOR_FILE} does ({', '.join(odd) or 'its steps'}).",
             "Correct it, or remove it: then the architecture's own preprocessing is taken.",
         )
     return given
+
+
+def _sides(size: Any) -> dict[str, int]:
+    """A processor's size as a mapping of positive numbers; empty if it is none."""
+    sides = {"height": size, "width": size} if isinstance(size, int) else size
+    whole = isinstance(sides, dict) and all(isinstance(side, int) and side > 0 for side in sides.values())
+    return sides if whole else {}
 
 
 def _crop_pct(crop: int, resized: int) -> float | None:

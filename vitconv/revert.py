@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
-#: What Transformers models may have that timm's have not: the tensors' names begin with this, and what it is.
+#: What Transformers models may have that timm's have not: a part of the tensors' names, and what it is.
 DROPPABLE = {
     "pooler": "a pooler, a layer on the class token",
     "mask_token": "a token for masked patches",
@@ -80,6 +80,8 @@ class Reversion:
 
 def to_timm(hf_model: PreTrainedModel, *, architecture: str | None = None, drop: Collection[str] = ()) -> nn.Module:
     """Build the timm twin of a Transformers model, with weights of its own (same dtype, device and mode).
+
+    The numbers are not compared: :func:`vitconv.parity.compare` does that, and :func:`revert_checkpoint` by itself.
 
     Args:
         hf_model: a model of any class that vitconv converts to, wherever it comes from.
@@ -543,7 +545,8 @@ def _allowed(extra: Sequence[str], drop: Collection[str]) -> tuple[str, ...]:
 def _recorded_name(folder: Path) -> str | None:
     """The architecture that ``parity.json`` says the folder was made from."""
     path = folder / "parity.json"
-    return read_json(path).get("architecture") if path.is_file() else None
+    name = read_json(path).get("architecture") if path.is_file() else None
+    return name if isinstance(name, str) else None
 
 
 def _data(source: Path, found: _Found) -> tuple[DataConfig, tuple[str, ...]]:

@@ -477,7 +477,10 @@ def _rope_settings(model: nn.Module) -> list[str]:
     plain = dict(rotate_half=True, normalize_coords="separate", grid_offset=0.0, grid_indexing="ij")
     odd = [name for name, value in plain.items() if getattr(rope, name) != value]
     odd += [name for name in ("min_period", "max_period") if getattr(rope, name) is not None]
-    odd += [] if model.blocks and model.blocks[0].attn.rotate_half else ["rotate_half"]
+    for block in model.blocks:
+        if not block.attn.rotate_half or block.attn.num_prefix_tokens != model.num_prefix_tokens:
+            odd.append("attn")
+            break
     return [f"rotary positions set up otherwise than DINOv3's (`rope`: {first_few(odd)})"] if odd else []
 
 
