@@ -250,3 +250,46 @@ def test_a_name_that_is_not_in_the_cache(tmp_path):
     code, out, err = run("convert", "hf-hub:our/roofs", tmp_path / "model")
     assert (code, out) == (1, "")
     assert "error: The model 'our/roofs' is not in the local cache, and the Hub cannot be reached." in err
+
+
+def test_another_family_if_asked(small_checkpoint, tmp_path):
+    target = ["--target", "dinov2"]
+    code, out, _ = run("convert", small_checkpoint, tmp_path / "model", *ARCH, *target)
+    assert code == 0
+    assert "Dinov2ForImageClassification, width 192" in out
+    assert "head.weight: zeros for the patches, which timm's head does not read" in out
+    assert json.loads((tmp_path / "model" / "parity.json").read_text())["target"] == "dinov2"
+    # The folder records it, so that nothing need be said again.
+    assert run("verify", small_checkpoint, tmp_path / "model")[0] == 0
+    code, _, err = run("inspect", small_checkpoint, *ARCH, "--target", "siglip")
+    assert code == 1
+    assert err.splitlines()[-2].startswith("error: SiglipForImageClassification does not compute what this model")
+
+
+def test_the_way_back(small_checkpoint, folder, tmp_path):
+    code, out, err = run("revert", folder, tmp_path / "back")
+    assert code == 0
+    assert f"{tmp_path / 'back'}: timm's vit_tiny_patch16_224 with num_classes=5" in out
+    assert "float64: logits equal bit for bit" in out
+    assert f'timm.create_model("local-dir:{tmp_path / "back"}", pretrained=True)' in out
+    assert "Comparing the models" in err
+    code, _, err = run("revert", folder, tmp_path / "back")
+    assert code == 1
+    assert "exists already" in err
+
+
+def test_the_way_back_names_what_timm_has_not(tmp_path):
+    config = transformers.ViTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8,
+        layer_norm_eps=1e-6,
+    )  # fmt: skip
+    transformers.ViTModel(config).save_pretrained(tmp_path / "hf")
+    code, _, err = run("revert", tmp_path / "hf", tmp_path / "back")
+    assert code == 1
+    error, remedy = err.splitlines()[-2:]
+    assert error.startswith("error: The model has a pooler, a layer on the class token")
+    assert "--drop pooler" in remedy
+    code, out, _ = run("revert", tmp_path / "hf", tmp_path / "back", "--drop", "pooler", "--no-verify")
+    assert code == 0
+    assert "left out: pooler" in out and "not verified (--no-verify)" in out
+    assert run("revert", tmp_path / "hf", tmp_path / "other", "--drop", "head")[0] == 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vitconv.architecture import Architecture
-from vitconv.mapping.family import Family, headless_only, square
+from vitconv.mapping.family import Family, headless_only, sizes, square
 from vitconv.simplify import Rewrite, zero_patch_bias
 
 _TABLE = """
@@ -35,14 +35,8 @@ norm.weight                    rms_norm.weight                               =
 
 def _config(a: Architecture) -> dict[str, Any]:
     return {
-        "image_size": a.image_size[0],
-        "patch_size": a.patch_size[0],
-        "num_channels": a.num_channels,
-        "hidden_size": a.hidden_size,
-        "num_hidden_layers": a.num_hidden_layers,
-        "num_attention_heads": a.num_attention_heads,
+        **sizes(a),
         "intermediate_size": a.intermediate_size,
-        "hidden_act": a.hidden_act,
         "rms_norm_eps": a.layer_norm_eps,
         "qkv_bias": a.qkv_bias,
         "mlp_bias": a.proj_bias,

@@ -61,8 +61,6 @@ def _config(a: Architecture) -> dict[str, Any]:
     config = transformer_config(a)
     del config["qkv_bias"]  # queries and values have a bias, keys have none
     return config | {
-        "image_size": a.image_size[0],
-        "patch_size": a.patch_size[0],
         "use_mask_token": False,
         "use_absolute_position_embeddings": a.position_embedding,
         "use_relative_position_bias": a.relative_position or a.relative_network > 0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vitconv.architecture import Architecture
-from vitconv.mapping.family import Family, one_norm, square
+from vitconv.mapping.family import Family, one_norm, sizes, square
 from vitconv.simplify import (
     Rewrite,
     fold_layer_scale,
@@ -46,14 +46,8 @@ head.weight                    visual_projection.weight                         
 
 def _config(a: Architecture) -> dict[str, Any]:
     return {
-        "image_size": a.image_size[0],
-        "patch_size": a.patch_size[0],
-        "num_channels": a.num_channels,
-        "hidden_size": a.hidden_size,
-        "num_hidden_layers": a.num_hidden_layers,
-        "num_attention_heads": a.num_attention_heads,
+        **sizes(a),
         "intermediate_size": a.intermediate_size,
-        "hidden_act": a.hidden_act,
         "layer_norm_eps": a.layer_norm_eps,
         "attention_dropout": 0.0,
     } | ({"projection_dim": a.num_labels} if a.classifier else {})

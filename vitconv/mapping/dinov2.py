@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vitconv.architecture import Architecture
-from vitconv.mapping.family import Family, one_norm, one_or_two, tokens_only_headless
+from vitconv.mapping.family import Family, one_norm, sizes, tokens_only_headless
 from vitconv.simplify import (
     Rewrite,
     absorb_prefix_positions,
@@ -65,15 +65,9 @@ head.bias                        classifier.bias                                
 
 def _config(a: Architecture) -> dict[str, Any]:
     return {
-        "image_size": one_or_two(a.image_size),
-        "patch_size": one_or_two(a.patch_size),
-        "num_channels": a.num_channels,
-        "hidden_size": a.hidden_size,
-        "num_hidden_layers": a.num_hidden_layers,
-        "num_attention_heads": a.num_attention_heads,
+        **sizes(a),
         "mlp_ratio": dinov2_mlp_ratio(a),
         "use_swiglu_ffn": a.mlp != "plain",
-        "hidden_act": a.hidden_act,
         "layer_norm_eps": a.layer_norm_eps,
         "qkv_bias": a.qkv_bias,
         "hidden_dropout_prob": 0.0,

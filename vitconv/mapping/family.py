@@ -201,9 +201,24 @@ def describe(field: str, a: Architecture) -> str:
     return words[field]
 
 
-def one_or_two(size: tuple[int, int]) -> int | list[int]:
-    """An image or patch size as Transformers writes it: a square's side, or height and width."""
-    return size[0] if size[0] == size[1] else list(size)
+def sizes(a: Architecture) -> dict[str, Any]:
+    """What all configurations of Transformers call alike; a square's size is one number, else (height, width)."""
+    image_size, patch_size = (size[0] if size[0] == size[1] else list(size) for size in (a.image_size, a.patch_size))
+    return {
+        "image_size": image_size,
+        "patch_size": patch_size,
+        "num_channels": a.num_channels,
+        "hidden_size": a.hidden_size,
+        "num_hidden_layers": a.num_hidden_layers,
+        "num_attention_heads": a.num_attention_heads,
+        "hidden_act": a.hidden_act,
+    }
+
+
+def pooled_by_the_model(a: Architecture) -> str:
+    """The answer of a headless model that gives its class token as ``pooler_output``, and all tokens."""
+    patches = f"last_hidden_state[:, {a.num_prefix_tokens}:].mean(1)"
+    return {"token": "pooler_output", "avg": patches, "": "last_hidden_state"}[a.global_pool]
 
 
 def one_norm(a: Architecture) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vitconv.architecture import Architecture
-from vitconv.mapping.family import Family, headless_only
+from vitconv.mapping.family import Family, headless_only, sizes
 from vitconv.simplify import (
     Rewrite,
     pad_class_position,
@@ -42,14 +42,10 @@ blocks.{i}.ls2.gamma           encoder.layer.{i}.lambda_2                       
 
 def _config(a: Architecture) -> dict[str, Any]:
     return {
+        **sizes(a),
         "image_size": list(a.image_size),
         "patch_size": list(a.patch_size),
-        "num_channels": a.num_channels,
-        "hidden_size": a.hidden_size,
-        "num_hidden_layers": a.num_hidden_layers,
-        "num_attention_heads": a.num_attention_heads,
         "intermediate_size": a.intermediate_size,
-        "hidden_act": a.hidden_act,
         "layer_norm_eps": a.layer_norm_eps,
         "norm_type": "layer_norm",
         "attention_bias": a.qkv_bias,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vitconv.architecture import Architecture
-from vitconv.mapping.family import Family, headless_only, square
+from vitconv.mapping.family import Family, headless_only, sizes, square
 from vitconv.simplify import (
     Rewrite,
     absorb_prefix_positions,
@@ -48,15 +48,9 @@ blocks.{i}.ls2.gamma           radio_model.model.blocks.{i}.layer_scale2.lambda1
 def _config(a: Architecture) -> dict[str, Any]:
     """The normalisation that the model would do itself is none: the image processor does it, as timm's transform."""
     return {
-        "image_size": a.image_size[0],
+        **sizes(a),
         "max_img_size": a.image_size[0],
-        "patch_size": a.patch_size[0],
-        "num_channels": a.num_channels,
-        "hidden_size": a.hidden_size,
-        "num_hidden_layers": a.num_hidden_layers,
-        "num_attention_heads": a.num_attention_heads,
         "mlp_ratio": a.intermediate_size / a.hidden_size,
-        "hidden_act": a.hidden_act,
         "layer_norm_eps": a.layer_norm_eps,
         "qkv_bias": a.qkv_bias,
         "num_cls_tokens": 1,

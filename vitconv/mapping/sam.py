@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vitconv.architecture import Architecture
-from vitconv.mapping.family import Family, square
+from vitconv.mapping.family import Family, sizes, square
 from vitconv.simplify import Rewrite, zero_patch_bias, zero_qkv_bias
 
 _TABLE = """
@@ -37,14 +37,8 @@ neck.3.bias                  vision_encoder.neck.layer_norm2.bias          =
 
 def _config(a: Architecture) -> dict[str, Any]:
     return {
-        "image_size": a.image_size[0],
-        "patch_size": a.patch_size[0],
-        "num_channels": a.num_channels,
-        "hidden_size": a.hidden_size,
-        "num_hidden_layers": a.num_hidden_layers,
-        "num_attention_heads": a.num_attention_heads,
+        **sizes(a),
         "mlp_dim": a.intermediate_size,
-        "hidden_act": a.hidden_act,
         "layer_norm_eps": a.layer_norm_eps,
         "output_channels": a.neck_channels,
         "qkv_bias": True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vitconv.architecture import Architecture
-from vitconv.mapping.family import Family, headless_only, one_norm, one_or_two
+from vitconv.mapping.family import Family, headless_only, one_norm, pooled_by_the_model, sizes
 from vitconv.simplify import Rewrite, zero_patch_bias
 
 _TABLE = """
@@ -40,15 +40,9 @@ norm.weight                      ln1.weight                     norm.weight
 
 def _config(a: Architecture) -> dict[str, Any]:
     return {
-        "image_size": one_or_two(a.image_size),
-        "patch_size": one_or_two(a.patch_size),
-        "num_channels": a.num_channels,
-        "hidden_size": a.hidden_size,
-        "num_hidden_layers": a.num_hidden_layers,
-        "num_attention_heads": a.num_attention_heads,
+        **sizes(a),
         "num_key_value_heads_per_layer": list(a.num_key_value_heads) or [a.num_attention_heads] * a.num_hidden_layers,
         "intermediate_size": a.intermediate_size,
-        "hidden_act": a.hidden_act,
         "rms_norm_eps": a.layer_norm_eps,
         "rope_theta": a.rope_theta,
         "num_register_tokens": a.num_register_tokens,
@@ -63,11 +57,6 @@ def _config(a: Architecture) -> dict[str, Any]:
         "attention_dropout": 0.0,
         "drop_path_rate": 0.0,
     }
-
-
-def _answer(a: Architecture) -> str:
-    patches = f"last_hidden_state[:, {a.num_prefix_tokens}:].mean(1)"
-    return {"token": "pooler_output", "avg": patches, "": "last_hidden_state"}[a.global_pool]
 
 
 SAPIENS2 = Family(
@@ -96,5 +85,5 @@ SAPIENS2 = Family(
     },
     limits=lambda a: one_norm(a) + headless_only(a) + ([] if a.rope_theta else ["no rotary positions (`rope`)"]),
     rewrites=(Rewrite(lambda a: not a.patch_bias, zero_patch_bias),),
-    answer=_answer,
+    answer=pooled_by_the_model,
 )
