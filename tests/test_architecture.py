@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from models import KINDS, small_model
 
 from vitconv.architecture import describe_shapes, fit_to_weights
+from vitconv.catalogue import entries
 from vitconv.errors import InputError, WeightsError
 from vitconv.plan import shapes_of
 from vitconv.timm_models import from_name, from_timm
@@ -51,6 +52,25 @@ def test_a_square_without_class_position_is_pointed_out():
     with pytest.raises(InputError) as caught:
         fit_to_weights(TINY, shapes(195))
     assert caught.value.remedy.endswith("or, as 196 is a square, name an architecture with `no_embed_class`.")
+
+
+def test_relative_positions_tell_the_size():
+    known = entries()["beit_base_patch16_224"].architecture
+    table = {
+        "blocks.0.attn.relative_position_bias_table": (47 * 47 + 3, 12),
+        "patch_embed.proj.weight": (768, 3, 16, 16),
+    }
+    assert fit_to_weights(known, table).image_size == (384, 384)
+    with pytest.raises(InputError, match="makes 14x14 patches, but the relative positions were trained for 24x24"):
+        fit_to_weights(known, table, (224, 224))
+    sam = entries()["samvit_base_patch16"].architecture
+    shapes = {"pos_embed": (1, 32, 32, 768), "patch_embed.proj.weight": (768, 3, 16, 16)}
+    assert fit_to_weights(sam, shapes).image_size == (512, 512)
+
+
+def test_rotary_positions_fit_any_size():
+    known = entries()["vit_small_patch16_dinov3"].architecture
+    assert fit_to_weights(known, {"patch_embed.proj.weight": (384, 3, 16, 16)}, (320, 160)).image_size == (320, 160)
 
 
 def test_a_size_must_be_positive():

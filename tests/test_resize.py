@@ -1,14 +1,18 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from models import full_model, pixels_for
 from safetensors.torch import save_file
+from test_coverage import reduced
 from timm.models.vision_transformer import checkpoint_filter_fn
 from transformers import AutoModelForImageClassification
 
 from vitconv.convert import convert_checkpoint, verify_checkpoint
-from vitconv.timm_models import build_timm
+from vitconv.errors import InputError
+from vitconv.resize import resample
+from vitconv.timm_models import build_timm, from_timm
 
 ARCH = "vit_tiny_patch16_224"
 
@@ -65,3 +69,19 @@ def test_as_many_patches_in_another_shape_are_not_resampled_and_that_is_said(wei
     assert "taken to be trained at that size; `pos_embed` was not resampled from 224x224" in done.notes[0]
     ours = AutoModelForImageClassification.from_pretrained(tmp_path / "hf")
     assert torch.equal(ours.vit.embeddings.position_embeddings, weights["pos_embed"])
+
+
+def test_positions_in_the_blocks_are_not_resampled():
+    """BEiT's tables depend on the image size, too."""
+    model = reduced("beit_base_patch16_224")
+    known = from_timm(model)
+    with pytest.raises(InputError, match="positions in the blocks were trained for images of 64x64, and are not"):
+        resample(model.state_dict(), known, replace(known, image_size=(96, 96)))
+
+
+def test_tokens_before_the_patches_keep_their_positions():
+    model = reduced("deit_tiny_distilled_patch16_224")
+    known = from_timm(model)
+    positions = resample(model.state_dict(), known, replace(known, image_size=(96, 96)))["pos_embed"]
+    assert positions.shape == (1, 2 + 36, 48)
+    assert torch.equal(positions[:, :2], model.pos_embed[:, :2].float().double())

@@ -139,11 +139,18 @@ def fit_to_weights(
         fitted = replace(fitted, image_size=(int(image_size[0]), int(image_size[1])))
         if min(fitted.image_size) <= 0:
             raise InputError(f"Image size {image_size[0]}x{image_size[1]} is not positive.", "Give height and width.")
+    grid = _told_grid(architecture, shapes)
+    if grid is not None:
+        told = (grid[0] * fitted.patch_size[0], grid[1] * fitted.patch_size[1])
+        if image_size is not None and fitted.grid != grid:
+            raise InputError(
+                f"Image size {image_size[0]}x{image_size[1]} makes {fitted.grid[0]}x{fitted.grid[1]} patches, "
+                f"but the relative positions were trained for {grid[0]}x{grid[1]}.",
+                f"Use the size it was trained at: {told[0]}x{told[1]}.",
+            )
+        return fitted if fitted.grid == grid else replace(fitted, image_size=told)
     if not architecture.position_embedding:
-        return fitted  # rotary and relative positions tell no image size
-    if architecture.design == "VisionTransformerSAM":
-        rows, columns = _shape(shapes, "pos_embed", 4)[1:3]
-        return replace(fitted, image_size=(rows * fitted.patch_size[0], columns * fitted.patch_size[1]))
+        return fitted  # rotary positions tell no image size, and fit any
     pos_embed = _shape(shapes, "pos_embed", 3)
     prefix = architecture.num_positions - math.prod(architecture.grid)
     patches = pos_embed[1] - prefix
@@ -167,6 +174,21 @@ def fit_to_weights(
             f"Give the image size (height, width): {_possible_sizes(patches, fitted.patch_size)}{hint}.",
         )
     return replace(fitted, image_size=(side * fitted.patch_size[0], side * fitted.patch_size[1]))
+
+
+def _told_grid(architecture: Architecture, shapes: Shapes) -> tuple[int, int] | None:
+    """The patches in a column and a row, where the blocks' relative positions tell both; a square for BEiT's."""
+    if architecture.design == "VisionTransformerSAM" and architecture.position_embedding:
+        rows, columns = _shape(shapes, "pos_embed", 4)[1:3]
+        return rows, columns
+    if architecture.relative_position:
+        # (2·rows − 1)·(2·columns − 1) distances, and three for the class token.
+        table = _shape(shapes, "blocks.0.attn.relative_position_bias_table", 2)
+        if math.prod(2 * side - 1 for side in architecture.grid) + 3 == table[0]:
+            return architecture.grid
+        side = (math.isqrt(max(table[0] - 3, 0)) + 1) // 2
+        return side, side
+    return None
 
 
 def _shape(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:

@@ -234,6 +234,9 @@ def coverage_page() -> str:
         "into others (LayerScale, a head's bias, the keys' bias that softmax cancels): exact in real arithmetic, "
         "rounded once in floating point, and not told apart again on the way back.",
         "",
+        "Weights may be refused where their architecture is not: a CLIP head with a bias and more classes than "
+        "channels, which Transformers' bias-free projection cannot take over.",
+        "",
         "## Refused",
         "",
         "No class of Transformers computes these.",

@@ -567,6 +567,8 @@ def _sized(
 
 def _shape_note(architecture: Architecture, shapes: Shapes, taken: Architecture) -> list[str]:
     """Say so where an image size was taken as the weights' own that they do not tell by themselves."""
+    if not architecture.position_embedding:
+        return []  # nothing depends on it
     try:
         told = fit_to_weights(architecture, shapes)
     except InputError:

@@ -24,8 +24,12 @@ def resample(tensors: Mapping[str, Tensor], trained: Architecture, wanted: Archi
     """
     from timm.layers import resample_abs_pos_embed
 
-    if tensors["pos_embed"].ndim != 3:
-        raise InputError("SAM's positions depend on the image size in every block.", "Use the size of the weights.")
+    if "pos_embed" not in tensors or tensors["pos_embed"].ndim != 3:
+        raise InputError(
+            f"The positions in the blocks were trained for images of {trained.image_size[0]}x{trained.image_size[1]}, "
+            "and are not resampled.",
+            "Use that size, or let timm make a checkpoint of the other one.",
+        )
 
     positions = resample_abs_pos_embed(
         tensors["pos_embed"],
