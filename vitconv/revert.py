@@ -214,11 +214,8 @@ def _revert(hf_model: PreTrainedModel, name: str | None, drop: Collection[str], 
         except WeightsError as error:  # a constant is none: another architecture may have a place for it
             errors.append(error)
             continue
-        model = build_timm(candidate.name, **candidate.model_args)
-        if any_epsilon:
-            _set_epsilon(model, candidate.architecture.layer_norm_eps)
-        built = from_timm(model)
-        if built != candidate.architecture:
+        model = _build(candidate, any_epsilon)
+        if model is None:
             continue
         model.load_state_dict({key: value.detach().clone() for key, value in state_dict.items()}, assign=True)
         make_buffers(model)
@@ -230,6 +227,17 @@ def _revert(hf_model: PreTrainedModel, name: str | None, drop: Collection[str], 
     if errors:
         raise errors[0]
     raise _no_architecture(family, hf_model, name)
+
+
+def _build(candidate: _Candidate, any_epsilon: bool) -> nn.Module | None:
+    """timm's model of the candidate; ``None`` if timm builds none, or another, from its arguments."""
+    try:
+        model = build_timm(candidate.name, **candidate.model_args)
+        if any_epsilon:
+            _set_epsilon(model, candidate.architecture.layer_norm_eps)
+        return model if from_timm(model) == candidate.architecture else None
+    except ArchitectureError:
+        return None
 
 
 def _set_epsilon(model: nn.Module, epsilon: float) -> None:
@@ -336,8 +344,17 @@ def _sized(known: Architecture, family: Family, hf_model: PreTrainedModel, any_e
     if known.neck_channels and hasattr(config, "global_attn_indexes"):
         windows = {"window_size": config.window_size, "global_attention": tuple(config.global_attn_indexes)}
         sized = replace(sized, neck_channels=config.output_channels, **windows)
-    if known.design == "Beit" and not getattr(config, "use_mean_pooling", True):
-        sized = replace(sized, global_pool="token", final_norm=True, fc_norm=False)
+    if known.design == "Beit" and family.name == "beit":
+        mean = config.use_mean_pooling
+        sized = replace(
+            sized,
+            global_pool="avg" if mean else "token",
+            final_norm=not mean,
+            fc_norm=mean,
+            position_embedding=config.use_absolute_position_embeddings,
+            relative_position=config.use_relative_position_bias,
+            layer_scale=config.layer_scale_init_value > 0,
+        )
     grouped = getattr(config, "num_key_value_heads_per_layer", None)
     if grouped is not None:
         few = tuple(grouped) if set(grouped) != {config.num_attention_heads} else ()
@@ -418,6 +435,8 @@ def _arguments(known: Architecture, sized: Architecture) -> dict[str, Any]:
         "window_size": sized.window_size,
         "global_attn_indexes": list(sized.global_attention),
         "neck_chans": sized.neck_channels,
+        "use_abs_pos_emb": sized.position_embedding,
+        "use_rel_pos_bias": sized.relative_position,
     }
     fields = {
         "img_size": "image_size",
@@ -435,6 +454,8 @@ def _arguments(known: Architecture, sized: Architecture) -> dict[str, Any]:
         "window_size": "window_size",
         "global_attn_indexes": "global_attention",
         "neck_chans": "neck_channels",
+        "use_abs_pos_emb": "position_embedding",
+        "use_rel_pos_bias": "relative_position",
     }
     arguments = {
         name: value for name, value in values.items() if getattr(known, fields[name]) != getattr(sized, fields[name])

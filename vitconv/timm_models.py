@@ -548,10 +548,11 @@ def _patch_settings(model: nn.Module) -> list[str]:
     odd = [name for name, value in plain.items() if getattr(conv, name) != value]
     if odd:
         found.append(f"overlapping or grouped patches (`patch_embed.proj`: {', '.join(odd)})")
-    if patches.dynamic_img_pad and any(
-        size % patch for size, patch in zip(patches.img_size, patches.patch_size, strict=True)
-    ):
+    left_over = any(size % patch for size, patch in zip(patches.img_size, patches.patch_size, strict=True))
+    if left_over and patches.dynamic_img_pad:
         found.append("padded images (`dynamic_img_pad`)")
+    elif left_over and not patches.strict_img_size:
+        found.append("an image size that is no multiple of the patches', which timm itself does not take (`img_size`)")
     return found
 
 

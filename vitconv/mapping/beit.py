@@ -113,7 +113,11 @@ BEIT = Family(
         Rewrite(lambda a: a.key_bias, drop_key_bias, folds=True),
         Rewrite(lambda a: not a.proj_bias, zero_projection_biases),
         Rewrite(lambda a: a.classifier and not a.head_bias, zero_head_bias),
-        Rewrite(lambda a: a.class_position and a.num_register_tokens > 0, absorb_prefix_positions, folds=True),
+        Rewrite(
+            lambda a: a.position_embedding and a.class_position and a.num_register_tokens > 0,
+            absorb_prefix_positions,
+            folds=True,
+        ),
         Rewrite(lambda a: a.relative_network > 0, table_of_relative_positions, folds=True),
         Rewrite(lambda a: not a.class_token, register_as_class_token),
         Rewrite(lambda a: a.position_embedding and not a.class_position, pad_class_position),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vitconv.architecture import Architecture
-from vitconv.mapping.family import Family, one_norm, sizes, tokens_only_headless
+from vitconv.mapping.family import Family, one_norm, sizes, square, tokens_only_headless
 from vitconv.simplify import (
     Rewrite,
     absorb_prefix_positions,
@@ -77,7 +77,8 @@ def _config(a: Architecture) -> dict[str, Any]:
 
 
 def _limits(a: Architecture) -> list[str]:
-    found = one_norm(a) + tokens_only_headless(a)
+    # Transformers resamples the positions of any other image, as if they were a square's.
+    found = one_norm(a) + tokens_only_headless(a) + square(a)
     if a.fc_norm and a.global_pool != "token":
         found.append("a norm after mean pooling (`fc_norm`)")
     if a.global_pool == "avg" and not a.classifier:

@@ -215,6 +215,12 @@ def sizes(a: Architecture) -> dict[str, Any]:
     }
 
 
+def rotary_with_registers(a: Architecture) -> list[str]:
+    """The obstacles of a model that lacks what DINOv3 and its like have, Transformers' classes without exception."""
+    found = [] if a.rope_theta else ["no rotary positions (`rope`)"]
+    return found + ([] if a.num_register_tokens else ["no register tokens (`reg_token`)"])
+
+
 def pooled_by_the_model(a: Architecture) -> str:
     """The answer of a headless model that gives its class token as ``pooler_output``, and all tokens."""
     patches = f"last_hidden_state[:, {a.num_prefix_tokens}:].mean(1)"

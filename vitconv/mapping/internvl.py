@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vitconv.architecture import Architecture
-from vitconv.mapping.family import Family, headless_only, sizes
+from vitconv.mapping.family import Family, headless_only, sizes, square
 from vitconv.simplify import (
     Rewrite,
     pad_class_position,
@@ -75,7 +75,7 @@ INTERNVL = Family(
         "qkv_bias": None,
         "proj_bias": None,
     },
-    limits=headless_only,
+    limits=lambda a: headless_only(a) + square(a),
     rewrites=(
         Rewrite(lambda a: not a.patch_bias, zero_patch_bias),
         Rewrite(lambda a: not a.proj_bias, zero_projection_biases),

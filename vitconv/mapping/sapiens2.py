@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vitconv.architecture import Architecture
-from vitconv.mapping.family import Family, headless_only, one_norm, pooled_by_the_model, sizes
+from vitconv.mapping.family import Family, headless_only, one_norm, pooled_by_the_model, rotary_with_registers, sizes
 from vitconv.simplify import Rewrite, zero_patch_bias
 
 _TABLE = """
@@ -83,7 +83,7 @@ SAPIENS2 = Family(
         "qkv_bias": None,
         "key_bias": None,
     },
-    limits=lambda a: one_norm(a) + headless_only(a) + ([] if a.rope_theta else ["no rotary positions (`rope`)"]),
+    limits=lambda a: one_norm(a) + headless_only(a) + rotary_with_registers(a),
     rewrites=(Rewrite(lambda a: not a.patch_bias, zero_patch_bias),),
     answer=pooled_by_the_model,
 )
