@@ -2,6 +2,8 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from models import full_model
+from test_coverage import reduced
+from test_mapping import ONE_EACH
 
 from vitconv.convert import convert_checkpoint
 
@@ -64,6 +66,26 @@ def test_its_example_runs(folders, name, tmp_path, monkeypatch):
     results = {}
     exec(code.replace("path/to/this/folder", str(folders[name].destination)), results)
     assert results["logits" if name == "plain" else "features"].shape == (1, 2 if name == "plain" else 192)
+
+
+@pytest.mark.parametrize("name", sorted(ONE_EACH.values()))
+def test_every_family_s_example_gives_what_timm_returns(name, tmp_path, monkeypatch):
+    from vitconv.preprocess import sample_image
+
+    model = reduced(name).float()
+    torch.save(model.state_dict(), tmp_path / "timm.pth")
+    done = convert_checkpoint(tmp_path / "timm.pth", tmp_path / "hf", architecture=model, verify=False)
+    sample_image().save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    code = card(done).text.partition("```python\n")[2].partition("```")[0]
+    results = {}
+    exec(code.replace("path/to/this/folder", str(done.destination)), results)
+    with torch.no_grad():
+        expected = model(results["inputs"]["pixel_values"])
+    answer = results["logits" if done.architecture.classifier else "features"].detach()
+    assert torch.allclose(answer, expected, rtol=0, atol=1e-4 * expected.abs().max())
+    data = card(done).data
+    assert (data.pipeline_tag == "image-classification") == ("ForImageClassification" in code)
 
 
 def test_no_path_of_this_machine(folders):

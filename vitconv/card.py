@@ -30,10 +30,12 @@ def model_card(
     verification: Verification | None,
 ) -> str:
     """Write the card, with the metadata that the Hub reads: https://huggingface.co/docs/hub/model-cards"""
-    task = "image-classification" if architecture.classifier else "image-feature-extraction"
     family = family_for(architecture, target)
+    is_classifier = "ForImageClassification" in family.class_name(architecture)
+    task = "image-classification" if is_classifier else "image-feature-extraction"
     sections = [
-        f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags:\n- vision\n- vit\n- timm\n- vitconv\n---",
+        f"---\nlibrary_name: transformers\npipeline_tag: {task}\n"
+        f"tags:\n- vision\n- {family.name}\n- timm\n- vitconv\n---",
         f"# {timm_name or 'A timm Vision Transformer'}, as {family.class_name(architecture)}",
         f"Converted from the timm weights `{source}` by vitconv {__version__}.",
         _loading(family, architecture),
