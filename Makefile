@@ -8,10 +8,11 @@ BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export DO_NOT_TRACK := 1
+export RAY_USAGE_STATS_ENABLED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help convert test test-gpu fuzz benchmark lint format catalogue artifacts clean
+.PHONY: help convert evaluate test test-gpu fuzz benchmark lint format catalogue artifacts clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -21,6 +22,9 @@ convert: $(VENV)/installed artifacts/outputs.csv ## Convert the demo checkpoint 
 	$(BIN)/papermill --cwd notebooks notebooks/convert.ipynb build/convert.ipynb
 	$(BIN)/jupyter nbconvert --log-level ERROR --to html build/convert.ipynb
 	@echo "The model is in converted/vit-7class, the notebook with its pictures in build/convert.html."
+
+evaluate: $(VENV)/installed artifacts/outputs.csv ## Convert, verify, predict, evaluate: dvc.yaml, into build/report/index.html
+	PATH="$(abspath $(BIN)):$$PATH" dvc repro
 
 test: $(VENV)/installed $(VENV)/transformers-4.57.6 artifacts/outputs.csv ## Run all tests and the notebooks
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto tests

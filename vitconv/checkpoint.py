@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import pickle
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG_FILE = "config.json"
+PARITY_FILE = "parity.json"
 HUB_PREFIX = re.compile(r"hf[-_]hub:")
 
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -361,3 +363,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"'{path}' is no JSON object.", "Restore the file, or remove it.")
     return content
+
+
+def sha256(file: Path) -> str:
+    """A file's SHA-256, in hexadecimal."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -79,6 +80,13 @@ Source = Annotated[
     Path,
     typer.Argument(metavar="SRC", help="The timm weights: a file, a folder with config.json, or hf-hub:org/name."),
 ]
+
+
+class Engine(str, Enum):
+    """What ``predict --engine`` takes."""
+
+    local = "local"
+    ray = "ray"
 
 
 class CompareDtype(str, Enum):
@@ -297,6 +305,69 @@ def models(
     typer.echo(f"{len(found)} of timm's {len(all_verdicts)} Vision Transformers {what}.")
 
 
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A converted folder, with a classification head.")],
+    images: Annotated[
+        Path, typer.Argument(metavar="CSV", help="The list of images: a column `path`, relative to the file's folder.")
+    ],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder for the predictions, in Parquet.")],
+    engine: Annotated[
+        Engine, typer.Option(help="Run on this machine, or as a Ray Data pipeline on many: docs/scale.md.")
+    ] = Engine.local,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Images that the model takes at once.")] = 8,
+    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda…")] = "auto",
+    max_errors: Annotated[
+        int, typer.Option(metavar="N", min=0, help="How many images may be missing or broken before it is an error.")
+    ] = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace predictions of other weights, images or settings in DST.")
+    ] = False,
+) -> None:
+    """Predict the class of every image in a list; a run that was cut off goes on where it stopped."""
+    with (
+        _errors_for_people("What is done is kept: run it again to go on."),
+        _counter("Predicting") as advance,
+    ):
+        from vitconv.evaluation.predict import predict
+
+        done = predict(
+            model,
+            images,
+            destination,
+            engine=engine.value,
+            batch_size=batch_size,
+            device=device,
+            max_errors=max_errors,
+            overwrite=overwrite,
+            advance=advance,
+        )
+    found = f", {done.found:,} of them by an earlier run" if done.found else ""
+    typer.echo(f"{destination}: {done.rows:,} images on {done.device}{found}; {done.errors:,} could not be read")
+
+
+@app.command()
+def report(
+    evaluation: Annotated[Path, typer.Argument(metavar="EVALUATION", help="The folder with evaluation.json.")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder for index.html and report.md.")],
+    last: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The metrics of an earlier run, to say what changed.")
+    ] = None,
+    verification: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What `vitconv verify --json` printed, to show beside it.")
+    ] = None,
+) -> None:
+    """Write the report on an evaluation, and fail if a threshold is missed."""
+    with _errors_for_people():
+        from vitconv.evaluation.report import report
+
+        missed = report(evaluation, destination, last=last, verification=verification)
+        page = destination / "index.html"
+        if missed:
+            raise VitconvError(" ".join(missed), f"{page} shows it.")
+    typer.echo(f"{page}: passed")
+
+
 def _show_verification(found: Verification) -> None:
     account = found.account
     typer.echo(
@@ -385,7 +456,7 @@ def _made_lines(made: tuple[Made, ...]) -> list[str]:
 
 
 @contextmanager
-def _errors_for_people() -> Iterator[None]:
+def _errors_for_people(interrupted: str = "Nothing was written.") -> Iterator[None]:
     """Turn our exceptions into two lines on stderr and exit code 1."""
     try:
         yield
@@ -393,7 +464,7 @@ def _errors_for_people() -> Iterator[None]:
         typer.echo(f"error: {_printable(error.problem)}\n{_printable(error.remedy)}", err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        typer.echo("error: Interrupted.\nNothing was written.", err=True)
+        typer.echo(f"error: Interrupted.\n{interrupted}", err=True)
         raise typer.Exit(1) from None
 
 
@@ -413,3 +484,30 @@ def _progress() -> Iterator[Callable[[str], None]]:
             yield lambda step: status.update(f"{step}…")
     else:
         yield lambda step: typer.echo(f"{step}…", err=True)
+
+
+@contextmanager
+def _counter(what: str) -> Iterator[Callable[[int, int, int], None]]:
+    """A function that shows on stderr how many are done, with how many errors, of how many: a bar, or now and then."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    shown = time.monotonic()
+
+    def text(errors: int) -> str:
+        return f"{what}, {errors:,} unreadable" if errors else what
+
+    def now_and_then(done: int, errors: int, total: int) -> None:
+        nonlocal shown
+        if done == total or time.monotonic() - shown > 10:
+            shown = time.monotonic()
+            typer.echo(f"{text(errors)}: {done:,} of {total:,}…", err=True)
+
+    if not console.is_terminal:
+        yield now_and_then
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, errors, total: bar.update(task, completed=done, total=total, description=text(errors))

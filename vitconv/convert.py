@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
-import hashlib
 import importlib.metadata
 import os
 import sys
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vitconv import __version__, catalogue, mapping, resize
 from vitconv.architecture import Architecture, Shapes, describe_shapes, fit_to_weights
 from vitconv.card import CARD_FILE, model_card
-from vitconv.checkpoint import CONFIG_FILE, HUB_PREFIX, Source, open_source, read_json, write_json
+from vitconv.checkpoint import CONFIG_FILE, HUB_PREFIX, PARITY_FILE, Source, open_source, read_json, sha256, write_json
 from vitconv.destination import check_destination, staged_folder
 from vitconv.errors import ArchitectureError, CheckpointError, InputError, VitconvError, first_few
 from vitconv.huggingface import build_model, installed_dialect, make_config
@@ -60,7 +59,6 @@ __all__ = [
     "verify_checkpoint",
 ]
 
-PARITY_FILE = "parity.json"
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -672,7 +670,7 @@ def _record(opened: _Opened, labels: tuple[str, ...], verification: Verification
         "schema": 1,
         # A kernel's copy does not show the bytes to anyone: only what is verified is read.
         "source": [
-            {"file": file.name, "bytes": file.stat().st_size, "sha256": _sha256(file) if verification else None}
+            {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256(file) if verification else None}
             for file in opened.source.files
         ],
         "notes": list(inspection.notes),
@@ -687,11 +685,3 @@ def _record(opened: _Opened, labels: tuple[str, ...], verification: Verification
         "verified": verification is not None,
         **(verification.to_dict() if verification else {}),
     }
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

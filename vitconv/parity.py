@@ -245,11 +245,12 @@ def compare(
     for dtype in dtypes:
         if dtype not in DTYPES:
             raise InputError(f"There is no dtype '{dtype}' to compare in.", f"Choose from {', '.join(DTYPES)}.")
-    _check_device(str(device))
+    check_device(str(device))
     return Parity(tuple(_compare(timm_model, hf_model, pixel_values, dtype, str(device)) for dtype in dtypes))
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Raise :class:`InputError` if there is no such device here."""
     import torch
 
     try:

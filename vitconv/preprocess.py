@@ -24,6 +24,7 @@ from vitconv.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
+    from transformers.image_processing_utils import BaseImageProcessor
 
 PROCESSOR_FILE = "preprocessor_config.json"
 
@@ -285,13 +286,33 @@ def timm_pixels(image: Image, config: DataConfig) -> Tensor:
 
 def huggingface_pixels(image: Image, folder: str | Path, config: DataConfig) -> Tensor:
     """What the folder's image processor makes of the image (PIL backend): shape (1, channels, height, width)."""
+    return process(image, load_processor(folder), config.num_channels)
+
+
+def load_processor(folder: str | Path) -> BaseImageProcessor:
+    """The folder's image processor, with the backend that makes timm's pixels (PIL).
+
+    Raises:
+        InputError: the folder has none, or Transformers cannot read it.
+    """
     import transformers
 
     major = int(transformers.__version__.partition(".")[0])
     pil: dict[str, Any] = {"backend": "pil"} if major >= 5 else {"use_fast": False}
-    processor = transformers.AutoImageProcessor.from_pretrained(folder, **pil)
+    try:
+        return transformers.AutoImageProcessor.from_pretrained(folder, **pil)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"'{folder}' has no {PROCESSOR_FILE} that Transformers can read.",
+            "Pass a folder that `vitconv convert` has written; where it warned that there is no image processor for "
+            "the model, prepare the pixels in code of your own.",
+        ) from error
+
+
+def process(image: Image, processor: BaseImageProcessor, num_channels: int) -> Tensor:
+    """The pixels of one image: float32, shape (1, channels, height, width)."""
     # A processor converts to RGB by itself, but to grey never.
-    grey_or_any = image.convert("L") if config.num_channels == 1 else image
+    grey_or_any = image.convert("L") if num_channels == 1 else image
     return processor(grey_or_any, return_tensors="pt")["pixel_values"]
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vitconv import mapping
 from vitconv.architecture import Architecture
 from vitconv.catalogue import entries
-from vitconv.checkpoint import CONFIG_FILE, read_json, write_json
+from vitconv.checkpoint import CONFIG_FILE, PARITY_FILE, read_json, write_json
 from vitconv.destination import check_destination, staged_folder
 from vitconv.errors import ArchitectureError, CheckpointError, InputError, ParityError, WeightsError, first_few
 from vitconv.huggingface import installed_dialect, load_for_timm
@@ -158,7 +158,7 @@ def revert_checkpoint(
             parity = _prove(
                 folder, found, hf_model, source if (source / PROCESSOR_FILE).exists() else None, data, picture
             )
-            write_json({"schema": 1, "architecture": found.name, "parity": parity.to_dict()}, folder / "parity.json")
+            write_json({"schema": 1, "architecture": found.name, "parity": parity.to_dict()}, folder / PARITY_FILE)
     return Reversion(
         Path(destination),
         found.architecture,
@@ -565,7 +565,7 @@ def _allowed(extra: Sequence[str], drop: Collection[str]) -> tuple[str, ...]:
 
 def _recorded_name(folder: Path) -> str | None:
     """The architecture that ``parity.json`` says the folder was made from."""
-    path = folder / "parity.json"
+    path = folder / PARITY_FILE
     name = read_json(path).get("architecture") if path.is_file() else None
     return name if isinstance(name, str) else None
 

@@ -1,0 +1,92 @@
+"""The engine for many machines: a Ray Data pipeline, tasks that prepare images and actors that run the model."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vitconv.errors import InputError
+from vitconv.evaluation.images import Answer, Batches, cores
+from vitconv.evaluation.predictor import Classifier, Predictor, choose_device
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class RayEngine:
+    """Runs a model over batches: see :class:`vitconv.evaluation.predict.Engine`.
+
+    It uses the cluster that ``RAY_ADDRESS`` names, or else starts one on this machine, for itself alone. The machines
+    of a cluster must see the images and the model's folder under the same paths.
+    """
+
+    def __init__(self, device: str) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it warns of how Ray Data itself starts actors
+        try:
+            import ray
+            import ray.data
+        except ImportError as error:
+            raise InputError(
+                "The engine 'ray' needs Ray Data, which is not installed.",
+                "Install it with pip install 'vitconv[ray]', or choose the engine 'local'.",
+            ) from error
+        if not ray.is_initialized():
+            # A machine alone is nobody else's business.
+            alone = {} if "RAY_ADDRESS" in os.environ else {"_node_ip_address": "127.0.0.1", "num_cpus": cores()}
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level="error", **alone)
+        logging.getLogger("ray.data").setLevel("ERROR")
+        self._gpus = int(ray.cluster_resources().get("GPU", 0))
+        self.device = choose_device(device, self._gpus)
+
+    def run(self, model: Classifier, batches: Batches, todo: Sequence[int]) -> Iterator[Answer]:
+        """The answers to the batches of these numbers, in this order."""
+        import ray
+
+        context = ray.data.DataContext.get_current()
+        context.execution_options.preserve_order = True
+        context.enable_progress_bars = False
+        # One model a GPU; without GPUs one a machine, which computes beside the tasks that prepare images.
+        kind = self.device.partition(":")[0]
+        models = self._gpus if kind == "cuda" else len(ray.nodes())
+        answers = (
+            ray.data.range(len(todo), override_num_blocks=len(todo))
+            .map(_Prepare(batches, todo), num_cpus=1)
+            .map(
+                _Predict,
+                fn_constructor_args=(model, kind),
+                compute=ray.data.ActorPoolStrategy(size=models),
+                num_cpus=0,
+                num_gpus=1 if kind == "cuda" else 0,
+            )
+        )
+        for row in answers.iter_rows():
+            yield Answer(row["batch"], row["logits"], list(row["errors"]))
+
+
+class _Prepare:
+    """A task's work: the number of a place in ``todo`` → its batch of pixels."""
+
+    def __init__(self, batches: Batches, todo: Sequence[int]) -> None:
+        self._batches, self._todo = batches, todo
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return self._batches[self._todo[row["id"]]]._asdict()
+
+
+class _Predict:
+    """An actor's work: a batch of pixels → its logits."""
+
+    def __init__(self, model: Classifier, device: str) -> None:
+        import torch
+
+        # Ray gives an actor one thread; the local engine has all, and sums may depend on how they are cut up.
+        torch.set_num_threads(cores())
+        self._predictor = Predictor(model.folder, device)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        logits: NDArray[np.float32] = self._predictor(row.pop("values"))
+        return row | {"logits": logits}

@@ -1,0 +1,191 @@
+"""The step from predictions to figures: against timm's answers, against the truth, against thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import csv
+
+from vitconv.checkpoint import write_json
+from vitconv.errors import InputError
+from vitconv.evaluation.answers import Answers, read_answers
+from vitconv.evaluation.metrics import BUILT_IN, figures, interval, intervals
+from vitconv.evaluation.thresholds import Threshold, judge
+
+_DISAGREEMENTS = pa.schema(
+    [(name, pa.string()) for name in ("path", "expected", "predicted", "label")] + [("probability", pa.float64())]
+)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result.
+
+    Attributes:
+        answers: what the figures are computed from.
+        figures: by name: the counts (``images``; ``errors``, of them unreadable; ``compared``, of them with an
+            expected answer; ``labelled``, those readable whose truth is known), ``agreement`` and
+            ``max_logit_difference`` with the expected answers, what the metrics give, and ``thresholds_missed``.
+        intervals: the 95 % confidence intervals of the figures that have one.
+        thresholds: in the order given.
+        per_class: a row for each class, with its figures.
+    """
+
+    answers: Answers
+    figures: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    thresholds: tuple[Threshold, ...]
+    per_class: pa.Table
+
+    @property
+    def passed(self) -> bool:
+        """Whether every threshold is kept."""
+        return all(threshold.passed for threshold in self.thresholds)
+
+    def disagreements(self) -> list[dict[str, Any]]:
+        """The images whose answer is not the expected one: path, expected, predicted, label, probability."""
+        a = self.answers
+        return [
+            {
+                "path": a.paths[i],
+                "expected": a.name(a.expected[i]),
+                "predicted": a.name(a.predicted[i]),
+                "label": None if a.labels is None else a.name(a.labels[i]),
+                "probability": None if a.predicted[i] < 0 else float(a.probabilities[i].max()),
+            }
+            for i in a.disagreeing
+        ]
+
+    def summary(self) -> dict[str, Any]:
+        """The result as plain data, for JSON; of images that disagree or cannot be read, the first 20."""
+        return {
+            "schema": 1,
+            "passed": self.passed,
+            "thresholds": [asdict(one) | {"passed": one.passed, "text": str(one)} for one in self.thresholds],
+            "figures": self.figures,
+            "intervals": self.intervals,
+            "per_class": self.per_class.to_pylist(),
+            "disagreements": self.disagreements()[:20],
+            "errors": [{"path": path, "error": error} for path, error in self.answers.errors[:20]],
+        }
+
+    def save(self, folder: str | Path, metrics: str | Path) -> None:
+        """Write what there is to know into files.
+
+        Args:
+            folder: gets ``evaluation.json`` (:meth:`summary`), ``classes.csv`` (:attr:`per_class`) and
+                ``disagreements.csv``; it is made.
+            metrics: a JSON file for ``dvc metrics``, with the :attr:`figures` alone.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.summary(), folder / "evaluation.json")
+        write_json(self.figures, Path(metrics))
+        csv.write_csv(self.per_class, folder / "classes.csv")
+        csv.write_csv(pa.Table.from_pylist(self.disagreements(), _DISAGREEMENTS), folder / "disagreements.csv")
+
+
+def evaluate(
+    predictions: str | Path,
+    images: str | Path,
+    *,
+    expected: str | Path | None = None,
+    metrics: Sequence[str] = tuple(BUILT_IN),
+    thresholds: Mapping[str, Mapping[str, float]] | None = None,
+) -> Evaluation:
+    """Compare predictions with expected answers and with the truth.
+
+    Args:
+        predictions: the folder that :func:`vitconv.evaluation.predict.predict` wrote.
+        images: the list they were made of; in its column ``label`` are the true classes, where they are known.
+        expected: the answers to compare with: a CSV file with the columns ``path`` and ``class`` and, where they are
+            known, the logits in a column for each class; or another folder of predictions.
+        metrics: what to compute where labels are known: see :mod:`vitconv.evaluation.metrics`.
+        thresholds: for a figure's name, the least (``"min"``) and the largest (``"max"``) value that passes.
+
+    Returns:
+        the figures. An image with an expected answer that could not be read counts as a disagreement; the metrics
+        are those of the images that could be read.
+
+    Raises:
+        InputError: a file is not what it should be, the predictions are of another list, a class, metric or figure
+            has an unknown name, or there is nothing to compare with.
+    """
+    answers = read_answers(predictions, images, expected)
+    if answers.labels is None and answers.expected is None:
+        raise InputError(
+            f"There is nothing to compare with: '{images}' has no labels, and there are no expected answers.",
+            "Add a column 'label' to the list of images, or give expected answers.",
+        )
+    found: dict[str, float] = {"images": len(answers.paths), "errors": len(answers.errors)}
+    ranges: dict[str, tuple[float, float]] = {}
+    if answers.expected is not None:
+        _compare(answers, found, ranges)
+    if answers.labels is not None:
+        _measure(answers, metrics, found, ranges)
+    judged = judge(thresholds or {}, found, answers)
+    found["thresholds_missed"] = sum(not threshold.passed for threshold in judged)
+    return Evaluation(answers, found, ranges, judged, _per_class(answers))
+
+
+def _compare(answers: Answers, found: dict[str, float], ranges: dict[str, tuple[float, float]]) -> None:
+    """Add the figures of the comparison with the expected answers."""
+    from sklearn.metrics import accuracy_score
+
+    compared = answers.expected >= 0
+    expected, predicted = answers.expected[compared], answers.predicted[compared]
+    found["compared"] = len(expected)
+    found["agreement"] = accuracy_score(expected, predicted)
+    low, high = interval(lambda chosen: accuracy_score(expected[chosen], predicted[chosen]), len(expected))
+    ranges["agreement"] = (low[0], high[0])
+    differences = answers.differences
+    if differences is not None and np.isfinite(differences).any():
+        found["max_logit_difference"] = float(np.nanmax(differences))
+
+
+def _measure(
+    answers: Answers, metrics: Sequence[str], found: dict[str, float], ranges: dict[str, tuple[float, float]]
+) -> None:
+    """Add the figures of the metrics, over the images that could be read and whose truth is known."""
+    chosen = (answers.predicted >= 0) & (answers.labels >= 0)
+    found["labelled"] = int(chosen.sum())
+    if not chosen.any():
+        return
+    labels, probabilities = answers.labels[chosen], answers.probabilities[chosen]
+    for array in (labels, probabilities):
+        array.flags.writeable = False  # a metric of somebody's own must not change what the next one sees
+    for name in metrics:
+        new = figures(name, labels, probabilities, answers.classes)
+        clash = sorted(new.keys() & found.keys())
+        if clash:
+            raise InputError(
+                f"The metric '{name}' gives a figure that there is already: '{clash[0]}'.", "Give it another name."
+            )
+        found |= new
+    ranges |= intervals(metrics, labels, probabilities, answers.classes)
+
+
+def _per_class(answers: Answers) -> pa.Table:
+    """A row for each class: ``class``, and as far as they can be told, its figures; null where it does not occur."""
+    columns: dict[str, Any] = {"class": list(answers.classes)}
+    everyone = np.arange(len(answers.classes))
+    if answers.labels is not None:
+        from sklearn.metrics import precision_recall_fscore_support
+
+        chosen = (answers.labels >= 0) & (answers.predicted >= 0)
+        values = precision_recall_fscore_support(
+            answers.labels[chosen], answers.predicted[chosen], labels=everyone, zero_division=np.nan
+        )
+        columns |= dict(zip(("precision", "recall", "f1", "images"), values, strict=True))
+    if answers.expected is not None:
+        of_class = answers.expected[None] == everyone[:, None]
+        columns["compared"] = of_class.sum(axis=1)
+        columns["agreeing"] = (of_class & (answers.predicted == answers.expected)[None]).sum(axis=1)
+    if answers.differences is not None:
+        columns["max_logit_difference"] = np.nanmax(answers.differences, axis=0, initial=0)
+    return pa.table({name: pa.array(column, from_pandas=True) for name, column in columns.items()})

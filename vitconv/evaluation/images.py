@@ -1,0 +1,165 @@
+"""The list of images, and how its images become batches of pixels."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import csv
+
+from vitconv.errors import InputError, VitconvError
+from vitconv.preprocess import load_image, process
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers.image_processing_utils import BaseImageProcessor
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """The rows of a CSV file with a column ``path`` and, where the truth is known, ``label``.
+
+    Attributes:
+        paths: as in the file, a string a row.
+        labels: the true classes; ``None`` without such a column, null or empty where it is not known.
+        folder: what relative paths start from: the file's folder.
+    """
+
+    paths: pa.StringArray
+    labels: pa.StringArray | None
+    folder: Path
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def slice(self, rows: range) -> list[str]:
+        """The paths of these rows."""
+        return self.paths[rows.start : rows.stop].to_pylist()
+
+
+def read_images(path: str | Path) -> ImageList:
+    """Read a list of images.
+
+    Args:
+        path: a CSV file. Of its columns, only ``path`` and ``label`` are read.
+
+    Raises:
+        InputError: there is no such file, it is not CSV, has no column ``path``, or a row has no path.
+    """
+    table = read_table(path, "list of images", {"path": pa.string(), "label": pa.string()})
+    paths = table["path"]
+    if paths.null_count or "" in paths.unique().to_pylist():
+        raise InputError(f"The list of images '{path}' has a row without a path.", _LIST)
+    if not len(paths):
+        raise InputError(f"The list of images '{path}' is empty.", _LIST)
+    labels = table["label"] if "label" in table.column_names else None
+    return ImageList(paths, labels, Path(path).resolve().parent)
+
+
+def read_table(path: str | Path, what: str, types: dict[str, pa.DataType] | None = None) -> pa.Table:
+    """Read a CSV file with a column ``path``; with ``types``, only the columns that it names.
+
+    Raises:
+        InputError: there is no such file, it is not CSV, or has no column ``path``.
+    """
+    types = types or {"path": pa.string(), "class": pa.string()}
+    try:
+        # An empty field is an empty string, and a class may be called "NA" or "null".
+        options = csv.ConvertOptions(column_types=types, strings_can_be_null=False)
+        table = csv.read_csv(path, convert_options=options).combine_chunks()
+    except FileNotFoundError as error:
+        raise InputError(f"There is no {what} '{path}'.", "Check the path of the file.") from error
+    except (OSError, pa.ArrowInvalid) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"The {what} '{path}' is not CSV that can be read: {reason}", _LIST) from error
+    if "path" not in table.column_names:
+        raise InputError(f"The {what} '{path}' has no column 'path'.", _LIST)
+    return table
+
+
+_LIST = "Write a CSV file with a header, and a column 'path' with a path in every row."
+
+
+class Pixels(NamedTuple):
+    """A batch that is ready for the model.
+
+    Attributes:
+        batch: the batch's number.
+        values: float32, (batch_size, channels, height, width); zeros where an image cannot be read, and behind the
+            last row of the list: so a batch always has the same shape, and a row always its place in it.
+        errors: for each image, what is wrong with it, or ``None``.
+    """
+
+    batch: int
+    values: NDArray[np.float32]
+    errors: list[str | None]
+
+
+class Answer(NamedTuple):
+    """What the model says of a batch.
+
+    Attributes:
+        batch: the batch's number.
+        logits: float32, (batch_size, classes); anything where there is an error, and behind the last row.
+        errors: as :attr:`Pixels.errors`.
+    """
+
+    batch: int
+    logits: NDArray[np.float32]
+    errors: list[str | None]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The list cut into batches: ``batches[k]`` reads the rows from ``k * batch_size`` and prepares their pixels.
+
+    What an image's logits are, to the last bit, may depend on the shape of the batch and on its place in it. Both are
+    fixed here, whoever computes a batch, and whichever images cannot be read: that is why every engine gives the same.
+
+    Attributes:
+        images: the list.
+        size: images in a batch.
+        processor: the folder's.
+        shape: (channels, height, width) of the model's input.
+    """
+
+    images: ImageList
+    size: int
+    processor: BaseImageProcessor
+    shape: tuple[int, int, int]
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.size)
+
+    def rows(self, batch: int) -> range:
+        """The rows of a batch."""
+        return range(batch * self.size, min((batch + 1) * self.size, len(self.images)))
+
+    def __getitem__(self, batch: int) -> Pixels:
+        values = np.zeros((self.size, *self.shape), np.float32)
+        paths = self.images.slice(self.rows(batch))
+        errors = [self._read(path, place) for path, place in zip(paths, values, strict=False)]
+        return Pixels(batch, values, errors)
+
+    def _read(self, path: str, place: NDArray[np.float32]) -> str | None:
+        """Put an image's pixels into its place of the batch; or say what is wrong with it."""
+        file = self.images.folder / path
+        try:
+            pixels = process(load_image(file), self.processor, self.shape[0])[0]
+            if pixels.shape != self.shape:  # numpy would repeat one channel for three
+                return f"'{path}' becomes pixels of shape {tuple(pixels.shape)}, the model takes {self.shape}."
+            place[:] = pixels
+        except VitconvError as error:
+            return error.problem.replace(str(file), path)
+        except Exception as error:  # Pillow and the processors have no common one, and one image must not end a run
+            return f"'{path}' cannot be prepared: {type(error).__name__}: {error}"
+        return None
+
+
+def cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

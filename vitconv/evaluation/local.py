@@ -1,0 +1,42 @@
+"""The engine for one machine: processes prepare the images while this one runs the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from vitconv.errors import VitconvError
+from vitconv.evaluation.images import Answer, Batches, Pixels, cores
+from vitconv.evaluation.predictor import Classifier, Predictor, choose_device
+
+
+class LocalEngine:
+    """Runs a model over batches: see :class:`vitconv.evaluation.predict.Engine`."""
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self.device = choose_device(device, torch.cuda.device_count())
+
+    def run(self, model: Classifier, batches: Batches, todo: Sequence[int]) -> Iterator[Answer]:
+        """The answers to the batches of these numbers, in this order."""
+        from torch.utils.data import DataLoader
+
+        predictor = Predictor(model.folder, self.device)
+        # Two prepared batches a process are what is in memory at any time.
+        loader = DataLoader(
+            batches, sampler=todo, batch_size=None, collate_fn=_as_it_is, num_workers=cores(), prefetch_factor=2
+        )
+        try:
+            for pixels in loader:
+                yield Answer(pixels.batch, predictor(pixels.values), pixels.errors)
+        except RuntimeError as error:
+            if "worker" not in str(error):
+                raise
+            raise VitconvError(
+                "A process that prepares images was killed, perhaps for want of memory.",
+                "Run it again: it goes on where it stopped. Smaller batches take less memory.",
+            ) from error
+
+
+def _as_it_is(pixels: Pixels) -> Pixels:
+    return pixels

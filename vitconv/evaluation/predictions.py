@@ -1,0 +1,232 @@
+"""Predictions on disk: a folder of Parquet files, each a part of the list, each written whole or not at all.
+
+Every file says in its metadata of which run it is part: which weights, which images, in which batches, on which
+kind of device. A run that was cut off goes on behind the parts that it finds of itself, whichever engine wrote them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import parquet
+
+from vitconv.errors import DestinationError, InputError, first_few
+
+#: The columns. ``row`` is the row's number in the list of images, from 0. Of an image that could not be read,
+#: ``error`` says why and the others are null; ``probability`` is the softmax, in float64, of the largest logit.
+SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("path", pa.string()),
+        ("class", pa.string()),
+        ("probability", pa.float64()),
+        ("logits", pa.list_(pa.float32())),
+        ("error", pa.string()),
+    ]
+)
+_PART = "part-{:08}.parquet"
+_KEY, _CLASSES = b"vitconv.key", b"vitconv.classes"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What makes predictions what they are: equal runs give equal rows, to the bit.
+
+    Attributes:
+        facts: plain data: the model's SHA-256, the batch size, the kind of device, the versions…
+        classes: the names of the model's classes.
+    """
+
+    facts: dict[str, Any]
+    classes: tuple[str, ...]
+
+    def key(self, files: Sequence[Path]) -> str:
+        """A fingerprint of the run on these image files, as they are now: their sizes and times."""
+        stats = [_stat(file) for file in files]
+        content = json.dumps([self.facts, self.classes, stats], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _stat(file: Path) -> tuple[str, int, int]:
+    try:
+        stat = file.stat()
+    except (OSError, ValueError):
+        return str(file), -1, -1
+    return str(file), stat.st_size, stat.st_mtime_ns
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Probabilities, in float64, of logits of shape (images, classes)."""
+    from scipy.special import softmax
+
+    return softmax(logits.astype(np.float64), axis=1)
+
+
+def make_rows(
+    start: int, paths: Sequence[str], logits: NDArray[np.float32], errors: Sequence[str | None], classes: Sequence[str]
+) -> pa.Table:
+    """The rows of consecutive images.
+
+    Args:
+        start: the first row's number.
+        paths: the images, as the list has them.
+        logits: (images, classes); of an image with an error, anything.
+        errors: for each image, what is wrong with it, or ``None``.
+        classes: the names of the classes.
+    """
+    best = logits.argmax(axis=1)
+    probabilities = softmax(logits)
+    readable = [error is None for error in errors]
+
+    def where_readable(values: Sequence[Any]) -> list[Any]:
+        return [value if ok else None for value, ok in zip(values, readable, strict=True)]
+
+    columns = [
+        range(start, start + len(paths)),
+        paths,
+        where_readable([classes[i] for i in best]),
+        where_readable(probabilities[np.arange(len(best)), best]),
+        where_readable(list(logits)),
+        errors,
+    ]
+    return pa.table([pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], SCHEMA)
+
+
+class Parts:
+    """The Parquet files of a folder while they are written.
+
+    Args:
+        folder: it is made; or of what another run left in it, the parts that this one will not write are removed.
+        count: how many parts there will be.
+        overwrite: whether parts of another run may be replaced.
+
+    Raises:
+        DestinationError: it holds anything but predictions, more parts without ``overwrite``, or cannot be written.
+    """
+
+    def __init__(self, folder: str | Path, count: int, *, overwrite: bool) -> None:
+        self._folder, self._overwrite = Path(folder), overwrite
+        names = {_PART.format(part) for part in range(count)}
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            others = sorted({entry.name for entry in self._folder.iterdir()} - names)
+            foreign = [name for name in others if not name.startswith(("part-", ".part-"))]
+            if foreign:
+                raise DestinationError(f"'{self._folder}' holds what is no prediction ({first_few(foreign)}).", _OTHER)
+            if not overwrite and any(name.startswith("part-") for name in others):
+                raise self._of_another_run(others[-1])
+            for name in others:
+                (self._folder / name).unlink()
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def find(self, part: int, key: str) -> pa.Table | None:
+        """The rows of a part, if it is there whole and has this key.
+
+        Raises:
+            DestinationError: it has another key, and may not be replaced.
+        """
+        file = self._folder / _PART.format(part)
+        try:
+            table = parquet.read_table(file)
+        except (OSError, pa.ArrowInvalid):
+            return None
+        if (table.schema.metadata or {}).get(_KEY) == key.encode():
+            return table
+        if not self._overwrite:
+            raise self._of_another_run(file.name)
+        return None
+
+    def write(self, part: int, table: pa.Table, key: str, classes: Sequence[str]) -> None:
+        """Write a part, whole or not at all.
+
+        Raises:
+            DestinationError: it cannot be written.
+        """
+        table = table.replace_schema_metadata({_KEY: key, _CLASSES: json.dumps(list(classes))})
+        file = self._folder / _PART.format(part)
+        try:
+            descriptor, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=self._folder)
+            try:
+                with os.fdopen(descriptor, "wb") as stream:
+                    parquet.write_table(table, stream)
+                os.chmod(temporary, 0o644)
+                os.replace(temporary, file)
+            except BaseException:
+                os.unlink(temporary)
+                raise
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _of_another_run(self, name: str) -> DestinationError:
+        return DestinationError(
+            f"'{self._folder}' holds predictions of other weights, images or settings ({name}).",
+            "Choose another destination, or pass --overwrite.",
+        )
+
+    def _unwritable(self, error: OSError) -> DestinationError:
+        return DestinationError(
+            f"'{self._folder}' cannot be written: {error.strerror or error}.", "Check the disk and the permissions."
+        )
+
+
+_OTHER = "Choose another destination, or remove it yourself."
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions read back.
+
+    Attributes:
+        rows: a table with the columns of :data:`SCHEMA`, in the order of the list.
+        classes: the names of the classes, in the order of the logits.
+    """
+
+    rows: pa.Table
+    classes: tuple[str, ...]
+
+    def logits(self) -> NDArray[np.float32]:
+        """Logits of shape (images, classes); NaN where an image could not be read."""
+        column = self.rows["logits"].combine_chunks()
+        result = np.full((len(self.rows), len(self.classes)), np.nan, np.float32)
+        result[column.is_valid().to_numpy(zero_copy_only=False)] = (
+            column.flatten().to_numpy().reshape(-1, len(self.classes))
+        )
+        return result
+
+
+def read_predictions(folder: str | Path) -> Predictions:
+    """Read what :func:`vitconv.evaluation.predict.predict` wrote.
+
+    Raises:
+        InputError: there is no such folder, it is no such folder, or rows are missing.
+    """
+    files = sorted(Path(folder).glob("part-*.parquet"))
+    if not files:
+        raise InputError(f"There are no predictions in '{folder}'.", _PREDICT)
+    try:
+        rows = pa.concat_tables(_columns(files))
+        classes = tuple(json.loads(parquet.read_schema(files[0]).metadata[_CLASSES]))
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"The predictions in '{folder}' cannot be read: {error}", _PREDICT) from error
+    if not np.array_equal(rows["row"].to_numpy(), np.arange(len(rows))):
+        raise InputError(f"The predictions in '{folder}' lack rows.", _PREDICT)
+    return Predictions(rows, classes)
+
+
+def _columns(files: Sequence[Path]) -> Iterator[pa.Table]:
+    for file in files:
+        yield parquet.read_table(file).select(SCHEMA.names).cast(SCHEMA)
+
+
+_PREDICT = "Write them with `vitconv predict`; a run that was cut off goes on where it stopped."

@@ -1,0 +1,142 @@
+"""The step from figures to a page that is read in ten seconds: passed or not, against what, and what changed."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from vitconv.checkpoint import read_json
+from vitconv.errors import CheckpointError, InputError
+
+#: The pictures of the evaluation, in the order of the page, and what each shows.
+PICTURES = {
+    "images": "Images",
+    "confusion": "Confusion matrix",
+    "classes": "Classes",
+    "logits": "Logits",
+    "reliability": "Reliability",
+}
+
+
+@dataclass(frozen=True)
+class Change:
+    """A figure that is not what it was.
+
+    Attributes:
+        name: the figure's.
+        before, after: its values; ``None`` where it was not computed.
+    """
+
+    name: str
+    before: float | None
+    after: float | None
+
+
+def changes(before: dict[str, float], after: dict[str, float]) -> list[Change]:
+    """The figures that differ by more than rounding does (1e-6), in the order of ``after``."""
+    names = [*after, *(name for name in before if name not in after)]
+    found = [Change(name, before.get(name), after.get(name)) for name in names]
+    return [
+        change
+        for change in found
+        if change.before is None or change.after is None or abs(change.before - change.after) > 1e-6
+    ]
+
+
+def report(
+    evaluation: str | Path,
+    destination: str | Path,
+    *,
+    last: str | Path | None = None,
+    verification: str | Path | None = None,
+) -> list[str]:
+    """Write ``index.html``, one file that needs no other, and ``report.md`` with its pictures beside it.
+
+    Args:
+        evaluation: the folder with ``evaluation.json`` and the pictures.
+        destination: the folder to write; files of these names are replaced.
+        last: the metrics of an earlier run, to say what changed; a file that is missing or empty is none.
+        verification: what ``vitconv verify --json`` printed of the model.
+
+    Returns:
+        the thresholds that are missed, a sentence each.
+
+    Raises:
+        InputError: the evaluation is not there, or a file is not what it should be.
+    """
+    evaluation, destination = Path(evaluation), Path(destination)
+    try:
+        summary = read_json(evaluation / "evaluation.json")
+        proof = read_json(Path(verification)) if verification else None
+    except CheckpointError as error:
+        raise InputError(error.problem, "Run the steps before this one again.") from error
+    before = _read_last(last)
+    page = {
+        **summary,
+        "verdict": _verdict(summary),
+        "last": before is not None,
+        "changes": changes(before, summary["figures"]) if before is not None else [],
+        "proof": _proof(proof) if proof else None,
+        "pictures": PICTURES,
+    }
+    destination.mkdir(parents=True, exist_ok=True)
+    encoded = {name: base64.b64encode((evaluation / f"{name}.png").read_bytes()).decode() for name in PICTURES}
+    _write("report.html.j2", destination / "index.html", page | {"encoded": encoded})
+    for name in PICTURES:
+        shutil.copyfile(evaluation / f"{name}.png", destination / f"{name}.png")
+    _write("report.md.j2", destination / "report.md", page)
+    return [one["text"] for one in summary["thresholds"] if not one["passed"]]
+
+
+def _read_last(path: str | Path | None) -> dict[str, float] | None:
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8")) if path else None
+    except (OSError, ValueError):
+        return None
+    if not isinstance(content, dict):
+        return None
+    return {name: value for name, value in content.items() if isinstance(value, (int, float))}
+
+
+def _verdict(summary: dict[str, Any]) -> str:
+    """The one sentence."""
+    figures = summary["figures"]
+    sentences = []
+    if "agreement" in figures:
+        sentences.append(f"{figures['agreement']:.2%} of {figures['compared']:,} images get the expected answer.")
+    if figures.get("agreement") == 1:
+        # Of n images none: 95 % confidence that fewer than 3/n would (Hanley and Lippman-Hand 1983).
+        sentences.append(f"(With 95 % confidence, fewer than {3 / figures['compared']:.2%} of such images would not.)")
+    if "accuracy" in figures:
+        sentences.append(f"{figures['accuracy']:.2%} of {figures['labelled']:,} are right.")
+    if figures["errors"]:
+        sentences.append(f"{figures['errors']:,} of {figures['images']:,} images could not be read.")
+    return " ".join(sentences)
+
+
+def _proof(verification: dict[str, Any]) -> list[str]:
+    """What the verification found, in a line a precision."""
+    lines = []
+    for dtype, comparison in verification["parity"].items():
+        last = comparison["stages"][-1]
+        found = "equal bit for bit" if comparison["same_bits"] else f"largest difference {last['max_abs']:.1e}"
+        lines.append(f"{dtype}: {last['name']} {found}")
+    return lines
+
+
+def _write(template: str, path: Path, page: dict[str, Any]) -> None:
+    environment = Environment(
+        loader=PackageLoader("vitconv.evaluation"),
+        autoescape=select_autoescape(["html.j2"], default=False),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = lambda value: "–" if value is None else f"{value:.6g}"
+    path.write_text(environment.get_template(template).render(page), encoding="utf-8")

@@ -1,0 +1,102 @@
+"""What passes: figures against their limits, and which class is to blame where one is missed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from vitconv.errors import InputError, first_few
+from vitconv.evaluation.answers import Answers
+from vitconv.evaluation.metrics import BUILT_IN
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A limit that a figure must keep, and whether it does.
+
+    Attributes:
+        name: the figure's.
+        bound: ``"min"`` or ``"max"``.
+        limit: the least, or the largest, value that passes.
+        value: the figure.
+        detail: where it is missed: which classes or images are to blame, in a sentence; else empty.
+    """
+
+    name: str
+    bound: str
+    limit: float
+    value: float
+    detail: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the figure keeps the limit."""
+        return self.value >= self.limit if self.bound == "min" else self.value <= self.limit
+
+    def __str__(self) -> str:
+        word = {("min", True): "at least", ("min", False): "below", ("max", True): "at most", ("max", False): "above"}
+        text = f"{self.name} is {self.value:.6g}, {word[self.bound, self.passed]} {self.limit:.6g}"
+        return f"{text}: {self.detail}" if self.detail else f"{text}."
+
+
+_FORM = "Write {min: NUMBER}, {max: NUMBER} or both."
+
+
+def judge(
+    thresholds: Mapping[str, Mapping[str, float]],
+    found: Mapping[str, float],
+    answers: Answers,
+) -> tuple[Threshold, ...]:
+    """Hold figures against thresholds.
+
+    Args:
+        thresholds: for a figure's name, ``"min"``, ``"max"`` or both.
+        found: the figures.
+        answers: what they were computed from, to say which images are to blame.
+
+    Raises:
+        InputError: a threshold is of an unknown figure, or no number.
+    """
+    judged = []
+    for name, bounds in thresholds.items():
+        if name not in found:
+            raise InputError(
+                f"There is a threshold for '{name}', which was not computed.",
+                f"Give labels, expected answers or the metric, or choose from {', '.join(found)}.",
+            )
+        if not isinstance(bounds, Mapping) or not bounds or set(bounds) - {"min", "max"}:
+            raise InputError(f"The threshold of '{name}' is {bounds!r}.", _FORM)
+        for bound, limit in bounds.items():
+            if isinstance(limit, bool) or not isinstance(limit, (int, float)) or math.isnan(limit):
+                raise InputError(f"The threshold of '{name}' is {limit!r}, no number.", _FORM)
+            threshold = Threshold(name, bound, float(limit), found[name])
+            if not threshold.passed:
+                threshold = replace(threshold, detail=_blame(name, answers))
+            judged.append(threshold)
+    return tuple(judged)
+
+
+def _blame(name: str, answers: Answers) -> str:
+    """Which class and image a missed threshold is about, where that can be told."""
+    if name == "max_logit_difference":
+        image, number = np.unravel_index(np.nanargmax(answers.differences), answers.differences.shape)
+        ours, theirs = answers.logits[image, number], answers.expected_logits[image, number]
+        return f"'{answers.classes[number]}' of {answers.paths[image]}, {ours:.6g} instead of {theirs:.6g}."
+    if name == "errors":
+        return f"{first_few(path for path, reason in answers.errors)}."
+    truth = answers.expected if name == "agreement" else answers.labels if name in BUILT_IN else None
+    if truth is None:
+        return ""
+    wrong = (truth >= 0) & (answers.predicted != truth)
+    counts = np.bincount(truth[wrong], minlength=len(answers.classes))
+    if not counts.any():
+        return ""
+    worst = counts.argmax()
+    images = [answers.paths[i] for i in np.flatnonzero(wrong & (truth == worst))]
+    return (
+        f"most of all '{answers.classes[worst]}', {counts[worst]} of {(truth == worst).sum()} images wrong "
+        f"({first_few(images, 2)})."
+    )
