@@ -171,7 +171,7 @@ class _Count:
         """Raise :class:`InputError` at too many errors."""
         if self.errors > self._max_errors:
             raise InputError(
-                f"{self.errors:,} of the first {self.done:,} images cannot be read, and only {self._max_errors:,} may: "
+                f"{self.errors:,} of the first {self.done:,} images cannot be read; {self._max_errors:,} may. "
                 f"{' '.join(self._first)}",
                 "Mend them, take them off the list, or allow more; what is done is kept.",
             )
