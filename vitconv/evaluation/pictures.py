@@ -134,7 +134,8 @@ def draw_images(evaluation: Evaluation, folder: Path) -> Figure:
         sure = answers.probabilities[readable].max(axis=1)
         chosen = readable[np.argsort(sure, kind="stable")[:12]]
         title = "No image disagrees; the least certain are" if answers.expected is not None else "The least certain"
-    figure, grid = plt.subplots(2, 6, figsize=(12, 5), layout="constrained")
+    rows = 2 if len(chosen) > 6 else 1
+    figure, grid = plt.subplots(rows, 6, figsize=(12, 2.6 * rows), layout="constrained")
     figure.suptitle(title)
     for axes in grid.flat:
         axes.axis("off")
