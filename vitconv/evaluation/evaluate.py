@@ -14,6 +14,7 @@ from pyarrow import csv
 from vitconv.checkpoint import write_json
 from vitconv.errors import InputError
 from vitconv.evaluation.answers import Answers, read_answers
+from vitconv.evaluation.files import new_file
 from vitconv.evaluation.metrics import BUILT_IN, figures, interval, intervals
 from vitconv.evaluation.thresholds import Threshold, judge
 
@@ -83,11 +84,12 @@ class Evaluation:
             metrics: a JSON file for ``dvc metrics``, with the :attr:`figures` alone.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.summary(), folder / "evaluation.json")
-        write_json(self.figures, Path(metrics))
-        csv.write_csv(self.per_class, folder / "classes.csv")
-        csv.write_csv(pa.Table.from_pylist(self.disagreements(), _DISAGREEMENTS), folder / "disagreements.csv")
+        write_json(self.summary(), new_file(folder / "evaluation.json"))
+        write_json(self.figures, new_file(metrics))
+        csv.write_csv(self.per_class, new_file(folder / "classes.csv"))
+        csv.write_csv(
+            pa.Table.from_pylist(self.disagreements(), _DISAGREEMENTS), new_file(folder / "disagreements.csv")
+        )
 
 
 def evaluate(

@@ -12,6 +12,7 @@ import numpy as np
 
 from vitconv.errors import VitconvError
 from vitconv.evaluation.evaluate import Evaluation
+from vitconv.evaluation.files import new_file
 from vitconv.evaluation.metrics import BINS
 from vitconv.preprocess import load_image
 
@@ -168,8 +169,6 @@ def save_pictures(evaluation: Evaluation, images: str | Path, folder: str | Path
         the files.
     """
     root = Path(images).resolve().parent
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     drawers: dict[str, Callable[[], Figure]] = {
         "logits": lambda: draw_logits(evaluation),
         "classes": lambda: draw_classes(evaluation),
@@ -180,7 +179,7 @@ def save_pictures(evaluation: Evaluation, images: str | Path, folder: str | Path
     files = []
     for name, draw in drawers.items():
         figure = draw()
-        files.append(folder / f"{name}.png")
+        files.append(new_file(Path(folder) / f"{name}.png"))
         figure.savefig(files[-1], dpi=100)
         plt.close(figure)
     return files

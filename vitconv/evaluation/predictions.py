@@ -80,10 +80,16 @@ def make_rows(
     Args:
         start: the first row's number.
         paths: the images, as the list has them.
-        logits: (images, classes); of an image with an error, anything.
+        logits: (images, classes); of an image with an error, anything. Logits that are not finite are an error, too.
         errors: for each image, what is wrong with it, or ``None``.
         classes: the names of the classes.
     """
+    finite = np.isfinite(logits).all(axis=1)
+    errors = [
+        f"The model's logits of '{path}' are not finite." if error is None and not fine else error
+        for path, error, fine in zip(paths, errors, finite, strict=True)
+    ]
+    logits = np.where(finite[:, None], logits, 0)
     best = logits.argmax(axis=1)
     probabilities = softmax(logits)
     readable = [error is None for error in errors]

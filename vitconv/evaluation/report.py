@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from vitconv.checkpoint import read_json
 from vitconv.errors import CheckpointError, InputError
+from vitconv.evaluation.files import new_file
 
 #: The pictures of the evaluation, in the order of the page, and what each shows.
 PICTURES = {
@@ -85,11 +86,10 @@ def report(
         "proof": _proof(proof) if proof else None,
         "pictures": PICTURES,
     }
-    destination.mkdir(parents=True, exist_ok=True)
     encoded = {name: base64.b64encode((evaluation / f"{name}.png").read_bytes()).decode() for name in PICTURES}
     _write("report.html.j2", destination / "index.html", page | {"encoded": encoded})
     for name in PICTURES:
-        shutil.copyfile(evaluation / f"{name}.png", destination / f"{name}.png")
+        shutil.copyfile(evaluation / f"{name}.png", new_file(destination / f"{name}.png"))
     _write("report.md.j2", destination / "report.md", page)
     return [one["text"] for one in summary["thresholds"] if not one["passed"]]
 
@@ -139,4 +139,4 @@ def _write(template: str, path: Path, page: dict[str, Any]) -> None:
         lstrip_blocks=True,
     )
     environment.filters["number"] = lambda value: "–" if value is None else f"{value:.6g}"
-    path.write_text(environment.get_template(template).render(page), encoding="utf-8")
+    new_file(path).write_text(environment.get_template(template).render(page), encoding="utf-8")

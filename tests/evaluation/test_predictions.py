@@ -1,0 +1,146 @@
+import os
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from vitconv.errors import DestinationError, InputError
+from vitconv.evaluation.predictions import SCHEMA, Parts, Run, make_rows, read_predictions
+
+CLASSES = ("a", "b", "c")
+
+
+def rows(start, count, error=()):
+    logits = np.random.default_rng(start).standard_normal((count, 3), np.float32)
+    errors = ["broken" if i in error else None for i in range(count)]
+    return make_rows(start, [f"{start + i}.jpg" for i in range(count)], logits, errors, CLASSES)
+
+
+def test_a_row_has_the_largest_logits_class_and_its_softmax():
+    logits = np.array([[1, 3, 2], [5, 0, 0], [0, 0, 0]], np.float32)
+    table = make_rows(7, ["x", "y", "z"], logits, [None, None, "broken"], CLASSES)
+    assert table.schema.equals(SCHEMA)
+    first, _, broken = table.to_pylist()
+    assert first["row"] == 7
+    assert first["class"] == "b"
+    assert first["probability"] == pytest.approx(np.exp(3) / np.exp([1, 3, 2]).sum(), abs=1e-15)
+    assert first["logits"] == [1, 3, 2]
+    assert first["error"] is None
+    assert broken == {"row": 9, "path": "z", "class": None, "probability": None, "logits": None, "error": "broken"}
+
+
+def test_logits_that_are_no_numbers_are_an_error_of_the_image():
+    logits = np.array([[1, np.nan, 2], [np.inf, 0, 0], [1, 2, 3]], np.float32)
+    table = make_rows(0, ["x", "y", "z"], logits, [None] * 3, CLASSES)
+    assert table["class"].to_pylist() == [None, None, "c"]
+    assert table["error"][0].as_py() == "The model's logits of 'x' are not finite."
+    assert "'y'" in table["error"][1].as_py()
+
+
+@given(counts=st.lists(st.integers(1, 9), min_size=1, max_size=5), data=st.data())
+def test_what_is_written_is_read(tmp_path_factory, counts, data):
+    folder = tmp_path_factory.mktemp("predictions")
+    parts = Parts(folder, len(counts), overwrite=False)
+    tables, start = [], 0
+    for number, count in enumerate(counts):
+        tables.append(rows(start, count, data.draw(st.sets(st.integers(0, count - 1)))))
+        parts.write(number, tables[-1], "key", CLASSES)
+        start += count
+    made = read_predictions(folder)
+    written = pa.concat_tables(tables)
+    assert made.rows.equals(written)
+    assert made.classes == CLASSES
+    expected = [row or [np.nan] * 3 for row in written["logits"].to_pylist()]
+    assert np.array_equal(made.logits(), np.array(expected, np.float32), equal_nan=True)
+
+
+def test_a_part_is_found_by_its_key(tmp_path):
+    parts = Parts(tmp_path, 1, overwrite=True)
+    assert parts.find(0, "key") is None
+    parts.write(0, rows(0, 2), "key", CLASSES)
+    assert parts.find(0, "key").num_rows == 2
+    assert parts.find(0, "another") is None
+    with pytest.raises(DestinationError, match="predictions of other weights, images or settings"):
+        Parts(tmp_path, 1, overwrite=False).find(0, "another")
+
+
+def test_a_part_that_is_cut_off_is_not_found(tmp_path):
+    parts = Parts(tmp_path, 1, overwrite=False)
+    parts.write(0, rows(0, 2), "key", CLASSES)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-10])
+    assert parts.find(0, "key") is None
+
+
+def test_nothing_but_predictions_is_ever_removed(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(DestinationError, match=r"holds what is no prediction \(notes.txt\)"):
+        Parts(tmp_path, 1, overwrite=True)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_parts_beyond_the_list_go_only_if_they_may(tmp_path):
+    parts = Parts(tmp_path, 3, overwrite=False)
+    for number in range(3):
+        parts.write(number, rows(2 * number, 2), "key", CLASSES)
+    with pytest.raises(DestinationError, match="part-00000002"):
+        Parts(tmp_path, 1, overwrite=False)
+    Parts(tmp_path, 1, overwrite=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["part-00000000.parquet"]
+
+
+def test_an_old_part_is_replaced_and_not_written_into(tmp_path):
+    """DVC links its cache to what it has recorded: what is written into the link changes the cache."""
+    parts = Parts(tmp_path / "predictions", 1, overwrite=True)
+    parts.write(0, rows(0, 2), "key", CLASSES)
+    (file,) = (tmp_path / "predictions").iterdir()
+    os.link(file, tmp_path / "cache")
+    file.chmod(0o444)
+    before = file.read_bytes()
+    parts.write(0, rows(5, 1), "key", CLASSES)
+    assert (tmp_path / "cache").read_bytes() == before
+    assert parquet.read_table(file).num_rows == 1
+
+
+def test_a_killed_writers_remains_are_removed(tmp_path):
+    (tmp_path / ".part-00000000.parquet.abc").write_bytes(b"half")
+    Parts(tmp_path, 1, overwrite=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_in_the_way_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DestinationError, match="cannot be written"):
+        Parts(tmp_path / "file", 1, overwrite=False)
+
+
+def test_the_key_knows_images_settings_and_classes(tmp_path):
+    image = tmp_path / "a.jpg"
+    image.write_bytes(b"1")
+    keys = {Run({"batch_size": 8}, CLASSES).key([image])}
+    keys.add(Run({"batch_size": 9}, CLASSES).key([image]))
+    keys.add(Run({"batch_size": 8}, CLASSES[:2]).key([image]))
+    image.write_bytes(b"22")
+    keys.add(Run({"batch_size": 8}, CLASSES).key([image]))
+    image.unlink()
+    keys.add(Run({"batch_size": 8}, CLASSES).key([image]))
+    assert len(keys) == 5
+    assert Run({"batch_size": 8}, CLASSES).key([image]) in keys
+
+
+@pytest.mark.parametrize("spoil", ["nothing", "no metadata", "gap", "garbage", "columns"])
+def test_what_is_no_folder_of_predictions_is_refused(tmp_path, spoil):
+    if spoil == "no metadata":
+        parquet.write_table(rows(0, 2), tmp_path / "part-00000000.parquet")
+    elif spoil == "gap":
+        Parts(tmp_path, 1, overwrite=False).write(0, rows(1, 2), "key", CLASSES)
+    elif spoil == "garbage":
+        (tmp_path / "part-00000000.parquet").write_bytes(b"PAR1")
+    elif spoil == "columns":
+        Parts(tmp_path, 1, overwrite=False).write(0, rows(0, 2).drop_columns("error"), "key", CLASSES)
+    with pytest.raises(InputError, match=r"no predictions in|cannot be read|lack rows") as caught:
+        read_predictions(tmp_path)
+    assert str(tmp_path) in caught.value.problem
