@@ -175,4 +175,7 @@ def test_a_folder_without_a_processor_is_refused_before_anything_is_written(fold
         predict(mine, write_images(2), tmp_path / "out")
     with pytest.raises(CheckpointError, match="config.json"):
         predict(tmp_path, write_images(2), tmp_path / "out")
+    (mine / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="model.safetensors"):
+        predict(mine, write_images(2), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -36,7 +36,9 @@ def test_the_logits_are_those_of_timm(tmp_path, kind):
     assert np.abs(logits - expected).max() <= (1e-5 if kind == "deit3" else 0)
 
 
-@pytest.mark.parametrize("name", ["vit_base_patch16_clip_224", "beit_base_patch16_224", "deit_base_distilled_patch16_224"])
+@pytest.mark.parametrize(
+    "name", ["vit_base_patch16_clip_224", "beit_base_patch16_224", "deit_base_distilled_patch16_224"]
+)
 def test_other_families_give_timms_logits(tmp_path, name):
     model = reduced(name).float()
     if getattr(model.head, "bias", None) is not None and "clip" in name:

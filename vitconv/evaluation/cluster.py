@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vitconv.errors import InputError
+from vitconv.errors import InputError, VitconvError
 from vitconv.evaluation.images import Answer, Batches, cores
 from vitconv.evaluation.predictor import Classifier, Predictor, choose_device
 
@@ -26,6 +28,10 @@ class RayEngine:
     def __init__(self, device: str) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it warns of how Ray Data itself starts actors
+        if "RAY_ADDRESS" not in os.environ and "ray" not in sys.modules:  # which reads these when it is imported
+            # A cluster on this machine listens on all interfaces, whatever it is told: a token keeps others out.
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         try:
             import ray
             import ray.data
@@ -35,12 +41,12 @@ class RayEngine:
                 "Install it with pip install 'vitconv[ray]', or choose the engine 'local'.",
             ) from error
         if not ray.is_initialized():
-            # A machine alone is nobody else's business.
-            alone = {} if "RAY_ADDRESS" in os.environ else {"_node_ip_address": "127.0.0.1", "num_cpus": cores()}
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level="error", **alone)
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
         logging.getLogger("ray.data").setLevel("ERROR")
         self._gpus = int(ray.cluster_resources().get("GPU", 0))
         self.device = choose_device(device, self._gpus)
+        if self.device.startswith("cuda") and not self._gpus:
+            raise InputError("The Ray cluster has no GPU.", "Choose the device auto or cpu.")
 
     def run(self, model: Classifier, batches: Batches, todo: Sequence[int]) -> Iterator[Answer]:
         """The answers to the batches of these numbers, in this order."""
@@ -63,8 +69,14 @@ class RayEngine:
                 num_gpus=1 if kind == "cuda" else 0,
             )
         )
-        for row in answers.iter_rows():
-            yield Answer(row["batch"], row["logits"], list(row["errors"]))
+        try:
+            for row in answers.iter_rows():
+                yield Answer(row["batch"], row["logits"], list(row["errors"]))
+        except ray.exceptions.RayError as error:
+            raise VitconvError(
+                f"The Ray pipeline failed: {str(error).strip().rpartition(chr(10))[2]}",
+                "Ray's logs, in /tmp/ray/session_latest/logs, say more. Run it again: it goes on where it stopped.",
+            ) from error
 
 
 class _Prepare:

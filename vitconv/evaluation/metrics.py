@@ -35,6 +35,8 @@ Metric = Callable[[Labels, Probabilities, Sequence[str]], "float | Mapping[str, 
 
 #: Bins of the calibration error and of the reliability diagram.
 BINS = 10
+#: For the confidence intervals, of up to 10 000 images; of more, fewer, but a tenth of it at least.
+RESAMPLES = 1000
 _TOP = (3, 5)
 
 
@@ -188,8 +190,6 @@ def intervals(
 def interval(statistic: Callable[[NDArray[np.int64]], Any], count: int) -> tuple[list[float], list[float]]:
     """The 95 % confidence interval of figures: the percentile bootstrap over images (Efron 1979), seeded.
 
-    1000 resamples of up to 10 000 images, fewer of more, at least 100: there intervals are narrow.
-
     Args:
         statistic: from the numbers of some images to the figures of these.
         count: how many images there are.
@@ -204,7 +204,7 @@ def interval(statistic: Callable[[NDArray[np.int64]], Any], count: int) -> tuple
         result = bootstrap(
             (np.arange(count),),
             statistic,
-            n_resamples=max(100, min(1000, 10_000_000 // count)),
+            n_resamples=max(RESAMPLES // 10, min(RESAMPLES, 10_000 * RESAMPLES // count)),
             vectorized=False,
             method="percentile",
             rng=np.random.default_rng(0),

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 import pyarrow as pa
 
-from vitconv.checkpoint import PARITY_FILE, sha256
+from vitconv.checkpoint import PARITY_FILE, read_state_dict, sha256
 from vitconv.errors import InputError
 from vitconv.evaluation.cluster import RayEngine
 from vitconv.evaluation.images import Answer, Batches, read_images
@@ -97,6 +97,7 @@ def predict(
     if batch_size < 1:
         raise InputError(f"A batch of {batch_size} images cannot be.", "Choose a batch size of 1 or more.")
     classifier = read_classifier(model)
+    read_state_dict(classifier.folder)  # its files are whole, before a cluster is started for them
     batches = Batches(read_images(images), batch_size, load_processor(classifier.folder), classifier.shape)
     runner = _ENGINES[engine](device)
     run = Run(_facts(classifier, batch_size, runner.device), classifier.classes)

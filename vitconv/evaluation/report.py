@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,8 +74,11 @@ def report(
     try:
         summary = read_json(evaluation / "evaluation.json")
         proof = read_json(Path(verification)) if verification else None
+        drawn = {name: (evaluation / f"{name}.png").read_bytes() for name in PICTURES}
     except CheckpointError as error:
-        raise InputError(error.problem, "Run the steps before this one again.") from error
+        raise InputError(error.problem, _AGAIN) from error
+    except OSError as error:
+        raise InputError(f"There is no picture '{error.filename}'.", _AGAIN) from error
     before = _read_last(last)
     page = {
         **summary,
@@ -86,12 +88,15 @@ def report(
         "proof": _proof(proof) if proof else None,
         "pictures": PICTURES,
     }
-    encoded = {name: base64.b64encode((evaluation / f"{name}.png").read_bytes()).decode() for name in PICTURES}
+    encoded = {name: base64.b64encode(content).decode() for name, content in drawn.items()}
     _write("report.html.j2", destination / "index.html", page | {"encoded": encoded})
-    for name in PICTURES:
-        shutil.copyfile(evaluation / f"{name}.png", new_file(destination / f"{name}.png"))
+    for name, content in drawn.items():
+        new_file(destination / f"{name}.png").write_bytes(content)
     _write("report.md.j2", destination / "report.md", page)
     return [one["text"] for one in summary["thresholds"] if not one["passed"]]
+
+
+_AGAIN = "Run the steps before this one again."
 
 
 def _read_last(path: str | Path | None) -> dict[str, float] | None:

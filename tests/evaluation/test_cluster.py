@@ -1,0 +1,119 @@
+"""On a real Ray cluster, on this machine."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from vitconv.errors import InputError, VitconvError
+from vitconv.evaluation.cluster import RayEngine
+from vitconv.evaluation.predict import predict
+from vitconv.evaluation.predictions import read_predictions
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    """Start one cluster for all, as the engine does it by itself."""
+    yield RayEngine("cpu")
+    import ray
+
+    ray.shutdown()
+
+
+def workers(name: str) -> list[psutil.Process]:
+    """The processes of this cluster that run a function of this name; Ray calls a process by what it runs."""
+    children = psutil.Process().children(recursive=True)
+    return [process for process in children if "ray::" in _title(process) and name in _title(process)]
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def test_both_engines_write_the_same(folder, tmp_path, write_images):
+    """More images than a batch, a last batch that is not full, and images that cannot be read."""
+    images = write_images(43, broken=(3, 10, 42))
+    local = predict(folder, images, tmp_path / "local", batch_size=8, max_errors=3)
+    ray = predict(folder, images, tmp_path / "ray", engine="ray", batch_size=8, max_errors=3)
+    assert local == ray
+    assert local.errors == 3
+    one, other = (read_predictions(tmp_path / name) for name in ("local", "ray"))
+    assert one.rows.equals(other.rows)  # bit for bit: floats are compared as they are
+    assert one.classes == other.classes
+
+
+def test_one_engine_goes_on_where_the_other_stopped(folder, tmp_path, write_images, monkeypatch):
+    monkeypatch.setattr("vitconv.evaluation.predict.ROWS_PER_PART", 8)
+    images = write_images(24)
+
+    def stop(done, errors, total):
+        if done == 16:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict(folder, images, tmp_path / "out", engine="ray", batch_size=4, advance=stop)
+    assert predict(folder, images, tmp_path / "out", batch_size=4).found == 8
+    predict(folder, images, tmp_path / "local", batch_size=4)
+    assert read_predictions(tmp_path / "out").rows.equals(read_predictions(tmp_path / "local").rows)
+
+
+@pytest.mark.parametrize("victim", ["_Predict", "_Prepare"])
+def test_killed_workers_lose_nothing(folder, tmp_path, write_images, victim):
+    """The actor that holds the model, or the tasks that prepare images, killed by the system in the middle of a run."""
+    images = write_images(160)
+    predict(folder, images, tmp_path / "local", batch_size=4)
+    killed = []
+
+    def kill(done, errors, total):
+        if 24 <= done < 100 and not killed:
+            for process in workers(victim):
+                process.send_signal(signal.SIGKILL)
+                killed.append(process.pid)
+
+    summary = predict(folder, images, tmp_path / "ray", engine="ray", batch_size=4, advance=kill)
+    assert killed, "no worker was there to be killed"
+    assert (summary.rows, summary.errors) == (160, 0)
+    assert read_predictions(tmp_path / "ray").rows.equals(read_predictions(tmp_path / "local").rows)
+
+
+def test_a_pipeline_that_fails_ends_the_run_in_words(folder, tmp_path, write_images):
+    with pytest.raises(VitconvError, match=r"The Ray pipeline failed: .") as caught:
+        predict(folder, write_images(4), tmp_path / "ray", engine="ray", device="mps")
+    assert "logs" in caught.value.remedy
+    with pytest.raises(InputError, match="The Ray cluster has no GPU"):
+        predict(folder, write_images(4), tmp_path / "ray", engine="ray", device="cuda")
+
+
+def test_without_ray_it_says_what_to_install():
+    script = (
+        "import sys; sys.modules['ray'] = None\n"
+        "from vitconv.evaluation.cluster import RayEngine\n"
+        "from vitconv.errors import InputError\n"
+        "try: RayEngine('cpu')\n"
+        "except InputError as error: print(error)"
+    )
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60).stdout
+    assert "needs Ray Data, which is not installed" in output
+    assert "pip install 'vitconv[ray]'" in output
+
+
+def test_nobody_else_can_use_the_cluster():
+    """Ray listens on all interfaces; without the token, there is no way in."""
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    script = f"import ray; ray.init('{address}', logging_level='error'); print('in')"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    stranger = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env=environment
+    )
+    assert stranger.returncode != 0
+    assert "in" not in stranger.stdout.split()

@@ -1,0 +1,167 @@
+import math
+import sys
+import types
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vitconv.errors import InputError
+from vitconv.evaluation.metrics import BUILT_IN, figures, find_metric, interval, intervals
+
+CLASSES = ("a", "b", "c", "d", "e", "f")
+#: Four images of six classes: the first two right, the third right at the second place, the last at the sixth.
+LABELS = np.array([0, 1, 2, 0])
+PROBABILITIES = np.array(
+    [
+        [0.75, 0.05, 0.05, 0.05, 0.05, 0.05],
+        [0.05, 0.75, 0.05, 0.05, 0.05, 0.05],
+        [0.50, 0.05, 0.30, 0.05, 0.05, 0.05],
+        [0.01, 0.59, 0.10, 0.10, 0.10, 0.10],
+    ]
+)
+
+
+@pytest.fixture
+def mine():
+    """A module of metrics of one's own, to which tests add functions."""
+    module = types.ModuleType("mine")
+    sys.modules["mine"] = module
+    yield module
+    del sys.modules["mine"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("accuracy", {"accuracy": 2 / 4}),
+        ("top", {"top_3": 3 / 4, "top_5": 3 / 4}),
+        # a: 1 of 2 answers and 1 of 2 images; b: 1 of 2 and 1 of 1; c: none of 0 and of 1
+        ("precision", {"precision": (1 / 2 + 1 / 2 + 0) / 3}),
+        ("recall", {"recall": (1 / 2 + 1 + 0) / 3}),
+        ("f1", {"f1": (1 / 2 + 2 / 3 + 0) / 3}),
+        ("log_loss", {"log_loss": -(2 * math.log(0.75) + math.log(0.3) + math.log(0.01)) / 4}),
+        # confidences 0.75 twice (both right), 0.5 and 0.59 (both wrong), in bins of a tenth
+        ("calibration_error", {"calibration_error": (2 * 0.25 + (0.5 + 0.59)) / 4}),
+    ],
+)
+def test_figures_worked_out_by_hand(name, expected):
+    assert figures(name, LABELS, PROBABILITIES, CLASSES) == pytest.approx(expected, abs=1e-6)
+
+
+@settings(deadline=None)  # the first call imports scikit-learn
+@given(st.data())
+def test_every_built_in_metric_takes_whatever_a_model_may_say(data):
+    """Any number of classes and images, classes that do not occur, probabilities of 0 and 1."""
+    count, images = data.draw(st.integers(2, 8)), data.draw(st.integers(1, 12))
+    labels = np.array(data.draw(st.lists(st.integers(0, count - 1), min_size=images, max_size=images)))
+    weights = data.draw(
+        st.lists(st.lists(st.integers(0, 5), min_size=count, max_size=count), min_size=images, max_size=images)
+    )
+    weights = np.array(weights, float) + np.where(np.sum(weights, axis=1) == 0, 1, 0)[:, None]
+    probabilities = weights / weights.sum(axis=1, keepdims=True)
+    for name in BUILT_IN:
+        for key, value in figures(name, labels, probabilities, list(map(str, range(count)))).items():
+            assert value >= 0
+            assert name == "log_loss" or value <= 1 + 1e-6, key
+    assert figures("accuracy", labels, probabilities, range(count))["accuracy"] == pytest.approx(
+        (probabilities.argmax(1) == labels).mean()
+    )
+
+
+def test_a_metric_of_ones_own(mine):
+    seen = []
+
+    def cost(labels, probabilities, classes):
+        seen.append((labels, probabilities, classes))
+        return {"low": 1, "high": np.float32(2.5)}
+
+    mine.cost = cost
+    mine.one = lambda labels, probabilities, classes=None: 3
+    assert figures("mine:cost", LABELS, PROBABILITIES, CLASSES) == {"cost_low": 1.0, "cost_high": 2.5}
+    assert figures("mine:one", LABELS, PROBABILITIES, CLASSES) == {"one": 3.0}
+    assert seen[0][0] is LABELS
+    assert seen[0][1] is PROBABILITIES
+    assert seen[0][2] == CLASSES
+
+
+@pytest.mark.parametrize("name", ["acuracy", "", ":", "mine:", ":cost", "Accuracy"])
+def test_an_unknown_name_is_refused(name):
+    with pytest.raises(InputError, match="There is no metric") as caught:
+        find_metric(name)
+    assert f"'{name}'" in caught.value.problem
+    assert "accuracy, top, precision" in caught.value.remedy
+
+
+def test_what_cannot_be_imported_is_refused(mine, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "spoilt_metric.py").write_text("1 / 0\n")
+    for name, reason in [
+        ("no.such.module:cost", "cannot be imported: ModuleNotFoundError: No module named 'no'"),
+        ("spoilt_metric:cost", "cannot be imported: ZeroDivisionError"),
+        ("mine:cost", "the module 'mine' has no 'cost'"),
+        ("mine:__name__", "cannot call, '__name__'"),
+    ]:
+        with pytest.raises(InputError, match=reason) as caught:
+            find_metric(name)
+        assert f"'{name}'" in caught.value.problem
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda: 0, lambda labels, probabilities: 0, lambda a, b, c, d: 0, lambda *, labels, probabilities, classes: 0],
+    ids=["none", "two", "four", "by name"],
+)
+def test_a_wrong_signature_is_refused_before_it_is_called(mine, function):
+    mine.cost = function
+    with pytest.raises(InputError, match="'mine:cost' cannot be called with three arguments") as caught:
+        find_metric("mine:cost")
+    assert "def function(labels, probabilities, classes)" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "value", [None, "good", math.nan, -math.inf, True, [1], 1j, {"a": None}, {"a": "b"}, np.ones(2)]
+)
+def test_nonsense_is_refused(mine, value):
+    mine.cost = lambda labels, probabilities, classes: value
+    with pytest.raises(InputError, match=r"The metric 'mine:cost' returned .* for 'cost") as caught:
+        figures("mine:cost", LABELS, PROBABILITIES, CLASSES)
+    assert caught.value.remedy == "It must return finite numbers."
+
+
+def test_a_metric_that_fails_is_named(mine):
+    mine.cost = lambda labels, probabilities, classes: 1 / 0
+    with pytest.raises(InputError, match="The metric 'mine:cost' failed: ZeroDivisionError: division by zero"):
+        figures("mine:cost", LABELS, PROBABILITIES, CLASSES)
+
+
+def test_an_interval_holds_the_figure_and_narrows_with_images():
+    rng = np.random.default_rng(0)
+
+    def width(count):
+        right = rng.random(count) < 0.8
+        (low,), (high,) = interval(lambda chosen: right[chosen].mean(), count)
+        assert low <= right.mean() <= high
+        return high - low
+
+    few, many = width(50), width(5000)
+    # ± 1.96 √(p (1 − p) / n)
+    assert few == pytest.approx(2 * 1.96 * math.sqrt(0.16 / 50), rel=0.3)
+    assert many == pytest.approx(2 * 1.96 * math.sqrt(0.16 / 5000), rel=0.3)
+
+
+def test_an_interval_is_the_same_every_time():
+    assert intervals(["log_loss"], LABELS, PROBABILITIES, CLASSES) == intervals(
+        ["log_loss"], LABELS, PROBABILITIES, CLASSES
+    )
+
+
+def test_a_figure_that_some_resamples_lack_has_no_interval(mine):
+    def needs_class_2(labels, probabilities, classes):
+        if 2 not in labels:
+            raise ValueError("class c is not there")
+        return 1.0
+
+    mine.needs = needs_class_2
+    assert set(intervals(["mine:needs", "accuracy"], LABELS, PROBABILITIES, CLASSES)) == {"accuracy"}

@@ -1,0 +1,139 @@
+import json
+import re
+import subprocess
+
+import numpy as np
+import pytest
+
+from vitconv.errors import InputError
+from vitconv.evaluation.evaluate import evaluate
+from vitconv.evaluation.pictures import save_pictures
+from vitconv.evaluation.predictions import Parts, make_rows
+from vitconv.evaluation.report import Change, changes, report
+
+CLASSES = ("ash", "beech & <oak>")
+
+
+@pytest.fixture
+def evaluation(tmp_path, write_images, monkeypatch):
+    """Evaluate two classes on real images; returns the folder."""
+    monkeypatch.setattr("vitconv.evaluation.metrics.RESAMPLES", 50)
+
+    def run(limit=1.0, labels=True, broken=()):
+        images = write_images(4, broken=broken, labels=[CLASSES[i % 2] for i in range(4)] if labels else None)
+        logits = np.array([[3, 1], [0, 2], [1, 2], [0, 1]], np.float32)
+        errors = ["There is no image." if i in broken else None for i in range(4)]
+        paths = images.read_text().splitlines()[1:]
+        table = make_rows(0, [path.partition(",")[0] for path in paths], logits, errors, CLASSES)
+        Parts(tmp_path / "predictions", 1, overwrite=True).write(0, table, "key", CLASSES)
+        (tmp_path / "expected.csv").write_text("path,class\nimages/00000.jpg,ash\nimages/00002.jpg,ash\n")
+        thresholds = {"agreement": {"min": limit}}
+        result = evaluate(tmp_path / "predictions", images, expected=tmp_path / "expected.csv", thresholds=thresholds)
+        save_pictures(result, images, tmp_path / "evaluation")
+        result.save(tmp_path / "evaluation", tmp_path / "evaluation" / "metrics.json")
+        return tmp_path / "evaluation"
+
+    return run
+
+
+def test_a_page_that_says_not_passed_and_why(evaluation, tmp_path):
+    (missed,) = report(evaluation(), tmp_path / "report")
+    assert missed == "agreement is 0.5, below 1: most of all 'ash', 1 of 2 images wrong (images/00002.jpg)."
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "<h1>Not passed</h1>" in page
+    assert "agreement is 0.5, below 1" in page
+    assert "50.00% of 2 images get the expected answer." in page
+    assert "There is no earlier run" in page
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert text.startswith("# ❌ Not passed\n")
+    assert "| images/00002.jpg | ash | beech & <oak> | ash |" in text
+
+
+def test_a_page_that_says_passed_and_what_changed(evaluation, tmp_path):
+    folder = evaluation(limit=0.5)
+    last = json.loads((folder / "metrics.json").read_text()) | {"accuracy": 0.5, "gone": 1.0}
+    (tmp_path / "last.json").write_text(json.dumps(last))
+    assert report(folder, tmp_path / "report", last=tmp_path / "last.json") == []
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "<h1>Passed</h1>" in page
+    section = page[page.index("What changed") : page.index("</section>", page.index("What changed"))]
+    rows = [re.findall(r">([^<>\n]+)</td>", row) for row in re.findall(r"<tr>(.*)</tr>", section)]
+    assert rows[1:] == [["accuracy", "0.5", "0.75"], ["gone", "1", "–"]]
+
+
+@pytest.mark.parametrize("content", [None, "", "null", "[1]"])
+def test_an_earlier_run_that_is_not_there_is_none(evaluation, tmp_path, content):
+    if content is not None:
+        (tmp_path / "last.json").write_text(content)
+    report(evaluation(), tmp_path / "report", last=tmp_path / "last.json")
+    assert "There is no earlier run" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_the_page_needs_no_other_file_and_no_network(evaluation, tmp_path):
+    report(evaluation(), tmp_path / "report")
+    page = (tmp_path / "report" / "index.html").read_text()
+    sources = re.findall(r'(?:src|href)="([^"]{0,40})', page)
+    assert len(sources) == 5
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert not re.search(r"https?://", re.sub(r"data:[^\"]*", "", page))
+    pictures = re.findall(r"!\[.*\]\((.*)\)", (tmp_path / "report" / "report.md").read_text())
+    assert len(pictures) == 5
+    assert all((tmp_path / "report" / name).exists() for name in pictures)
+
+
+def test_names_are_not_markup(evaluation, tmp_path):
+    report(evaluation(), tmp_path / "report")
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "beech &amp; &lt;oak&gt;" in page
+    assert "<oak>" not in page
+
+
+def test_images_that_could_not_be_read_are_listed(evaluation, tmp_path):
+    report(evaluation(broken=(3,)), tmp_path / "report")
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "Images that could not be read (1)" in page
+    assert "1 of 4 images could not be read." in page
+    assert "There is no image." in page
+
+
+def test_without_labels_there_are_pictures_all_the_same(evaluation, tmp_path):
+    report(evaluation(labels=False), tmp_path / "report")
+    assert "accuracy" not in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_the_proof_of_the_conversion_is_told(evaluation, tmp_path):
+    stages = [{"name": "logits", "max_abs": 3e-16}]
+    parity = {"float64": {"same_bits": True, "stages": stages}, "float32": {"same_bits": False, "stages": stages}}
+    (tmp_path / "proof.json").write_text(json.dumps({"parity": parity}))
+    report(evaluation(), tmp_path / "report", verification=tmp_path / "proof.json")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "- float64: logits equal bit for bit" in text
+    assert "- float32: logits largest difference 3.0e-16" in text
+
+
+def test_what_is_not_there_is_named(tmp_path, evaluation):
+    with pytest.raises(InputError, match="evaluation.json"):
+        report(tmp_path / "nothing", tmp_path / "report")
+    folder = evaluation()
+    (folder / "logits.png").unlink()
+    with pytest.raises(InputError, match="logits.png"):
+        report(folder, tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+def test_changes_are_more_than_rounding():
+    before, after = {"a": 1.0, "b": 1.0, "gone": 2.0}, {"a": 1 + 1e-9, "b": 1.1, "new": 3.0}
+    assert changes(before, after) == [Change("b", 1.0, 1.1), Change("new", None, 3.0), Change("gone", 2.0, None)]
+
+
+def test_the_command_fails_where_a_threshold_is_missed(evaluation, tmp_path):
+    folder = evaluation()
+    done = subprocess.run(["vitconv", "report", folder, tmp_path / "report"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: agreement is 0.5, below 1: most of all 'ash', 1 of 2 images wrong (images/00002.jpg).\n"
+        f"{tmp_path}/report/index.html shows it.\n"
+    )
+    folder = evaluation(limit=0.5)
+    done = subprocess.run(["vitconv", "report", folder, tmp_path / "report"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/report/index.html: passed\n")

@@ -1,0 +1,53 @@
+"""Many images: ten thousand of them, one in a hundred broken, in bounded memory."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from vitconv.evaluation.predictions import read_predictions
+
+pytestmark = pytest.mark.integration
+
+#: Predicts in a process of its own, and prints the summary and the peak of memory, in MiB, above that before the run:
+#: of this process and of the largest of those that prepare images.
+SCRIPT = """
+import json, resource, sys
+from vitconv.evaluation.predict import predict
+peak = lambda: [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+done = predict(*sys.argv[1:4], batch_size=64, max_errors=int(sys.argv[4]))
+print(json.dumps({"rows": done.rows, "errors": done.errors, "peak": peak()}))
+"""
+
+
+def run(folder, images, destination, max_errors):
+    arguments = [sys.executable, "-c", SCRIPT, folder, images, destination, str(max_errors)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_ten_thousand_images_one_in_a_hundred_broken(folder, tmp_path, write_images):
+    rng = random.Random(0)
+    broken = tuple(sorted(rng.sample(range(10_000), 100)))
+    images = write_images(10_000, broken=broken)
+    lines = images.read_text().splitlines()
+    few = images.with_name("few.csv")
+    few.write_text("\n".join(lines[:1001]) + "\n")
+
+    small = run(folder, few, tmp_path / "few", 100)
+    large = run(folder, images, tmp_path / "out", 100)
+    print(small, large)
+    assert (large["rows"], large["errors"]) == (10_000, 100)
+    # Ten times the images take no more than 50 MiB more, in any process: the list, and what allocators keep.
+    for before, after in zip(small["peak"], large["peak"], strict=True):
+        assert after < before + 50
+
+    rows = read_predictions(tmp_path / "out").rows
+    assert rows["path"].to_pylist() == lines[1:]
+    assert [i for i, error in enumerate(rows["error"].to_pylist()) if error] == list(broken)
+    assert [i for i, name in enumerate(rows["class"].to_pylist()) if name is None] == list(broken)
+    shutil.rmtree(images.parent / "images")
