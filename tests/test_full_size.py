@@ -18,6 +18,8 @@ from vitconv.convert import convert_checkpoint, revert_checkpoint, verify_checkp
 from vitconv.mapping import timm_shapes
 from vitconv.preprocess import load_image
 
+pytestmark = pytest.mark.integration
+
 ARTIFACTS = Path(__file__).parents[1] / "artifacts"
 
 needs_artifacts = pytest.mark.skipif(

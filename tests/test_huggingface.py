@@ -41,6 +41,7 @@ def test_the_installed_dialect_is_known():
     assert installed_dialect() in ("transformers5", "hub")
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(
     not TRANSFORMERS_4.exists(), reason=f"no {TRANSFORMERS_4.name} beside the environment: `make test`"
 )
@@ -91,6 +92,7 @@ print(json.dumps(found))
 SINCE_5 = {"RadioModel", "Sapiens2Model"}
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(
     not TRANSFORMERS_4.exists(), reason=f"no {TRANSFORMERS_4.name} beside the environment: `make test`"
 )

@@ -195,6 +195,7 @@ def test_wrong_thresholds_are_refused(files, limits, message):
         ({"expected": [["path", "class"], ["images/x.jpg", "ash"]]}, "None of the expected answers is of an image"),
         ({"expected": [["path", "class", "ash", "oak"], ["images/0.jpg", "ash", 1, 2]]}, "logits of other classes than the model: beech"),
         ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "x"]]}, "logits that are no numbers"),
+        ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "nan"]]}, "logits that are no numbers: not all of them are finite"),
         ({"expected": []}, "is not CSV that can be read"),
     ],
 )  # fmt: skip

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 from models import small_model
+from typer.testing import CliRunner
 
+from vitconv.cli import app
 from vitconv.convert import convert_checkpoint
 from vitconv.errors import CheckpointError, DestinationError, InputError, VitconvError
 from vitconv.evaluation import local
@@ -105,6 +107,7 @@ def test_a_run_goes_on_where_it_stopped(folder, tmp_path, write_images, small_pa
     assert predict(folder, images, tmp_path / "out", batch_size=2).found == 15
 
 
+@pytest.mark.integration
 def test_a_killed_run_loses_no_part(folder, tmp_path, write_images):
     """A real process, killed by the system after the first part."""
     images = write_images(16)
@@ -179,3 +182,43 @@ def test_a_folder_without_a_processor_is_refused_before_anything_is_written(fold
     with pytest.raises(CheckpointError, match="model.safetensors"):
         predict(mine, write_images(2), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def run_command(*arguments):
+    result = CliRunner().invoke(app, ["predict", *map(str, arguments)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_the_command_counts_and_goes_on(folder, tmp_path, write_images):
+    images, out = write_images(6, broken=(1,)), tmp_path / "out"
+    code, _, err = run_command(folder, images, out)
+    assert code == 1
+    assert err.endswith(
+        "error: 1 of the first 6 images cannot be read; 0 may. 'images/00001.png' is not an image that can be read.\n"
+        "Mend them, take them off the list, or allow more; what is done is kept.\n"
+    )
+    code, stdout, err = run_command(folder, images, out, "--max-errors", 1)
+    assert code == 0
+    assert stdout == f"{out}: 6 images on cpu, 6 of them by an earlier run; 1 could not be read\n"
+    assert "Predicting, 1 unreadable: 6 of 6…" in err
+    code, _, err = run_command(folder, images, out, "--max-errors", 1, "--batch-size", 3)
+    assert code == 1
+    assert "error: " in err
+    assert "pass --overwrite" in err
+    assert run_command(folder, images, out, "--max-errors", 1, "--batch-size", 3, "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize("option", [("--engine", "spark"), ("--batch-size", 0), ("--max-errors", -1)])
+def test_wrong_usage_is_exit_code_2(folder, tmp_path, write_images, option):
+    assert run_command(folder, write_images(1), tmp_path / "out", *option)[0] == 2
+
+
+def test_an_interrupted_command_says_that_nothing_is_lost(folder, tmp_path, write_images, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(local.LocalEngine, "run", interrupt)
+    code, _, err = run_command(folder, write_images(2), tmp_path / "out")
+    assert code == 1
+    assert err == "error: Interrupted.\nWhat is done is kept: run it again to go on.\n"

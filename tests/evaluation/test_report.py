@@ -42,7 +42,7 @@ def test_a_page_that_says_not_passed_and_why(evaluation, tmp_path):
     page = (tmp_path / "report" / "index.html").read_text()
     assert "<h1>Not passed</h1>" in page
     assert "agreement is 0.5, below 1" in page
-    assert "50.00% of 2 images get the expected answer." in page
+    assert "50.00% of 2 images get the expected answer. 2 have none to compare with." in page
     assert "There is no earlier run" in page
     text = (tmp_path / "report" / "report.md").read_text()
     assert text.startswith("# ❌ Not passed\n")

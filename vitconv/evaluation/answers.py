@@ -112,8 +112,13 @@ def _read_expected(path: str | Path, classes: tuple[str, ...]) -> _Expected:
         )
     try:
         logits = np.stack([table[name].cast(pa.float64()).to_numpy() for name in classes], axis=1)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"The expected answers '{path}' have logits that are no numbers: {error}", "") from error
+        if not np.isfinite(logits).all():
+            raise ValueError("not all of them are finite.")
+    except ValueError as error:  # which pyarrow's errors are, too
+        raise InputError(
+            f"The expected answers '{path}' have logits that are no numbers: {error}",
+            "Write a number in every column of a class, or leave these columns out.",
+        ) from error
     return _Expected(table["path"], numbers, logits)
 
 

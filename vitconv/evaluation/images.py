@@ -50,7 +50,7 @@ def read_images(path: str | Path) -> ImageList:
     Raises:
         InputError: there is no such file, it is not CSV, has no column ``path``, or a row has no path.
     """
-    table = read_table(path, "list of images", {"path": pa.string(), "label": pa.string()})
+    table = read_table(path, "list of images")
     paths = table["path"]
     if paths.null_count or "" in paths.unique().to_pylist():
         raise InputError(f"The list of images '{path}' has a row without a path.", _LIST)
@@ -60,16 +60,20 @@ def read_images(path: str | Path) -> ImageList:
     return ImageList(paths, labels, Path(path).resolve().parent)
 
 
-def read_table(path: str | Path, what: str, types: dict[str, pa.DataType] | None = None) -> pa.Table:
-    """Read a CSV file with a column ``path``; with ``types``, only the columns that it names.
+def read_table(path: str | Path, what: str) -> pa.Table:
+    """Read a CSV file with a column ``path``; the names in it, and in ``class`` and ``label``, stay as they are.
+
+    Args:
+        path: the file.
+        what: what it should be, for people.
 
     Raises:
         InputError: there is no such file, it is not CSV, or has no column ``path``.
     """
-    types = types or {"path": pa.string(), "class": pa.string()}
     try:
-        # An empty field is an empty string, and a class may be called "NA" or "null".
-        options = csv.ConvertOptions(column_types=types, strings_can_be_null=False)
+        # An empty field is an empty string, and a class may be called "NA", "null" or "7".
+        names = dict.fromkeys(("path", "class", "label"), pa.string())
+        options = csv.ConvertOptions(column_types=names, strings_can_be_null=False)
         table = csv.read_csv(path, convert_options=options).combine_chunks()
     except FileNotFoundError as error:
         raise InputError(f"There is no {what} '{path}'.", "Check the path of the file.") from error

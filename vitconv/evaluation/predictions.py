@@ -92,20 +92,20 @@ def make_rows(
     logits = np.where(finite[:, None], logits, 0)
     best = logits.argmax(axis=1)
     probabilities = softmax(logits)
-    readable = [error is None for error in errors]
-
-    def where_readable(values: Sequence[Any]) -> list[Any]:
-        return [value if ok else None for value, ok in zip(values, readable, strict=True)]
-
-    columns = [
-        range(start, start + len(paths)),
-        paths,
-        where_readable([classes[i] for i in best]),
-        where_readable(probabilities[np.arange(len(best)), best]),
-        where_readable(list(logits)),
-        errors,
-    ]
-    return pa.table([pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], SCHEMA)
+    unreadable = np.array([error is not None for error in errors])
+    columns = {
+        "row": pa.array(range(start, start + len(paths)), pa.int64()),
+        "path": pa.array(paths, pa.string()),
+        "class": pa.array([classes[i] for i in best], pa.string(), mask=unreadable),
+        "probability": pa.array(probabilities[np.arange(len(best)), best], mask=unreadable),
+        "logits": pa.ListArray.from_arrays(
+            np.arange(len(logits) + 1, dtype=np.int32) * logits.shape[1],
+            np.ascontiguousarray(logits, np.float32).ravel(),
+            mask=pa.array(unreadable),
+        ),
+        "error": pa.array(errors, pa.string()),
+    }
+    return pa.table(columns, SCHEMA)
 
 
 class Parts:
@@ -165,7 +165,7 @@ class Parts:
             descriptor, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=self._folder)
             try:
                 with os.fdopen(descriptor, "wb") as stream:
-                    parquet.write_table(table, stream)
+                    parquet.write_table(table, stream, use_dictionary=["class", "error"])  # logits hardly repeat
                 os.chmod(temporary, 0o644)
                 os.replace(temporary, file)
             except BaseException:

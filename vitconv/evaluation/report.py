@@ -115,6 +115,8 @@ def _verdict(summary: dict[str, Any]) -> str:
     sentences = []
     if "agreement" in figures:
         sentences.append(f"{figures['agreement']:.2%} of {figures['compared']:,} images get the expected answer.")
+        if figures["compared"] < figures["images"]:
+            sentences.append(f"{figures['images'] - figures['compared']:,} have none to compare with.")
     if figures.get("agreement") == 1:
         # Of n images none: 95 % confidence that fewer than 3/n would (Hanley and Lippman-Hand 1983).
         sentences.append(f"(With 95 % confidence, fewer than {3 / figures['compared']:.2%} of such images would not.)")

@@ -114,7 +114,7 @@ class Family:
 
     def is_simple(self, architecture: Architecture) -> bool:
         """Whether no rewrite is needed: every tensor is only moved."""
-        return not any(rewrite.needed(architecture) for rewrite in self.rewrites)
+        return self.exactness(architecture) == "moved"
 
     def rows(self, architecture: Architecture, shapes: Shapes) -> Iterator[Row]:
         """The table written out for one architecture, as far as it has the tensors, block by block."""

@@ -1,0 +1,155 @@
+"""How fast images are predicted, by both engines, and what bounds it: the tables of docs/scale.md.
+
+    make evaluate; python benchmarks/predict.py [--rounds 3]    (10 minutes on two cores)
+
+The images are the demo's 42, listed again and again, from the page cache; the models are the demo's, converted, and a
+``vit_tiny_patch16_224``. First the parts alone: preparing images on one core, the model on all, writing rows. Then
+the engines, from the list to the last file, in turn within each round; medians over the rounds. What an engine takes
+to start (loading the model, a cluster) is a run of a single batch of its own, and is taken off.
+
+What was learned, on two cores:
+
+* The model is the bound of both engines, of the smallest ViT, too: 45 ms of a core against 5 ms to prepare an image.
+  The local engine reaches 95 % of what both together allow, Ray 87 %.
+* Ray takes 20 s to start, and a tenth of a second a task where the work is less than that. Larger batches make up for
+  it.
+* Passing pixels from process to process through a pipe copies them twice, and leaves processes behind if the main one
+  is killed; torch's shared memory does neither.
+* Of 1000 logits a row, Parquet's dictionaries cost more than all the rest: 11 000 rows/s with, 28 000 without, and two
+  thirds of the size. Lists of arrays, instead of one array and offsets, came to 8500.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import ray
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from models import full_model
+
+from vitconv.convert import convert_checkpoint
+from vitconv.evaluation.images import Batches, read_images
+from vitconv.evaluation.predict import predict
+from vitconv.evaluation.predictions import Parts, make_rows
+from vitconv.evaluation.predictor import Predictor, read_classifier
+from vitconv.preprocess import load_processor
+
+ROOT = Path(__file__).resolve().parents[1]
+ENGINES = ("local", "ray")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time predictions, and what they are made of.")
+    parser.add_argument("--rounds", type=int, default=3)
+    rounds = parser.parse_args().rounds
+    with tempfile.TemporaryDirectory(dir=ROOT / "build") as temporary:
+        folder = Path(temporary)
+        torch.save(full_model("vit_tiny_patch16_224", num_classes=7).state_dict(), folder / "tiny.pth")
+        convert_checkpoint(
+            folder / "tiny.pth",
+            folder / "tiny",
+            architecture="vit_tiny_patch16_224",
+            labels=ROOT / "artifacts/labels.txt",
+            verify=False,
+        )
+        print(f"{os.cpu_count()} cores, {platform.machine()}; torch {torch.__version__}, ray {ray.__version__}\n")
+        print("| model | batch | prepare, one core | model alone | local | ray | start: local | ray |")
+        print("|---|--:|--:|--:|--:|--:|--:|--:|")
+        for name, model, batch_size, batches in (
+            ("ViT-Ti/16, 224", folder / "tiny", 32, 60),
+            ("ViT-B/16, 384", ROOT / "converted" / "vit-7class", 8, 3),
+        ):
+            prepare, alone = parts(model, batch_size, folder)
+            rates, starts = engines(model, batch_size, batches, folder, rounds)
+            figures = [prepare, alone, *(rates[engine] for engine in ENGINES)]
+            cells = [*(f"{rate:.3g} images/s" for rate in figures), *(f"{starts[engine]:.0f} s" for engine in ENGINES)]
+            print(f"| {name} | {batch_size} | {' | '.join(cells)} |")
+    print(f"\nWriting rows of 7 classes: {writing(7):,.0f} rows/s; of 1000: {writing(1000):,.0f} rows/s.")
+
+
+def image_list(count: int, folder: Path) -> Path:
+    """The demo's images, listed until there are enough."""
+    names = (ROOT / "artifacts" / "inputs.csv").read_text().splitlines()[1:]
+    paths = [str(ROOT / "artifacts" / line.partition(",")[0]) for line in names]
+    path = folder / f"{count}.csv"
+    path.write_text("\n".join(["path", *(paths[i % len(paths)] for i in range(count))]) + "\n")
+    return path
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long something takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def parts(folder: Path, batch_size: int, temporary: Path) -> tuple[float, float]:
+    """Images a second: prepared on one core, and through the model on all."""
+    classifier = read_classifier(folder)
+    batches = Batches(
+        read_images(image_list(4 * batch_size, temporary)), batch_size, load_processor(folder), classifier.shape
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    prepared = statistics.median(seconds(lambda number=number: batches[number]) for number in range(4))
+    torch.set_num_threads(threads)
+    predictor, pixels = Predictor(classifier.folder, "cpu"), batches[0].values
+    predictor(pixels)
+    computed = statistics.median(seconds(lambda: predictor(pixels)) for _ in range(4))
+    return batch_size / prepared, batch_size / computed
+
+
+def engines(
+    model: Path, batch_size: int, batches: int, folder: Path, rounds: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Images a second, without the start, and the start's seconds, by engine."""
+    lists = [image_list(batch_size, folder), image_list(batches * batch_size, folder)]
+    rates: dict[str, list[float]] = {engine: [] for engine in ENGINES}
+    starts: dict[str, list[float]] = {engine: [] for engine in ENGINES}
+    for _ in range(rounds):
+        for engine in ENGINES:
+            start, whole = (run(model, images, engine, batch_size, folder) for images in lists)
+            starts[engine].append(start)
+            rates[engine].append((batches - 1) * batch_size / (whole - start))
+    median = {engine: statistics.median(values) for engine, values in rates.items()}
+    return median, {engine: statistics.median(values) for engine, values in starts.items()}
+
+
+def run(model: Path, images: Path, engine: str, batch_size: int, folder: Path) -> float:
+    """How long a run takes, with a cluster of its own."""
+    with tempfile.TemporaryDirectory(dir=folder) as destination:
+        took = seconds(lambda: predict(model, images, destination, engine=engine, batch_size=batch_size))
+    ray.shutdown()
+    return took
+
+
+def writing(classes: int) -> float:
+    """Rows a second from logits into Parquet."""
+    logits = np.random.default_rng(0).standard_normal((256, classes), np.float32)
+    names = [f"class {i}" for i in range(classes)]
+    with tempfile.TemporaryDirectory(dir=ROOT / "build") as folder:
+        parts = Parts(folder, 20, overwrite=False)
+
+        def write() -> None:
+            for part in range(20):
+                rows = make_rows(part * 256, [f"images/{i:08}.jpg" for i in range(256)], logits, [None] * 256, names)
+                parts.write(part, rows, "key", names)
+
+        write()
+        return 20 * 256 / seconds(write)
+
+
+if __name__ == "__main__":
+    main()

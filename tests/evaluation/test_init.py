@@ -1,0 +1,27 @@
+import subprocess
+import sys
+
+
+def test_without_the_extra_it_says_what_to_install(tmp_path):
+    script = (
+        "import sys; sys.modules['pyarrow'] = sys.modules['sklearn'] = None\n"
+        "from vitconv.cli import app\n"
+        "app(['predict', 'folder', 'list.csv', 'out'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: Predicting and evaluating need packages that are not installed: pyarrow, sklearn.\n"
+        "Install them with pip install 'vitconv[evaluate]'.\n"
+    )
+
+
+def test_converting_needs_none_of_it():
+    script = (
+        "import sys; import vitconv.convert, vitconv.cli\n"
+        "print([name for name in ('pyarrow', 'sklearn', 'torchmetrics', 'ray', 'jinja2') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "pyarrow" not in done.stdout
+    assert "ray" not in done.stdout
+    assert "torchmetrics" not in done.stdout
