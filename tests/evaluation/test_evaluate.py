@@ -133,6 +133,17 @@ def test_an_image_that_cannot_be_read_disagrees_and_has_no_metrics(files):
     assert result.disagreements()[0]["predicted"] is None
 
 
+def test_metrics_may_be_one_or_none(files):
+    predictions, images = files()
+    assert "accuracy" in evaluate(predictions, images, metrics="accuracy").figures
+    assert set(evaluate(predictions, images, metrics=None).figures) == {
+        "images",
+        "errors",
+        "labelled",
+        "thresholds_missed",
+    }
+
+
 def test_images_without_a_label_are_left_out(files):
     predictions, images = files(labels=["ash", "", "", "oak", "", ""])
     result = evaluate(predictions, images)
@@ -170,6 +181,7 @@ def test_a_missed_limit_of_errors_names_the_images(files):
     [
         ({"agreement": {"min": 1}}, "There is a threshold for 'agreement', which was not computed"),
         ({"accuracy": 0.9}, "The threshold of 'accuracy' is 0.9"),
+        (0.9, "The thresholds are 0.9"),
         ({"accuracy": {}}, "The threshold of 'accuracy' is {}"),
         ({"accuracy": {"least": 0.9}}, "The threshold of 'accuracy' is {'least': 0.9}"),
         ({"accuracy": {"min": "0.9"}}, "The threshold of 'accuracy' is '0.9', no number"),

@@ -158,6 +158,20 @@ def _die(pixels):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.parametrize("lost", ["order", "one"])
+def test_an_engine_that_loses_rows_or_their_order_is_found_out(folder, tmp_path, write_images, monkeypatch, lost):
+    real = local.LocalEngine.run
+
+    def run(self, model, batches, todo):
+        answers = list(real(self, model, batches, todo))
+        yield from reversed(answers) if lost == "order" else answers[:-1]
+
+    monkeypatch.setattr(local.LocalEngine, "run", run)
+    with pytest.raises(VitconvError, match="lost rows of part 0, or their order"):
+        predict(folder, write_images(6), tmp_path / "out", batch_size=2)
+    assert not list((tmp_path / "out").iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,9 +1,9 @@
 """From a converted folder and a list of images to a report: predict, evaluate, report, each a step of its own.
 
 ``images`` (what to look at) → ``predictor`` (pixels to logits) → an engine, ``local`` or ``cluster`` (which runs them
-over all batches) → ``predictions`` (Parquet files) → ``metrics`` and ``pictures``, put together by ``evaluate`` →
-``report``. ``predict`` puts the first half together. Nothing else in vitconv imports this package but the command
-line, and it needs the extra ``evaluate``.
+over all batches) → ``predictions`` (Parquet files): that is ``predict``. ``answers`` (predictions beside what is
+expected and true) → ``metrics`` → ``thresholds``: that is ``evaluate``. Then ``pictures`` and ``report``. Nothing else
+in vitconv imports this package but the command line, and it needs the extra ``evaluate``.
 """
 
 from importlib.util import find_spec

@@ -129,7 +129,7 @@ def evaluate(
     if answers.expected is not None:
         _compare(answers, found, ranges)
     if answers.labels is not None:
-        _measure(answers, metrics, found, ranges)
+        _measure(answers, [metrics] if isinstance(metrics, str) else metrics or (), found, ranges)
     judged = judge(thresholds or {}, found, answers)
     found["thresholds_missed"] = sum(not threshold.passed for threshold in judged)
     return Evaluation(answers, found, ranges, judged, _per_class(answers))
@@ -185,9 +185,10 @@ def _per_class(answers: Answers) -> pa.Table:
         )
         columns |= dict(zip(("precision", "recall", "f1", "images"), values, strict=True))
     if answers.expected is not None:
-        of_class = answers.expected[None] == everyone[:, None]
-        columns["compared"] = of_class.sum(axis=1)
-        columns["agreeing"] = (of_class & (answers.predicted == answers.expected)[None]).sum(axis=1)
+        compared = answers.expected >= 0
+        agreeing = compared & (answers.predicted == answers.expected)
+        columns["compared"] = np.bincount(answers.expected[compared], minlength=len(everyone))
+        columns["agreeing"] = np.bincount(answers.expected[agreeing], minlength=len(everyone))
     if answers.differences is not None:
         columns["max_logit_difference"] = np.nanmax(answers.differences, axis=0, initial=0)
     return pa.table({name: pa.array(column, from_pandas=True) for name, column in columns.items()})

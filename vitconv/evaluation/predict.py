@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 import pyarrow as pa
 
 from vitconv.checkpoint import PARITY_FILE, read_state_dict, sha256
-from vitconv.errors import InputError
+from vitconv.errors import InputError, VitconvError
 from vitconv.evaluation.cluster import RayEngine
 from vitconv.evaluation.images import Answer, Batches, read_images
 from vitconv.evaluation.local import LocalEngine
@@ -121,7 +121,10 @@ def predict(
         for answer in islice(answers, len(cut[number])):
             tables.append(_rows(answer, batches, classifier.classes))
             count.add(tables[-1])
-        parts.write(number, pa.concat_tables(tables), keys[number], classifier.classes)
+        rows = pa.concat_tables(tables)
+        if rows["row"].to_pylist() != [row for batch in cut[number] for row in batches.rows(batch)]:
+            raise VitconvError(f"The engine '{engine}' lost rows of part {number}, or their order.", "Report this.")
+        parts.write(number, rows, keys[number], classifier.classes)
         count.check()
     return Summary(count.done, count.errors, found, runner.device)
 

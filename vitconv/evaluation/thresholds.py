@@ -58,8 +58,10 @@ def judge(
         answers: what they were computed from, to say which images are to blame.
 
     Raises:
-        InputError: a threshold is of an unknown figure, or no number.
+        InputError: they are no mapping, or one is of an unknown figure, or no number.
     """
+    if not isinstance(thresholds, Mapping):
+        raise InputError(f"The thresholds are {thresholds!r}.", f"Write a figure's name for each. {_FORM}")
     judged = []
     for name, bounds in thresholds.items():
         if name not in found:
