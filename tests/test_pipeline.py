@@ -32,15 +32,15 @@ def project(tmp_path_factory):
     (root / ".gitignore").write_text("/artifacts\n/build\n/converted\n__pycache__/\n")
 
     artifacts = root / "artifacts"
-    artifacts.mkdir()
+    (artifacts / "images").mkdir(parents=True)
     timm_model = full_model("vit_tiny_patch16_224", num_classes=5)
     data = inspect(_save(timm_model, artifacts / "tiny.pth"), "vit_tiny_patch16_224").data
     answers, rng = [], np.random.default_rng(0)
     for i in range(20):
         pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((230, 230)).save(artifacts / f"{i}.png")
+        Image.fromarray(pixels).resize((230, 230)).save(artifacts / "images" / f"{i}.png")
         with torch.no_grad():
-            answers.append(timm_model(timm_pixels(load_image(artifacts / f"{i}.png"), data)[None])[0])
+            answers.append(timm_model(timm_pixels(load_image(artifacts / "images" / f"{i}.png"), data)[None])[0])
     # Centred, so that every class is the answer to some image.
     mean = torch.stack(answers).mean(0)
     answers = [answer - mean for answer in answers]
@@ -53,15 +53,18 @@ def project(tmp_path_factory):
     best = [CLASSES[answer.argmax()] for answer in answers]
     assert "cedar" in best
     _write(artifacts / "labels.txt", CLASSES)
-    _write(artifacts / "inputs.csv", ["path,label", *(f"{i}.png,{name}" for i, name in enumerate(best))])
-    rows = (f"{i}.png,{best[i]}," + ",".join(f"{x:.6f}" for x in answer.tolist()) for i, answer in enumerate(answers))
+    _write(artifacts / "inputs.csv", ["path,label", *(f"images/{i}.png,{name}" for i, name in enumerate(best))])
+    rows = (
+        f"images/{i}.png,{best[i]}," + ",".join(f"{x:.6f}" for x in answer.tolist())
+        for i, answer in enumerate(answers)
+    )
     _write(artifacts / "outputs.csv", [",".join(["path", "class", *CLASSES]), *rows])
 
     parameters = yaml.safe_load((ROOT / "params.yaml").read_text())
     parameters |= {
         "checkpoint": "artifacts/edited.pth",
         "architecture": "vit_tiny_patch16_224",
-        "image": "artifacts/0.png",
+        "image": "artifacts/images/0.png",
     }
     (root / "params.yaml").write_text(yaml.safe_dump(parameters, sort_keys=False))
     for command in (
