@@ -36,6 +36,7 @@ FULL_SIZE = [
 ]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("name", "arguments"), FULL_SIZE, ids=lambda value: str(value))
 def test_float32_logits_are_equal_bit_for_bit(name, arguments):
     model = full_model(name, **arguments)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -92,14 +93,10 @@ def _write(path, lines):
 
 
 def run(root, command):
-    return subprocess.run(
-        command.split(),
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        env=os.environ | {"DVC_NO_ANALYTICS": "1"},
-    )
+    """Run a command with this environment's programs, where it is not activated, too."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = os.environ | {"PATH": path}
+    return subprocess.run(command.split(), cwd=root, capture_output=True, text=True, timeout=400, env=environment)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,8 @@
 import json
 import re
 import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,13 +129,14 @@ def test_changes_are_more_than_rounding():
 
 
 def test_the_command_fails_where_a_threshold_is_missed(evaluation, tmp_path):
+    command = Path(sys.executable).with_name("vitconv")
     folder = evaluation()
-    done = subprocess.run(["vitconv", "report", folder, tmp_path / "report"], capture_output=True, text=True)
+    done = subprocess.run([command, "report", folder, tmp_path / "report"], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == (
         "error: agreement is 0.5, below 1: most of all 'ash', 1 of 2 images wrong (images/00002.jpg).\n"
         f"{tmp_path}/report/index.html shows it.\n"
     )
     folder = evaluation(limit=0.5)
-    done = subprocess.run(["vitconv", "report", folder, tmp_path / "report"], capture_output=True, text=True)
+    done = subprocess.run([command, "report", folder, tmp_path / "report"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"{tmp_path}/report/index.html: passed\n")
