@@ -29,7 +29,7 @@ evaluate: $(VENV)/installed artifacts/outputs.csv ## Convert, verify, predict, e
 test: $(VENV)/installed $(VENV)/transformers-4.57.6 artifacts/outputs.csv ## Run all tests and the notebooks
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not integration" tests
 	$(BIN)/pytest -n auto --dist loadfile -m integration tests
-	$(BIN)/pytest --nbmake --nbmake-timeout=600 notebooks
+	$(BIN)/pytest -n auto --nbmake --nbmake-timeout=600 notebooks
 
 test-gpu: $(VENV)/installed ## Run the tests that need a CUDA GPU
 	$(BIN)/pytest -m gpu tests

@@ -29,10 +29,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import ray
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -42,7 +42,7 @@ from models import full_model
 from vitconv.convert import convert_checkpoint
 from vitconv.evaluation.images import Batches, read_images
 from vitconv.evaluation.predict import predict
-from vitconv.evaluation.predictions import Parts, make_rows
+from vitconv.evaluation.predictions import Parts, Run, make_rows
 from vitconv.evaluation.predictor import Predictor, read_classifier
 from vitconv.preprocess import load_processor
 
@@ -64,7 +64,7 @@ def main() -> None:
             labels=ROOT / "artifacts/labels.txt",
             verify=False,
         )
-        print(f"{os.cpu_count()} cores, {platform.machine()}; torch {torch.__version__}, ray {ray.__version__}\n")
+        print(f"{os.cpu_count()} cores, {platform.machine()}; torch {torch.__version__}, ray {version('ray')}\n")
         print("| model | batch | prepare, one core | model alone | local | ray | start: local | ray |")
         print("|---|--:|--:|--:|--:|--:|--:|--:|")
         for name, model, batch_size, batches in (
@@ -131,6 +131,8 @@ def run(model: Path, images: Path, engine: str, batch_size: int, folder: Path) -
     """How long a run takes, with a cluster of its own."""
     with tempfile.TemporaryDirectory(dir=folder) as destination:
         took = seconds(lambda: predict(model, images, destination, engine=engine, batch_size=batch_size))
+    import ray  # not before: the engine gives it a token first
+
     ray.shutdown()
     return took
 
@@ -140,12 +142,12 @@ def writing(classes: int) -> float:
     logits = np.random.default_rng(0).standard_normal((256, classes), np.float32)
     names = [f"class {i}" for i in range(classes)]
     with tempfile.TemporaryDirectory(dir=ROOT / "build") as folder:
-        parts = Parts(folder, 20, overwrite=False)
+        parts = Parts(folder, Run({}, tuple(names)), 20, overwrite=False)
 
         def write() -> None:
             for part in range(20):
                 rows = make_rows(part * 256, [f"images/{i:08}.jpg" for i in range(256)], logits, [None] * 256, names)
-                parts.write(part, rows, "key", names)
+                parts.write(part, rows, "key")
 
         write()
         return 20 * 256 / seconds(write)

@@ -68,19 +68,19 @@ def test_one_engine_goes_on_where_the_other_stopped(folder, tmp_path, write_imag
 @pytest.mark.parametrize("victim", ["_Predict", "_Prepare"])
 def test_killed_workers_lose_nothing(folder, tmp_path, write_images, victim):
     """The actor that holds the model, or the tasks that prepare images, killed by the system in the middle of a run."""
-    images = write_images(160)
-    predict(folder, images, tmp_path / "local", batch_size=4)
+    images = write_images(240)
+    predict(folder, images, tmp_path / "local", batch_size=2)
     killed = []
 
     def kill(done, errors, total):
-        if 24 <= done < 100 and not killed:
+        if not killed:
             for process in workers(victim):
                 process.send_signal(signal.SIGKILL)
                 killed.append(process.pid)
 
-    summary = predict(folder, images, tmp_path / "ray", engine="ray", batch_size=4, advance=kill)
+    summary = predict(folder, images, tmp_path / "ray", engine="ray", batch_size=2, advance=kill)
     assert killed, "no worker was there to be killed"
-    assert (summary.rows, summary.errors) == (160, 0)
+    assert (summary.rows, summary.errors) == (240, 0)
     assert read_predictions(tmp_path / "ray").rows.equals(read_predictions(tmp_path / "local").rows)
 
 

@@ -4,12 +4,14 @@ import os
 import sys
 import types
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 from vitconv.errors import InputError
+from vitconv.evaluation import pictures
 from vitconv.evaluation.evaluate import evaluate
-from vitconv.evaluation.predictions import Parts, make_rows
+from vitconv.evaluation.predictions import Parts, Run, make_rows
 
 CLASSES = ("ash", "beech", "oak")
 LOGITS = np.array([[4, 1, 0], [0, 3, 1], [1, 0, 2], [2, 0, 1], [0, 1, 5], [3, 2, 1]], np.float32)
@@ -26,11 +28,10 @@ def few_resamples(monkeypatch):
 def files(tmp_path):
     """Write predictions, their list, and expected answers, each as a test wants it."""
 
-    def write(logits=LOGITS, errors=None, labels=LABELS, expected=None, classes=CLASSES):
+    def write(logits=LOGITS, errors=None, labels=LABELS, expected=None):
         errors = errors or [None] * 6
-        Parts(tmp_path / "predictions", 1, overwrite=True).write(
-            0, make_rows(0, PATHS, logits, errors, CLASSES), "key", classes
-        )
+        table = make_rows(0, PATHS, logits, errors, CLASSES)
+        Parts(tmp_path / "predictions", Run({}, CLASSES), 1, overwrite=True).write(0, table, "key")
         with (tmp_path / "list.csv").open("w") as file:
             csv.writer(file).writerows(
                 [
@@ -113,12 +114,9 @@ def test_expected_classes_without_logits(files):
 def test_expected_answers_may_be_other_predictions(files, tmp_path):
     predictions, images = files()
     order = [2, 0, 1]
-    Parts(tmp_path / "other", 1, overwrite=False).write(
-        0,
-        make_rows(0, PATHS, LOGITS[:, order] + np.float32(0.5), [None] * 6, [CLASSES[i] for i in order]),
-        "key",
-        [CLASSES[i] for i in order],
-    )
+    classes = tuple(CLASSES[i] for i in order)
+    table = make_rows(0, PATHS, LOGITS[:, order] + np.float32(0.5), [None] * 6, classes)
+    Parts(tmp_path / "other", Run({}, classes), 1, overwrite=False).write(0, table, "key")
     result = evaluate(predictions, images, expected=tmp_path / "other")
     assert (result.figures["agreement"], result.figures["max_logit_difference"]) == (1, 0.5)
 
@@ -142,6 +140,51 @@ def test_metrics_may_be_one_or_none(files):
         "labelled",
         "thresholds_missed",
     }
+
+
+@pytest.mark.parametrize("metrics", [[{"my.module": "cost"}], [None], 5])
+def test_metrics_that_are_no_names_are_refused(files, metrics):
+    predictions, images = files()
+    with pytest.raises(InputError, match="A metric is named|The metrics are"):
+        evaluate(predictions, images, metrics=metrics)
+
+
+def test_a_single_image_has_figures_and_no_interval(files):
+    predictions, images, expected = files(labels=["ash", *[""] * 5], expected=answers(LOGITS[:1], PATHS[:1]))
+    result = evaluate(predictions, images, expected=expected)
+    assert (result.figures["compared"], result.figures["agreement"], result.figures["accuracy"]) == (1, 1, 1)
+    assert result.intervals == {}
+
+
+def test_images_without_an_expected_answer_are_counted(files):
+    predictions, images, expected = files(labels=None, expected=answers(LOGITS[:4], PATHS[:4]))
+    limits = {"agreement": {"min": 1}, "not_compared": {"max": 0}}
+    result = evaluate(predictions, images, expected=expected, thresholds=limits)
+    assert [str(threshold) for threshold in result.thresholds] == [
+        "agreement is 1, at least 1.",
+        "not_compared is 2, above 0.",
+    ]
+
+
+def test_if_no_labelled_image_can_be_read_there_are_no_metrics(files, tmp_path):
+    predictions, images, expected = files(
+        errors=["x", *[None] * 5], labels=["ash", *[""] * 5], expected=answers(LOGITS[:1], PATHS[:1])
+    )
+    result = evaluate(predictions, images, expected=expected)
+    assert (result.figures["labelled"], result.figures["agreement"]) == (0, 0)
+    assert "accuracy" not in result.figures
+    assert "max_logit_difference" not in result.figures
+    assert result.per_class.to_pylist()[0]["precision"] is None
+    assert result.per_class.to_pylist()[0]["max_logit_difference"] is None
+    for draw in (pictures.draw_logits, pictures.draw_confusion, pictures.draw_reliability, pictures.draw_classes):
+        plt.close(draw(result))
+
+
+def test_the_metrics_blame_what_was_read(files):
+    """Images that could not be read do not make a class the worst."""
+    predictions, images = files(errors=["x", None, None, None, None, "x"])
+    (threshold,) = evaluate(predictions, images, thresholds={"accuracy": {"min": 1}}).thresholds
+    assert threshold.detail == "most of all 'oak', 1 of 3 images wrong (images/3.jpg)."
 
 
 def test_images_without_a_label_are_left_out(files):
@@ -204,6 +247,9 @@ def test_wrong_thresholds_are_refused(files, limits, message):
         ({"expected": [["path", "class"], ["images/0.jpg", "elm"]]}, "expected answers '.*' name a class that the model has not: 'elm'"),
         ({"expected": [["path", "ash"], ["images/0.jpg", 1]]}, "have no column 'class'"),
         ({"expected": [["path", "class"], ["a", "ash"], ["a", "oak"]]}, "name an image more than once"),
+        ({"expected": [["path", "class"], ["images/0.jpg", ""]]}, "None of the expected answers is of an image"),
+        ({"expected": [["path", "class", "class"], ["images/0.jpg", "ash", "oak"]]}, "two columns of the same name"),
+        ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "2026-01-01"]]}, "logits that are no numbers"),
         ({"expected": [["path", "class"], ["images/x.jpg", "ash"]]}, "None of the expected answers is of an image"),
         ({"expected": [["path", "class", "ash", "oak"], ["images/0.jpg", "ash", 1, 2]]}, "logits of other classes than the model: beech"),
         ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "x"]]}, "logits that are no numbers"),

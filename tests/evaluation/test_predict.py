@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from vitconv.cli import app
 from vitconv.convert import convert_checkpoint
 from vitconv.errors import CheckpointError, DestinationError, InputError, VitconvError
+from vitconv.evaluation import images as images_module
 from vitconv.evaluation import local
 from vitconv.evaluation import predict as module
 from vitconv.evaluation.images import read_images
@@ -122,8 +124,8 @@ def test_a_killed_run_loses_no_part(folder, tmp_path, write_images):
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["part-00000000.parquet"]
 
 
-@pytest.mark.parametrize("change", ["image", "list", "batch", "weights"])
-def test_what_has_changed_is_done_again_if_it_may_be(folder, tmp_path, write_images, change, small_parts):
+@pytest.mark.parametrize("change", ["image", "list", "batch", "weights", "code"])
+def test_what_has_changed_is_done_again_if_it_may_be(folder, tmp_path, write_images, change, small_parts, monkeypatch):
     images, out = write_images(8), tmp_path / "out"
     mine = shutil.copytree(folder, tmp_path / "mine")
     predict(mine, images, out, batch_size=2)
@@ -138,14 +140,36 @@ def test_what_has_changed_is_done_again_if_it_may_be(folder, tmp_path, write_ima
         found = 4
     elif change == "batch":
         batch_size = 4
+    elif change == "code":
+        monkeypatch.setattr(module, "_code", lambda: "mended")
     else:
         config = json.loads((mine / "config.json").read_text())
         config["layer_norm_eps"] = 1e-3
         (mine / "config.json").write_text(json.dumps(config))
-    with pytest.raises(DestinationError, match="other weights, images or settings"):
-        predict(mine, images, out, batch_size=batch_size)
+    if change != "image":  # whose old predictions nobody wants
+        with pytest.raises(DestinationError, match="other weights, images or settings"):
+            predict(mine, images, out, batch_size=batch_size)
     assert predict(mine, images, out, batch_size=batch_size, overwrite=True).found == found
     assert read_predictions(out).rows["path"].to_pylist() == read_images(images).paths.to_pylist()
+
+
+def test_an_error_of_the_machine_is_no_error_of_the_image(folder, tmp_path, write_images, monkeypatch):
+    """It would be found again in every later run, though the image is well."""
+    real = images_module.load_image
+
+    def fail(path):
+        if path.name != "00002.jpg":
+            return real(path)
+        try:
+            raise OSError(errno.EIO, "Input/output error")
+        except OSError as error:
+            raise InputError(f"'{path}' is not an image that can be read.", "") from error
+
+    monkeypatch.setattr(images_module, "load_image", fail)
+    with pytest.raises(VitconvError, match=r"Images cannot be prepared: .*00002.jpg' is not an image"):
+        predict(folder, write_images(4), tmp_path / "out", batch_size=2, max_errors=4)
+    monkeypatch.undo()
+    assert predict(folder, write_images(4), tmp_path / "out", batch_size=2).errors == 0
 
 
 def test_a_killed_process_that_prepares_images_is_an_error_and_not_a_hang(folder, tmp_path, write_images, monkeypatch):

@@ -11,6 +11,8 @@ from vitconv.errors import DestinationError, InputError
 from vitconv.evaluation.predictions import SCHEMA, Parts, Run, make_rows, read_predictions
 
 CLASSES = ("a", "b", "c")
+PATHS = ["0.jpg", "1.jpg"]
+RUN = Run({"batch_size": 8}, CLASSES)
 
 
 def rows(start, count, error=()):
@@ -43,11 +45,11 @@ def test_logits_that_are_no_numbers_are_an_error_of_the_image():
 @given(counts=st.lists(st.integers(1, 9), min_size=1, max_size=5), data=st.data())
 def test_what_is_written_is_read(tmp_path_factory, counts, data):
     folder = tmp_path_factory.mktemp("predictions")
-    parts = Parts(folder, len(counts), overwrite=False)
+    parts = Parts(folder, RUN, len(counts), overwrite=False)
     tables, start = [], 0
     for number, count in enumerate(counts):
         tables.append(rows(start, count, data.draw(st.sets(st.integers(0, count - 1)))))
-        parts.write(number, tables[-1], "key", CLASSES)
+        parts.write(number, tables[-1], "key")
         start += count
     made = read_predictions(folder)
     written = pa.concat_tables(tables)
@@ -58,63 +60,87 @@ def test_what_is_written_is_read(tmp_path_factory, counts, data):
 
 
 def test_a_part_is_found_by_its_key(tmp_path):
-    parts = Parts(tmp_path, 1, overwrite=True)
-    assert parts.find(0, "key") is None
-    parts.write(0, rows(0, 2), "key", CLASSES)
-    assert parts.find(0, "key").num_rows == 2
-    assert parts.find(0, "another") is None
+    parts = Parts(tmp_path, RUN, 1, overwrite=False)
+    assert parts.find(0, "key", PATHS) is None
+    parts.write(0, rows(0, 2), "key")
+    assert parts.find(0, "key", PATHS).num_rows == 2
+
+
+@pytest.mark.parametrize("other", ["run", "list"])
+def test_a_part_of_another_run_is_removed_if_it_may_be(tmp_path, other):
+    """At once: if the run is cut off before it is replaced, parts of two runs must not lie side by side."""
+    Parts(tmp_path, RUN, 1, overwrite=False).write(0, rows(0, 2), "key")
+    run = Run({"batch_size": 9}, CLASSES) if other == "run" else RUN
+    paths = ["x.jpg", "y.jpg"] if other == "list" else PATHS
     with pytest.raises(DestinationError, match="predictions of other weights, images or settings"):
-        Parts(tmp_path, 1, overwrite=False).find(0, "another")
+        Parts(tmp_path, run, 1, overwrite=False).find(0, "another", paths)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert Parts(tmp_path, run, 1, overwrite=True).find(0, "another", paths) is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_part_whose_images_have_changed_is_always_done_again(tmp_path):
+    parts = Parts(tmp_path, RUN, 1, overwrite=False)
+    parts.write(0, rows(0, 2), "key")
+    assert parts.find(0, "another", PATHS) is None
+
+
+def test_parts_of_two_runs_are_refused(tmp_path):
+    Parts(tmp_path, RUN, 2, overwrite=False).write(0, rows(0, 2), "key")
+    Parts(tmp_path, Run({}, CLASSES), 2, overwrite=False).write(1, rows(2, 2), "key")
+    with pytest.raises(InputError, match="are of several runs"):
+        read_predictions(tmp_path)
 
 
 def test_a_part_that_is_cut_off_is_not_found(tmp_path):
-    parts = Parts(tmp_path, 1, overwrite=False)
-    parts.write(0, rows(0, 2), "key", CLASSES)
+    parts = Parts(tmp_path, RUN, 1, overwrite=False)
+    parts.write(0, rows(0, 2), "key")
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:-10])
-    assert parts.find(0, "key") is None
+    assert parts.find(0, "key", PATHS) is None
 
 
-def test_nothing_but_predictions_is_ever_removed(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(DestinationError, match=r"holds what is no prediction \(notes.txt\)"):
-        Parts(tmp_path, 1, overwrite=True)
-    assert (tmp_path / "notes.txt").read_text() == "mine"
+@pytest.mark.parametrize("name", ["notes.txt", "part-00000-5f.snappy.parquet", "part-1.parquet"])
+def test_nothing_but_predictions_is_ever_removed(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(DestinationError, match=rf"holds what is no prediction \({name}\)"):
+        Parts(tmp_path, RUN, 1, overwrite=True)
+    assert (tmp_path / name).read_text() == "mine"
 
 
 def test_parts_beyond_the_list_go_only_if_they_may(tmp_path):
-    parts = Parts(tmp_path, 3, overwrite=False)
+    parts = Parts(tmp_path, RUN, 3, overwrite=False)
     for number in range(3):
-        parts.write(number, rows(2 * number, 2), "key", CLASSES)
+        parts.write(number, rows(2 * number, 2), "key")
     with pytest.raises(DestinationError, match="part-00000002"):
-        Parts(tmp_path, 1, overwrite=False)
-    Parts(tmp_path, 1, overwrite=True)
+        Parts(tmp_path, RUN, 1, overwrite=False)
+    Parts(tmp_path, RUN, 1, overwrite=True)
     assert [file.name for file in tmp_path.iterdir()] == ["part-00000000.parquet"]
 
 
 def test_an_old_part_is_replaced_and_not_written_into(tmp_path):
     """DVC links its cache to what it has recorded: what is written into the link changes the cache."""
-    parts = Parts(tmp_path / "predictions", 1, overwrite=True)
-    parts.write(0, rows(0, 2), "key", CLASSES)
+    parts = Parts(tmp_path / "predictions", RUN, 1, overwrite=True)
+    parts.write(0, rows(0, 2), "key")
     (file,) = (tmp_path / "predictions").iterdir()
     os.link(file, tmp_path / "cache")
     file.chmod(0o444)
     before = file.read_bytes()
-    parts.write(0, rows(5, 1), "key", CLASSES)
+    parts.write(0, rows(5, 1), "key")
     assert (tmp_path / "cache").read_bytes() == before
     assert parquet.read_table(file).num_rows == 1
 
 
 def test_a_killed_writers_remains_are_removed(tmp_path):
     (tmp_path / ".part-00000000.parquet.abc").write_bytes(b"half")
-    Parts(tmp_path, 1, overwrite=False)
+    Parts(tmp_path, RUN, 1, overwrite=False)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_file_in_the_way_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DestinationError, match="cannot be written"):
-        Parts(tmp_path / "file", 1, overwrite=False)
+        Parts(tmp_path / "file", RUN, 1, overwrite=False)
 
 
 def test_the_key_knows_images_settings_and_classes(tmp_path):
@@ -136,11 +162,11 @@ def test_what_is_no_folder_of_predictions_is_refused(tmp_path, spoil):
     if spoil == "no metadata":
         parquet.write_table(rows(0, 2), tmp_path / "part-00000000.parquet")
     elif spoil == "gap":
-        Parts(tmp_path, 1, overwrite=False).write(0, rows(1, 2), "key", CLASSES)
+        Parts(tmp_path, RUN, 1, overwrite=False).write(0, rows(1, 2), "key")
     elif spoil == "garbage":
         (tmp_path / "part-00000000.parquet").write_bytes(b"PAR1")
     elif spoil == "columns":
-        Parts(tmp_path, 1, overwrite=False).write(0, rows(0, 2).drop_columns("error"), "key", CLASSES)
+        Parts(tmp_path, RUN, 1, overwrite=False).write(0, rows(0, 2).drop_columns("error"), "key")
     with pytest.raises(InputError, match=r"no predictions in|cannot be read|lack rows") as caught:
         read_predictions(tmp_path)
     assert str(tmp_path) in caught.value.problem

@@ -10,7 +10,7 @@ import pytest
 from vitconv.errors import InputError
 from vitconv.evaluation.evaluate import evaluate
 from vitconv.evaluation.pictures import save_pictures
-from vitconv.evaluation.predictions import Parts, make_rows
+from vitconv.evaluation.predictions import Parts, Run, make_rows
 from vitconv.evaluation.report import Change, changes, report
 
 CLASSES = ("ash", "beech & <oak>")
@@ -27,7 +27,7 @@ def evaluation(tmp_path, write_images, monkeypatch):
         errors = ["There is no image." if i in broken else None for i in range(4)]
         paths = images.read_text().splitlines()[1:]
         table = make_rows(0, [path.partition(",")[0] for path in paths], logits, errors, CLASSES)
-        Parts(tmp_path / "predictions", 1, overwrite=True).write(0, table, "key", CLASSES)
+        Parts(tmp_path / "predictions", Run({}, CLASSES), 1, overwrite=True).write(0, table, "key")
         (tmp_path / "expected.csv").write_text("path,class\nimages/00000.jpg,ash\nimages/00002.jpg,ash\n")
         thresholds = {"agreement": {"min": limit}}
         result = evaluate(tmp_path / "predictions", images, expected=tmp_path / "expected.csv", thresholds=thresholds)
@@ -119,6 +119,18 @@ def test_what_is_not_there_is_named(tmp_path, evaluation):
     folder = evaluation()
     (folder / "logits.png").unlink()
     with pytest.raises(InputError, match="logits.png"):
+        report(folder, tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize("content", ["{}", '{"figures": []}', '{"figures": {"errors": 0}, "thresholds": [{}]}'])
+def test_an_evaluation_of_another_version_is_refused(evaluation, tmp_path, content):
+    folder = evaluation()
+    (tmp_path / "proof.json").write_text('{"other": 1}')
+    with pytest.raises(InputError, match="of another version"):
+        report(folder, tmp_path / "report", verification=tmp_path / "proof.json")
+    (folder / "evaluation.json").write_text(content)
+    with pytest.raises(InputError, match="of another version"):
         report(folder, tmp_path / "report")
     assert not (tmp_path / "report").exists()
 

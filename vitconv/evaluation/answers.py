@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ class Answers:
         """The name of a class by its number; ``None`` for -1."""
         return self.classes[number] if number >= 0 else None
 
-    @property
+    @cached_property
     def differences(self) -> NDArray[np.float64] | None:
         """The absolute differences of the logits, (images, classes); NaN where one has none."""
         return None if self.expected_logits is None else np.abs(self.logits - self.expected_logits)
@@ -114,7 +115,7 @@ def _read_expected(path: str | Path, classes: tuple[str, ...]) -> _Expected:
         logits = np.stack([table[name].cast(pa.float64()).to_numpy() for name in classes], axis=1)
         if not np.isfinite(logits).all():
             raise ValueError("not all of them are finite.")
-    except ValueError as error:  # which pyarrow's errors are, too
+    except (ValueError, pa.ArrowException) as error:
         raise InputError(
             f"The expected answers '{path}' have logits that are no numbers: {error}",
             "Write a number in every column of a class, or leave these columns out.",
@@ -149,12 +150,13 @@ def _align(made: Predictions, listed: ImageList, expected: _Expected | None, ima
     if expected is not None:
         places = pc.index_in(made.rows["path"], value_set=expected.paths.combine_chunks())
         known = pc.is_valid(places).to_numpy()
-        if not known.any():
-            raise InputError(
-                f"None of the expected answers is of an image in '{images}'.", "Write the paths alike in both files."
-            )
         places = pc.fill_null(places, 0).to_numpy()
         classes = np.where(known, expected.classes[places], -1)
+        if (classes < 0).all():
+            raise InputError(
+                f"None of the expected answers is of an image in '{images}'.",
+                "Write the paths alike in both files, and a class for each.",
+            )
         if expected.logits is not None:
             values = np.where(known[:, None], expected.logits[places], np.nan)
     unreadable = made.rows.filter(pc.is_valid(made.rows["error"]))

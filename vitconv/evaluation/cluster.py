@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vitconv.errors import InputError, VitconvError
-from vitconv.evaluation.images import Answer, Batches, cores
+from vitconv.evaluation.images import Answer, Batches
 from vitconv.evaluation.predictor import Classifier, Predictor, choose_device
 
 if TYPE_CHECKING:
@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 class RayEngine:
     """Runs a model over batches: see :class:`vitconv.evaluation.predict.Engine`.
 
-    It uses the cluster that ``RAY_ADDRESS`` names, or else starts one on this machine, for itself alone. The machines
-    of a cluster must see the images and the model's folder under the same paths.
+    It uses the cluster that this process or ``RAY_ADDRESS`` names, or else starts one on this machine, for itself
+    alone. The machines of a cluster must see the images and the model's folder under the same paths.
     """
 
     def __init__(self, device: str) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it warns of how Ray Data itself starts actors
-        if "RAY_ADDRESS" not in os.environ and "ray" not in sys.modules:  # which reads these when it is imported
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        if address == "local" and "ray" not in sys.modules:  # which reads these when it is imported
             # A cluster on this machine listens on all interfaces, whatever it is told: a token keeps others out.
             os.environ.setdefault("RAY_AUTH_MODE", "token")
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -41,7 +42,14 @@ class RayEngine:
                 "Install it with pip install 'vitconv[ray]', or choose the engine 'local'.",
             ) from error
         if not ray.is_initialized():
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+            alone = {"include_dashboard": False} if address == "local" else {}
+            try:
+                ray.init(address, log_to_driver=False, logging_level="error", **alone)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise InputError(
+                    f"The Ray cluster at '{address}' cannot be reached, or started: {str(error).strip()[:200]}",
+                    "Check RAY_ADDRESS and Ray's logs, in /tmp/ray/session_latest/logs.",
+                ) from error
         logging.getLogger("ray.data").setLevel("ERROR")
         self._gpus = int(ray.cluster_resources().get("GPU", 0))
         self.device = choose_device(device, self._gpus)
@@ -51,19 +59,20 @@ class RayEngine:
     def run(self, model: Classifier, batches: Batches, todo: Sequence[int]) -> Iterator[Answer]:
         """The answers to the batches of these numbers, in this order."""
         import ray
+        import torch
 
         context = ray.data.DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
         # One model a GPU; without GPUs one a machine, which computes beside the tasks that prepare images.
         kind = self.device.partition(":")[0]
-        models = self._gpus if kind == "cuda" else len(ray.nodes())
+        models = self._gpus if kind == "cuda" else sum(node["Alive"] for node in ray.nodes())
         answers = (
             ray.data.range(len(todo), override_num_blocks=len(todo))
             .map(_Prepare(batches, todo), num_cpus=1)
             .map(
                 _Predict,
-                fn_constructor_args=(model, kind),
+                fn_constructor_args=(model, kind, torch.get_num_threads()),
                 compute=ray.data.ActorPoolStrategy(size=models),
                 num_cpus=0,
                 num_gpus=1 if kind == "cuda" else 0,
@@ -92,11 +101,11 @@ class _Prepare:
 class _Predict:
     """An actor's work: a batch of pixels → its logits."""
 
-    def __init__(self, model: Classifier, device: str) -> None:
+    def __init__(self, model: Classifier, device: str, threads: int) -> None:
         import torch
 
-        # Ray gives an actor one thread; the local engine has all, and sums may depend on how they are cut up.
-        torch.set_num_threads(cores())
+        # Ray gives an actor one thread. As many as the driver's: sums may depend on how they are cut up.
+        torch.set_num_threads(threads)
         self._predictor = Predictor(model.folder, device)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:

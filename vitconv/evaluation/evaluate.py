@@ -29,8 +29,8 @@ class Evaluation:
 
     Attributes:
         answers: what the figures are computed from.
-        figures: by name: the counts (``images``; ``errors``, of them unreadable; ``compared``, of them with an
-            expected answer; ``labelled``, those readable whose truth is known), ``agreement`` and
+        figures: by name: the counts (``images``; ``errors``, of them unreadable; ``compared`` and ``not_compared``,
+            with and without an expected answer; ``labelled``, those readable whose truth is known), ``agreement`` and
             ``max_logit_difference`` with the expected answers, what the metrics give, and ``thresholds_missed``.
         intervals: the 95 % confidence intervals of the figures that have one.
         thresholds: in the order given.
@@ -129,7 +129,10 @@ def evaluate(
     if answers.expected is not None:
         _compare(answers, found, ranges)
     if answers.labels is not None:
-        _measure(answers, [metrics] if isinstance(metrics, str) else metrics or (), found, ranges)
+        names = [metrics] if isinstance(metrics, str) else metrics or ()
+        if not isinstance(names, Sequence):
+            raise InputError(f"The metrics are {metrics!r}.", "Write a list of names.")
+        _measure(answers, names, found, ranges)
     judged = judge(thresholds or {}, found, answers)
     found["thresholds_missed"] = sum(not threshold.passed for threshold in judged)
     return Evaluation(answers, found, ranges, judged, _per_class(answers))
@@ -141,10 +144,11 @@ def _compare(answers: Answers, found: dict[str, float], ranges: dict[str, tuple[
 
     compared = answers.expected >= 0
     expected, predicted = answers.expected[compared], answers.predicted[compared]
-    found["compared"] = len(expected)
+    found |= {"compared": len(expected), "not_compared": len(answers.paths) - len(expected)}
     found["agreement"] = accuracy_score(expected, predicted)
     low, high = interval(lambda chosen: accuracy_score(expected[chosen], predicted[chosen]), len(expected))
-    ranges["agreement"] = (low[0], high[0])
+    if np.isfinite(low[0]):
+        ranges["agreement"] = (low[0], high[0])
     differences = answers.differences
     if differences is not None and np.isfinite(differences).any():
         found["max_logit_difference"] = float(np.nanmax(differences))
@@ -180,15 +184,20 @@ def _per_class(answers: Answers) -> pa.Table:
         from sklearn.metrics import precision_recall_fscore_support
 
         chosen = (answers.labels >= 0) & (answers.predicted >= 0)
-        values = precision_recall_fscore_support(
-            answers.labels[chosen], answers.predicted[chosen], labels=everyone, zero_division=np.nan
-        )
-        columns |= dict(zip(("precision", "recall", "f1", "images"), values, strict=True))
+        names = ("precision", "recall", "f1", "images")
+        if chosen.any():
+            values = precision_recall_fscore_support(
+                answers.labels[chosen], answers.predicted[chosen], labels=everyone, zero_division=np.nan
+            )
+        else:
+            values = [*np.full((3, len(everyone)), np.nan), np.zeros(len(everyone), int)]
+        columns |= dict(zip(names, values, strict=True))
     if answers.expected is not None:
         compared = answers.expected >= 0
         agreeing = compared & (answers.predicted == answers.expected)
         columns["compared"] = np.bincount(answers.expected[compared], minlength=len(everyone))
         columns["agreeing"] = np.bincount(answers.expected[agreeing], minlength=len(everyone))
     if answers.differences is not None:
-        columns["max_logit_difference"] = np.nanmax(answers.differences, axis=0, initial=0)
+        known = np.isfinite(answers.differences).any(axis=0)
+        columns["max_logit_difference"] = np.where(known, np.nanmax(answers.differences, axis=0, initial=0), np.nan)
     return pa.table({name: pa.array(column, from_pandas=True) for name, column in columns.items()})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from errno import EACCES, EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,8 +30,8 @@ class ImageList:
         folder: what relative paths start from: the file's folder.
     """
 
-    paths: pa.StringArray
-    labels: pa.StringArray | None
+    paths: pa.ChunkedArray
+    labels: pa.ChunkedArray | None
     folder: Path
 
     def __len__(self) -> int:
@@ -77,11 +78,13 @@ def read_table(path: str | Path, what: str) -> pa.Table:
         table = csv.read_csv(path, convert_options=options).combine_chunks()
     except FileNotFoundError as error:
         raise InputError(f"There is no {what} '{path}'.", "Check the path of the file.") from error
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"The {what} '{path}' is not CSV that can be read: {reason}", _LIST) from error
     if "path" not in table.column_names:
         raise InputError(f"The {what} '{path}' has no column 'path'.", _LIST)
+    if len(set(table.column_names)) < len(table.column_names):
+        raise InputError(f"The {what} '{path}' has two columns of the same name.", _LIST)
     return table
 
 
@@ -158,10 +161,18 @@ class Batches:
                 return f"'{path}' becomes pixels of shape {tuple(pixels.shape)}, the model takes {self.shape}."
             place[:] = pixels
         except VitconvError as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno not in _OF_THE_FILE:
+                raise  # of the machine or the network: another time, the image may be there
             return error.problem.replace(str(file), path)
+        except MemoryError:
+            raise
         except Exception as error:  # Pillow and the processors have no common one, and one image must not end a run
             return f"'{path}' cannot be prepared: {type(error).__name__}: {error}"
         return None
+
+
+#: Errors that an image has as long as it is what it is; Pillow's own have none.
+_OF_THE_FILE = (None, ENOENT, ENOTDIR, EISDIR, EACCES, EPERM, ELOOP, ENAMETOOLONG, EINVAL)
 
 
 def cores() -> int:

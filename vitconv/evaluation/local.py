@@ -19,6 +19,7 @@ class LocalEngine:
 
     def run(self, model: Classifier, batches: Batches, todo: Sequence[int]) -> Iterator[Answer]:
         """The answers to the batches of these numbers, in this order."""
+        import torch
         from torch.utils.data import DataLoader
 
         predictor = Predictor(model.folder, self.device)
@@ -29,13 +30,24 @@ class LocalEngine:
         try:
             for pixels in loader:
                 yield Answer(pixels.batch, predictor(pixels.values.numpy()), pixels.errors)
+        except torch.OutOfMemoryError as error:
+            raise VitconvError(
+                f"The device '{self.device}' has too little memory for a batch of {batches.size} images.",
+                "Choose a smaller batch size.",
+            ) from error
         except RuntimeError as error:
-            if "worker" not in str(error):
+            if "DataLoader worker" not in str(error):
                 raise
+            if "Caught" in str(error):
+                reason = str(error).strip().splitlines()[-2:]
+                raise VitconvError(f"Images cannot be prepared: {' '.join(reason)}", _AGAIN) from error
             raise VitconvError(
                 "A process that prepares images was killed, perhaps for want of memory (in a container, /dev/shm).",
-                "Run it again: it goes on where it stopped. Smaller batches take less memory.",
+                f"{_AGAIN} Smaller batches take less memory.",
             ) from error
+
+
+_AGAIN = "Run it again: it goes on where it stopped."
 
 
 def _share(pixels: Pixels) -> Pixels:

@@ -110,6 +110,8 @@ def find_metric(name: str) -> Metric:
     Raises:
         InputError: there is none of this name, or it cannot be called as a metric is.
     """
+    if not isinstance(name, str):
+        raise InputError(f"A metric is named {name!r}.", "Write a list of names, 'module:function' without a space.")
     if name in BUILT_IN:
         return BUILT_IN[name]
     module_name, colon, attribute = name.partition(":")
@@ -195,10 +197,13 @@ def interval(statistic: Callable[[NDArray[np.int64]], Any], count: int) -> tuple
         count: how many images there are.
 
     Returns:
-        the lower and the upper ends.
+        the lower and the upper ends; NaN for a figure that some resample lacks, and for less than two images.
     """
     from scipy.stats import bootstrap
 
+    if count < 2:
+        nothing = [math.nan] * np.size(statistic(np.arange(count)))
+        return nothing, nothing
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scipy's, of intervals of no width; scikit-learn's, of absent classes
         result = bootstrap(

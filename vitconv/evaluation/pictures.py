@@ -29,9 +29,9 @@ def draw_logits(evaluation: Evaluation) -> Figure:
     """Every logit against the expected one: on the diagonal where they agree."""
     figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
     answers = evaluation.answers
-    if answers.expected_logits is None:
+    known = np.isfinite(answers.differences) if answers.differences is not None else np.array(False)
+    if not known.any():
         return _nothing(axes, "No logits to compare with")
-    known = np.isfinite(answers.differences)
     x, y = answers.expected_logits[known], answers.logits[known]
     if len(x) > _MOST_POINTS:
         some = np.random.default_rng(0).choice(len(x), _MOST_POINTS, replace=False)
@@ -52,6 +52,8 @@ def draw_confusion(evaluation: Evaluation) -> Figure:
         (answers.labels, "true class") if answers.labels is not None else (answers.expected, "expected answer")
     )
     chosen = (truth >= 0) & (answers.predicted >= 0)
+    if not chosen.any():
+        return _nothing(plt.subplots(figsize=(5, 5), layout="constrained")[1], f"No image with a {what} could be read")
     count = len(answers.classes)
     matrix = confusion_matrix(truth[chosen], answers.predicted[chosen], labels=np.arange(count))
     few = count <= _MOST_CLASSES
@@ -78,10 +80,10 @@ def draw_reliability(evaluation: Evaluation) -> Figure:
         2, 1, figsize=(5, 5.6), height_ratios=(4, 1), sharex=True, layout="constrained"
     )
     answers = evaluation.answers
-    if answers.labels is None:
+    chosen = (answers.labels >= 0) & (answers.predicted >= 0) if answers.labels is not None else np.array(False)
+    if not chosen.any():
         below.axis("off")
         return _nothing(axes, "No labels to compare with")
-    chosen = (answers.labels >= 0) & (answers.predicted >= 0)
     confidence = answers.probabilities[chosen].max(axis=1)
     right = answers.predicted[chosen] == answers.labels[chosen]
     accuracy, mean_confidence = calibration_curve(right, confidence, n_bins=BINS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,6 +12,7 @@ from typing import Literal, Protocol
 
 import pyarrow as pa
 
+import vitconv
 from vitconv.checkpoint import PARITY_FILE, read_state_dict, sha256
 from vitconv.errors import InputError, VitconvError
 from vitconv.evaluation.cluster import RayEngine
@@ -102,13 +104,14 @@ def predict(
     runner = _ENGINES[engine](device)
     run = Run(_facts(classifier, batch_size, runner.device), classifier.classes)
     cut = _cut(len(batches), batch_size)
-    parts = Parts(destination, len(cut), overwrite=overwrite)
+    parts = Parts(destination, run, len(cut), overwrite=overwrite)
     count = _Count(len(batches.images), max_errors, advance)
 
-    keys = [run.key(_files(batches, part)) for part in cut]
-    todo = []
-    for number, key in enumerate(keys):
-        rows = parts.find(number, key)
+    keys, todo = [], []
+    for number, part in enumerate(cut):
+        paths = batches.images.slice(range(batches.rows(part[0]).start, batches.rows(part[-1]).stop))
+        keys.append(run.key([batches.images.folder / path for path in paths]))
+        rows = parts.find(number, keys[-1], paths)
         if rows is None:
             todo.append(number)
         else:
@@ -124,7 +127,7 @@ def predict(
         rows = pa.concat_tables(tables)
         if rows["row"].to_pylist() != [row for batch in cut[number] for row in batches.rows(batch)]:
             raise VitconvError(f"The engine '{engine}' lost rows of part {number}, or their order.", "Report this.")
-        parts.write(number, rows, keys[number], classifier.classes)
+        parts.write(number, rows, keys[number])
         count.check()
     return Summary(count.done, count.errors, found, runner.device)
 
@@ -136,19 +139,21 @@ def _facts(model: Classifier, batch_size: int, device: str) -> dict[str, object]
         "files": {file.name: sha256(file) for file in files if file.name != PARITY_FILE},
         "batch_size": batch_size,
         "device": device.partition(":")[0],
-        "versions": {name: version(name) for name in ("torch", "transformers", "pillow")},
+        "code": _code(),
+        "versions": {name: version(name) for name in ("torch", "transformers", "pillow", "numpy")},
     }
+
+
+def _code() -> str:
+    """One SHA-256 of all of vitconv's: whatever is mended in it, nothing old is taken for new."""
+    package = Path(vitconv.__file__).parent
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(package.rglob("*.py")))).hexdigest()
 
 
 def _cut(batches: int, batch_size: int) -> list[range]:
     """The batches of each part."""
     step = max(1, ROWS_PER_PART // batch_size)
     return [range(start, min(start + step, batches)) for start in range(0, batches, step)]
-
-
-def _files(batches: Batches, part: range) -> list[Path]:
-    rows = range(batches.rows(part[0]).start, batches.rows(part[-1]).stop)
-    return [batches.images.folder / path for path in batches.images.slice(rows)]
 
 
 def _rows(answer: Answer, batches: Batches, classes: Sequence[str]) -> pa.Table:

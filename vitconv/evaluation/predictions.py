@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,8 @@ SCHEMA = pa.schema(
     ]
 )
 _PART = "part-{:08}.parquet"
-_KEY, _CLASSES = b"vitconv.key", b"vitconv.classes"
+_WRITTEN = re.compile(r"part-\d{8}\.parquet|\.part-\d{8}\.parquet\..*")
+_KEY, _RUN, _CLASSES = b"vitconv.key", b"vitconv.run", b"vitconv.classes"
 
 
 @dataclass(frozen=True)
@@ -43,26 +45,33 @@ class Run:
     """What makes predictions what they are: equal runs give equal rows, to the bit.
 
     Attributes:
-        facts: plain data: the model's SHA-256, the batch size, the kind of device, the versions…
+        facts: plain data: the model's and the code's SHA-256, the batch size, the kind of device, the versions…
         classes: the names of the model's classes.
     """
 
     facts: dict[str, Any]
     classes: tuple[str, ...]
 
+    @property
+    def fingerprint(self) -> str:
+        """The same for equal runs only."""
+        return _fingerprint([self.facts, self.classes])
+
     def key(self, files: Sequence[Path]) -> str:
-        """A fingerprint of the run on these image files, as they are now: their sizes and times."""
-        stats = [_stat(file) for file in files]
-        content = json.dumps([self.facts, self.classes, stats], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()
+        """The same for equal runs on these image files as they are now only: their sizes, times and permissions."""
+        return _fingerprint([self.facts, self.classes, [_stat(file) for file in files]])
 
 
-def _stat(file: Path) -> tuple[str, int, int]:
+def _fingerprint(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _stat(file: Path) -> tuple[str, int, int, int]:
     try:
         stat = file.stat()
     except (OSError, ValueError):
-        return str(file), -1, -1
-    return str(file), stat.st_size, stat.st_mtime_ns
+        return str(file), -1, -1, -1
+    return str(file), stat.st_size, stat.st_mtime_ns, stat.st_mode
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -113,6 +122,7 @@ class Parts:
 
     Args:
         folder: it is made; or of what another run left in it, the parts that this one will not write are removed.
+        run: what will be written.
         count: how many parts there will be.
         overwrite: whether parts of another run may be replaced.
 
@@ -120,13 +130,13 @@ class Parts:
         DestinationError: it holds anything but predictions, more parts without ``overwrite``, or cannot be written.
     """
 
-    def __init__(self, folder: str | Path, count: int, *, overwrite: bool) -> None:
-        self._folder, self._overwrite = Path(folder), overwrite
+    def __init__(self, folder: str | Path, run: Run, count: int, *, overwrite: bool) -> None:
+        self._folder, self._run, self._overwrite = Path(folder), run, overwrite
         names = {_PART.format(part) for part in range(count)}
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             others = sorted({entry.name for entry in self._folder.iterdir()} - names)
-            foreign = [name for name in others if not name.startswith(("part-", ".part-"))]
+            foreign = [name for name in others if not _WRITTEN.fullmatch(name)]
             if foreign:
                 raise DestinationError(f"'{self._folder}' holds what is no prediction ({first_few(foreign)}).", _OTHER)
             if not overwrite and any(name.startswith("part-") for name in others):
@@ -136,30 +146,47 @@ class Parts:
         except OSError as error:
             raise self._unwritable(error) from error
 
-    def find(self, part: int, key: str) -> pa.Table | None:
+    def find(self, part: int, key: str, paths: Sequence[str]) -> pa.Table | None:
         """The rows of a part, if it is there whole and has this key.
 
+        One with another key is removed, so that what is there is of one run at any time.
+
+        Args:
+            part: its number.
+            key: what it should have: :meth:`Run.key`.
+            paths: of its images. A part of the same run on the same images, which have changed, is always replaced.
+
         Raises:
-            DestinationError: it has another key, and may not be replaced.
+            DestinationError: it is of another run or list, and may not be replaced.
         """
         file = self._folder / _PART.format(part)
         try:
             table = parquet.read_table(file)
-        except (OSError, pa.ArrowInvalid):
+        except FileNotFoundError:
             return None
-        if (table.schema.metadata or {}).get(_KEY) == key.encode():
+        except (OSError, pa.ArrowException):
+            table = None
+        metadata = (table.schema.metadata or {}) if table is not None else {}
+        if metadata.get(_KEY) == key.encode():
             return table
-        if not self._overwrite:
+        same_run = metadata.get(_RUN) == self._run.fingerprint.encode()
+        mine = table is None or (same_run and table["path"].to_pylist() == list(paths))
+        if not mine and not self._overwrite:
             raise self._of_another_run(file.name)
+        try:
+            file.unlink()
+        except OSError as error:
+            raise self._unwritable(error) from error
         return None
 
-    def write(self, part: int, table: pa.Table, key: str, classes: Sequence[str]) -> None:
+    def write(self, part: int, table: pa.Table, key: str) -> None:
         """Write a part, whole or not at all.
 
         Raises:
             DestinationError: it cannot be written.
         """
-        table = table.replace_schema_metadata({_KEY: key, _CLASSES: json.dumps(list(classes))})
+        classes = json.dumps(list(self._run.classes))
+        table = table.replace_schema_metadata({_KEY: key, _RUN: self._run.fingerprint, _CLASSES: classes})
         file = self._folder / _PART.format(part)
         try:
             descriptor, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=self._folder)
@@ -215,19 +242,22 @@ def read_predictions(folder: str | Path) -> Predictions:
     """Read what :func:`vitconv.evaluation.predict.predict` wrote.
 
     Raises:
-        InputError: there is no such folder, it is no such folder, or rows are missing.
+        InputError: there is no such folder, it holds something else, or parts of several runs, or rows are missing.
     """
     files = sorted(Path(folder).glob("part-*.parquet"))
     if not files:
         raise InputError(f"There are no predictions in '{folder}'.", _PREDICT)
     try:
         rows = pa.concat_tables(_columns(files))
-        classes = tuple(json.loads(parquet.read_schema(files[0]).metadata[_CLASSES]))
-    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        metadata = [parquet.read_schema(file).metadata for file in files]
+        runs, classes = {one[_RUN] for one in metadata}, json.loads(metadata[0][_CLASSES])
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise InputError(f"The predictions in '{folder}' cannot be read: {error}", _PREDICT) from error
+    if len(runs) > 1:
+        raise InputError(f"The predictions in '{folder}' are of several runs.", _PREDICT)
     if not np.array_equal(rows["row"].to_numpy(), np.arange(len(rows))):
         raise InputError(f"The predictions in '{folder}' lack rows.", _PREDICT)
-    return Predictions(rows, classes)
+    return Predictions(rows, tuple(classes))
 
 
 def _columns(files: Sequence[Path]) -> Iterator[pa.Table]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError, select_autoescape
 
 from vitconv.checkpoint import read_json
 from vitconv.errors import CheckpointError, InputError
@@ -79,8 +79,29 @@ def report(
         raise InputError(error.problem, _AGAIN) from error
     except OSError as error:
         raise InputError(f"There is no picture '{error.filename}'.", _AGAIN) from error
-    before = _read_last(last)
-    page = {
+    try:
+        page = _page(summary, proof, _read_last(last))
+        html = _render("report.html.j2", page | {"encoded": _encode(drawn)})
+        markdown = _render("report.md.j2", page)
+    except (KeyError, TypeError, AttributeError, IndexError, UndefinedError) as error:
+        raise InputError(f"'{evaluation}', or the verification, is of another version: {error}", _AGAIN) from error
+    new_file(destination / "index.html").write_text(html, encoding="utf-8")
+    new_file(destination / "report.md").write_text(markdown, encoding="utf-8")
+    for name, content in drawn.items():
+        new_file(destination / f"{name}.png").write_bytes(content)
+    return [one["text"] for one in summary["thresholds"] if not one["passed"]]
+
+
+_AGAIN = "Run the steps before this one again."
+
+
+def _encode(drawn: dict[str, bytes]) -> dict[str, str]:
+    return {name: base64.b64encode(content).decode() for name, content in drawn.items()}
+
+
+def _page(summary: dict[str, Any], proof: dict[str, Any] | None, before: dict[str, float] | None) -> dict[str, Any]:
+    """What the templates are filled with."""
+    return {
         **summary,
         "verdict": _verdict(summary),
         "last": before is not None,
@@ -88,15 +109,6 @@ def report(
         "proof": _proof(proof) if proof else None,
         "pictures": PICTURES,
     }
-    encoded = {name: base64.b64encode(content).decode() for name, content in drawn.items()}
-    _write("report.html.j2", destination / "index.html", page | {"encoded": encoded})
-    for name, content in drawn.items():
-        new_file(destination / f"{name}.png").write_bytes(content)
-    _write("report.md.j2", destination / "report.md", page)
-    return [one["text"] for one in summary["thresholds"] if not one["passed"]]
-
-
-_AGAIN = "Run the steps before this one again."
 
 
 def _read_last(path: str | Path | None) -> dict[str, float] | None:
@@ -118,8 +130,9 @@ def _verdict(summary: dict[str, Any]) -> str:
         if figures["compared"] < figures["images"]:
             sentences.append(f"{figures['images'] - figures['compared']:,} have none to compare with.")
     if figures.get("agreement") == 1:
-        # Of n images none: 95 % confidence that fewer than 3/n would (Hanley and Lippman-Hand 1983).
-        sentences.append(f"(With 95 % confidence, fewer than {3 / figures['compared']:.2%} of such images would not.)")
+        # The share of which n images have none with a probability of 5 %: about 3/n (Hanley and Lippman-Hand 1983).
+        share = 1 - 0.05 ** (1 / figures["compared"])
+        sentences.append(f"(With 95 % confidence, fewer than {share:.2%} of such images would not.)")
     if "accuracy" in figures:
         sentences.append(f"{figures['accuracy']:.2%} of {figures['labelled']:,} are right.")
     if figures["errors"]:
@@ -137,7 +150,7 @@ def _proof(verification: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _write(template: str, path: Path, page: dict[str, Any]) -> None:
+def _render(template: str, page: dict[str, Any]) -> str:
     environment = Environment(
         loader=PackageLoader("vitconv.evaluation"),
         autoescape=select_autoescape(["html.j2"], default=False),
@@ -146,4 +159,4 @@ def _write(template: str, path: Path, page: dict[str, Any]) -> None:
         lstrip_blocks=True,
     )
     environment.filters["number"] = lambda value: "–" if value is None else f"{value:.6g}"
-    new_file(path).write_text(environment.get_template(template).render(page), encoding="utf-8")
+    return environment.get_template(template).render(page)

@@ -92,13 +92,15 @@ def _blame(name: str, answers: Answers) -> str:
     truth = answers.expected if name == "agreement" else answers.labels if name in BUILT_IN else None
     if truth is None:
         return ""
-    wrong = (truth >= 0) & (answers.predicted != truth)
+    # An image that could not be read disagrees; the metrics leave it out.
+    judged = truth >= 0 if name == "agreement" else (truth >= 0) & (answers.predicted >= 0)
+    wrong = judged & (answers.predicted != truth)
     counts = np.bincount(truth[wrong], minlength=len(answers.classes))
     if not counts.any():
         return ""
     worst = counts.argmax()
     images = [answers.paths[i] for i in np.flatnonzero(wrong & (truth == worst))]
     return (
-        f"most of all '{answers.classes[worst]}', {counts[worst]} of {(truth == worst).sum()} images wrong "
+        f"most of all '{answers.classes[worst]}', {counts[worst]} of {(judged & (truth == worst)).sum()} images wrong "
         f"({first_few(images, 2)})."
     )
