@@ -1,6 +1,6 @@
 """How fast images are predicted, by both engines, and what bounds it: the tables of docs/scale.md.
 
-    make evaluate; python benchmarks/predict.py [--rounds 3]    (10 minutes on two cores)
+    make evaluate; python benchmarks/predict.py [--rounds 3]    (a quarter of an hour on two cores)
 
 The images are the demo's 42, listed again and again, from the page cache; the models are the demo's, converted, and a
 ``vit_tiny_patch16_224``. First the parts alone: preparing images on one core, the model on all, writing rows. Then
@@ -11,8 +11,7 @@ What was learned, on two cores:
 
 * The model is the bound of both engines, of the smallest ViT, too: 45 ms of a core against 5 ms to prepare an image.
   The local engine reaches 95 % of what both together allow, Ray 87 %.
-* Ray takes 20 s to start, and a tenth of a second a task where the work is less than that. Larger batches make up for
-  it.
+* Ray takes 20 s more to start.
 * Passing pixels from process to process through a pipe copies them twice, and leaves processes behind if the main one
   is killed; torch's shared memory does neither.
 * Of 1000 logits a row, Parquet's dictionaries cost more than all the rest: 11 000 rows/s with, 28 000 without, and two

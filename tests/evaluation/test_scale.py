@@ -12,8 +12,8 @@ from vitconv.evaluation.predictions import read_predictions
 
 pytestmark = pytest.mark.integration
 
-#: Predicts in a process of its own, and prints the summary and the peak of memory, in MiB, above that before the run:
-#: of this process and of the largest of those that prepare images.
+#: Predicts in a process of its own, and prints the summary and the peak of memory, in MiB: of this process, and of the
+#: largest of those that prepare images.
 SCRIPT = """
 import json, resource, sys
 from vitconv.evaluation.predict import predict
@@ -40,7 +40,6 @@ def test_ten_thousand_images_one_in_a_hundred_broken(folder, tmp_path, write_ima
 
     small = run(folder, few, tmp_path / "few", 100)
     large = run(folder, images, tmp_path / "out", 100)
-    print(small, large)
     assert (large["rows"], large["errors"]) == (10_000, 100)
     # Ten times the images take no more than 50 MiB more, in any process: the list, and what allocators keep.
     for before, after in zip(small["peak"], large["peak"], strict=True):
