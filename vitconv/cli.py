@@ -326,7 +326,7 @@ def predict(
 ) -> None:
     """Predict the class of every image in a list; a run that was cut off goes on where it stopped."""
     with (
-        _errors_for_people("Every 256 rows that were done are kept: run it again to go on."),
+        _errors_for_people("What has been written is kept: run it again to go on."),
         _counter("Predicting") as advance,
     ):
         from vitconv.evaluation.predict import predict

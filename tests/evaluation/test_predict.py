@@ -259,4 +259,4 @@ def test_an_interrupted_command_says_that_nothing_is_lost(folder, tmp_path, writ
     monkeypatch.setattr(local.LocalEngine, "run", interrupt)
     code, _, err = run_command(folder, write_images(2), tmp_path / "out")
     assert code == 1
-    assert err == "error: Interrupted.\nEvery 256 rows that were done are kept: run it again to go on.\n"
+    assert err == "error: Interrupted.\nWhat has been written is kept: run it again to go on.\n"
