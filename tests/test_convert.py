@@ -272,7 +272,7 @@ def test_a_timm_model_of_one_s_own_design(save, tmp_path):
         (
             {"architecture": None},
             ArchitectureError,
-            "the weights fit 3 of different numbers",
+            "the weights fit 3 of timm's",
         ),
         ({"architecture": "vit_tiny_patch16_225"}, ArchitectureError, "no architecture named"),
         ({"architecture": "vit_base_patch16_rpn_224"}, ArchitectureError, "norms after attention"),
@@ -308,7 +308,7 @@ def test_inspect_reads_and_writes_nothing(small_checkpoint):
     found = inspect(small_checkpoint, "vit_tiny_patch16_224")
     assert found.architecture.num_labels == 5
     assert len(found.plan.moves) == 200
-    assert found.warnings == ()
+    assert [warning.partition(":")[0] for warning in found.warnings] == ["The preprocessing is an assumption"]
     assert sorted(small_checkpoint.parent.iterdir()) == before
 
 
@@ -416,8 +416,9 @@ def test_weights_that_are_not_finite_are_counted(tmp_path):
     weights["head.bias"][1] = torch.inf
     torch.save(weights, tmp_path / "w.pth")
     done = convert_checkpoint(tmp_path / "w.pth", tmp_path / "hf", architecture="vit_tiny_patch16_224")
-    assert "4 elements of the weights are NaN or infinite, in " in done.warnings[0]
-    assert "blocks.3.mlp.fc1.weight" in done.warnings[0]
+    (warning,) = (warning for warning in done.warnings if "NaN" in warning)
+    assert "4 elements of the weights are NaN or infinite, in " in warning
+    assert "blocks.3.mlp.fc1.weight" in warning
     assert "4 elements of the weights" in (tmp_path / "hf" / "README.md").read_text()
 
 

@@ -63,11 +63,13 @@ class Candidate:
         name: timm's.
         architecture: with the weights' classes, channels and image size.
         data: how its default tag wants its images prepared.
+        image_size: (height, width) of timm's own model of this name.
     """
 
     name: str
     architecture: Architecture
     data: Mapping[str, Any]
+    image_size: tuple[int, int]
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -106,11 +108,15 @@ def look_up(name: str) -> Candidate | None:
     entry = entries().get(base) if is_current() else None
     if entry is None or entry.architecture is None or (tag and tag not in entry.tags):
         return None
-    return Candidate(name, entry.architecture, entry.tags[tag or next(iter(entry.tags))])
+    data = entry.tags[tag or next(iter(entry.tags))]
+    return Candidate(name, entry.architecture, data, entry.architecture.image_size)
 
 
 def candidates(shapes: Shapes, image_size: tuple[int, int] | None = None) -> list[Candidate]:
-    """The architectures whose tensors have exactly these names and, but for classes and image size, shapes."""
+    """The architectures whose tensors have exactly these names and, but for classes and image size, shapes.
+
+    Those whose own image size is that of the weights come first.
+    """
     found = []
     for entry in entries().values():
         if entry.architecture is None or not _is_near(entry.architecture, shapes):
@@ -120,8 +126,8 @@ def candidates(shapes: Shapes, image_size: tuple[int, int] | None = None) -> lis
         except VitconvError:
             continue
         if mapping.timm_shapes(fitted) == dict(shapes):
-            found.append(Candidate(entry.name, fitted, next(iter(entry.tags.values()))))
-    return found
+            found.append(Candidate(entry.name, fitted, next(iter(entry.tags.values())), entry.architecture.image_size))
+    return sorted(found, key=lambda candidate: candidate.image_size != candidate.architecture.image_size)
 
 
 def _is_near(architecture: Architecture, shapes: Shapes) -> bool:
@@ -131,13 +137,22 @@ def _is_near(architecture: Architecture, shapes: Shapes) -> bool:
 
 
 def differences(found: list[Candidate]) -> dict[str, str]:
-    """For each candidate, in words, what the others have otherwise; empty if all compute the same."""
+    """For each candidate, in words, what the others have otherwise; empty if all compute the same.
+
+    Where they do differ, the image size of timm's own model of each name is told, too.
+    """
     facts = {candidate.name: candidate.facts for candidate in found}
     differing = [key for key in found[0].facts if len({str(values[key]) for values in facts.values()}) > 1]
+    if not differing:
+        return {}
     return {
-        name: ", ".join(f"{key} {_short(values[key])}" for key in differing)
-        for name, values in facts.items()
-        if differing
+        candidate.name: ", ".join(
+            [
+                "image {}x{}".format(*candidate.image_size),
+                *(f"{key} {_short(candidate.facts[key])}" for key in differing),
+            ]
+        )
+        for candidate in found
     }
 
 

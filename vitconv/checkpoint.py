@@ -40,20 +40,14 @@ class Source:
     Attributes:
         content: what the weights' file holds: tensors by name, perhaps within wrappers.
         files: the files that hold the weights.
-        architecture: the timm name, if a ``config.json`` lies beside the weights.
-        model_args: the arguments that the model was built with, from there.
-        labels: the class names, from there.
-        data: timm's ``pretrained_cfg``, from there.
+        config: the ``config.json`` that lies beside the weights, if one does.
         records: of a file in torch's format, where the bytes of its tensors are: start -> length.
         notes: where it comes from, in sentences to be said aloud.
     """
 
     content: Mapping[Any, Any]
     files: tuple[Path, ...]
-    architecture: str | None = None
-    model_args: Mapping[str, Any] = field(default_factory=dict)
-    labels: tuple[str, ...] | None = None
-    data: Mapping[str, Any] | None = None
+    config: Path | None = None
     records: Mapping[int, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -120,20 +114,7 @@ def _open_folder(path: Path) -> Source:
         raise CheckpointError(
             f"'{path}' is a PEFT adapter, not a model.", "Merge it into its model with `merge_and_unload()` first."
         )
-    arguments, labels, data = config.get("model_args"), config.get("label_names"), config.get("pretrained_cfg")
-    architecture = config.get("architecture")
-    if isinstance(arguments, dict) and type(arguments.get("depth", 0)) is int and arguments.get("depth", 0) > 1000:
-        raise CheckpointError(
-            f"'{path / CONFIG_FILE}' asks for {arguments['depth']} blocks.", "Correct its model_args."
-        )
-    source = _read_folder(path)
-    return replace(
-        source,
-        architecture=architecture if isinstance(architecture, str) else None,
-        model_args=arguments if isinstance(arguments, dict) else {},
-        labels=tuple(labels) if isinstance(labels, list) else None,
-        data=data if isinstance(data, dict) else None,
-    )
+    return replace(_read_folder(path), config=path / CONFIG_FILE if config else None)
 
 
 def _read_folder(path: Path) -> Source:

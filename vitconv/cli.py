@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vitconv.architecture import Architecture
     from vitconv.convert import Conversion, Inspection
     from vitconv.parity import Parity
+    from vitconv.preprocess import DataConfig
     from vitconv.simplify import Made
     from vitconv.verify import Verification
 
@@ -46,7 +47,7 @@ Arch = Annotated[
     typer.Option(
         "--arch",
         metavar="NAME",
-        help="The timm architecture, such as vit_base_patch16_384; may be left out where the weights fit only one.",
+        help="The timm architecture, such as vit_base_patch16_384; not needed where the checkpoint names it.",
         autocompletion=_complete,
     ),
 ]
@@ -75,6 +76,13 @@ DataConfigFile = Annotated[
 ]
 NoEma = Annotated[
     bool, typer.Option("--no-ema", help="Take the trained weights, where the checkpoint also holds their EMA.")
+]
+Ignore = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Do not believe what the checkpoint says of NAME: architecture, mean…; may be given several times.",
+    ),
 ]
 Source = Annotated[
     Path,
@@ -143,6 +151,7 @@ def convert(
     img_size: ImageSize = None,
     data_config: DataConfigFile = None,
     no_ema: NoEma = False,
+    ignore: Ignore = None,
     dtype: Annotated[Dtype | None, typer.Option(help="The dtype to store, instead of the source's.")] = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Write without running the two models.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder named DST.")] = False,
@@ -161,6 +170,7 @@ def convert(
             image_size=img_size,
             data=data_config,
             ema=not no_ema,
+            ignore=ignore or (),
             dtype=dtype.value if dtype else None,
             verify=not no_verify,
             overwrite=overwrite,
@@ -177,13 +187,22 @@ def inspect(
     img_size: ImageSize = None,
     data_config: DataConfigFile = None,
     no_ema: NoEma = False,
+    ignore: Ignore = None,
 ) -> None:
     """Show what a conversion would do, without doing it: the architecture, every move, what would be refused."""
     with _errors_for_people(), _progress() as say:
         from vitconv.convert import inspect as look
 
         say("Reading the checkpoint")
-        found = look(source, arch, target=target, image_size=img_size, data=data_config, ema=not no_ema)
+        found = look(
+            source,
+            arch,
+            target=target,
+            image_size=img_size,
+            data=data_config,
+            ema=not no_ema,
+            ignore=ignore or (),
+        )
     _show_inspection(found)
 
 
@@ -202,6 +221,7 @@ def verify(
     ] = None,
     img_size: ImageSize = None,
     data_config: DataConfigFile = None,
+    ignore: Ignore = None,
     dtype: Annotated[
         list[CompareDtype] | None,
         typer.Option(help="Compare in this dtype besides float64; may be given several times."),
@@ -221,6 +241,7 @@ def verify(
             images=image or (),
             image_size=img_size,
             data=data_config,
+            ignore=ignore,
             dtypes=[one.value for one in dtype or ()],
             device=device,
             say=say,
@@ -399,7 +420,7 @@ def _show_conversion(done: Conversion) -> None:
     _show_figures(done.verification.parity if done.verification else None)
     if done.verification is not None:
         typer.echo(f"  {_pixel_line(done.verification)}")
-    typer.echo(f"  preprocessing: {done.data.origin}")
+    typer.echo(f"  {_preprocessing(done.data)}")
     _show_notes(done)
     for warning in done.warnings:
         typer.echo(f"warning: {warning}", err=True)
@@ -419,6 +440,7 @@ def _show_inspection(found: Inspection) -> None:
 
     _show_notes(found)
     typer.echo(_facts(found.architecture, found.target))
+    typer.echo(_preprocessing(found.data))
     for line in _made_lines(found.made):
         typer.echo(line)
     table = Table("timm", "Transformers (in files)", "shape", box=None, pad_edge=False)
@@ -445,6 +467,10 @@ def _facts(a: Architecture, target: str | None) -> str:
         f"image {a.image_size[0]}x{a.image_size[1]}, "
         f"{a.num_channels} channels, {head}, {a.hidden_act}, eps {a.layer_norm_eps:g}"
     )
+
+
+def _preprocessing(data: DataConfig) -> str:
+    return f"preprocessing: {data.values}: {data.origin}"
 
 
 def _made_lines(made: tuple[Made, ...]) -> list[str]:

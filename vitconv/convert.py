@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import functools
 import importlib.metadata
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,10 +18,23 @@ from vitconv import __version__, catalogue, mapping, resize
 from vitconv.architecture import Architecture, Shapes, describe_shapes, fit_to_weights
 from vitconv.card import CARD_FILE, model_card
 from vitconv.checkpoint import CONFIG_FILE, HUB_PREFIX, PARITY_FILE, Source, open_source, read_json, sha256, write_json
+from vitconv.description import (
+    DATA,
+    SIZES,
+    SelfDescription,
+    check_architecture,
+    check_data,
+    check_sizes,
+    describe,
+    describe_folder,
+    is_image_size,
+    same_value,
+    together,
+)
 from vitconv.destination import check_destination, staged_folder
 from vitconv.errors import ArchitectureError, CheckpointError, InputError, VitconvError, first_few
 from vitconv.huggingface import build_model, installed_dialect, make_config
-from vitconv.labels import check_labels, read_labels
+from vitconv.labels import check_labels, in_order, read_labels
 from vitconv.plan import Plan, check_names, check_tensors, convert_tensors, make_plan, shapes_of, widest_dtype
 from vitconv.preprocess import (
     PROCESSOR_FILE,
@@ -37,7 +50,14 @@ from vitconv.preprocess import (
 from vitconv.revert import Reversion, revert_checkpoint, to_timm
 from vitconv.simplify import Made
 from vitconv.tensorfile import StoredTensor, dtype_name, load_tensors, write_weights
-from vitconv.timm_models import build_timm, describe_regularisation, from_timm, regularisation
+from vitconv.timm_models import (
+    build_timm,
+    describe_regularisation,
+    from_timm,
+    known_name,
+    read_config,
+    regularisation,
+)
 from vitconv.unwrap import unwrap
 from vitconv.verify import Verification, verify_folder
 
@@ -149,7 +169,7 @@ def convert_state_dict(
     if not isinstance(architecture, Architecture):
         shapes = shapes_of(state_dict)
         if isinstance(architecture, str):
-            architecture, _ = _sized(_facts(architecture, {}).architecture, shapes, None)
+            architecture, _ = _sized(_facts(architecture, SelfDescription()).architecture, shapes, None)
         else:
             architecture = from_timm(architecture)
         check_tensors(mapping.timm_shapes(architecture), shapes)
@@ -190,34 +210,39 @@ def to_huggingface(timm_model: nn.Module, *, target: str | None = None) -> PreTr
 
 
 def read_weights(
-    source: str | os.PathLike[str], architecture: nn.Module | str | None = None, *, ema: bool = True
+    source: str | os.PathLike[str],
+    architecture: nn.Module | str | None = None,
+    *,
+    ema: bool = True,
+    ignore: Collection[str] = (),
 ) -> Mapping[str, Tensor]:
     """Read the state dict of a timm model, in timm's names, out of whatever the checkpoint wraps around it.
 
     Args:
-        source, architecture, ema: as for :func:`convert_checkpoint`.
+        source, architecture, ema, ignore: as for :func:`convert_checkpoint`.
 
     Raises:
         VitconvError: what :func:`convert_checkpoint` would refuse, for the same reason.
     """
-    return _open(source, architecture, None, None, ema).state_dict
+    return _open(source, architecture, None, None, ema, ignore=ignore).state_dict
 
 
 def inspect(
     source: str | os.PathLike[str],
-    architecture: nn.Module | str | None,
+    architecture: nn.Module | str | None = None,
     *,
     target: str | None = None,
     image_size: tuple[int, int] | None = None,
     data: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     ema: bool = True,
+    ignore: Collection[str] = (),
 ) -> Inspection:
     """Say what converting ``source`` would do; read names and shapes, write nothing.
 
     Raises:
         VitconvError: what :func:`convert_checkpoint` would refuse, for the same reason.
     """
-    return _open(source, architecture, image_size, data, ema, target).inspection
+    return _open(source, architecture, image_size, data, ema, target, ignore).inspection
 
 
 def convert_checkpoint(
@@ -231,6 +256,7 @@ def convert_checkpoint(
     image_size: tuple[int, int] | None = None,
     data: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     ema: bool = True,
+    ignore: Collection[str] = (),
     dtype: str | None = None,
     verify: bool = True,
     overwrite: bool = False,
@@ -245,17 +271,21 @@ def convert_checkpoint(
             name, wrapped by a training script or not), a folder as timm saves it for the Hub, or such a folder's name
             on the Hub: ``"hf-hub:org/name"``.
         destination: the folder to write; it appears whole or not at all.
-        architecture: the timm name, or a timm model; by default what a folder's ``config.json`` says, or the only
-            architecture of timm's that the weights fit.
+        architecture: the timm name, or a timm model; by default what the checkpoint says of itself (its
+            ``config.json``, ``arch``, ``args`` or ``hyper_parameters``), or the only architecture of timm's that the
+            weights fit.
         target: Transformers' name of the family to convert to, such as ``"dinov2"``; by default the plainest that
             computes the same.
-        labels: class names, or a file of them (one per line, or JSON); by default what ``config.json`` says.
+        labels: class names, or a file of them (one per line, or JSON); by default what the checkpoint says.
         image: an image file to verify on; by default a built-in picture.
         image_size: (height, width), where the weights leave it open; another one than theirs resamples the position
             embedding with timm's own routine.
-        data: how the model wants its images prepared, where that is not what timm's pretrained tag says: a mapping
-            with any of timm's ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode``, or a JSON file.
+        data: how the model wants its images prepared, where neither the checkpoint nor timm's pretrained tag says it
+            right: a mapping with any of timm's ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode``,
+            or a JSON file.
         ema: take the exponential moving average of the weights where the checkpoint holds both.
+        ignore: names of what the checkpoint says of itself and is not to be believed, such as ``"architecture"``,
+            ``"mean"`` or ``"global_pool"``: see :mod:`vitconv.description`.
         dtype: the dtype to store, ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"float64"``; by default the
             source's.
         verify: run both models on the image and refuse to write if they disagree. Without, a safetensors file is
@@ -272,7 +302,7 @@ def convert_checkpoint(
     names = _read_names(labels)
     picture = load_image(image) if image else None
     say("Reading the checkpoint")
-    opened = _open(source, architecture, image_size, data, ema, target)
+    opened = _open(source, architecture, image_size, data, ema, target, ignore)
     inspection, known = opened.inspection, opened.inspection.architecture
     names = _fitting_labels(names or opened.labels(), known)
 
@@ -330,6 +360,7 @@ def verify_checkpoint(
     image_size: tuple[int, int] | None = None,
     data: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     ema: bool | None = None,
+    ignore: Collection[str] | None = None,
     dtypes: Sequence[str] = (),
     device: str = "cpu",
     say: Callable[[str], None] = lambda step: None,
@@ -344,7 +375,7 @@ def verify_checkpoint(
         architecture: the timm name, or a timm model; by default the name recorded in the folder's ``parity.json``.
         labels: class names, or a file of them; by default as recorded in ``parity.json``.
         images: image files to verify on; by default a built-in picture.
-        image_size, data, ema: as for :func:`convert_checkpoint`; by default as recorded in ``parity.json``.
+        image_size, data, ema, ignore: as for :func:`convert_checkpoint`; by default as recorded in ``parity.json``.
         dtypes: what to compare in besides float64: any of :data:`vitconv.parity.DTYPES`; by default what is stored.
         device: where to compute: ``"cpu"``, ``"cuda"``…
         say: called with a few words at the beginning of each step.
@@ -364,7 +395,8 @@ def verify_checkpoint(
     pictures = [load_image(image) for image in images] or [sample_image()]
     ema = recorded.get("ema", True) if ema is None else ema
     say("Reading the checkpoint")
-    opened = _open(source, architecture, image_size, data, ema, recorded.get("target"))
+    ignore = recorded.get("ignore", ()) if ignore is None else ignore
+    opened = _open(source, architecture, image_size, data, ema, recorded.get("target"), ignore)
     return verify_folder(
         folder,
         opened.state_dict,
@@ -386,16 +418,19 @@ class _Opened:
     """A source, understood: its weights, what they are the weights of, and what will be done.
 
     Attributes:
+        description: what it says of itself, as far as it is not ignored.
         tensors: the weights in timm's names, in their file wherever possible.
         timm_name: what timm calls the architecture; ``None`` if a model was given.
         build: gives timm's model of the architecture, without weights.
     """
 
     source: Source
+    description: SelfDescription
     tensors: Mapping[str, StoredTensor | Tensor]
     timm_name: str | None
     build: Callable[[], nn.Module]
     ema: bool
+    ignore: tuple[str, ...]
     inspection: Inspection
 
     @functools.cached_property
@@ -404,8 +439,35 @@ class _Opened:
         return load_tensors(self.tensors)
 
     def labels(self) -> tuple[str, ...] | None:
-        """The class names that the source's own ``config.json`` gives."""
-        return None if self.source.labels is None else check_labels(self.source.labels, "The source's config.json")
+        """The class names that the source itself gives."""
+        stated = self.description.get("label_names")
+        if stated is not None:
+            where = f"The checkpoint's `{self.description.where('label_names')}`"
+            return check_labels(in_order(stated, where) if isinstance(stated, dict) else stated, where)
+        # By its name alone: what a checkpoint names elsewhere is not opened.
+        class_map = self.class_map
+        return read_labels(class_map) if class_map is not None and class_map.is_file() else None
+
+    @property
+    def class_map(self) -> Path | None:
+        """The file of class names that the checkpoint was trained with, if it lies beside it."""
+        stated = self.description.get("class_map")
+        name = Path(str(stated or "")).name
+        return self.source.files[0].parent / name if name.endswith(".txt") else None
+
+    def with_class_map_noted(self) -> _Opened:
+        """The same, with a note on the class names that the checkpoint was trained with."""
+        stated = self.description.get("class_map")
+        if stated is None or "label_names" in self.description.statements:
+            return self
+        found = self.class_map is not None and self.class_map.is_file()
+        note = (
+            f"The class names are those of {self.class_map}, which the checkpoint names (`class_map`)."
+            if found
+            else f"The checkpoint was trained with the class names in '{stated}' (`class_map`): pass --labels."
+        )
+        inspection = replace(self.inspection, notes=(*self.inspection.notes, note))
+        return replace(self, inspection=inspection)
 
     def witness(self) -> nn.Module:
         """A timm model that may take the source's weights, and computes what they are converted as."""
@@ -422,19 +484,102 @@ class _Opened:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What is known of a timm architecture before the weights are looked at."""
+    """What is known of a timm architecture before the weights are looked at.
+
+    Attributes:
+        architecture: as timm builds it, with its own sizes.
+        tag: how it wants its images prepared: :func:`vitconv.preprocess.tag_config`.
+        input_size: (height, width) that timm prepares images to for a model that takes any; ``None`` for others.
+    """
 
     architecture: Architecture
     tag: Mapping[str, Any]
+    input_size: tuple[int, int] | None = None
 
 
-def _facts(architecture: nn.Module | str, arguments: Mapping[str, Any]) -> _Facts:
-    """From the catalogue, which needs no torch; else from timm."""
-    known = catalogue.look_up(architecture) if isinstance(architecture, str) and not arguments else None
+def _facts(architecture: nn.Module | str, description: SelfDescription) -> _Facts:
+    """From the catalogue, which needs no torch; else from timm, with the arguments that the checkpoint states."""
+    if not isinstance(architecture, str):
+        return _Facts(from_timm(architecture), tag_config(architecture.pretrained_cfg))
+    cfg, arguments = description.get("pretrained_cfg"), description.model_args
+    known = catalogue.look_up(architecture) if cfg is None and not arguments else None
     if known is not None:
         return _Facts(known.architecture, known.data)
-    model = build_timm(architecture, **arguments) if isinstance(architecture, str) else architecture
-    return _Facts(from_timm(model), tag_config(model.pretrained_cfg))
+    model = _build(architecture, description, {})
+    dynamic = arguments.get("dynamic_img_size") or arguments.get("strict_img_size") is False
+    input_size = tuple(model.pretrained_cfg["input_size"][-2:]) if dynamic else None
+    return _Facts(from_timm(model), tag_config(model.pretrained_cfg), input_size)
+
+
+def _build(name: str, description: SelfDescription, sizes: Mapping[str, Any]) -> nn.Module:
+    """timm's model, without weights, with what the checkpoint states; other ``sizes`` go before the stated ones."""
+    stated = {size: description.get(size) for size in SIZES if size in description.statements}
+    arguments = {**description.model_args, **stated, **sizes}
+    return build_timm(name, pretrained_cfg=description.get("pretrained_cfg"), **arguments)
+
+
+def _own_description(source: Source, ignore: Collection[str]) -> tuple[SelfDescription, list[str]]:
+    """What the source says of itself, but for what is to be ignored, and notes on what is not timm's."""
+    description = describe(source.content)
+    if source.config is not None:
+        config = read_json(source.config)
+        if "architecture" in config:
+            name, cfg, arguments = read_config(source.config.parent)
+            own = describe_folder(name, cfg, arguments, file=source.config.name)
+        else:
+            own = describe(config)
+        description = together(own, description)
+    description = description.without(ignore)
+    stated = description.get("architecture")
+    if stated is None:
+        return description, []
+    known = stated if catalogue.look_up(stated) else known_name(stated)
+    if known is None:
+        note = f"The checkpoint says `{description.where('architecture')}` '{stated}', which is no name of timm's."
+        return description.without(["architecture"]), [note]
+    return description.stating("architecture", known), []
+
+
+def _check_module(model: nn.Module, description: SelfDescription) -> None:
+    """Raise :class:`ArchitectureError` if the checkpoint says that its weights are of another model than this one."""
+    stated = description.get("architecture")
+    if stated is None:
+        pool = description.get("global_pool")
+        if pool is not None and pool != model.global_pool:
+            raise ArchitectureError(
+                f"The model given pools by '{model.global_pool}', but the checkpoint says '{pool}' "
+                f"(`{description.where('global_pool')}`).",
+                "Give a model that was built so, or ignore=['global_pool'].",
+            )
+        return
+    described, given = from_timm(_build(stated, description, {})), from_timm(model)
+    free = {"image_size": given.image_size, "num_labels": given.num_labels, "num_channels": given.num_channels}
+    differing = [name for name, value in asdict(replace(described, **free)).items() if value != asdict(given)[name]]
+    if differing:
+        raise ArchitectureError(
+            f"The checkpoint says '{stated}' (`{description.where('architecture')}`), from which the model given "
+            f"differs in {first_few(differing)}.",
+            "Give the model that the weights were trained as, or ignore=['architecture'].",
+        )
+
+
+def _check_tag(given: str, facts: _Facts, description: SelfDescription) -> None:
+    """Raise :class:`ArchitectureError` if the tag given prepares images otherwise than the checkpoint says."""
+    if "." not in given or not description.statements.keys() & {"architecture", "pretrained_cfg"}:
+        return
+    bare = description.without([name for name in ("pretrained_cfg",) if name in description.statements])
+    wanted = {**_facts(given, SelfDescription()).tag, **bare.data}
+    stated = facts.tag if "pretrained_cfg" in description.statements else None
+    if stated is None:
+        stated = _facts(description.get("architecture"), SelfDescription()).tag
+    where = "pretrained_cfg" if "pretrained_cfg" in description.statements else "architecture"
+    for name, value in {**stated, **bare.data}.items():
+        if name in DATA and not same_value(value, wanted[name]):
+            raise ArchitectureError(
+                f"The tag of '{given}' says `{name}` {wanted[name]}, but the checkpoint says {value} "
+                f"(`{description.where(where)}`).",
+                f"Leave the tag out to take the checkpoint's, or pass --ignore {where} to take the tag's.",
+            )
 
 
 def _open(
@@ -444,52 +589,109 @@ def _open(
     given: Mapping[str, Any] | str | os.PathLike[str] | None,
     ema: bool,
     target: str | None = None,
+    ignore: Collection[str] = (),
 ) -> _Opened:
     source = open_source(path)
-    notes = list(source.notes)
-    wanted = architecture or source.architecture
+    description, more = _own_description(source, ignore)
+    notes = [*source.notes, *more]
+    if description.statements:
+        notes.append(f"The checkpoint says of itself: {description}.")
+    wanted = architecture or description.get("architecture")
     if wanted is None:
         wanted, note = _only_candidate(source, image_size, ema)
         notes.append(note)
-    arguments = dict(source.model_args) if wanted == source.architecture else {}
-    facts = _facts(wanted, arguments)
+    elif isinstance(architecture, str):
+        wanted = check_architecture(known_or_same(architecture), description)
+    elif architecture is not None:
+        _check_module(architecture, description)
+    facts = _facts(wanted, description)
+    if isinstance(architecture, str):
+        _check_tag(architecture, facts, description)
+    if "pretrained_cfg" in description.statements:
+        # timm builds a folder's model at these sizes, and resamples or re-initialises what does not fit.
+        built = facts.architecture
+        sizes = {"num_classes": built.num_labels, "in_chans": built.num_channels, "img_size": built.image_size}
+        description = description.filled(sizes, description.where("pretrained_cfg"), ignore)
+
+    def build(**sizes: Any) -> nn.Module:
+        return _build(wanted, description, sizes) if isinstance(wanted, str) else copy.deepcopy(wanted)
 
     names = set(mapping.timm_shapes(replace(facts.architecture, num_labels=1)))
-    respell = functools.partial(_respell, source, wanted, arguments)
-    unwrapped = unwrap(source.content, names, ema=ema, respell=respell)
+    unwrapped = unwrap(source.content, names, ema=ema, respell=functools.partial(_respell, source, build))
     notes += unwrapped.notes
     tensors = source.tensors(unwrapped.tensors)
     trained = known = facts.architecture
     if isinstance(wanted, str):
-        trained, known = _sized(facts.architecture, shapes_of(tensors), image_size)
+        trained, known = _sized(facts.architecture, shapes_of(tensors), image_size, description.get("img_size"))
     check_tensors(mapping.timm_shapes(trained), shapes_of(tensors))
+    check_sizes(
+        description,
+        num_classes=trained.num_labels,
+        in_chans=trained.num_channels,
+        img_size=None if image_size else trained.image_size,
+    )
+    _check_dynamic(facts, description, trained, image_size)
     notes += _shape_note(facts.architecture, shapes_of(tensors), trained) if image_size else []
     if known != trained:
         tensors = resize.resample(load_tensors(tensors), trained, known)
         notes.append(resize.describe(trained, known))
-
-    def build() -> nn.Module:
-        if not isinstance(wanted, str):
-            return copy.deepcopy(wanted)
-        sizes = {"num_classes": known.num_labels, "in_chans": known.num_channels, "img_size": known.image_size}
-        return build_timm(wanted, **{**arguments, **sizes})
-
-    rates = arguments if isinstance(wanted, str) else regularisation(wanted)
-    # timm's training script saves its arguments beside the weights.
-    script = vars(source.content["args"]) if isinstance(source.content.get("args"), argparse.Namespace) else {}
-    notes += filter(None, [describe_regularisation({**script, **rates})])
+    rates = {} if isinstance(wanted, str) else regularisation(wanted)
+    notes += filter(None, [describe_regularisation({**description.rates, **rates})])
 
     if isinstance(given, (str, os.PathLike)):
         given = read_data_config(given)
-    data = data_config(facts.tag, known, given, own=source.data)
-    return _Opened(
+    check_data(given or {}, description)
+    data = data_config(facts.tag, known, given, stated=description)
+    warnings = _assumed(architecture, facts.architecture, known, data) if not description.statements else []
+    sizes = {"num_classes": known.num_labels, "in_chans": known.num_channels, "img_size": known.image_size}
+    opened = _Opened(
         source,
+        description,
         tensors,
         wanted if isinstance(wanted, str) else None,
-        build,
+        functools.partial(build, **sizes),
         ema,
-        _inspect(tensors, known, target, data, notes),
+        tuple(ignore),
+        _inspect(tensors, known, target, data, warnings, notes),
     )
+    return opened.with_class_map_noted()
+
+
+def known_or_same(name: str) -> str:
+    """The name that timm has today for an architecture; a name that it does not know stays, to be refused as given."""
+    return name if catalogue.look_up(name) else known_name(name) or name
+
+
+def _check_dynamic(
+    facts: _Facts, description: SelfDescription, trained: Architecture, image_size: tuple[int, int] | None
+) -> None:
+    """Raise :class:`CheckpointError` where timm feeds a model that takes any size with another one than its own."""
+    fed = description.get("img_size") or facts.input_size
+    if facts.input_size is None or image_size is not None or fed == trained.image_size:
+        return
+    raise CheckpointError(
+        f"The model takes images of any size (`dynamic_img_size`): timm feeds it {fed[0]}x{fed[1]}, and its positions "
+        f"are those of {trained.image_size[0]}x{trained.image_size[1]}. A converted model has one size.",
+        "Name the one you want with --img-size H W: timm resamples the positions for it, and so does vitconv.",
+    )
+
+
+def _assumed(given: nn.Module | str | None, named: Architecture, known: Architecture, data: DataConfig) -> list[str]:
+    """A warning where the preprocessing rests on nothing but a name, which is of another size or other classes."""
+    if not isinstance(given, str) or data.given:
+        return []
+    differing = []
+    if named.image_size != known.image_size:
+        differing.append("{}x{} images (these weights: {}x{})".format(*named.image_size, *known.image_size))
+    if named.num_labels != known.num_labels:
+        differing.append(f"{named.num_labels} classes (these weights: {known.num_labels})")
+    if not differing:
+        return []
+    return [
+        f"The preprocessing is an assumption: nothing in the checkpoint tells it, and it is that of timm's {given}, a "
+        f"model for {' and '.join(differing)}: {data.values}. If the weights were trained with another, pass it with "
+        "--data-config."
+    ]
 
 
 def _only_candidate(source: Source, image_size: tuple[int, int] | None, ema: bool) -> tuple[str, str]:
@@ -512,20 +714,19 @@ def _only_candidate(source: Source, image_size: tuple[int, int] | None, ema: boo
     if differing:
         listed = "; ".join(f"{name} ({how})" for name, how in differing.items())
         raise ArchitectureError(
-            f"The architecture is not given, and the weights fit {len(found)} of different numbers: {listed}.",
-            f"Name the one that they were trained as, as in --arch {names[0]}.",
+            f"The architecture is not given, and the weights fit {len(found)} of timm's that compute or prepare images "
+            f"differently: {listed}.",
+            "Name the one that the weights were trained as, with --arch NAME; a name's own image size is no proof.",
         )
     same = f" ({first_few(names[1:])} would be the same)" if names[1:] else ""
     return names[0], f"The weights fit one architecture of timm's, {names[0]}{same}: it was taken."
 
 
-def _respell(
-    source: Source, architecture: nn.Module | str, arguments: Mapping[str, Any], tensors: Mapping[str, Any]
-) -> dict[str, Tensor] | None:
+def _respell(source: Source, build: Callable[[], nn.Module], tensors: Mapping[str, Any]) -> dict[str, Tensor] | None:
     """Rename tensors of an older spelling with timm's own filter; ``None`` if it would do more than rename."""
     from timm.models import vision_transformer
 
-    model = build_timm(architecture, **arguments) if isinstance(architecture, str) else copy.deepcopy(architecture)
+    model = build()
     filter_fn = getattr(
         sys.modules[type(model).__module__], "checkpoint_filter_fn", vision_transformer.checkpoint_filter_fn
     )
@@ -544,23 +745,30 @@ def _respell(
 
 
 def _sized(
-    architecture: Architecture, shapes: Shapes, image_size: tuple[int, int] | None
+    architecture: Architecture, shapes: Shapes, image_size: tuple[int, int] | None, stated: Any = None
 ) -> tuple[Architecture, Architecture]:
-    """The architecture at the sizes that the weights were trained for, and at those that are wanted."""
+    """The architecture at the sizes that the weights were trained for, and at those that are wanted.
+
+    Args:
+        architecture: with timm's own sizes.
+        shapes: of the weights.
+        image_size: the wanted one; by default the weights'.
+        stated: the image size that the checkpoint states, for weights that leave it open.
+    """
     # First what tensors there are, then what their sizes tell.
     check_names(mapping.timm_shapes(replace(architecture, num_labels=int("head.weight" in shapes))), shapes)
+    for size in (image_size, stated if is_image_size(stated) else None):
+        if size is not None:
+            with suppress(InputError):
+                trained = fit_to_weights(architecture, shapes, size)
+                return trained, trained if image_size is None else replace(trained, image_size=image_size)
+    trained = fit_to_weights(architecture, shapes)
     if image_size is None:
-        trained = fit_to_weights(architecture, shapes)
         return trained, trained
-    try:
-        trained = fit_to_weights(architecture, shapes, image_size)
-        return trained, trained
-    except InputError:
-        trained = fit_to_weights(architecture, shapes)
-        wanted = replace(trained, image_size=(int(image_size[0]), int(image_size[1])))
-        if min(wanted.grid) < 1:
-            raise
-        return trained, wanted
+    wanted = replace(trained, image_size=(int(image_size[0]), int(image_size[1])))
+    if min(wanted.grid) < 1:
+        fit_to_weights(architecture, shapes, image_size)  # says what is wrong with it
+    return trained, wanted
 
 
 def _shape_note(architecture: Architecture, shapes: Shapes, taken: Architecture) -> list[str]:
@@ -584,6 +792,7 @@ def _inspect(
     architecture: Architecture,
     target: str | None,
     data: DataConfig,
+    warnings: Sequence[str],
     notes: Sequence[str],
 ) -> Inspection:
     made: tuple[Made, ...] = ()
@@ -593,8 +802,9 @@ def _inspect(
         simplified = family.simplify(load_tensors(tensors), architecture)
         made, shapes, simple = simplified.made, shapes_of(simplified.state_dict), simplified.architecture
     reason = obstacle(data)
-    warnings = (f"No {PROCESSOR_FILE}: {reason}",) if reason else ()
-    return Inspection(architecture, target, make_plan(family, simple, shapes), made, data, warnings, tuple(notes))
+    warnings = [*([f"No {PROCESSOR_FILE}: {reason}"] if reason else []), *warnings]
+    plan = make_plan(family, simple, shapes)
+    return Inspection(architecture, target, plan, made, data, tuple(warnings), tuple(notes))
 
 
 def _read_names(labels: Sequence[str] | str | os.PathLike[str] | None) -> tuple[str, ...] | None:
@@ -655,6 +865,7 @@ def _recorded(folder: Path) -> dict[str, Any]:
             "given": dict(content["preprocessing"]["given"] or {}) or None,
             "labels": check_labels(content["labels"]) if content["labels"] else None,
             "ema": bool(content["ema"]),
+            "ignore": tuple(map(str, content.get("ignore", ()))),
         }
     except (KeyError, TypeError, ValueError, InputError) as error:
         raise CheckpointError(
@@ -675,6 +886,7 @@ def _record(opened: _Opened, labels: tuple[str, ...], verification: Verification
         ],
         "notes": list(inspection.notes),
         "ema": opened.ema,
+        "ignore": list(opened.ignore),
         "versions": {"vitconv": __version__, **versions},
         "architecture": opened.timm_name,
         "target": inspection.target,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +60,19 @@ def _from_json(text: str, path: Path) -> list[Any]:
         return content
     if isinstance(content.get("id2label"), dict):  # a Transformers config.json
         content = content["id2label"]
-    by_index = {str(key): value for key, value in content.items()}
+    return in_order(content, f"The label file '{path}'")
+
+
+def in_order(names: Mapping[Any, Any], where: str) -> list[Any]:
+    """Class names in the order of their indices, of ``{"0": "a", "1": "b"}`` or ``{"a": 0, "b": 1}``.
+
+    Raises:
+        InputError: an index is missing.
+    """
+    by_index = {str(key): value for key, value in names.items()}
     if not all(key.isdecimal() for key in by_index):
-        by_index = {str(value): key for key, value in content.items()}
+        by_index = {str(value): key for key, value in names.items()}
     try:
-        return [by_index[str(i)] for i in range(len(content))]
+        return [by_index[str(i)] for i in range(len(names))]
     except KeyError as error:
-        raise InputError(f"The label file '{path}' has no class number {error.args[0]}.", _FORMATS) from error
+        raise InputError(f"{where} has no class number {error.args[0]}.", _FORMATS) from error

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitconv.architecture import Architecture
+from vitconv.description import DATA, SelfDescription
 from vitconv.errors import InputError
 
 if TYPE_CHECKING:
@@ -58,6 +59,13 @@ class DataConfig:
     given: Mapping[str, Any] | None = field(default=None, compare=False)
 
     @property
+    def values(self) -> str:
+        """The values themselves, in one line for people."""
+        mean, std = ("/".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        size = f"{self.image_size[0]}x{self.image_size[1]}"
+        return f"{size}, {self.interpolation}, crop {self.crop_pct:g} ({self.crop_mode}), mean {mean}, std {std}"
+
+    @property
     def resize(self) -> tuple[int, int]:
         """(height, width) of the image that the crop is cut from, as timm rounds it."""
         height, width = (math.floor(size / self.crop_pct) for size in self.image_size)
@@ -75,7 +83,7 @@ def tag_config(pretrained_cfg: Mapping[str, Any]) -> dict[str, Any]:
     from timm.data import resolve_data_config
 
     resolved = resolve_data_config(args={"in_chans": 3}, pretrained_cfg=dict(pretrained_cfg))
-    values = {name: resolved[name] for name in GIVEN if name != "input_size"}
+    values = {name: resolved[name] for name in DATA}
     return values | {"tag": pretrained_cfg.get("tag") or None}
 
 
@@ -84,7 +92,7 @@ def data_config(
     architecture: Architecture,
     given: Mapping[str, Any] | None = None,
     *,
-    own: Mapping[str, Any] | None = None,
+    stated: SelfDescription | None = None,
 ) -> DataConfig:
     """What timm's own data configuration says for the model, at the architecture's size and channels.
 
@@ -92,36 +100,67 @@ def data_config(
     convolution for one channel.
 
     Args:
-        tag: what timm says of the model's pretrained tag: :func:`tag_config`.
+        tag: what timm says of the model's pretrained tag, or of the checkpoint's ``pretrained_cfg``:
+            :func:`tag_config`.
         architecture: the model's, as the weights have it.
         given: values that go before all others, by timm's names: :data:`GIVEN`.
-        own: the checkpoint's own ``pretrained_cfg``, whose values go before the tag's.
+        stated: what the checkpoint says of itself: its values go before the tag's.
 
     Raises:
-        InputError: ``given`` has an unknown name, or values that do not fit the model.
+        InputError: a value is of an unknown name, or does not fit the model.
     """
+    stated = stated or SelfDescription()
+    channels = architecture.num_channels
     given = dict(given or {})
+    own = {name: _for_channels(name, value, channels) for name, value in stated.data.items()}
     _check_given(given, architecture)
-    # Of the checkpoint's own configuration the size may be that of its pretraining: the weights tell it.
-    own = {name: value for name, value in (own or {}).items() if name in GIVEN and name != "input_size"}
-    _check_given(own, architecture)
-    resolved = {**tag, **own, **given}
-    mean, std = tuple(resolved["mean"]), tuple(resolved["std"])
-    if architecture.num_channels == 1 and len(mean) == len(std) == 3:
-        mean, std = (sum(mean) / 3,), (sum(std) / 3,)
-    origin = f"timm's pretrained tag '{tag['tag']}'" if tag["tag"] else "timm's defaults"
-    origin = "the checkpoint's own config.json" if own else origin
+    basis = tag_values(tag, channels)
+    # An interpolation that is not among the given ones is an obstacle to a processor, not to the model.
+    unchecked = ("interpolation",) if isinstance(basis["interpolation"], str) else ()
+    checked = {name: value for name, value in basis.items() if name not in unchecked}
+    _check_given({**checked, **own}, architecture, "The checkpoint's")
+    resolved = {**basis, **own, **given}
+    sources = {", ".join(given): "as given", ", ".join(name for name in own if name not in given): _places(stated)}
+    parts = [f"{names} {how}" for names, how in sources.items() if names]
+    origin = _origin(tag, stated)
     return DataConfig(
         image_size=architecture.image_size,
-        num_channels=architecture.num_channels,
+        num_channels=channels,
         interpolation=resolved["interpolation"],
-        mean=mean,
-        std=std,
+        mean=tuple(resolved["mean"]),
+        std=tuple(resolved["std"]),
         crop_pct=resolved["crop_pct"],
         crop_mode=resolved["crop_mode"],
-        origin=f"{', '.join(given)} as given, the rest from {origin}" if given else origin,
+        origin=f"{', '.join(parts)}, the rest from {origin}" if parts else origin,
         given=given or None,
     )
+
+
+def tag_values(tag: Mapping[str, Any], channels: int) -> dict[str, Any]:
+    """A tag's values for a model of so many channels: for one, the mean of three channels' ``mean`` and ``std``."""
+    values = {name: _for_channels(name, tag[name], channels) for name in DATA}
+    for name in ("mean", "std"):
+        value = values[name]
+        if channels == 1 and isinstance(value, (list, tuple)) and len(value) == 3 and _are_numbers(value):
+            values[name] = (sum(value) / 3,)
+    return values
+
+
+def _for_channels(name: str, value: Any, channels: int) -> Any:
+    """One number for ``mean`` or ``std`` is that number for each channel, as timm takes it."""
+    repeated = name in ("mean", "std") and isinstance(value, (list, tuple)) and len(value) == 1
+    return list(value) * channels if repeated else value
+
+
+def _places(stated: SelfDescription) -> str:
+    """Where the preprocessing stands in the checkpoint, for people."""
+    return "from " + ", ".join(dict.fromkeys(f"`{stated.where(name)}`" for name in stated.data))
+
+
+def _origin(tag: Mapping[str, Any], stated: SelfDescription) -> str:
+    if "pretrained_cfg" in stated.statements:
+        return f"the checkpoint's own {stated.where('pretrained_cfg')}"
+    return f"timm's pretrained tag '{tag['tag']}'" if tag["tag"] else "timm's defaults"
 
 
 #: The names that a given data configuration may have, and what a value must be.
@@ -162,27 +201,29 @@ _GIVE = (
 )
 
 
-def _check_given(given: Mapping[str, Any], architecture: Architecture) -> None:
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) and math.isfinite(v) for v in value)
+
+
+def _check_given(
+    given: Mapping[str, Any], architecture: Architecture, whose: str = "The data configuration's"
+) -> None:
     channels = architecture.num_channels
-
-    def numbers(value: Any) -> bool:
-        return isinstance(value, (list, tuple)) and all(
-            isinstance(v, (int, float)) and math.isfinite(v) for v in value
-        )
-
+    # Without a format for images of so many channels, mean and std are never used.
+    lengths = (channels,) if channels in _MODES else (channels, 3)
     checks = {
-        "mean": lambda value: numbers(value) and len(value) == channels,
-        "std": lambda value: numbers(value) and len(value) == channels and min(value) > 0,
+        "mean": lambda value: _are_numbers(value) and len(value) in lengths,
+        "std": lambda value: _are_numbers(value) and len(value) in lengths and min(value) > 0,
         "interpolation": lambda value: isinstance(value, str) and value in _RESAMPLE,
-        "crop_pct": lambda value: numbers([value]) and value > 0,
+        "crop_pct": lambda value: _are_numbers([value]) and value > 0,
         "crop_mode": lambda value: value in ("center", "squash", "border"),
-        "input_size": lambda value: numbers(value) and list(value) == [channels, *architecture.image_size],
+        "input_size": lambda value: _are_numbers(value) and list(value) == [channels, *architecture.image_size],
     }
     for name, value in given.items():
         if name not in checks:
             raise InputError(f"The data configuration has an unknown name '{name}'.", _GIVE)
         if not checks[name](value):
-            raise InputError(f"The data configuration's `{name}` is {value!r}.", f"It must be {GIVEN[name]}.")
+            raise InputError(f"{whose} `{name}` is {value!r}.", f"It must be {GIVEN[name]}.")
 
 
 def makes_pixels(config: DataConfig) -> bool:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import difflib
 import re
+import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitconv import mapping
 from vitconv.architecture import Architecture
-from vitconv.errors import ArchitectureError, first_few
+from vitconv.errors import ArchitectureError, CheckpointError, first_few
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,11 +29,16 @@ def from_name(name: str) -> Architecture:
     return from_timm(build_timm(name))
 
 
-def build_timm(name: str, **overrides: Any) -> nn.Module:
+def build_timm(name: str, *, pretrained_cfg: Mapping[str, Any] | None = None, **overrides: Any) -> nn.Module:
     """Build timm's ``name`` without weights (on torch's ``meta`` device), in a fraction of a second.
 
+    Args:
+        name: perhaps with a tag.
+        pretrained_cfg: as a folder's ``config.json`` has it, instead of the tag's.
+        overrides: arguments of timm's model.
+
     Raises:
-        ArchitectureError: timm does not know the name or its tag.
+        ArchitectureError: timm does not know the name or its tag, or builds no model from the arguments.
     """
     import timm
     import torch
@@ -51,12 +58,51 @@ def build_timm(name: str, **overrides: Any) -> nn.Module:
         )
     try:
         with torch.device("meta"):
-            return timm.create_model(name, pretrained=False, **overrides)
+            cfg = None if pretrained_cfg is None else dict(pretrained_cfg)
+            return timm.create_model(name, pretrained=False, pretrained_cfg=cfg, **overrides)
     except Exception as error:  # arguments come from files, and timm does not check them
         raise ArchitectureError(
             f"timm cannot build '{name}' with {', '.join(overrides) or 'its own settings'}: {str(error)[:200]}.",
             "Check the arguments; a folder's are in its config.json.",
         ) from error
+
+
+def read_config(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """What timm itself reads in a folder's ``config.json``: the architecture, ``pretrained_cfg`` and ``model_args``.
+
+    Raises:
+        CheckpointError: timm cannot read it.
+    """
+    from timm.models._hub import load_model_config_from_path
+
+    try:
+        cfg, name, arguments = load_model_config_from_path(folder)
+        if not isinstance(name, str):
+            raise TypeError(f"its architecture is {name!r}")
+        return name, dict(cfg), dict(arguments or {})
+    except Exception as error:  # whatever the file holds, timm does not check it
+        raise CheckpointError(
+            f"timm cannot read '{folder / 'config.json'}': {type(error).__name__}: {str(error)[:200]}.",
+            "Correct the file, or pass the file of weights inside the folder with --arch NAME.",
+        ) from error
+
+
+def known_name(name: str) -> str | None:
+    """The name that timm has today for an architecture, perhaps with a tag; ``None`` if it knows none of this name.
+
+    >>> known_name("vit_base_patch16_224_in21k")  # of timm 0.4
+    'vit_base_patch16_224.augreg_in21k'
+    """
+    import timm
+
+    if not re.fullmatch(r"[\w.]+", name) or not timm.is_model(name.partition(".")[0]):
+        return None
+    if timm.list_models(name.partition(".")[0]):
+        return name
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # timm warns of the old name
+        cfg = build_timm(name).pretrained_cfg
+    return ".".join(filter(None, (cfg["architecture"], cfg.get("tag"))))
 
 
 def make_buffers(model: nn.Module) -> None:

@@ -1,0 +1,370 @@
+"""What a checkpoint says of itself: the architecture, its arguments, its sizes, how it wants its images prepared.
+
+timm's training script saves its arguments beside the weights, Lightning its hyperparameters, and a folder for the Hub
+has a ``config.json``. All of that is read here into one :class:`SelfDescription`, by timm's names and with the place
+where each thing stands. It fills what is not given, and what contradicts it is an error: neither side is followed in
+silence. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vitconv.errors import ArchitectureError, CheckpointError, InputError
+
+#: How timm prepares images: the names in its ``pretrained_cfg`` and its training script's arguments.
+DATA = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
+#: What the weights tell as well.
+SIZES = ("num_classes", "in_chans", "img_size")
+#: What is neither a size nor an argument of the model.
+_OTHERS = ("architecture", "pretrained_cfg", "label_names", "class_map", *DATA)
+#: Arguments of ``timm.create_model`` itself: they load files, or change what is built altogether.
+_NOT_OF_THE_MODEL = (
+    *("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "model_name"),
+    *("scriptable", "exportable", "no_jit", "features_only", "pretrained_model_args", "pretrained_strict"),
+)
+#: How an architecture is called in dictionaries of one's own.
+_ARCHITECTURE = ("architecture", "arch", "model", "model_name")
+#: What prefixes a model of timm's own organisation on the Hub, whose name is the architecture's and its tag's.
+_TIMM_ON_THE_HUB = ("hf-hub:timm/", "hf_hub:timm/", "timm/")
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One thing that a checkpoint says of itself.
+
+    Attributes:
+        value: as it stands there.
+        where: the place, for people: ``"args.mean"``.
+    """
+
+    value: Any
+    where: str
+
+
+@dataclass(frozen=True)
+class SelfDescription:
+    """All that a checkpoint says of itself.
+
+    Attributes:
+        statements: by timm's names: ``architecture``, the :data:`SIZES`, :data:`DATA`, ``pretrained_cfg``,
+            ``label_names``, ``class_map``; every other name is an argument of the model, such as ``global_pool``.
+        rates: of dropout and the like, by the names of timm's arguments: they change nothing in evaluation.
+    """
+
+    statements: Mapping[str, Statement] = field(default_factory=dict)
+    rates: Mapping[str, Any] = field(default_factory=dict)
+
+    def get(self, name: str) -> Any:
+        """The value that is stated for a name; ``None`` if none is."""
+        statement = self.statements.get(name)
+        return None if statement is None else statement.value
+
+    def where(self, name: str) -> str:
+        """The place where a name is stated."""
+        return self.statements[name].where
+
+    @property
+    def model_args(self) -> dict[str, Any]:
+        """The arguments of timm's model, without its sizes."""
+        return {
+            name: statement.value
+            for name, statement in self.statements.items()
+            if name not in _OTHERS and name not in SIZES
+        }
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What goes before a tag's or ``pretrained_cfg``'s values, by the names in :data:`DATA`."""
+        return {name: self.get(name) for name in DATA if name in self.statements}
+
+    def without(self, names: Collection[str]) -> SelfDescription:
+        """The same without some statements.
+
+        Raises:
+            InputError: the checkpoint says nothing of a name.
+        """
+        cfg = self.get("pretrained_cfg") or {}
+        unknown = [name for name in names if name not in self.statements and name not in cfg and name != "img_size"]
+        if unknown:
+            said = sorted({*self.statements, *(name for name in DATA if name in cfg)})
+            raise InputError(
+                f"The checkpoint says nothing of '{unknown[0]}' that could be ignored.",
+                f"It says something of {', '.join(said)}." if said else "Leave the option out.",
+            )
+        kept = {name: statement for name, statement in self.statements.items() if name not in names}
+        if "pretrained_cfg" in kept:
+            values = {name: value for name, value in cfg.items() if name not in names}
+            kept["pretrained_cfg"] = Statement(values, kept["pretrained_cfg"].where)
+        return SelfDescription(kept, self.rates)
+
+    def stating(self, name: str, value: Any) -> SelfDescription:
+        """The same with another form of what is stated for a name."""
+        statement = Statement(value, self.where(name))
+        return SelfDescription({**self.statements, name: statement}, self.rates)
+
+    def filled(self, values: Mapping[str, Any], where: str, ignore: Collection[str]) -> SelfDescription:
+        """The same with more statements, for names of which nothing is said yet and which are not ignored."""
+        more = {name: Statement(value, where) for name, value in values.items() if name not in ignore}
+        return SelfDescription({**more, **self.statements}, self.rates)
+
+    def __str__(self) -> str:
+        """What it says, for people; without the parts of a whole ``pretrained_cfg``, and labels."""
+        shown = [
+            f"{name} {_short(statement.value)} ({statement.where})"
+            for name, statement in self.statements.items()
+            if name not in ("pretrained_cfg", "label_names")
+        ]
+        return ", ".join(shown)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "/".join(map(_short, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)[:100]
+
+
+def describe(content: Mapping[Any, Any]) -> SelfDescription:
+    """Read what the content of a file says of the weights in it.
+
+    Args:
+        content: what the file holds; timm's training script saves ``arch`` and ``args``, Lightning
+            ``hyper_parameters``, and people ``model_args``, ``pretrained_cfg`` or ``label_names`` as in a
+            ``config.json``.
+
+    Raises:
+        CheckpointError: it says two things of one name.
+    """
+    args, hyper = _as_mapping(content.get("args")), _as_mapping(content.get("hyper_parameters"))
+    found = [
+        *_of_configuration(content, ""),
+        *_of_arguments(args, "args."),
+        *_of_arguments(hyper, "hyper_parameters."),
+    ]
+    return SelfDescription(_merged(found), {**args, **_as_mapping(args.get("model_kwargs")), **hyper})
+
+
+def describe_folder(
+    architecture: str, pretrained_cfg: Mapping[str, Any], model_args: Mapping[str, Any], *, file: str
+) -> SelfDescription:
+    """What a folder's ``config.json`` says, as timm reads it: ``timm.models.load_model_config_from_path``."""
+    found = [("architecture", Statement(architecture, file)), ("pretrained_cfg", Statement(pretrained_cfg, file))]
+    found += [*_of_model_args(model_args, f"{file}: model_args.")]
+    names = pretrained_cfg.get("label_names")
+    if isinstance(names, (list, tuple, dict)):
+        found.append(("label_names", Statement(names, file)))
+    return SelfDescription(_merged(found), dict(model_args))
+
+
+def together(*descriptions: SelfDescription) -> SelfDescription:
+    """All that several places say.
+
+    Raises:
+        CheckpointError: two of them say different things of one name.
+    """
+    found = [item for description in descriptions for item in description.statements.items()]
+    rates: dict[str, Any] = {}
+    for description in descriptions:
+        rates |= description.rates
+    return SelfDescription(_merged(found), rates)
+
+
+def base_name(architecture: str) -> str:
+    """timm's name without its tag."""
+    return architecture.partition(".")[0]
+
+
+def check_architecture(given: str, description: SelfDescription) -> str:
+    """The name to build by: the given one, or the checkpoint's own where that also has a tag.
+
+    Raises:
+        ArchitectureError: they name two architectures.
+    """
+    stated = description.get("architecture")
+    if stated is None:
+        return given
+    if base_name(given) != base_name(stated):
+        raise ArchitectureError(
+            f"The architecture given is '{given}', but the checkpoint says '{stated}' "
+            f"(`{description.where('architecture')}`).",
+            "Leave --arch out to take the checkpoint's, or pass --ignore architecture to take yours.",
+        )
+    return given if "." in given else stated
+
+
+def check_data(given: Mapping[str, Any], description: SelfDescription) -> None:
+    """Raise :class:`InputError` if the given preprocessing contradicts what the checkpoint says of itself."""
+    for name, value in given.items():
+        if name in DATA and name in description.statements:
+            stated, where = description.get(name), f"`{description.where(name)}`"
+        elif name in DATA and (description.get("pretrained_cfg") or {}).get(name):
+            stated, where = description.get("pretrained_cfg")[name], description.where("pretrained_cfg")
+        else:
+            continue
+        if not same_value(value, stated):
+            raise InputError(
+                f"The given `{name}` is {_short(value)}, but the checkpoint says {_short(stated)} ({where}).",
+                f"Leave `{name}` out to take the checkpoint's, or pass --ignore {name} to take yours.",
+            )
+
+
+def check_sizes(
+    description: SelfDescription, *, num_classes: int | None, in_chans: int, img_size: tuple[int, int] | None
+) -> None:
+    """Raise :class:`CheckpointError` if the weights' shapes contradict what the checkpoint says of itself.
+
+    Args:
+        description: what it says.
+        num_classes, in_chans, img_size: what the weights tell; ``None`` where they leave it open, or where what the
+            checkpoint says of it does not matter.
+    """
+    told = {"num_classes": num_classes, "in_chans": in_chans, "img_size": img_size}
+    for name, value in told.items():
+        stated = description.get(name)
+        if stated is None or value is None or same_value(stated, value):
+            continue
+        remedy = f"Check that it is the file you mean; --ignore {name} takes what the weights tell."
+        if name == "img_size" and is_image_size(stated):
+            height, width = stated
+            remedy = (
+                f"Pass --img-size {height} {width} to resample the position embedding to that size as timm does, or "
+                "--ignore img_size to take the weights' own."
+            )
+        raise CheckpointError(
+            f"The checkpoint says `{name}` {_short(stated)} ({description.where(name)}), but the weights have "
+            f"{_short(value)}.",
+            remedy,
+        )
+
+
+def is_image_size(value: Any) -> bool:
+    """Whether it is (height, width) in pixels."""
+    return isinstance(value, tuple) and len(value) == 2 and all(type(side) is int and side > 0 for side in value)
+
+
+def same_value(one: Any, other: Any) -> bool:
+    """Whether two settings are the same; lists and tuples of the same numbers are."""
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        longest = max(len(one), len(other))
+        # One number for all channels is the same as that number for each.
+        one, other = (list(side) * longest if len(side) == 1 else list(side) for side in (one, other))
+        return one == other
+    return bool(one == other)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Reading.
+
+
+def _as_mapping(value: Any) -> dict[str, Any]:
+    if isinstance(value, argparse.Namespace):
+        value = vars(value)
+    return {str(name): one for name, one in value.items()} if isinstance(value, Mapping) else {}
+
+
+def _of_configuration(content: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Statement]]:
+    """What stands at the top level of a file, beside the weights."""
+    for name in ("architecture", "arch"):
+        if isinstance(content.get(name), str):
+            yield "architecture", Statement(content[name], prefix + name)
+    yield from _of_model_args(_as_mapping(content.get("model_args")), f"{prefix}model_args.")
+    if isinstance(content.get("pretrained_cfg"), Mapping):
+        yield "pretrained_cfg", Statement(_as_mapping(content["pretrained_cfg"]), f"{prefix}pretrained_cfg")
+    if isinstance(content.get("label_names"), (list, tuple, dict)):
+        yield "label_names", Statement(content["label_names"], f"{prefix}label_names")
+
+
+def _of_arguments(arguments: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Statement]]:
+    """What the arguments of timm's training script, or others by the same names, say. ``None`` says nothing.
+
+    Of the preprocessing, timm takes an empty or zero value as none as well, but for ``mean`` and ``std``.
+    """
+    for name in _ARCHITECTURE:
+        if isinstance(arguments.get(name), str) and arguments[name]:
+            yield "architecture", Statement(arguments[name], prefix + name)
+    for name in ("gp", "global_pool"):
+        if isinstance(arguments.get(name), str):
+            yield "global_pool", Statement(arguments[name], prefix + name)
+    for name in ("in_chans", "chans", "num_classes", "img_size"):
+        if arguments.get(name) is not None:
+            yield _size(name, arguments[name], prefix + name)
+    yield from _of_input_size(arguments.get("input_size"), prefix)
+    yield from _of_model_args(_as_mapping(arguments.get("model_kwargs")), f"{prefix}model_kwargs.")
+    for name in DATA:
+        value = arguments.get(name)
+        if value is not None and (value or name in ("mean", "std")):
+            yield name, Statement(value, prefix + name)
+    if isinstance(arguments.get("class_map"), str) and arguments["class_map"]:
+        yield "class_map", Statement(arguments["class_map"], f"{prefix}class_map")
+
+
+def _of_input_size(value: Any, prefix: str) -> Iterator[tuple[str, Statement]]:
+    """``input_size``: channels, height and width for timm, the side of a square for some other scripts."""
+    where = f"{prefix}input_size"
+    if isinstance(value, (list, tuple)) and len(value) == 3:
+        yield "in_chans", Statement(value[0], where)
+        yield _size("img_size", tuple(value[1:]), where)
+    elif value is not None:
+        yield _size("img_size", value, where)
+
+
+def _of_model_args(arguments: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Statement]]:
+    for name, value in arguments.items():
+        if name in _NOT_OF_THE_MODEL:
+            raise CheckpointError(
+                f"The checkpoint's `{prefix}{name}` is no argument of a model, but of timm's `create_model`.",
+                "Remove it there.",
+            )
+        if value is None:
+            continue  # timm takes no argument for its default
+        if name in SIZES:
+            yield _size(name, value, prefix + name)
+        else:
+            yield name, Statement(value, prefix + name)
+
+
+def _size(name: str, value: Any, where: str) -> tuple[str, Statement]:
+    """A size by its name in :data:`SIZES`; ``img_size`` as (height, width), of one number those of a square.
+
+    What is no size at all stays as it is: no weights will agree with it.
+    """
+    if name == "img_size" and type(value) is int:
+        value = (value, value)
+    elif name == "img_size" and isinstance(value, list):
+        value = tuple(value)
+    return "in_chans" if name == "chans" else name, Statement(value, where)
+
+
+def _merged(found: list[tuple[str, Statement]]) -> dict[str, Statement]:
+    """The statements by name.
+
+    Raises:
+        CheckpointError: two contradict each other.
+    """
+    merged: dict[str, Statement] = {}
+    for name, statement in found:
+        if name == "architecture":
+            statement = Statement(_without_source(statement.value), statement.where)
+        before = merged.get(name)
+        if before is None or _refines(name, statement.value, before.value):
+            merged[name] = statement
+        elif not same_value(before.value, statement.value) and not _refines(name, before.value, statement.value):
+            raise CheckpointError(
+                f"The checkpoint says `{name}` {_short(before.value)} in `{before.where}` and "
+                f"{_short(statement.value)} in `{statement.where}`.",
+                f"Give the right one and pass --ignore {name}.",
+            )
+    return merged
+
+
+def _refines(name: str, value: Any, other: Any) -> bool:
+    """Whether an architecture's name is another one with its tag."""
+    return name == "architecture" and "." not in other and base_name(value) == other
+
+
+def _without_source(name: str) -> str:
+    prefix = next((prefix for prefix in _TIMM_ON_THE_HUB if name.startswith(prefix)), "")
+    return name.removeprefix(prefix)
