@@ -105,7 +105,9 @@ def test_data_config(small_checkpoint, tmp_path):
     (tmp_path / "data.json").write_text('{"mean": [0.1, 0.2, 0.3]}')
     code, out, _ = run("convert", small_checkpoint, tmp_path / "model", *ARCH, "--data-config", tmp_path / "data.json")
     assert code == 0
-    assert "preprocessing: mean as given, the rest from timm's pretrained tag" in out
+    assert (
+        "preprocessing: 224x224, bicubic, crop 0.9 (center), mean 0.1/0.2/0.3, std 0.5/0.5/0.5: mean as given" in out
+    )
     processor = json.loads((tmp_path / "model" / "preprocessor_config.json").read_text())
     assert processor["image_mean"] == [0.1, 0.2, 0.3]
     assert run("verify", small_checkpoint, tmp_path / "model")[0] == 0

@@ -666,8 +666,11 @@ def _check_dynamic(
     facts: _Facts, description: SelfDescription, trained: Architecture, image_size: tuple[int, int] | None
 ) -> None:
     """Raise :class:`CheckpointError` where timm feeds a model that takes any size with another one than its own."""
-    fed = description.get("img_size") or facts.input_size
-    if facts.input_size is None or image_size is not None or fed == trained.image_size:
+    if facts.input_size is None or image_size is not None:
+        return
+    stated = description.statements.get("img_size")
+    fed = facts.input_size if stated is None or stated.of_model else stated.value
+    if fed == trained.image_size:
         return
     raise CheckpointError(
         f"The model takes images of any size (`dynamic_img_size`): timm feeds it {fed[0]}x{fed[1]}, and its positions "
@@ -714,8 +717,8 @@ def _only_candidate(source: Source, image_size: tuple[int, int] | None, ema: boo
     if differing:
         listed = "; ".join(f"{name} ({how})" for name, how in differing.items())
         raise ArchitectureError(
-            f"The architecture is not given, and the weights fit {len(found)} of timm's that compute or prepare images "
-            f"differently: {listed}.",
+            f"The architecture is not given, and the weights fit {len(found)} of timm's that compute or prepare "
+            f"images differently: {listed}.",
             "Name the one that the weights were trained as, with --arch NAME; a name's own image size is no proof.",
         )
     same = f" ({first_few(names[1:])} would be the same)" if names[1:] else ""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vitconv.errors import ArchitectureError, CheckpointError, InputError
@@ -39,10 +39,12 @@ class Statement:
     Attributes:
         value: as it stands there.
         where: the place, for people: ``"args.mean"``.
+        of_model: it is an argument that the model was built with, and says nothing of the images it was fed.
     """
 
     value: Any
     where: str
+    of_model: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,11 @@ class SelfDescription:
 
     def stating(self, name: str, value: Any) -> SelfDescription:
         """The same with another form of what is stated for a name."""
-        statement = Statement(value, self.where(name))
-        return SelfDescription({**self.statements, name: statement}, self.rates)
+        return SelfDescription({**self.statements, name: replace(self.statements[name], value=value)}, self.rates)
 
     def filled(self, values: Mapping[str, Any], where: str, ignore: Collection[str]) -> SelfDescription:
         """The same with more statements, for names of which nothing is said yet and which are not ignored."""
-        more = {name: Statement(value, where) for name, value in values.items() if name not in ignore}
+        more = {name: Statement(value, where, of_model=True) for name, value in values.items() if name not in ignore}
         return SelfDescription({**more, **self.statements}, self.rates)
 
     def __str__(self) -> str:
@@ -320,10 +321,10 @@ def _of_model_args(arguments: Mapping[str, Any], prefix: str) -> Iterator[tuple[
             )
         if value is None:
             continue  # timm takes no argument for its default
-        if name in SIZES:
-            yield _size(name, value, prefix + name)
-        else:
-            yield name, Statement(value, prefix + name)
+        name, statement = (
+            _size(name, value, prefix + name) if name in SIZES else (name, Statement(value, prefix + name))
+        )
+        yield name, replace(statement, of_model=True)
 
 
 def _size(name: str, value: Any, where: str) -> tuple[str, Statement]:
@@ -347,7 +348,7 @@ def _merged(found: list[tuple[str, Statement]]) -> dict[str, Statement]:
     merged: dict[str, Statement] = {}
     for name, statement in found:
         if name == "architecture":
-            statement = Statement(_without_source(statement.value), statement.where)
+            statement = replace(statement, value=_without_source(statement.value))
         before = merged.get(name)
         if before is None or _refines(name, statement.value, before.value):
             merged[name] = statement
@@ -362,7 +363,7 @@ def _merged(found: list[tuple[str, Statement]]) -> dict[str, Statement]:
 
 def _refines(name: str, value: Any, other: Any) -> bool:
     """Whether an architecture's name is another one with its tag."""
-    return name == "architecture" and "." not in other and base_name(value) == other
+    return name == "architecture" and "." in value and base_name(value) == other
 
 
 def _without_source(name: str) -> str:
