@@ -76,6 +76,12 @@ DataConfigFile = Annotated[
 NoEma = Annotated[
     bool, typer.Option("--no-ema", help="Take the trained weights, where the checkpoint also holds their EMA.")
 ]
+Headless = Annotated[
+    bool,
+    typer.Option(
+        "--headless", help="Take the model without a head; whatever looks like one is left out, and named in a note."
+    ),
+]
 Source = Annotated[
     Path,
     typer.Argument(metavar="SRC", help="The timm weights: a file, a folder with config.json, or hf-hub:org/name."),
@@ -143,6 +149,7 @@ def convert(
     img_size: ImageSize = None,
     data_config: DataConfigFile = None,
     no_ema: NoEma = False,
+    headless: Headless = False,
     dtype: Annotated[Dtype | None, typer.Option(help="The dtype to store, instead of the source's.")] = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Write without running the two models.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder named DST.")] = False,
@@ -161,6 +168,7 @@ def convert(
             image_size=img_size,
             data=data_config,
             ema=not no_ema,
+            headless=headless,
             dtype=dtype.value if dtype else None,
             verify=not no_verify,
             overwrite=overwrite,
@@ -177,13 +185,22 @@ def inspect(
     img_size: ImageSize = None,
     data_config: DataConfigFile = None,
     no_ema: NoEma = False,
+    headless: Headless = False,
 ) -> None:
     """Show what a conversion would do, without doing it: the architecture, every move, what would be refused."""
     with _errors_for_people(), _progress() as say:
         from vitconv.convert import inspect as look
 
         say("Reading the checkpoint")
-        found = look(source, arch, target=target, image_size=img_size, data=data_config, ema=not no_ema)
+        found = look(
+            source,
+            arch,
+            target=target,
+            image_size=img_size,
+            data=data_config,
+            ema=not no_ema,
+            headless=headless,
+        )
     _show_inspection(found)
 
 
@@ -202,6 +219,7 @@ def verify(
     ] = None,
     img_size: ImageSize = None,
     data_config: DataConfigFile = None,
+    headless: Headless = False,
     dtype: Annotated[
         list[CompareDtype] | None,
         typer.Option(help="Compare in this dtype besides float64; may be given several times."),
@@ -221,6 +239,7 @@ def verify(
             images=image or (),
             image_size=img_size,
             data=data_config,
+            headless=headless or None,  # not said: as DST records it
             dtypes=[one.value for one in dtype or ()],
             device=device,
             say=say,

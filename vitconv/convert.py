@@ -154,6 +154,8 @@ def convert_state_dict(
             architecture = from_timm(architecture)
         check_tensors(mapping.timm_shapes(architecture), shapes)
     dialect = "hub" if layout == "hub" else installed_dialect()
+    # Others write a tensor's memory as it is, where values that are only marked as negated have the other sign.
+    state_dict = {name: tensor.resolve_neg() for name, tensor in state_dict.items()}
     return convert_tensors(state_dict, architecture, dialect, target=target)
 
 
@@ -190,17 +192,21 @@ def to_huggingface(timm_model: nn.Module, *, target: str | None = None) -> PreTr
 
 
 def read_weights(
-    source: str | os.PathLike[str], architecture: nn.Module | str | None = None, *, ema: bool = True
+    source: str | os.PathLike[str],
+    architecture: nn.Module | str | None = None,
+    *,
+    ema: bool = True,
+    headless: bool = False,
 ) -> Mapping[str, Tensor]:
     """Read the state dict of a timm model, in timm's names, out of whatever the checkpoint wraps around it.
 
     Args:
-        source, architecture, ema: as for :func:`convert_checkpoint`.
+        source, architecture, ema, headless: as for :func:`convert_checkpoint`.
 
     Raises:
         VitconvError: what :func:`convert_checkpoint` would refuse, for the same reason.
     """
-    return _open(source, architecture, None, None, ema).state_dict
+    return _open(source, architecture, None, None, ema, headless=headless).state_dict
 
 
 def inspect(
@@ -211,13 +217,14 @@ def inspect(
     image_size: tuple[int, int] | None = None,
     data: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     ema: bool = True,
+    headless: bool = False,
 ) -> Inspection:
     """Say what converting ``source`` would do; read names and shapes, write nothing.
 
     Raises:
         VitconvError: what :func:`convert_checkpoint` would refuse, for the same reason.
     """
-    return _open(source, architecture, image_size, data, ema, target).inspection
+    return _open(source, architecture, image_size, data, ema, target, headless=headless).inspection
 
 
 def convert_checkpoint(
@@ -231,6 +238,7 @@ def convert_checkpoint(
     image_size: tuple[int, int] | None = None,
     data: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     ema: bool = True,
+    headless: bool = False,
     dtype: str | None = None,
     verify: bool = True,
     overwrite: bool = False,
@@ -256,6 +264,8 @@ def convert_checkpoint(
         data: how the model wants its images prepared, where that is not what timm's pretrained tag says: a mapping
             with any of timm's ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode``, or a JSON file.
         ema: take the exponential moving average of the weights where the checkpoint holds both.
+        headless: convert without a head. A model that has none is otherwise refused where the checkpoint holds
+            something that looks like its head; so, it is left out, and named in a note.
         dtype: the dtype to store, ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"float64"``; by default the
             source's.
         verify: run both models on the image and refuse to write if they disagree. Without, a safetensors file is
@@ -272,7 +282,7 @@ def convert_checkpoint(
     names = _read_names(labels)
     picture = load_image(image) if image else None
     say("Reading the checkpoint")
-    opened = _open(source, architecture, image_size, data, ema, target)
+    opened = _open(source, architecture, image_size, data, ema, target, headless=headless)
     inspection, known = opened.inspection, opened.inspection.architecture
     names = _fitting_labels(names or opened.labels(), known)
 
@@ -330,6 +340,7 @@ def verify_checkpoint(
     image_size: tuple[int, int] | None = None,
     data: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     ema: bool | None = None,
+    headless: bool | None = None,
     dtypes: Sequence[str] = (),
     device: str = "cpu",
     say: Callable[[str], None] = lambda step: None,
@@ -344,7 +355,7 @@ def verify_checkpoint(
         architecture: the timm name, or a timm model; by default the name recorded in the folder's ``parity.json``.
         labels: class names, or a file of them; by default as recorded in ``parity.json``.
         images: image files to verify on; by default a built-in picture.
-        image_size, data, ema: as for :func:`convert_checkpoint`; by default as recorded in ``parity.json``.
+        image_size, data, ema, headless: as for :func:`convert_checkpoint`; by default as recorded in ``parity.json``.
         dtypes: what to compare in besides float64: any of :data:`vitconv.parity.DTYPES`; by default what is stored.
         device: where to compute: ``"cpu"``, ``"cuda"``…
         say: called with a few words at the beginning of each step.
@@ -363,8 +374,9 @@ def verify_checkpoint(
     names = _read_names(labels) or recorded.get("labels")
     pictures = [load_image(image) for image in images] or [sample_image()]
     ema = recorded.get("ema", True) if ema is None else ema
+    headless = recorded.get("headless", False) if headless is None else headless
     say("Reading the checkpoint")
-    opened = _open(source, architecture, image_size, data, ema, recorded.get("target"))
+    opened = _open(source, architecture, image_size, data, ema, recorded.get("target"), headless=headless)
     return verify_folder(
         folder,
         opened.state_dict,
@@ -396,6 +408,7 @@ class _Opened:
     timm_name: str | None
     build: Callable[[], nn.Module]
     ema: bool
+    headless: bool
     inspection: Inspection
 
     @functools.cached_property
@@ -444,19 +457,21 @@ def _open(
     given: Mapping[str, Any] | str | os.PathLike[str] | None,
     ema: bool,
     target: str | None = None,
+    *,
+    headless: bool = False,
 ) -> _Opened:
     source = open_source(path)
     notes = list(source.notes)
     wanted = architecture or source.architecture
     if wanted is None:
-        wanted, note = _only_candidate(source, image_size, ema)
+        wanted, note = _only_candidate(source, image_size, ema, headless)
         notes.append(note)
     arguments = dict(source.model_args) if wanted == source.architecture else {}
     facts = _facts(wanted, arguments)
 
     names = set(mapping.timm_shapes(replace(facts.architecture, num_labels=1)))
     respell = functools.partial(_respell, source, wanted, arguments)
-    unwrapped = unwrap(source.content, names, ema=ema, respell=respell)
+    unwrapped = unwrap(source.content, names, ema=ema, headless=headless, respell=respell)
     notes += unwrapped.notes
     tensors = source.tensors(unwrapped.tensors)
     trained = known = facts.architecture
@@ -488,17 +503,18 @@ def _open(
         wanted if isinstance(wanted, str) else None,
         build,
         ema,
+        headless,
         _inspect(tensors, known, target, data, notes),
     )
 
 
-def _only_candidate(source: Source, image_size: tuple[int, int] | None, ema: bool) -> tuple[str, str]:
+def _only_candidate(source: Source, image_size: tuple[int, int] | None, ema: bool, headless: bool) -> tuple[str, str]:
     """The architecture of timm's that the weights fit, and a note that says so.
 
     Raises:
         ArchitectureError: there is none, or there are several that compute different numbers.
     """
-    shapes = shapes_of(unwrap(source.content, None, ema=ema).tensors)
+    shapes = shapes_of(unwrap(source.content, None, ema=ema, headless=headless).tensors)
     found = catalogue.candidates(shapes, image_size)
     if not found:
         told = describe_shapes(shapes)
@@ -655,6 +671,7 @@ def _recorded(folder: Path) -> dict[str, Any]:
             "given": dict(content["preprocessing"]["given"] or {}) or None,
             "labels": check_labels(content["labels"]) if content["labels"] else None,
             "ema": bool(content["ema"]),
+            "headless": bool(content.get("headless", False)),
         }
     except (KeyError, TypeError, ValueError, InputError) as error:
         raise CheckpointError(
@@ -675,6 +692,7 @@ def _record(opened: _Opened, labels: tuple[str, ...], verification: Verification
         ],
         "notes": list(inspection.notes),
         "ema": opened.ema,
+        "headless": opened.headless,
         "versions": {"vitconv": __version__, **versions},
         "architecture": opened.timm_name,
         "target": inspection.target,
