@@ -141,6 +141,11 @@ APART = {
     ),
     "an MLP of no name": (lambda b: {"net": b, "x": linear("0.", 64) | linear("2.", 7, 64)}, "x.0.weight"),
     "in the head's place": (lambda b: {"model": b | linear("head.1.")}, "model.head.1.weight"),
+    "among the model's own": (lambda b: b | linear("my_classifier."), "my_classifier.weight"),
+    "beside an optimizer's state": (
+        lambda b: {"model": b, "state": {}, "param_groups": [], "cls": linear("0.")},
+        "cls.0.weight",
+    ),
     "out": (lambda b: {"encoder": b, "extra": linear("out.", 7, 100)}, "extra.out.weight"),
     "fc": (lambda b: {"state_dict": prefixed("encoder.", b) | linear("fc.", 7, 384)}, "state_dict.fc.weight"),
     "one matrix of any name": (lambda b: {"state_dict": b, "zeroshot": torch.ones(5, 192)}, "zeroshot"),

@@ -130,6 +130,8 @@ def _result(name: str, argument: Any, taken: list[Any], marked: list[Any], named
     if name in ("REDUCE", "NEWOBJ", "NEWOBJ_EX", "OBJ"):
         called, *arguments = [*taken, *marked]
         return _Made(called.by, parts=arguments)
+    if name in ("NONE", "NEWTRUE", "NEWFALSE"):
+        return None
     if taken or marked or argument is None:
         return taken[0] if name == "DUP" else _Made(parts=[*taken, *marked])
     return argument

@@ -34,10 +34,10 @@ _MATRIX_WORDS = re.compile(
 #: What lies beside a model and has matrices, but is no head of it: a text tower, a token, an optimizer's state.
 _NO_HEAD = re.compile(
     r"(^|\.)(text|textual|text_model|text_encoder|text_tower|text_projection|token_embedding|resblocks|mask_token"
-    r"|optim\w*)(\.|$)"
+    r"|optim(izer)?s?(_\w+)?)(\.|$)"
 )
-#: Where timm's models have their head, and training code puts another in its place (`head.0.weight`).
-_HEAD_MODULES = ("head", "heads", "head_dist")
+#: The modules that are a head among a model's own: timm's, and what training code puts in its place (`head.0.weight`).
+_HEAD_MODULE = re.compile(r"\w*(head|classif)\w*")
 #: A head may read the class token beside the mean of the others (twice the width), or the last blocks' (DINO: four).
 _WIDTHS = range(1, 9)
 
@@ -221,9 +221,11 @@ def _choose(fitting: list[Reading], ema: bool, headless: bool) -> tuple[Reading,
 def _without_head(reading: Reading, names: Set[str] | None) -> Reading:
     """The reading without what is in the place of its head, whatever its form: but for what the model needs."""
     needed = set(names or ()) - _HEAD
-    head = [name for name in reading.tensors if name.partition(".")[0] in _HEAD_MODULES and name not in needed]
+    head = {
+        name: None for name in reading.tensors if _HEAD_MODULE.fullmatch(name.partition(".")[0]) and name not in needed
+    }
     paths = (".".join((*reading.place, reading.prefix + name)) for name in head)
-    kept = {name: tensor for name, tensor in reading.tensors.items() if name not in set(head)}
+    kept = {name: tensor for name, tensor in reading.tensors.items() if name not in head}
     return replace(reading, tensors=kept, left_out=(*reading.left_out, *paths))
 
 
@@ -237,7 +239,7 @@ def _heads_outside(reading: Reading, found: Iterable[Reading], content: Mapping[
     shape = original.tensors[_ANCHOR].shape
     width = shape[0] if len(shape) else 0
     trunk = {name.partition(".")[0] for tensors in (reading.tensors, original.tensors) for name in tensors}
-    trunk -= set(_HEAD_MODULES)
+    trunk = {module for module in trunk if not _HEAD_MODULE.fullmatch(module)}
     prefixes: dict[int, set[str]] = {}
     for one in found:
         prefixes.setdefault(id(one.mapping), set()).add(one.prefix)
@@ -250,23 +252,24 @@ def _heads_outside(reading: Reading, found: Iterable[Reading], content: Mapping[
         known = prefixes.get(id(mapping), ())
         return any(name[:start] in known and name[start:].partition(".")[0] in trunk for start in starts)
 
-    outside = {
-        path: tensor
+    outside = [
+        (path, tensor)
         for path, mapping, name, tensor in _everywhere(content)
         if not own(mapping, name) and not _NO_HEAD.search(path)
-    }
-    named = [path for path, tensor in outside.items() if _is_called_a_head(path, len(tensor.shape))]
+    ]
+    named = [path for path, tensor in outside if _is_called_a_head(path, len(tensor.shape))]
     # From the model's width on, from matrix to matrix.
-    taking: dict[int, list[str]] = {}
-    for path, tensor in outside.items():
+    taking: dict[int, list[tuple[str, int]]] = {}
+    for path, tensor in outside:
         if len(tensor.shape) == 2 and "float" in dtype_name(tensor):
-            taking.setdefault(tensor.shape[1], []).append(path)
+            gives, takes = tensor.shape
+            taking.setdefault(takes, []).append((path, gives))
     fitting: dict[str, None] = {}
     waiting = [width * times for times in _WIDTHS]
     for size in waiting:
-        for path in taking.pop(size, ()):
+        for path, gives in taking.pop(size, ()):
             fitting[path] = None
-            waiting.append(outside[path].shape[0])
+            waiting.append(gives)
     both = [path for path in named if path in fitting]
     return list(dict.fromkeys([*both, *named, *fitting]))
 
@@ -287,13 +290,14 @@ def _everywhere(content: Mapping[Any, Any]) -> Iterator[tuple[str, Mapping[Any, 
     # A path is a pair of the one above and a key: whole ones would fill the memory where a file nests very deep.
     waiting: list[tuple[Any, Any]] = [((), content)]
     for path, inner in waiting:
-        if id(inner) in seen or (isinstance(inner, Mapping) and "param_groups" in inner):
+        if id(inner) in seen:
             continue
         seen.add(id(inner))
-        for key, value in inner.items() if isinstance(inner, Mapping) else enumerate(inner):
-            if is_tensor(value) and isinstance(inner, Mapping):
+        named = isinstance(inner, Mapping)
+        for key, value in inner.items() if named else enumerate(inner):
+            if named and is_tensor(value):
                 yield _dotted((path, str(key))), inner, str(key), value
-            elif isinstance(value, (Mapping, list, tuple)):
+            elif isinstance(value, (Mapping, list, tuple)) and not (key == "state" and "param_groups" in inner):
                 waiting.append(((path, str(key)), value))
 
 
