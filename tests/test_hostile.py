@@ -87,11 +87,12 @@ def test_the_name_of_an_object_is_never_echoed_raw(name, tmp_path):
 @pytest.mark.parametrize("part", [b"}", b"(", b"]0", b"}2", b"\x94h\x00", b"cx\ny\n", b"h\x00h\x00s"])
 def test_a_long_pickle_is_looked_into_in_bounded_time(part, tmp_path):
     """As long as is looked into at all, with an object at the start that torch does not make."""
-    content = b"\x80\x02cmodule\nname\n0}q\x00" + part * (1_999_000 // len(part)) + b"."
+    content = b"\x80\x02cmodule\nname\n0}q\x00" + part * (990_000 // len(part)) + b"."
     (tmp_path / "w.pth").write_bytes(pickles.as_zip(content))
-    start = time.monotonic()
-    assert_refused(tmp_path / "w.pth", tmp_path, "holds Python objects")
-    assert time.monotonic() - start < 60
+    start = time.process_time()
+    with pytest.raises(VitconvError, match="holds Python objects, not only tensors: `module.name`"):
+        inspect(tmp_path / "w.pth", ARCH)
+    assert time.process_time() - start < 20
 
 
 def test_dictionaries_that_multiply_are_looked_at_once(tmp_path):

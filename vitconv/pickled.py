@@ -24,7 +24,7 @@ _SAFE = re.compile(
     r"|(builtins|__builtin__)\.(set|complex|bytearray)"
 )
 #: Bytes: the pickle of a checkpoint has names and sizes only. That of a ViT of a billion parameters has less.
-_LONGEST = 2_000_000
+_LONGEST = 1_000_000
 #: torch's format before 1.6 is several pickles: this number, a version, facts on the machine, and then the content.
 _MAGIC = 0x1950A86A20F9469CFC6C
 
@@ -146,10 +146,13 @@ def _weights(content: Any) -> str:
     kept, dropped, models = [], [], []
     seen: set[int] = set()
     for key, value in content.entries:
+        if not isinstance(value, _Made) or id(value) in seen:
+            kept.append((key, value, False))
+            continue
         made = list(_inside(value, seen))
         tensors = any((part.by or "").startswith("torch._utils._rebuild") for part in made)
         unsafe = any(part.by is not None and not _is_safe(part.by) for part in made)
-        optimizer = isinstance(value, _Made) and value.has("param_groups")
+        optimizer = value.has("param_groups")
         if _is_module(value):
             models.append(key)
         elif not unsafe:
@@ -178,9 +181,8 @@ def _written(expression: str, keys: list[Any]) -> str:
 
 def _is_module(value: Any) -> bool:
     """Whether it would be a ``torch.nn.Module``: an object that is given its parts by these names."""
-    return isinstance(value, _Made) and any(
-        isinstance(state, _Made) and state.has("_modules") for state in value.parts
-    )
+    state = value.parts[-1] if isinstance(value, _Made) and value.parts else None
+    return isinstance(state, _Made) and state.has("_modules")
 
 
 def _inside(value: Any, seen: set[int]) -> Iterator[_Made]:
