@@ -1,14 +1,23 @@
+import argparse
+import datetime
 import os
+import shlex
+import subprocess
+import sys
 import zipfile
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
+from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from models import small_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from vitconv.checkpoint import read_state_dict
+from vitconv.checkpoint import open_source, read_state_dict
+from vitconv.convert import convert_state_dict
 from vitconv.errors import CheckpointError
+from vitconv.tensorfile import StoredTensor, load_tensors, write_weights
 
 
 @pytest.fixture
@@ -47,6 +56,42 @@ def test_a_header_whose_length_looks_like_a_zip(tmp_path):
 def test_opens_parameters_that_want_gradients(save):
     path = save(OrderedDict(a=torch.nn.Parameter(torch.ones(2))))
     assert not read_state_dict(path)["a"].requires_grad
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["zip", "older"])
+def test_values_that_are_only_marked_as_negated_keep_their_sign(older, save, tmp_path):
+    """Torch saves such a view, of a conjugate's imaginary part, as the bytes it lies on and a mark."""
+    content = {
+        "part": torch.arange(24.0).view(3, 4, 2).view(torch.complex64).squeeze(-1).conj().imag,
+        "whole": torch._neg_view(torch.arange(4.0)),
+        "plain": torch.arange(4.0),
+    }
+    assert content["part"].is_neg()
+    torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=not older)
+    source = open_source(tmp_path / "w.pth")
+    tensors = source.tensors(source.content)
+    assert isinstance(tensors["plain"], StoredTensor) is not older
+    write_weights(tensors, tmp_path)
+    assert_same(load_file(tmp_path / "model.safetensors"), content)
+    assert_same(read_state_dict(tmp_path / "w.pth"), content)
+
+
+def test_a_state_dict_in_memory_keeps_its_signs(tmp_path):
+    weights = small_model().state_dict()
+    expected = convert_state_dict(weights, small_model(), layout="hub")
+    negated = {name: torch._neg_view(-tensor) for name, tensor in weights.items()}
+    converted = convert_state_dict(negated, small_model(), layout="hub")
+    write_weights(converted, tmp_path)
+    assert_same(load_file(tmp_path / "model.safetensors"), expected)
+    # safetensors writes the memory, whatever the mark says.
+    save_file({name: tensor.contiguous() for name, tensor in converted.items()}, tmp_path / "theirs")
+    assert_same(load_file(tmp_path / "theirs"), expected)
+
+
+def test_what_has_a_shape_and_a_dtype_is_not_yet_a_tensor(save):
+    path = save({"a": torch.ones(1), "b": argparse.Namespace(shape=(1,), dtype="float32")})
+    with pytest.raises(CheckpointError, match="is not a plain state dict: b is no tensors"):
+        read_state_dict(path)
 
 
 class Malicious:
@@ -131,3 +176,99 @@ def test_refuses_a_missing_file_and_a_folder(tmp_path):
         read_state_dict(tmp_path / "none.pth")
     with pytest.raises(CheckpointError, match="holds neither model.safetensors"):
         read_state_dict(tmp_path)
+
+
+# ---- Python objects beside the weights, and the command that leaves them out --------------------------------------
+
+
+def run_command(remedy, folder):
+    """Run the command at a remedy's end, as somebody who trusts the file would."""
+    command = shlex.split(remedy[remedy.index("python -") :])
+    subprocess.run([sys.executable, *command[1:]], cwd=folder, check=True, capture_output=True)
+
+
+OBJECTS = {
+    "numpy": (numpy.float64(81.5), "multiarray.scalar`"),
+    "path": (Path("runs") / "1", "PosixPath`"),
+    "defaultdict": (defaultdict(int, a=1), "`collections.defaultdict`"),
+    "date": (datetime.datetime(2024, 1, 1), "`datetime.datetime`"),
+    "array": (numpy.ones(3), "`numpy"),
+    "of one's own": (Malicious, "test_checkpoint.Malicious`"),
+}
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["zip", "older"])
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_an_object_beside_the_weights_is_named_with_the_way_around_it(kind, older, weights, tmp_path):
+    value, named = OBJECTS[kind]
+    torch.save(
+        {"state_dict": weights, "best": value, "epoch": 3},
+        tmp_path / "my.pth",
+        _use_new_zipfile_serialization=not older,
+    )
+    with pytest.raises(CheckpointError, match="holds Python objects, not only tensors: `") as caught:
+        open_source(tmp_path / "my.pth")
+    assert named in caught.value.problem
+    path = repr(str(tmp_path / "my.pth"))
+    command = f"c = torch.load({path}, weights_only=False); torch.save(c['state_dict'], 'weights.pth')"
+    assert f'only if you trust where it comes from: python -c "import torch; {command}"' in caught.value.remedy
+    if kind != "of one's own":
+        run_command(caught.value.remedy, tmp_path)
+        assert_same(read_state_dict(tmp_path / "weights.pth"), weights)
+
+
+def test_the_way_around_an_object_loses_no_head(weights, tmp_path):
+    """Nor an EMA, nor what the file says of the model: only what cannot be opened is left out."""
+    head = {"weight": torch.ones(5, 64)}
+    saved = {"backbone": weights, "head": head, "args": argparse.Namespace(model="x"), "time": numpy.float64(1)}
+    torch.save(saved, tmp_path / 'it\'s "mine".pth')
+    with pytest.raises(CheckpointError) as caught:
+        open_source(tmp_path / 'it\'s "mine".pth')
+    run_command(caught.value.remedy, tmp_path)
+    content = open_source(tmp_path / "weights.pth").content
+    assert list(content) == ["backbone", "head", "args"]
+
+
+def test_an_optimizer_that_cannot_be_opened_is_left_out(weights, tmp_path):
+    optimizer = {"state": {0: {"exp_avg": torch.ones(3), "x": defaultdict(int)}}, "param_groups": [{"lr": 0.1}]}
+    torch.save({"model": weights, "optimizer": optimizer}, tmp_path / "my.pth")
+    with pytest.raises(CheckpointError, match=r"torch.save\(c\['model'\], 'weights.pth'\)"):
+        open_source(tmp_path / "my.pth")
+
+
+def test_a_pickled_model_says_how_to_get_at_its_weights(save, tmp_path):
+    for content, taken in ((small_model(), "c"), ({"model": small_model(), "epoch": 1}, "c['model']")):
+        with pytest.raises(CheckpointError, match="VisionTransformer") as caught:
+            read_state_dict(save(content))
+        assert f"torch.save({taken}.state_dict(), 'weights.pth')" in caught.value.remedy
+        run_command(caught.value.remedy, tmp_path)
+        assert_same(read_state_dict(tmp_path / "weights.pth"), small_model().state_dict())
+
+
+def test_another_protocol_of_pickling_is_named(weights, tmp_path):
+    torch.save(weights, tmp_path / "my.pth", pickle_protocol=4)
+    with pytest.raises(CheckpointError, match="is a pickle of protocol 4") as caught:
+        open_source(tmp_path / "my.pth")
+    run_command(caught.value.remedy, tmp_path)
+    assert_same(read_state_dict(tmp_path / "weights.pth"), weights)
+
+
+def test_a_file_that_would_run_a_command_is_not_to_be_opened(save, tmp_path, monkeypatch):
+    monkeypatch.setenv("VITCONV_TEST_TRAP", str(tmp_path / "trap"))
+    with pytest.raises(CheckpointError, match="`posix.mkdir`") as caught:
+        open_source(save({"a": torch.ones(1), "b": Malicious()}))
+    assert "do not open it" in caught.value.remedy and "python -c" not in caught.value.remedy
+
+
+def test_a_distributed_checkpoint_is_named_with_the_command_that_joins_it(weights, tmp_path):
+    import torch.distributed.checkpoint as distributed
+
+    folder = tmp_path / "step 100"
+    with pytest.warns(UserWarning, match="single process"):
+        distributed.save({"model": weights}, checkpoint_id=folder)
+    for path in (folder, folder / ".metadata", folder / "__0_0.distcp"):
+        with pytest.raises(CheckpointError, match="is a checkpoint of torch.distributed.checkpoint") as caught:
+            open_source(path)
+    run_command(caught.value.remedy, tmp_path)
+    source = open_source(tmp_path / "step 100.pth")
+    assert_same(load_tensors(source.tensors(source.content["model"])), weights)

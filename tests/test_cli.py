@@ -137,6 +137,24 @@ def test_says_how_the_weights_were_found(small_checkpoint, save, tmp_path):
     assert "note: The weights are those at ['state_dict'], names beginning with 'module.'." in err
 
 
+def test_a_head_apart_is_left_out_only_when_told(small_checkpoint, save, tmp_path):
+    weights = torch.load(small_checkpoint)
+    head = {name.removeprefix("head."): weights.pop(name) for name in ("head.weight", "head.bias")}
+    path = save({"backbone": weights, "head": head})
+    code, _, err = run("convert", path, tmp_path / "model", *ARCH)
+    assert code == 1
+    assert "has no head, but `head.weight` beside it looks like one (and so do head.bias)." in err
+    assert "--headless" in err.splitlines()[-1]
+    assert run("inspect", path, *ARCH, "--headless")[0] == 0
+    code, out, err = run("convert", path, tmp_path / "model", *ARCH, "--headless", "--no-verify")
+    assert code == 0
+    assert "ViTModel" in out
+    assert "note: The model is converted without a head (--headless): head.weight, head.bias are left out." in err
+    # The folder records it; to say it again does no harm.
+    for arguments in ([], ["--headless"]):
+        assert run("verify", path, tmp_path / "model", *arguments)[0] == 0
+
+
 def test_inspect_shows_what_is_made(save):
     from models import full_model
 

@@ -6,7 +6,7 @@
 import contextlib
 import json
 import os
-from types import SimpleNamespace
+from pathlib import Path
 
 from hostile import headers, pickles
 from hypothesis import HealthCheck, given, settings
@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from vitconv.checkpoint import open_source
 from vitconv.errors import VitconvError
-from vitconv.tensorfile import read_header
+from vitconv.tensorfile import StoredTensor, read_header
 from vitconv.unwrap import unwrap
 
 CASES = int(os.environ.get("VITCONV_FUZZ_CASES", "1000"))
@@ -136,25 +136,38 @@ def test_any_pickle_is_opened_or_refused(tmp_path_factory, opcodes, wrap):
 
 
 _NAMES = ("cls_token", "patch_embed.proj.weight", "blocks.0.norm1.weight", "head.weight", "head.bias")
-_TENSOR = SimpleNamespace(shape=(2, 2), dtype="float32")
+_TENSOR = StoredTensor(Path("fuzz"), 0, "float32", (2, 2))
 _parts = st.sampled_from([*_NAMES, "lora_A", "mask_token", "module.", "ema.", "x.", "state_dict", "optimizer"])
 _contents = st.recursive(
     st.dictionaries(
         st.lists(_parts, min_size=1, max_size=3).map("".join) | _junk.map(str), st.just(_TENSOR), max_size=8
     )
     | st.just({f"module.{name}": _TENSOR for name in _NAMES})
-    | st.just(dict.fromkeys(_NAMES, _TENSOR)),
+    | st.just(dict.fromkeys(_NAMES, _TENSOR))
+    | st.just(dict.fromkeys(_NAMES[:3], _TENSOR)),
     lambda inner: st.dictionaries(_parts | st.integers() | st.none(), inner | _junk, max_size=4),
     max_leaves=6,
 )
 
 
+def tensor_paths(content, path=""):
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from tensor_paths(value, f"{path}{key}.")
+        elif value is _TENSOR:
+            yield f"{path}{key}"
+
+
 @often
-@given(_contents, st.booleans(), st.booleans())
-def test_any_wrapper_is_undone_or_refused(content, ema, known):
+@given(_contents, st.booleans(), st.booleans(), st.booleans())
+def test_any_wrapper_is_undone_or_refused(content, ema, known, headless):
     try:
-        found = unwrap(content, set(_NAMES) if known else None, ema=ema)
+        found = unwrap(content, set(_NAMES) if known else None, ema=ema, headless=headless)
     except VitconvError:
         return
     assert found.tensors
+    # A head that is in the file is in the result, unless it was not wanted.
+    if not headless and "head.weight" not in found.tensors:
+        paths = [path for path in tensor_paths(content) if "optimizer" not in path and "mask_token" not in path]
+        assert not [path for path in paths if path.endswith("head.weight")]
     assert all(tensor is _TENSOR for tensor in found.tensors.values())

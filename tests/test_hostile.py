@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -72,6 +73,26 @@ def test_a_broken_pickle_is_refused(kind, wrap, tmp_path):
     path = tmp_path / "w.pth"
     path.write_bytes(wrap(pickles.BROKEN[kind]))
     assert_refused(path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["\x1b[31mred\x1b[0m", "x" * 10**6, "a b", "`$(touch trap)`", "\u202eevil", "was not an allowed global"]
+)
+def test_the_name_of_an_object_is_never_echoed_raw(name, tmp_path):
+    content = b"\x80\x02}(" + pickles.text("w") + f"cmodule\n{name}\n".encode() + pickles.text("a;b'\"") + b"K\x01u."
+    (tmp_path / "w.pth").write_bytes(pickles.as_zip(content))
+    assert_refused(tmp_path / "w.pth", tmp_path, "holds Python objects")
+
+
+@pytest.mark.parametrize("part", [b"}", b"(", b"]0", b"}2", b"\x94h\x00", b"cx\ny\n", b"h\x00h\x00s"])
+def test_a_long_pickle_is_looked_into_in_bounded_time(part, tmp_path):
+    """As long as is looked into at all, with an object at the start that torch does not make."""
+    content = b"\x80\x02cmodule\nname\n0}q\x00" + part * (990_000 // len(part)) + b"."
+    (tmp_path / "w.pth").write_bytes(pickles.as_zip(content))
+    start = time.process_time()
+    with pytest.raises(VitconvError, match="holds Python objects, not only tensors: `module.name`"):
+        inspect(tmp_path / "w.pth", ARCH)
+    assert time.process_time() - start < 20
 
 
 def test_dictionaries_that_multiply_are_looked_at_once(tmp_path):
@@ -249,10 +270,11 @@ def test_a_folder_s_configuration_is_not_trusted(kind, tiny, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["timm"]
 
 
+@pytest.mark.parametrize("index", ["model.safetensors.index.json", "pytorch_model.bin.index.json"])
 @pytest.mark.parametrize("name", ["../evil.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "a\0b"])
-def test_an_index_that_leaves_its_folder_is_refused(name, tmp_path):
+def test_an_index_that_leaves_its_folder_is_refused(name, index, tmp_path):
     (tmp_path / "timm").mkdir()
-    (tmp_path / "timm" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    (tmp_path / "timm" / index).write_text(json.dumps({"weight_map": {"a": name}}))
     assert_refused(tmp_path / "timm", tmp_path, "names files outside of its folder")
 
 

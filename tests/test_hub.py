@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from vitconv.convert import convert_checkpoint, inspect
 from vitconv.errors import CheckpointError
+from vitconv.hub import download
 
 ARCH = "vit_tiny_patch16_224"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -57,6 +58,30 @@ def test_a_pickle_on_the_hub_is_opened_where_there_is_nothing_else(cache, config
     torch.save(weights, tmp_path / "w")
     cache({"config.json": config, "pytorch_model.bin": (tmp_path / "w").read_bytes()})
     assert inspect(f"hf-hub:our/roofs@{REVISION}", None).architecture.num_labels == 2
+
+
+def test_pickles_on_the_hub_may_be_in_shards(cache, config, weights, tmp_path):
+    names = list(weights)
+    shards = {"pytorch_model-00001-of-00002.bin": names[::2], "pytorch_model-00002-of-00002.bin": names[1::2]}
+    files = {"config.json": config}
+    for file, part in shards.items():
+        torch.save({name: weights[name] for name in part}, tmp_path / "w")
+        files[file] = (tmp_path / "w").read_bytes()
+    index = {"weight_map": {name: file for file, part in shards.items() for name in part}}
+    cache(files | {"pytorch_model.bin.index.json": json.dumps(index).encode()})
+    assert inspect("hf-hub:our/roofs", None).architecture.num_labels == 2
+
+
+def test_what_is_fetched_from_the_hub(monkeypatch, tmp_path):
+    """Every file that a folder of weights may have, of the one format."""
+    from fnmatch import fnmatch
+
+    asked = []
+    monkeypatch.setattr("vitconv.hub._snapshot", lambda name, revision, files: asked.append(files) or tmp_path)
+    download("our/roofs")
+    for name in ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-00001-of-00002.bin"):
+        assert not any(fnmatch(name, pattern) for pattern in asked[0])
+        assert any(fnmatch(name, pattern) for pattern in asked[1])
 
 
 def test_offline_and_not_in_the_cache(cache):

@@ -113,3 +113,12 @@ def test_large_weights_are_cut_as_transformers_cuts_them(tmp_path, monkeypatch):
     again, info = transformers.ViTForImageClassification.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert_same(again.state_dict(), model.state_dict())
+
+
+def test_values_that_are_only_marked_as_negated_keep_their_sign(tmp_path):
+    """Torch gives such a view of a conjugate's imaginary part: its memory has the values with the other sign."""
+    negated = torch.arange(24.0).view(3, 4, 2).view(torch.complex64).squeeze(-1)[:, :3].conj().imag
+    assert negated.is_neg()
+    whole = torch._neg_view(torch.arange(4.0))
+    write_weights({"part": negated, "whole": whole}, tmp_path)
+    assert_same(load_file(tmp_path / "model.safetensors"), {"part": negated, "whole": whole})

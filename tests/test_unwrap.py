@@ -9,7 +9,7 @@ from models import full_model, perturbed
 from safetensors.torch import save_file
 
 from vitconv.checkpoint import open_source
-from vitconv.convert import convert_checkpoint, inspect, read_weights
+from vitconv.convert import convert_checkpoint, inspect, read_weights, verify_checkpoint
 from vitconv.errors import CheckpointError, VitconvError
 from vitconv.timm_models import build_timm
 from vitconv.unwrap import unwrap
@@ -119,10 +119,160 @@ def test_of_two_models_the_one_that_fits_is_taken(weights, save):
     assert found.notes[0] == "The weights are those at ['student']."
 
 
-def test_a_head_outside_of_the_model_is_not_lost_in_silence(weights, save):
-    backbone = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
-    path = save(prefixed("backbone.", backbone) | {"classifier.weight": torch.ones(5, 192)})
-    with pytest.raises(CheckpointError, match="has no head, but `classifier.weight` beside it looks like one"):
+# ---- a head that is not where timm has it ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def backbone(weights):
+    return {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
+
+
+def linear(prefix="", classes=5, width=192):
+    return {f"{prefix}weight": torch.ones(classes, width), f"{prefix}bias": torch.ones(classes)}
+
+
+#: How a head comes apart from its model: what is saved, and the tensor that the refusal names.
+APART = {
+    "a mapping beside": (lambda b: {"backbone": b, "head": linear()}, "head.weight"),
+    "beside the prefix": (lambda b: prefixed("backbone.", b) | linear("classifier."), "classifier.weight"),
+    "an MLP": (
+        lambda b: prefixed("net.", b) | linear("head.0.", 64) | linear("head.2.", 7, 64),
+        "head.0.weight",
+    ),
+    "an MLP of no name": (lambda b: {"net": b, "x": linear("0.", 64) | linear("2.", 7, 64)}, "x.0.weight"),
+    "in the head's place": (lambda b: {"model": b | linear("head.1.")}, "model.head.1.weight"),
+    "among the model's own": (lambda b: b | linear("my_classifier."), "my_classifier.weight"),
+    "beside an optimizer's state": (
+        lambda b: {"model": b, "state": {}, "param_groups": [], "cls": linear("0.")},
+        "cls.0.weight",
+    ),
+    "out": (lambda b: {"encoder": b, "extra": linear("out.", 7, 100)}, "extra.out.weight"),
+    "fc": (lambda b: {"state_dict": prefixed("encoder.", b) | linear("fc.", 7, 384)}, "state_dict.fc.weight"),
+    "one matrix of any name": (lambda b: {"state_dict": b, "zeroshot": torch.ones(5, 192)}, "zeroshot"),
+    "reading four blocks": (lambda b: {"state_dict": b, "probes": {"w": torch.ones(5, 768)}}, "probes.w"),
+    "of one class": (lambda b: {"state_dict": b, "classifier": {"weight": torch.ones(192)}}, "classifier.weight"),
+    "deep, in lists": (
+        lambda b: {"a": {"b": {"model": b}}, "c": [{"d": ({"e": {"f": {"g": linear()}}},)}]},
+        "c.0.d.0",
+    ),
+    "a model that does not fit": (
+        lambda b: {"model": b | linear("classifier."), "ema": b},
+        "model.classifier.weight",
+    ),
+    "DINO": (
+        lambda b: {
+            "teacher": prefixed("backbone.", b) | linear("head.mlp.0.", 64) | linear("head.last_layer.", 9, 64)
+        },
+        "teacher.head.mlp.0.weight",
+    ),
+    "open_clip": (
+        lambda b: (
+            prefixed("visual.trunk.", b)
+            | {"visual.head.proj.weight": torch.ones(64, 192), "text.text_projection": torch.ones(192, 64)}
+        ),
+        "visual.head.proj.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", APART)
+def test_a_head_apart_from_its_model_is_never_lost_in_silence(kind, backbone, save):
+    make, named = APART[kind]
+    path = save(make(backbone))
+    with pytest.raises(CheckpointError, match="has no head, but `.*looks like one") as caught:
+        inspect(path, ARCH)
+    assert f"but `{named}" in caught.value.problem
+    assert "--headless" in caught.value.remedy
+    found = inspect(path, ARCH, headless=True)
+    assert found.architecture.num_labels == 0
+    (note,) = [note for note in found.notes if "converted without a head" in note]
+    assert named in note
+
+
+def test_every_tensor_of_a_head_apart_is_named(backbone, save):
+    path = save(prefixed("net.", backbone) | linear("x.0.", 64) | linear("x.2.", 7, 64) | linear("y.", 3, 50))
+    with pytest.raises(CheckpointError, match=r"but `x.0.weight` beside it looks like one \(and so do x.2.weight\)"):
+        inspect(path, ARCH)
+
+
+#: What lies beside a model without a head and is none.
+NO_HEADS = {
+    "an optimizer by number": lambda b: {
+        "state_dict": b,
+        "optimizer": {"state": {0: {"exp_avg": torch.ones(5, 192)}}, "param_groups": []},
+    },
+    "an optimizer by name": lambda b: {
+        "state_dict": b,
+        "o": {"state": {"head.weight": {"exp_avg": torch.ones(5, 192)}}, "param_groups": []},
+    },
+    "Lightning's optimizers": lambda b: {
+        "state_dict": b,
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(5, 192)}}, "param_groups": []}],
+    },
+    "an EMA": lambda b: {"state_dict": b, "state_dict_ema": prefixed("module.", b)},
+    "SigLIP of open_clip": lambda b: (
+        prefixed("visual.trunk.", b)
+        | {
+            "text.transformer.resblocks.0.mlp.c_fc.weight": torch.ones(768, 192),
+            "text.text_projection.weight": torch.ones(192, 192),
+            "logit_scale": torch.ones(()),
+            "logit_bias": torch.ones(()),
+        }
+    ),
+    "a mask token": lambda b: {"state_dict": prefixed("encoder.", b) | {"mask_token": torch.ones(1, 192)}},
+    "counts of a metric": lambda b: {"state_dict": b, "confusion": torch.ones(5, 5, dtype=torch.int64)},
+    "weights of a loss": lambda b: {"state_dict": prefixed("model.", b) | {"criterion.weight": torch.ones(5)}},
+}
+
+
+@pytest.mark.parametrize("kind", NO_HEADS)
+def test_what_is_no_head_does_not_stand_in_the_way(kind, backbone, save):
+    found = inspect(save(NO_HEADS[kind](backbone)), ARCH)
+    assert found.architecture.num_labels == 0
+    assert not any("without a head" in note for note in found.notes)
+
+
+def test_an_ema_without_a_head_does_not_beat_the_model_with_one(weights, backbone, expected, save, tmp_path):
+    path = save({"model": weights, "ema": backbone})
+    with pytest.raises(
+        CheckpointError, match=r"The EMA at \['ema'\] has no head, but the trained weights at \['model'\] have one"
+    ) as caught:
+        inspect(path, ARCH)
+    assert "--no-ema" in caught.value.remedy and "--headless" in caught.value.remedy
+    convert_checkpoint(path, tmp_path / "plain", architecture=ARCH, verify=False, ema=False)
+    assert (tmp_path / "plain" / "model.safetensors").read_bytes() == expected
+    found = inspect(path, ARCH, headless=True)
+    assert found.architecture.num_labels == 0
+    assert "without a head (--headless): model.head.weight, model.head.bias are left out" in found.notes[1]
+
+
+def test_a_model_without_a_head_does_not_beat_its_ema_with_one(weights, backbone, save):
+    path = save({"model": backbone, "ema": weights})
+    assert inspect(path, ARCH).architecture.num_labels == 5
+    with pytest.raises(
+        CheckpointError, match=r"trained weights at \['model'\] have no head, but the EMA at \['ema'\] has one"
+    ):
+        inspect(path, ARCH, ema=False)
+
+
+def test_headless_leaves_the_model_s_own_head_out_and_is_recorded(weights, save, tmp_path):
+    path = save({"state_dict": prefixed("module.", weights)})
+    done = convert_checkpoint(path, tmp_path / "hf", architecture=ARCH, headless=True)
+    assert done.architecture.num_labels == 0
+    note = "(--headless): state_dict.module.head.weight, state_dict.module.head.bias are left out."
+    assert done.notes[0].endswith(note)
+    assert json.loads((tmp_path / "hf" / "parity.json").read_text())["headless"] is True
+    assert verify_checkpoint(path, tmp_path / "hf").parity.matches
+    assert "head.weight" not in read_weights(path, ARCH, headless=True)
+
+
+def test_what_only_looks_like_a_tensor_is_none(weights, save):
+    """Whatever has a shape and a dtype of its own."""
+    path = save({"patch_embed.proj.weight": argparse.Namespace(shape=5, dtype=1)})
+    with pytest.raises(CheckpointError, match="There is no Vision Transformer in the checkpoint"):
+        inspect(path, ARCH)
+    path = save(weights | {"norm.weight": argparse.Namespace(shape=(192,), dtype="float32")})
+    with pytest.raises(VitconvError, match="1 missing .norm.weight"):
         inspect(path, ARCH)
 
 
@@ -229,27 +379,94 @@ def test_shards_become_the_same_bits(hub_folder, weights, expected, tmp_path):
     assert len(open_source(hub_folder / "model.safetensors.index.json").files) == 2
 
 
+def shard_pickles(folder, weights):
+    """As Transformers' and accelerate's `save_pretrained(safe_serialization=False)` name them."""
+    names = list(weights)
+    files = {"pytorch_model-00001-of-00002.bin": names[::2], "pytorch_model-00002-of-00002.bin": names[1::2]}
+    for file, part in files.items():
+        torch.save({name: weights[name] for name in part}, folder / file)
+    index = {"metadata": {}, "weight_map": {name: file for file, part in files.items() for name in part}}
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    return index
+
+
+SHARDS = {
+    "safetensors": (shard, "model.safetensors.index.json", "model-0000{}-of-00002.safetensors"),
+    "pickles": (shard_pickles, "pytorch_model.bin.index.json", "pytorch_model-0000{}-of-00002.bin"),
+}
+
+
+def test_shards_of_pickles_become_the_same_bits(hub_folder, weights, expected, tmp_path):
+    shard_pickles(hub_folder, weights)
+    convert_checkpoint(hub_folder, tmp_path / "hf", verify=False)
+    assert (tmp_path / "hf" / "model.safetensors").read_bytes() == expected
+    assert len(json.loads((tmp_path / "hf" / "parity.json").read_text())["source"]) == 2
+    source = open_source(hub_folder / "pytorch_model.bin.index.json")
+    assert len(source.files) == 2 and source.architecture == ARCH
+    # Every tensor stays in its own file: nothing is loaded.
+    tensors = source.tensors(source.content)
+    assert {tensor.file for tensor in tensors.values()} == set(source.files)
+
+
+def test_an_index_s_own_path_means_its_shards(hub_folder, weights, other):
+    """Also where the folder holds other weights in one file."""
+    shard_pickles(hub_folder, other)
+    save_file(weights, hub_folder / "model.safetensors")
+    read = read_weights(hub_folder / "pytorch_model.bin.index.json")
+    assert torch.equal(read["norm.weight"], other["norm.weight"])
+    assert torch.equal(read_weights(hub_folder)["norm.weight"], weights["norm.weight"])
+
+
+@pytest.mark.parametrize("kind", SHARDS)
 @pytest.mark.parametrize("name", ["../evil.safetensors", "/etc/passwd", "a/../../b", ".."])
-def test_an_index_that_leaves_its_folder_is_refused(name, hub_folder, weights):
-    index = shard(hub_folder, weights)
+def test_an_index_that_leaves_its_folder_is_refused(name, kind, hub_folder, weights):
+    make, file, _ = SHARDS[kind]
+    index = make(hub_folder, weights)
     index["weight_map"]["norm.bias"] = name
-    (hub_folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (hub_folder / file).write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match="names files outside of its folder"):
         inspect(hub_folder, None)
 
 
-def test_shards_that_contradict_their_index_are_refused(hub_folder, weights):
-    index = shard(hub_folder, weights)
-    path = hub_folder / "model.safetensors.index.json"
-    path.write_text(json.dumps({"weight_map": index["weight_map"] | {"extra": "model-00001-of-00002.safetensors"}}))
+@pytest.mark.parametrize("kind", SHARDS)
+def test_shards_that_contradict_their_index_are_refused(kind, hub_folder, weights):
+    make, file, shard_name = SHARDS[kind]
+    index = make(hub_folder, weights)
+    path = hub_folder / file
+    first, second = index["weight_map"], index["weight_map"].copy()
+    path.write_text(json.dumps({"weight_map": first | {"extra": shard_name.format(1)}}))
     with pytest.raises(CheckpointError, match="lack tensors that the index names: extra"):
         inspect(hub_folder, None)
-    (hub_folder / "model-00002-of-00002.safetensors").unlink()
+    path.write_text(json.dumps({"weight_map": first | {"cls_token": shard_name.format(2)}}))
+    with pytest.raises(CheckpointError, match="holds `cls_token`, which the index does not place there"):
+        inspect(hub_folder, None)
+    second.pop("cls_token")
+    path.write_text(json.dumps({"weight_map": second}))
+    with pytest.raises(CheckpointError, match="holds `cls_token`, which the index does not place there"):
+        inspect(hub_folder, None)
     path.write_text(json.dumps(index))
+    content = (hub_folder / shard_name.format(2)).read_bytes()
+    (hub_folder / shard_name.format(2)).write_bytes(content[: len(content) * 9 // 10])
+    with pytest.raises(CheckpointError, match="damaged or incomplete"):
+        inspect(hub_folder, None)
+    (hub_folder / shard_name.format(2)).unlink()
     with pytest.raises(CheckpointError, match="There is no file"):
         inspect(hub_folder, None)
     path.write_text("{}")
     with pytest.raises(CheckpointError, match="has no `weight_map`"):
+        inspect(hub_folder, None)
+
+
+def test_a_shard_holds_tensors_only(hub_folder, weights):
+    index = shard_pickles(hub_folder, weights)
+    torch.save(
+        {name: weights[name] for name in list(weights)[::2]} | {"inner": {"a": torch.ones(1)}},
+        hub_folder / "pytorch_model-00001-of-00002.bin",
+    )
+    index["weight_map"]["inner"] = "pytorch_model-00001-of-00002.bin"
+    (hub_folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="`inner` in .* is a dict, not a tensor"):
         inspect(hub_folder, None)
 
 

@@ -181,3 +181,10 @@ def test_mixed_dtypes_are_kept_and_loaded_into_the_widest(tmp_path, save):
     stored = load_file(tmp_path / "model" / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.float32, torch.bfloat16}
     assert transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "model").dtype == torch.float32
+
+
+def test_values_that_are_only_marked_as_negated_are_compared_by_value():
+    negated = torch._neg_view(torch.arange(4.0))
+    check_bytes({"a": negated}, {"a": -torch.arange(4.0)})
+    with pytest.raises(ParityError, match="1 of 1 tensors differ"):
+        check_bytes({"a": negated}, {"a": torch.arange(4.0)})

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import struct
 import sys
 import warnings
@@ -19,13 +20,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitconv.errors import CheckpointError, first_few
-from vitconv.tensorfile import INDEX_FILE, WEIGHTS_FILE, StoredTensor, dtype_name, itemsize, load_tensors, read_header
+from vitconv.pickled import Pickled, scan
+from vitconv.tensorfile import (
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    StoredTensor,
+    dtype_name,
+    is_tensor,
+    itemsize,
+    load_tensors,
+    read_header,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG_FILE = "config.json"
 PARITY_FILE = "parity.json"
+#: As torch's users save weights in a folder, in one file or in several.
+TORCH_FILE = "pytorch_model.bin"
+TORCH_INDEX_FILE = "pytorch_model.bin.index.json"
 HUB_PREFIX = re.compile(r"hf[-_]hub:")
 
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -66,19 +80,23 @@ class Source:
         return {name: self._located(name, tensor) for name, tensor in found.items()}
 
     def _located(self, name: str, tensor: StoredTensor | Tensor) -> StoredTensor | Tensor:
-        """A tensor on ``meta``, found in the file it was read from."""
-        if isinstance(tensor, StoredTensor) or not tensor.is_meta:
+        """A tensor on ``meta``, found in the file it was read from; any other with its signs in its bytes."""
+        if isinstance(tensor, StoredTensor):
             return tensor
+        if not tensor.is_meta:
+            return tensor.resolve_conj().resolve_neg()
         start = tensor.untyped_storage()._checkpoint_offset
         first, size = tensor.storage_offset() * tensor.itemsize, tensor.numel() * tensor.itemsize
         if start not in self.records or first + size > self.records[start]:
             raise _damaged(self.files[0], f"`{name}` has more elements than the file has bytes for it")
-        if tensor.is_contiguous():
+        if tensor.is_contiguous() and not tensor.is_neg():
             return StoredTensor(self.files[0], start + first, dtype_name(tensor), tuple(tensor.shape))
         # Such as a convolution in channels-last order: torch views its bytes as they lie.
         whole = StoredTensor(self.files[0], start, "uint8", (self.records[start],))
         stored = load_tensors({name: whole})[name].view(tensor.dtype)
-        return stored.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+        stored = stored.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+        # A view of a complex tensor's conjugate is marked as negated: the file has its values with the other sign.
+        return stored.neg() if tensor.is_neg() else stored
 
 
 def open_source(path: str | os.PathLike[str]) -> Source:
@@ -100,13 +118,13 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     path = Path(path)
     if path.is_dir():
         return _open_folder(path)
-    if path.name == INDEX_FILE and path.is_file():
-        return _open_folder(path.parent)
+    if path.name in (INDEX_FILE, TORCH_INDEX_FILE) and path.is_file():
+        return _open_folder(path.parent, path.name)
     content, records = _read_mapping(path)
     return Source(content, (path,), records=records)
 
 
-def _open_folder(path: Path) -> Source:
+def _open_folder(path: Path, weights: str | None = None) -> Source:
     config = read_json(path / CONFIG_FILE) if (path / CONFIG_FILE).exists() else {}
     if "model_type" in config:
         raise CheckpointError(f"'{path}' is a Transformers folder already.", "Pass a timm checkpoint.")
@@ -114,20 +132,38 @@ def _open_folder(path: Path) -> Source:
         raise CheckpointError(
             f"'{path}' is a PEFT adapter, not a model.", "Merge it into its model with `merge_and_unload()` first."
         )
-    return replace(_read_folder(path), config=path / CONFIG_FILE if config else None)
+    return replace(_read_folder(path, weights), config=path / CONFIG_FILE if config else None)
 
 
-def _read_folder(path: Path) -> Source:
-    for name in (WEIGHTS_FILE, "pytorch_model.bin"):
-        if (path / name).exists():
-            content, records = _read_mapping(path / name)
-            return Source(content, (path / name,), records=records)
-    index = path / INDEX_FILE
-    if not index.exists():
+def _read_folder(path: Path, weights: str | None = None) -> Source:
+    """The weights in a folder: those of the file named, or the first there are, safetensors before pickles."""
+    known = (WEIGHTS_FILE, INDEX_FILE, TORCH_FILE, TORCH_INDEX_FILE)
+    name = weights or next((name for name in known if (path / name).exists()), None)
+    if name is None:
+        _refuse_distributed(path)
         raise CheckpointError(
-            f"The folder '{path}' holds neither {WEIGHTS_FILE} nor {index.name} nor pytorch_model.bin.",
-            "Pass the file of weights inside it.",
+            f"The folder '{path}' holds neither {' nor '.join(known)}.", "Pass the file of weights inside it."
         )
+    if name in (INDEX_FILE, TORCH_INDEX_FILE):
+        return _read_shards(path / name)
+    content, records = _read_mapping(path / name)
+    return Source(content, (path / name,), records=records)
+
+
+def _refuse_distributed(path: Path) -> None:
+    """Refuse a folder as ``torch.distributed.checkpoint`` (FSDP, torchtitan, Lightning) writes it."""
+    if (path / ".metadata").exists() or any(path.glob("*.distcp")):
+        target = shlex.quote(f"{path.resolve().name or 'weights'}.pth")
+        raise CheckpointError(
+            f"'{path}' is a checkpoint of torch.distributed.checkpoint, in pieces for several processes.",
+            "Join it into one file, and pass that: python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
+            f"{shlex.quote(os.fspath(path))} {target}",
+        )
+
+
+def _read_shards(index: Path) -> Source:
+    """Read the files that an index names: each tensor is in the file that the index says, and in no other."""
+    path = index.parent
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         raise CheckpointError(f"'{index}' has no `weight_map` of file names.", "Download the folder again.")
@@ -139,13 +175,20 @@ def _read_folder(path: Path) -> Source:
         )
     content: dict[str, Any] = {}
     for name in files:
-        for tensor, value in _read_mapping(path / name)[0].items():
+        found, records = _read_mapping(path / name)
+        shard = Source(found, (path / name,), records=records)
+        for tensor, value in found.items():
             if tensor in content or shards.get(tensor) != name:
                 raise CheckpointError(
                     f"'{path / name}' holds `{tensor}`, which the index does not place there.",
                     "Download the folder again.",
                 )
-            content[tensor] = value
+            if not is_tensor(value):
+                raise CheckpointError(
+                    f"`{tensor}` in '{path / name}' is a {type(value).__name__}, not a tensor.", _SAVE_INSTEAD
+                )
+            # Where its bytes are can only be told while it is known which of the files it is from.
+            content[tensor] = value if _is_unusual(value) else shard._located(tensor, value)
     missing = [name for name in shards if name not in content]
     if missing:
         raise CheckpointError(
@@ -177,6 +220,8 @@ def _read_mapping(path: Path) -> tuple[Mapping[Any, Any], Mapping[int, int]]:
         raise CheckpointError(f"There is no file '{path}'.", "Check the path of the checkpoint.")
     if not path.is_file():
         raise CheckpointError(f"'{path}' is not a file.", "Pass the file of weights.")
+    if path.name == ".metadata" or path.suffix == ".distcp":
+        _refuse_distributed(path.parent)
     records: Mapping[int, int] = {}
     try:
         with path.open("rb") as file:
@@ -259,14 +304,44 @@ def _read_torch(path: Path, *, mapped: bool) -> Any:
         with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]), _quietly():
             return torch.load(file, map_location="meta" if find else "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"'{path}' holds Python objects, not only tensors; opening them could run code, so vitconv does not.",
-            _SAVE_INSTEAD,
-        ) from error
+        raise _refused_pickle(path, str(error)) from error
     except NotImplementedError as error:  # what has no place on `meta`
         raise _compressed(path) from error
     except Exception as error:  # a hostile pickle can make torch's reader raise anything
         raise _damaged(path, "torch cannot read it") from error
+
+
+#: How torch says which object it did not make.
+_UNSAFE = re.compile(r"GLOBAL (.*?) (?:was not an allowed global|whose module)")
+#: What no checkpoint has a use for: these run commands, or read other files.
+_HOSTILE = re.compile(
+    r"(os|posix|nt|sys|subprocess|pty|runpy|socket|shutil)\.|(builtins\.)?(eval|exec|compile|__import__)$"
+)
+
+
+def _refused_pickle(path: Path, message: str) -> CheckpointError:
+    """Say which objects in a pickle torch did not make, and how somebody who trusts the file gets at its weights."""
+    found = scan(path) or Pickled()
+    by_torch = _UNSAFE.search(message)
+    unsafe = list(dict.fromkeys([*([by_torch[1]] if by_torch else []), *found.unsafe]))
+    problem = f"'{path}' holds Python objects, not only tensors"
+    if unsafe:
+        problem += f": {first_few(f'`{name}`' for name in unsafe)}"
+    problem += "; opening them could run code, so vitconv does not."
+    if any(_HOSTILE.match(name) for name in unsafe):
+        return CheckpointError(problem, "No checkpoint needs these: do not open it, and get the weights elsewhere.")
+    if not unsafe and found.protocol > 2:
+        problem = (
+            f"'{path}' is a pickle of protocol {found.protocol}; torch can open only protocol 2 without running it."
+        )
+    code = (
+        f"import torch; c = torch.load({os.fspath(path)!r}, weights_only=False); "
+        f"torch.save({found.weights}, 'weights.pth')"
+    )
+    quoted = f'"{code}"' if not set(code) & set('"$`\\!') else shlex.quote(code)
+    return CheckpointError(
+        problem, f"{_SAVE_INSTEAD[:-1]}; or, only if you trust where it comes from: python -c {quoted}"
+    )
 
 
 @contextmanager
@@ -285,7 +360,7 @@ def _has_native_bytes(path: Path) -> bool:
 
 def _only_tensors(content: Mapping[Any, Any], where: str, dtypes: Collection[str]) -> dict[str, StoredTensor | Tensor]:
     named = {str(name): value for name, value in content.items()}
-    others = [name for name, value in named.items() if not (hasattr(value, "shape") and hasattr(value, "dtype"))]
+    others = [name for name, value in named.items() if not is_tensor(value)]
     if others or not named:
         raise CheckpointError(
             f"'{where}' is not a plain state dict: "

@@ -84,6 +84,12 @@ Ignore = Annotated[
         help="Do not believe what the checkpoint says of NAME: architecture, mean…; may be given several times.",
     ),
 ]
+Headless = Annotated[
+    bool,
+    typer.Option(
+        "--headless", help="Take the model without a head; whatever looks like one is left out, and named in a note."
+    ),
+]
 Source = Annotated[
     Path,
     typer.Argument(metavar="SRC", help="The timm weights: a file, a folder with config.json, or hf-hub:org/name."),
@@ -152,6 +158,7 @@ def convert(
     data_config: DataConfigFile = None,
     no_ema: NoEma = False,
     ignore: Ignore = None,
+    headless: Headless = False,
     dtype: Annotated[Dtype | None, typer.Option(help="The dtype to store, instead of the source's.")] = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Write without running the two models.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder named DST.")] = False,
@@ -171,6 +178,7 @@ def convert(
             data=data_config,
             ema=not no_ema,
             ignore=ignore or (),
+            headless=headless,
             dtype=dtype.value if dtype else None,
             verify=not no_verify,
             overwrite=overwrite,
@@ -188,6 +196,7 @@ def inspect(
     data_config: DataConfigFile = None,
     no_ema: NoEma = False,
     ignore: Ignore = None,
+    headless: Headless = False,
 ) -> None:
     """Show what a conversion would do, without doing it: the architecture, every move, what would be refused."""
     with _errors_for_people(), _progress() as say:
@@ -202,6 +211,7 @@ def inspect(
             data=data_config,
             ema=not no_ema,
             ignore=ignore or (),
+            headless=headless,
         )
     _show_inspection(found)
 
@@ -222,6 +232,7 @@ def verify(
     img_size: ImageSize = None,
     data_config: DataConfigFile = None,
     ignore: Ignore = None,
+    headless: Headless = False,
     dtype: Annotated[
         list[CompareDtype] | None,
         typer.Option(help="Compare in this dtype besides float64; may be given several times."),
@@ -242,6 +253,7 @@ def verify(
             image_size=img_size,
             data=data_config,
             ignore=ignore,
+            headless=headless or None,  # not said: as DST records it
             dtypes=[one.value for one in dtype or ()],
             device=device,
             say=say,

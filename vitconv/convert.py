@@ -174,6 +174,8 @@ def convert_state_dict(
             architecture = from_timm(architecture)
         check_tensors(mapping.timm_shapes(architecture), shapes)
     dialect = "hub" if layout == "hub" else installed_dialect()
+    # Others write a tensor's memory as it is, where values that are only marked as negated have the other sign.
+    state_dict = {name: tensor.resolve_neg() for name, tensor in state_dict.items()}
     return convert_tensors(state_dict, architecture, dialect, target=target)
 
 
@@ -215,16 +217,17 @@ def read_weights(
     *,
     ema: bool = True,
     ignore: Collection[str] = (),
+    headless: bool = False,
 ) -> Mapping[str, Tensor]:
     """Read the state dict of a timm model, in timm's names, out of whatever the checkpoint wraps around it.
 
     Args:
-        source, architecture, ema, ignore: as for :func:`convert_checkpoint`.
+        source, architecture, ema, headless, ignore: as for :func:`convert_checkpoint`.
 
     Raises:
         VitconvError: what :func:`convert_checkpoint` would refuse, for the same reason.
     """
-    return _open(source, architecture, None, None, ema, ignore=ignore).state_dict
+    return _open(source, architecture, None, None, ema, ignore=ignore, headless=headless).state_dict
 
 
 def inspect(
@@ -236,13 +239,14 @@ def inspect(
     data: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     ema: bool = True,
     ignore: Collection[str] = (),
+    headless: bool = False,
 ) -> Inspection:
     """Say what converting ``source`` would do; read names and shapes, write nothing.
 
     Raises:
         VitconvError: what :func:`convert_checkpoint` would refuse, for the same reason.
     """
-    return _open(source, architecture, image_size, data, ema, target, ignore).inspection
+    return _open(source, architecture, image_size, data, ema, target, ignore, headless).inspection
 
 
 def convert_checkpoint(
@@ -257,6 +261,7 @@ def convert_checkpoint(
     data: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     ema: bool = True,
     ignore: Collection[str] = (),
+    headless: bool = False,
     dtype: str | None = None,
     verify: bool = True,
     overwrite: bool = False,
@@ -286,6 +291,8 @@ def convert_checkpoint(
         ema: take the exponential moving average of the weights where the checkpoint holds both.
         ignore: names of what the checkpoint says of itself and is not to be believed, such as ``"architecture"``,
             ``"mean"`` or ``"global_pool"``: see :mod:`vitconv.description`.
+        headless: convert without a head. A model that has none is otherwise refused where the checkpoint holds
+            something that looks like its head; so, it is left out, and named in a note.
         dtype: the dtype to store, ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"float64"``; by default the
             source's.
         verify: run both models on the image and refuse to write if they disagree. Without, a safetensors file is
@@ -302,7 +309,7 @@ def convert_checkpoint(
     names = _read_names(labels)
     picture = load_image(image) if image else None
     say("Reading the checkpoint")
-    opened = _open(source, architecture, image_size, data, ema, target, ignore)
+    opened = _open(source, architecture, image_size, data, ema, target, ignore, headless)
     inspection, known = opened.inspection, opened.inspection.architecture
     names = _fitting_labels(names or opened.labels(), known)
 
@@ -361,6 +368,7 @@ def verify_checkpoint(
     data: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     ema: bool | None = None,
     ignore: Collection[str] | None = None,
+    headless: bool | None = None,
     dtypes: Sequence[str] = (),
     device: str = "cpu",
     say: Callable[[str], None] = lambda step: None,
@@ -375,7 +383,8 @@ def verify_checkpoint(
         architecture: the timm name, or a timm model; by default the name recorded in the folder's ``parity.json``.
         labels: class names, or a file of them; by default as recorded in ``parity.json``.
         images: image files to verify on; by default a built-in picture.
-        image_size, data, ema, ignore: as for :func:`convert_checkpoint`; by default as recorded in ``parity.json``.
+        image_size, data, ema, ignore, headless: as for :func:`convert_checkpoint`; by default as recorded in
+            ``parity.json``.
         dtypes: what to compare in besides float64: any of :data:`vitconv.parity.DTYPES`; by default what is stored.
         device: where to compute: ``"cpu"``, ``"cuda"``…
         say: called with a few words at the beginning of each step.
@@ -394,9 +403,10 @@ def verify_checkpoint(
     names = _read_names(labels) or recorded.get("labels")
     pictures = [load_image(image) for image in images] or [sample_image()]
     ema = recorded.get("ema", True) if ema is None else ema
+    headless = recorded.get("headless", False) if headless is None else headless
     say("Reading the checkpoint")
     ignore = recorded.get("ignore", ()) if ignore is None else ignore
-    opened = _open(source, architecture, image_size, data, ema, recorded.get("target"), ignore)
+    opened = _open(source, architecture, image_size, data, ema, recorded.get("target"), ignore, headless)
     return verify_folder(
         folder,
         opened.state_dict,
@@ -431,6 +441,7 @@ class _Opened:
     build: Callable[[], nn.Module]
     ema: bool
     ignore: tuple[str, ...]
+    headless: bool
     inspection: Inspection
 
     @functools.cached_property
@@ -590,6 +601,7 @@ def _open(
     ema: bool,
     target: str | None = None,
     ignore: Collection[str] = (),
+    headless: bool = False,
 ) -> _Opened:
     source = open_source(path)
     description, more = _own_description(source, ignore)
@@ -598,7 +610,7 @@ def _open(
         notes.append(f"The checkpoint says of itself: {description}.")
     wanted = architecture or description.get("architecture")
     if wanted is None:
-        wanted, note = _only_candidate(source, image_size, ema)
+        wanted, note = _only_candidate(source, image_size, ema, headless)
         notes.append(note)
     elif isinstance(architecture, str):
         wanted = check_architecture(known_or_same(architecture), description)
@@ -617,7 +629,8 @@ def _open(
         return _build(wanted, description, sizes) if isinstance(wanted, str) else copy.deepcopy(wanted)
 
     names = set(mapping.timm_shapes(replace(facts.architecture, num_labels=1)))
-    unwrapped = unwrap(source.content, names, ema=ema, respell=functools.partial(_respell, source, build))
+    respell = functools.partial(_respell, source, build)
+    unwrapped = unwrap(source.content, names, ema=ema, headless=headless, respell=respell)
     notes += unwrapped.notes
     tensors = source.tensors(unwrapped.tensors)
     trained = known = facts.architecture
@@ -626,7 +639,7 @@ def _open(
     check_tensors(mapping.timm_shapes(trained), shapes_of(tensors))
     check_sizes(
         description,
-        num_classes=trained.num_labels,
+        num_classes=None if headless else trained.num_labels,
         in_chans=trained.num_channels,
         img_size=None if image_size else trained.image_size,
     )
@@ -653,6 +666,8 @@ def _open(
         ema,
         tuple(ignore),
         _inspect(tensors, known, target, data, warnings, notes),
+        headless,
+        _inspect(tensors, known, target, data, notes),
     )
     return opened.with_class_map_noted()
 
@@ -697,13 +712,13 @@ def _assumed(given: nn.Module | str | None, named: Architecture, known: Architec
     ]
 
 
-def _only_candidate(source: Source, image_size: tuple[int, int] | None, ema: bool) -> tuple[str, str]:
+def _only_candidate(source: Source, image_size: tuple[int, int] | None, ema: bool, headless: bool) -> tuple[str, str]:
     """The architecture of timm's that the weights fit, and a note that says so.
 
     Raises:
         ArchitectureError: there is none, or there are several that compute different numbers.
     """
-    shapes = shapes_of(unwrap(source.content, None, ema=ema).tensors)
+    shapes = shapes_of(unwrap(source.content, None, ema=ema, headless=headless).tensors)
     found = catalogue.candidates(shapes, image_size)
     if not found:
         told = describe_shapes(shapes)
@@ -869,6 +884,7 @@ def _recorded(folder: Path) -> dict[str, Any]:
             "labels": check_labels(content["labels"]) if content["labels"] else None,
             "ema": bool(content["ema"]),
             "ignore": tuple(map(str, content.get("ignore", ()))),
+            "headless": bool(content.get("headless", False)),
         }
     except (KeyError, TypeError, ValueError, InputError) as error:
         raise CheckpointError(
@@ -890,6 +906,7 @@ def _record(opened: _Opened, labels: tuple[str, ...], verification: Verification
         "notes": list(inspection.notes),
         "ema": opened.ema,
         "ignore": list(opened.ignore),
+        "headless": opened.headless,
         "versions": {"vitconv": __version__, **versions},
         "architecture": opened.timm_name,
         "target": inspection.target,

@@ -9,14 +9,14 @@ from vitconv.errors import CheckpointError
 
 #: What a timm model's folder holds: https://huggingface.co/docs/hub/timm
 _FILES = ("config.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
-_PICKLE = ("config.json", "pytorch_model.bin")
+_PICKLE = ("config.json", "pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin")
 
 
 def download(name: str) -> Path:
     """The local folder of a model on the Hub, fetched if it is not in the cache.
 
-    Safetensors are fetched where there are any, ``pytorch_model.bin`` otherwise. ``HF_HOME``, ``HF_HUB_OFFLINE``,
-    ``HF_TOKEN`` and ``HF_ENDPOINT`` mean what they mean to every Hugging Face library.
+    Safetensors are fetched where there are any, ``pytorch_model.bin`` or its shards otherwise. ``HF_HOME``,
+    ``HF_HUB_OFFLINE``, ``HF_TOKEN`` and ``HF_ENDPOINT`` mean what they mean to every Hugging Face library.
 
     Args:
         name: ``"org/name"``, perhaps with ``@revision``.

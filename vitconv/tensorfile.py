@@ -13,6 +13,7 @@ import errno
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -96,6 +97,14 @@ class StoredTensor:
     def reshape(self, shape: tuple[int, ...]) -> StoredTensor:
         """The same elements in another shape of as many."""
         return replace(self, shape=shape)
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether it is a tensor of this page or of torch: by its type, as a file may hold anything that has a shape.
+
+    Where torch is not imported, nothing can be one of its tensors.
+    """
+    return isinstance(value, (StoredTensor, getattr(sys.modules.get("torch"), "Tensor", StoredTensor)))
 
 
 def dtype_name(tensor: StoredTensor | Tensor) -> str:
@@ -377,4 +386,6 @@ def _shrunk(path: Path) -> CheckpointError:
 def _bytes_of(tensor: Tensor) -> memoryview:
     import torch
 
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    # A view of a complex tensor's conjugate only marks its values as negated: its memory has them with the other sign.
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data

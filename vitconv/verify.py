@@ -303,6 +303,8 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
     integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[one.element_size()]
+    # Values that are only marked as negated are in memory with the other sign.
+    one, other = (tensor.resolve_conj().resolve_neg() for tensor in (one, other))
     return torch.equal(one.contiguous().view(integer), other.contiguous().view(integer))
 
 
