@@ -67,43 +67,100 @@ def load_config(folder: Path) -> PreTrainedConfig:
 
     Raises:
         CheckpointError: it is missing, or no configuration of a class that vitconv converts to.
+        ParityError: it has a setting with which Transformers would load, or return, something else than the model and
+            its outputs by name.
     """
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        with _quiet():
+            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # configurations are checked by Transformers, each in its own way
         raise CheckpointError(f"'{folder}' has no config.json that Transformers can read.", _CONVERT) from error
-    if not set(config.architectures or []) & mapping.CLASSES.keys():
+    names = config.architectures
+    if not isinstance(names, list) or len(names) != 1 or names[0] not in mapping.CLASSES:
+        raise CheckpointError(f"'{folder}' is no folder that vitconv writes: it holds {shown(names)}.", _CONVERT)
+    cls = getattr(transformers, names[0], None)
+    if cls is None or not isinstance(config, cls.config_class):
         raise CheckpointError(
-            f"'{folder}' is no folder that vitconv writes: it holds {config.architectures}.", _CONVERT
+            f"The config.json in '{folder}' names {names[0]}, and its `model_type` '{config.model_type}' is of "
+            "another class or of a newer transformers.",
+            _CONVERT,
         )
+    labels = config.id2label
+    if (
+        not isinstance(labels, dict)
+        or sorted(labels) != list(range(len(labels)))
+        or not all(isinstance(name, str) for name in labels.values())
+    ):
+        raise CheckpointError(
+            f"`id2label` in the config.json in '{folder}' does not name the classes 0, 1, 2….", _CONVERT
+        )
+    _refuse_settings(config)
     return config
 
 
 _CONVERT = "Pass a folder that `vitconv convert` has written."
 
 
+def _refuse_settings(config: PreTrainedConfig) -> None:
+    """Raise :class:`ParityError` for a setting that has the model loaded in another form, or return a bare tuple."""
+    import torch
+
+    for name, usual in (
+        ("quantization_config", (None,)),
+        ("return_dict", (True,)),
+        ("dtype", (None, torch.float64, torch.float32, torch.float16, torch.bfloat16)),
+    ):
+        found = getattr(config, name, usual[0])
+        if found not in usual:
+            raise ParityError(
+                f"`{name}` in config.json is {shown(found)}, with which Transformers does not load or run the model "
+                "as it was trained.",
+                "Remove this setting, or convert the source again.",
+                stage="config",
+            )
+
+
+def shown(value: object) -> str:
+    """A value from a file for people, not longer than a line."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}…"
+
+
 def load_folder(folder: Path) -> PreTrainedModel:
     """Load a folder with ``from_pretrained``, and refuse what Transformers would only warn of.
 
     Raises:
-        ParityError: weights are missing, unexpected or misshapen.
+        ParityError: Transformers cannot load it; or weights are missing, unexpected or misshapen.
     """
     import transformers
 
     config = load_config(folder)
     cls = getattr(transformers, config.architectures[0])
-    with _quiet():
-        model, info = cls.from_pretrained(folder, output_loading_info=True)
+    try:
+        with _quiet():
+            model, info = cls.from_pretrained(folder, output_loading_info=True)
+    except Exception as error:  # which of its settings it cannot follow, Transformers finds out in many ways
+        raise ParityError(
+            f"Transformers cannot load '{folder}': {_first_line(error)}", _CONVERT_AGAIN, stage="loading"
+        ) from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[what]:
             raise ParityError(
                 f"Transformers reports {what.replace('_', ' ')} in the folder: {first_few(map(str, info[what]))}.",
-                "Convert the source again; if it stays, report the architecture and this message.",
+                _CONVERT_AGAIN,
                 stage="loading",
             )
     return model.eval()
+
+
+_CONVERT_AGAIN = "Convert the source again; if it stays, report the architecture and this message."
+
+
+def _first_line(error: Exception) -> str:
+    """What an exception of another library says, not longer than a line or two."""
+    return (str(error).strip().partition("\n")[0] or type(error).__name__)[:200]
 
 
 def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[str]]:
@@ -128,6 +185,8 @@ def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if config.model_type in _ENCODERS:
             config = _encoder_config(config)
+        _by_name(config)
+        _refuse_settings(config)
         names = [name for name in config.architectures or [] if name in mapping.CLASSES]
         if not names:
             raise CheckpointError(
@@ -152,8 +211,7 @@ def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[
         raise
     except Exception as error:  # configurations are checked by Transformers, each in its own way
         raise CheckpointError(
-            f"Transformers cannot load '{folder}': {str(error).strip().partition(chr(10))[0][:200]}",
-            "Check that the folder is whole.",
+            f"Transformers cannot load '{folder}': {_first_line(error)}", "Check that the folder is whole."
         ) from error
     lost = [*info["missing_keys"], *map(str, info["mismatched_keys"])]
     if lost:
@@ -161,6 +219,18 @@ def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[
             f"The folder lacks weights that its configuration names: {first_few(lost)}.", "Check that it is whole."
         )
     return model.eval(), sorted(info["unexpected_keys"])
+
+
+def _by_name(config: PreTrainedConfig) -> None:
+    """Have the model return its outputs by name and no others, computed as Transformers does by default.
+
+    None of that changes what it computes, and an attention backend may not be installed here.
+    """
+    for part in (config, getattr(config, "vision_config", None)):
+        if part is not None:
+            part.output_attentions = part.output_hidden_states = False
+            part.return_dict = True
+            part._attn_implementation = None
 
 
 #: Model types whose encoder is a plain ViT, beside other parts.
