@@ -263,7 +263,7 @@ def check_bytes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
         raise ParityError(
             f"{len(differing)} of {len(expected)} tensors differ from what the source makes of them: "
             f"{first_few(differing)}.",
-            _AGAIN,
+            _OTHERS if 2 * len(differing) > len(expected) else _AGAIN,
             stage="bytes",
         )
 
@@ -292,6 +292,12 @@ def check_config(
                 f"`{name}` in config.json is {shown(found)} instead of {value!r}.", _AGAIN, stage="config"
             )
     by_index = {int(index): label for index, label in config.id2label.items()}
+    if len(by_index) != architecture.num_labels:
+        raise ParityError(
+            f"config.json names {len(by_index)} classes, and the weights have {architecture.num_labels}.",
+            _OTHERS,
+            stage="labels",
+        )
     right = by_index == {int(index): label for index, label in named["id2label"].items()} if labels else True
     indices = list(range(architecture.num_labels))
     if sorted(by_index) != indices or not right or config.label2id != {v: k for k, v in by_index.items()}:
@@ -384,6 +390,10 @@ def _plain(found: Any, expected: Any) -> Any:
 
 
 _AGAIN = "Convert the source again; if it stays, report the architecture and this message."
+_OTHERS = (
+    "These are other weights than the folder was made from, or of another dtype: pass those that it was made from, or "
+    "convert these to a folder of their own."
+)
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
