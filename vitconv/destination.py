@@ -47,7 +47,7 @@ def staged_folder(destination: str | os.PathLike[str], *, overwrite: bool = Fals
         mask = _umask()
         staging.chmod(0o777 & ~mask)
         yield staging
-        for file in staging.iterdir():  # so do some libraries, which write to a temporary file first
+        for file in filter(Path.is_file, staging.iterdir()):  # some libraries make private files, too
             file.chmod(0o666 & ~mask)
         _publish(staging, destination, overwrite)
     except OSError as error:

@@ -78,7 +78,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
     except Exception as error:  # configurations are checked by Transformers, each in its own way
         raise CheckpointError(f"'{folder}' has no config.json that Transformers can read.", _CONVERT) from error
     names = config.architectures
-    if not isinstance(names, list) or len(names) != 1 or names[0] not in mapping.CLASSES:
+    if not isinstance(names, list) or len(names) != 1 or str(names[0]) not in mapping.CLASSES:
         raise CheckpointError(f"'{folder}' is no folder that vitconv writes: it holds {shown(names)}.", _CONVERT)
     cls = getattr(transformers, names[0], None)
     if cls is None or not isinstance(config, cls.config_class):
@@ -104,7 +104,7 @@ _CONVERT = "Pass a folder that `vitconv convert` has written."
 
 
 def _refuse_settings(config: PreTrainedConfig) -> None:
-    """Raise :class:`ParityError` for a setting that has the model loaded in another form, or return a bare tuple."""
+    """Raise :class:`ParityError` for a setting with which no model can run, or would run or answer in another form."""
     import torch
 
     for name, usual in (
@@ -120,6 +120,23 @@ def _refuse_settings(config: PreTrainedConfig) -> None:
                 "Remove this setting, or convert the source again.",
                 stage="config",
             )
+    for name in _SIZES:
+        found = getattr(getattr(config, "vision_config", config), name, 1)
+        if found is None and name == "intermediate_size":
+            continue  # in some families it follows from the width
+        sides = found if isinstance(found, (list, tuple)) and len(found) == 2 else [found]
+        if not all(type(side) is int and side > 0 for side in sides):
+            raise ParityError(
+                f"`{name}` in config.json is {shown(found)}, which is no size.",
+                "Correct this setting, or convert the source again.",
+                stage="config",
+            )
+
+
+_SIZES = (
+    *("image_size", "patch_size", "num_channels", "hidden_size"),
+    *("num_hidden_layers", "num_attention_heads", "intermediate_size"),
+)
 
 
 def shown(value: object) -> str:
