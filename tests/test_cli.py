@@ -209,9 +209,9 @@ def test_an_interrupted_process_exits_with_130(small_checkpoint, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         # A shell's background job inherits the signal ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    while "Comparing the models" not in process.stderr.readline():
+    while "Writing the folder" not in process.stderr.readline():
         pass
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
