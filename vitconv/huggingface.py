@@ -109,13 +109,17 @@ def _refuse_settings(config: PreTrainedConfig) -> None:
 
     for name, usual in (
         ("quantization_config", (None,)),
+        ("is_heterogeneous", (False,)),  # `per_layer_config`: layers that differ from each other
         ("return_dict", (True,)),
+        ("output_hidden_states", (None, False, True)),
+        ("output_attentions", (None, False, True)),
         ("dtype", (None, torch.float64, torch.float32, torch.float16, torch.bfloat16)),
     ):
         found = getattr(config, name, usual[0])
         if found not in usual:
+            what = "per_layer_config" if name == "is_heterogeneous" else name  # as the file calls it
             raise ParityError(
-                f"`{name}` in config.json is {shown(found)}, with which Transformers does not load or run the model "
+                f"`{what}` in config.json is {shown(found)}, with which Transformers does not load or run the model "
                 "as it was trained.",
                 "Remove this setting, or convert the source again.",
                 stage="config",
@@ -154,6 +158,7 @@ def load_folder(folder: Path) -> PreTrainedModel:
     import transformers
 
     config = load_config(folder)
+    _check_depth(folder, config, len(read_state_dict(folder)))
     cls = getattr(transformers, config.architectures[0])
     try:
         with _quiet():
@@ -173,6 +178,16 @@ def load_folder(folder: Path) -> PreTrainedModel:
 
 
 _CONVERT_AGAIN = "Convert the source again; if it stays, report the architecture and this message."
+
+
+def _check_depth(folder: Path, config: PreTrainedConfig, tensors: int) -> None:
+    """Raise :class:`CheckpointError` for more layers than tensors, before Transformers builds them all."""
+    depth = getattr(getattr(config, "vision_config", config), "num_hidden_layers", 0)
+    if depth > tensors:
+        raise CheckpointError(
+            f"The config.json in '{folder}' asks for {depth} layers, and its weights are {tensors} tensors.",
+            "Check that the folder is whole.",
+        )
 
 
 def _first_line(error: Exception) -> str:
@@ -211,12 +226,7 @@ def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[
                 "way back.",
                 f"It knows one from {', '.join(mapping.CLASSES)}.",
             )
-        depth = getattr(getattr(config, "vision_config", config), "num_hidden_layers", 0)
-        if depth > len(stored):
-            raise CheckpointError(
-                f"The config.json in '{folder}' asks for {depth} layers, and its weights are {len(stored)} tensors.",
-                "Check that the folder is whole.",
-            )
+        _check_depth(folder, config, len(stored))
         options = {}
         if names[0] == "ViTModel":  # which makes itself a pooler where the file has none
             options["add_pooling_layer"] = pooler and any(".pooler." in f".{name}" for name in stored)
