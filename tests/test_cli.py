@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-import vitconv
+import vitconv.convert
 from vitconv.cli import _complete as complete
 from vitconv.cli import app
 
@@ -206,6 +207,37 @@ def test_wrong_usage_is_exit_2():
     assert run("convert")[0] == 2
     assert run("convert", "a", "b", "--dtype", "int3")[0] == 2
     assert run("transmogrify")[0] == 2
+
+
+@pytest.mark.parametrize("command", ["convert", "verify", "revert", "inspect"])
+def test_an_interrupt_is_exit_130(command, small_checkpoint, folder, tmp_path, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    for name in ("convert_checkpoint", "verify_checkpoint", "revert_checkpoint", "inspect"):
+        monkeypatch.setattr(vitconv.convert, name, interrupt)
+    arguments = {"convert": [tmp_path / "m"], "verify": [folder], "revert": [tmp_path / "m"], "inspect": []}
+    code, out, err = run(command, small_checkpoint, *arguments[command])
+    assert (code, out) == (130, "")
+    assert err.endswith("error: Interrupted.\nNothing was written.\n")
+
+
+def test_an_interrupted_process_exits_with_130(small_checkpoint, tmp_path):
+    command = [str(Path(sys.executable).with_name("vitconv")), "convert", small_checkpoint, tmp_path / "model", *ARCH]
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job inherits the signal ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    while "Writing the folder" not in process.stderr.readline():
+        pass
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert err.endswith("error: Interrupted.\nNothing was written.\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_version():

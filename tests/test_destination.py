@@ -12,9 +12,11 @@ import sys
 import time
 
 import pytest
-from models import full_model
+import torch
+from models import full_model, small_model
 from safetensors.torch import load_file, save_file
 
+from vitconv.convert import convert_checkpoint, revert_checkpoint
 from vitconv.destination import check_destination, staged_folder
 from vitconv.errors import DestinationError
 
@@ -28,6 +30,34 @@ def test_a_folder_appears_when_the_block_ends(tmp_path):
     mask = os.umask(0)
     os.umask(mask)
     assert stat.S_IMODE((tmp_path / "new" / "model").stat().st_mode) == 0o777 & ~mask
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_all_files_keep_to_the_umask(mask, tmp_path):
+    """Some libraries write to a private temporary file first."""
+    before = os.umask(mask)
+    try:
+        with staged_folder(tmp_path / "model") as folder:
+            (folder / "config.json").write_text("{}")
+            os.close(os.open(folder / "model.safetensors", os.O_CREAT | os.O_WRONLY, 0o600))
+    finally:
+        os.umask(before)
+    modes = {entry.name: stat.S_IMODE(entry.stat().st_mode) for entry in (tmp_path / "model").iterdir()}
+    assert modes == {name: 0o666 & ~mask for name in ("config.json", "model.safetensors")}
+
+
+def test_folders_of_both_directions_keep_to_the_umask(tmp_path):
+    model = small_model()
+    torch.save(model.state_dict(), tmp_path / "timm.pth")
+    before = os.umask(0o027)
+    try:
+        convert_checkpoint(tmp_path / "timm.pth", tmp_path / "hf", architecture=model, data={"crop_pct": 1.0})
+        revert_checkpoint(tmp_path / "hf", tmp_path / "back", verify=False)
+    finally:
+        os.umask(before)
+    for folder in ("hf", "back"):
+        assert {stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / folder).iterdir()} == {0o640}
+        assert stat.S_IMODE((tmp_path / folder).stat().st_mode) == 0o750
 
 
 def test_nothing_appears_when_the_block_fails(tmp_path):

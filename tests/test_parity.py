@@ -1,5 +1,6 @@
 import copy
 import json
+import sys
 
 import matplotlib
 import pytest
@@ -185,6 +186,22 @@ def test_prints_as_a_table_and_draws_itself(pair, capsys):
     axes = parity.plot()
     assert axes.get_yscale() == "log"
     assert len(axes.lines) == 4  # the figures and the limit, in two dtypes
+
+
+def test_drawing_without_matplotlib_names_the_extra(pair, monkeypatch):
+    parity = compare(*pair, dtypes=["float64"])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    finder = type("Without", (), {"find_spec": staticmethod(_not_installed)})
+    monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
+    with pytest.raises(InputError, match="needs matplotlib, which is not installed") as caught:
+        parity.plot()
+    assert "pip install 'vitconv[plot]'" in caught.value.remedy
+
+
+def _not_installed(name, *arguments):
+    if name.partition(".")[0] == "matplotlib":
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 def test_an_answer_near_zero_is_judged_by_its_terms():

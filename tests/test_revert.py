@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import timm
@@ -197,6 +198,86 @@ def test_without_a_processor_a_note_says_whose_preprocessing_it_is(tmp_path):
     source = foreign(tmp_path / "hf", transformers.ViTForImageClassification(vit()))
     done = revert_checkpoint(source, tmp_path / "back")
     assert "No preprocessor_config.json" in done.notes[0]
+
+
+@pytest.mark.parametrize("hidden_act", ["silu", "gelu", "mish"])
+def test_swiglu_computes_silu_whatever_hidden_act_says(hidden_act, tmp_path):
+    config = transformers.Dinov2Config(
+        **SMALL, mlp_ratio=4, use_swiglu_ffn=True, hidden_act=hidden_act, use_mask_token=False
+    )
+    source = foreign(tmp_path / "hf", transformers.Dinov2Model(config))
+    done = revert_checkpoint(source, tmp_path / "back")
+    assert done.architecture.hidden_act == "silu"
+    assert done.parity.matches
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_class_position_beside_registers_is_added_to_the_token(dtype, tmp_path):
+    config = transformers.Dinov2WithRegistersConfig(**SMALL, mlp_ratio=4, num_register_tokens=4)
+    model = transformers.Dinov2WithRegistersModel(config)
+    source = foreign(tmp_path / "hf", model.to(dtype))
+    assert model.embeddings.position_embeddings[:, 0].abs().max() > 0
+    done = revert_checkpoint(source, tmp_path / "back", drop=["mask_token"])
+    assert done.parity.matches
+    assert done.parity.comparisons[-1].same_bits
+    assert any("position was added to `cls_token`" in note for note in done.notes)
+    stored = load_file(tmp_path / "back" / "model.safetensors")
+    with torch.no_grad():
+        expected = model.embeddings.cls_token + model.embeddings.position_embeddings[:, :1]
+    assert torch.equal(stored["cls_token"], expected)
+    assert torch.equal(stored["pos_embed"], model.embeddings.position_embeddings[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [
+        ("gelu_python", "gelu"),
+        ("swish", "silu"),
+        ("gelu_new", "gelu_pytorch_tanh"),
+        ("gelu_accurate", "gelu_pytorch_tanh"),
+        ("gelu_python_tanh", "gelu_pytorch_tanh"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_another_name_of_an_activation(alias, name, dtype, tmp_path):
+    model = transformers.ViTForImageClassification(vit(hidden_act=alias)).to(dtype)
+    done = revert_checkpoint(foreign(tmp_path / "hf", model), tmp_path / "back")
+    assert done.architecture.hidden_act == name
+    assert [comparison.dtype for comparison in done.parity.comparisons] == ["float64", "float32"]
+    assert done.parity.matches
+
+
+@pytest.mark.parametrize("name", transformers.activations.ACT2FN)
+def test_every_activation_of_transformers_is_accepted_or_named(name):
+    """Those that are accepted are timm's function to the rounding of float64."""
+    if name in ("prelu", "xielu"):  # they have parameters of their own
+        return
+    model = perturbed(transformers.ViTForImageClassification(vit(hidden_act=name, num_hidden_layers=1))).double()
+    try:
+        back = to_timm(model)
+    except ArchitectureError as error:
+        assert f"is '{name}' (`hidden_act`)" in error.problem
+        return
+    x = torch.linspace(-12, 12, 4001, dtype=torch.float64)
+    assert (transformers.activations.ACT2FN[name](x) - back.blocks[0].mlp.act(x)).abs().max() < 1e-14
+
+
+@pytest.mark.parametrize("setting", [{"return_dict": False}, {"_attn_implementation": "flash_attention_2"}, {"output_hidden_states": True}])  # fmt: skip
+def test_how_a_model_answers_is_no_part_of_it(converted, setting, tmp_path):
+    copy = tmp_path / "hf"
+    shutil.copytree(converted[0], copy)
+    content = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(content | setting))
+    assert revert_checkpoint(copy, tmp_path / "back").parity.matches
+
+
+def test_quantised_weights_are_named(converted, tmp_path):
+    copy = tmp_path / "hf"
+    shutil.copytree(converted[0], copy)
+    content = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(content | {"quantization_config": {"quant_method": "bitsandbytes"}}))
+    with pytest.raises(VitconvError, match="`quantization_config` in config.json"):
+        revert_checkpoint(copy, tmp_path / "back")
 
 
 # ---- refusals -------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -8,10 +9,10 @@ from models import FOLDED, KINDS, full_model, pixels_for, small_model
 from safetensors.torch import load_file, save_file
 
 from vitconv import mapping
-from vitconv.checkpoint import read_state_dict
-from vitconv.convert import convert_checkpoint, to_huggingface
-from vitconv.errors import CheckpointError, ParityError
-from vitconv.huggingface import load_config
+from vitconv.checkpoint import read_state_dict, sha256
+from vitconv.convert import convert_checkpoint, revert_checkpoint, to_huggingface, verify_checkpoint
+from vitconv.errors import CheckpointError, ParityError, VitconvError
+from vitconv.huggingface import load_config, load_folder
 from vitconv.mapping import Family
 from vitconv.parity import compare
 from vitconv.plan import convert_tensors
@@ -188,3 +189,204 @@ def test_values_that_are_only_marked_as_negated_are_compared_by_value():
     check_bytes({"a": negated}, {"a": -torch.arange(4.0)})
     with pytest.raises(ParityError, match="1 of 1 tensors differ"):
         check_bytes({"a": negated}, {"a": torch.arange(4.0)})
+
+
+# ---- every setting counts -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A folder that is checked in no time: (the source, the folder, timm's model)."""
+    root, model = tmp_path_factory.mktemp("tiny"), small_model()
+    torch.save(model.state_dict(), root / "tiny.pth")
+    data = {"crop_pct": 1.0}
+    convert_checkpoint(root / "tiny.pth", root / "model", architecture=model, data=data, verify=False)
+    return root / "tiny.pth", root / "model", model
+
+
+@pytest.fixture
+def edited(tiny, tmp_path):
+    """A copy of the tiny folder with some settings changed in one of its files."""
+
+    def edited(name, changes):
+        shutil.copytree(tiny[1], tmp_path / "edited", dirs_exist_ok=True)
+        shutil.copy(tiny[1] / name, tmp_path / "edited" / name)
+        edit_json(tmp_path / "edited" / name, **changes)
+        return tmp_path / "edited"
+
+    return edited
+
+
+#: Settings that keep the model from loading, have it return something else, or change what a pipeline answers.
+REFUSED_BY_NAME = {
+    "return_dict": False,
+    "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True},
+    "problem_type": "multi_label_classification",
+    "function_to_apply": "sigmoid",
+    "output_hidden_states": True,
+    "chunk_size_feed_forward": 3,
+    "pruned_heads": {"0": [1]},
+    "my_own_setting": 5,
+    "num_hidden_layers": "2",
+    "use_cache": False,
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_BY_NAME)
+def test_a_setting_that_no_conversion_writes_is_refused(tiny, edited, name):
+    folder = edited("config.json", {name: REFUSED_BY_NAME[name]})
+    with pytest.raises(VitconvError) as caught:
+        verify_checkpoint(tiny[0], folder, architecture=tiny[2])
+    if name != "num_hidden_layers":  # Transformers itself does not read that
+        assert f"`{name}`" in caught.value.problem
+        assert caught.value.stage == "config"
+
+
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation"])
+def test_an_attention_backend_is_refused_by_name(tiny, edited, name):
+    with pytest.raises(ParityError, match="has a setting `attn_implementation` \\('flash_attention_2'\\)") as caught:
+        verify_checkpoint(tiny[0], edited("config.json", {name: "flash_attention_2"}), architecture=tiny[2])
+    assert caught.value.stage == "config"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"problem_type": None}, {"transformers_version": "4.30.0"}, {"_name_or_path": "a"}]
+)
+def test_settings_that_change_nothing_pass(tiny, edited, changes):
+    assert verify_checkpoint(tiny[0], edited("config.json", changes), architecture=tiny[2]).parity.matches
+
+
+def test_a_folder_that_transformers_has_saved_again_passes(tiny, tmp_path):
+    shutil.copytree(tiny[1], tmp_path / "again")
+    transformers.AutoModelForImageClassification.from_pretrained(tiny[1]).save_pretrained(tmp_path / "again")
+    transformers.AutoImageProcessor.from_pretrained(tiny[1]).save_pretrained(tmp_path / "again")
+    assert verify_checkpoint(tiny[0], tmp_path / "again", architecture=tiny[2]).same_pixels
+
+
+@pytest.mark.parametrize("changes", [{"do_convert_rgb": False}, {"do_pad": True}, {"image_processor_type": "ViTImageProcessor"}])  # fmt: skip
+def test_a_processor_s_setting_that_an_rgb_image_does_not_show(tiny, edited, changes):
+    (name,) = changes
+    with pytest.raises(ParityError, match=f"does not make the pixels .* of every image: `{name}` is") as caught:
+        verify_checkpoint(tiny[0], edited("preprocessor_config.json", changes), architecture=tiny[2])
+    assert caught.value.stage == "pixels"
+
+
+@pytest.mark.parametrize("changes", [{"size": []}, {"resample": "x"}, {"image_mean": "x"}, {"crop_size": "x"}])
+def test_a_processor_that_cannot_be_read_is_refused_in_words(tiny, edited, changes):
+    with pytest.raises(VitconvError, match="preprocessor_config.json"):
+        verify_checkpoint(tiny[0], edited("preprocessor_config.json", changes), architecture=tiny[2])
+
+
+def test_a_processor_where_none_can_be(tmp_path):
+    model = small_model("six channels")
+    torch.save(model.state_dict(), tmp_path / "six.pth")
+    folder = convert_checkpoint(tmp_path / "six.pth", tmp_path / "six", architecture=model, verify=False).destination
+    assert verify_checkpoint(tmp_path / "six.pth", folder, architecture=model).same_pixels is None
+    (folder / "preprocessor_config.json").write_text("{}")
+    with pytest.raises(ParityError, match="none does what timm's transform does. Image files have 1 or 3 channels"):
+        verify_checkpoint(tmp_path / "six.pth", folder, architecture=model)
+
+
+ODD = {
+    "a class": ("architectures", [None, [], "two", ["ViTModel"], ["ViTForImageClassification", "ViTModel"], [[1]]]),
+    "a family": ("model_type", [None, "resnet", "dinov2", "nonsense", 3]),
+    "labels": ("id2label", [None, [], {}, "x", {"a": "b"}, {"0": 1}, {"0": "a", "2": "b"}, [1, 2]]),
+    "indices": ("label2id", [None, [], {}, "x"]),
+    "a dtype": ("dtype", [None, "float8", "nonsense", "int8", "nn", 3, []]),
+    "an older dtype": ("torch_dtype", ["float8", "float16", 5]),
+    "outputs": ("return_dict", [None, False, "x"]),
+    "hidden states": ("output_hidden_states", [True, "x"]),
+    "attentions": ("output_attentions", [True, "x", 3]),
+    "a backend": ("_attn_implementation", ["flash_attention_2", "nonsense", 3, {"": "eager"}]),
+    "quantisation": ("quantization_config", [{}, {"quant_method": "nonsense"}, "x", []]),
+    "code": ("auto_map", [{"AutoConfig": "own.Own"}, "x"]),
+    "tying": ("tie_word_embeddings", [True, "x"]),
+    "layers": ("per_layer_config", [{"0": {"hidden_act": "relu"}}, {"9": {}}, "x"]),
+    "a nested configuration": ("vision_config", [{}, 3, {"hidden_size": "x"}]),
+    "a size": ("image_size", [None, [], "32", 0, -1, 1.5, [32], [32, 32], [32, 0], 64]),
+    "a patch": ("patch_size", [0, "8", [8, 8], [[8]]]),
+    "heads": ("num_attention_heads", [-1, 0, 3, 64, "2", None]),
+    "blocks": ("num_hidden_layers", [0, -1, 10**6, 3, True]),
+    "a width": ("hidden_size", [None, "x", 0, 65]),
+    "an epsilon": ("layer_norm_eps", [None, "x", -1, 1e30]),
+    "an activation": ("hidden_act", [None, 3, "mish", "nonsense", {}, "gelu_python"]),
+    "a problem": ("problem_type", ["regression", "single_label_classification", "nonsense", 3]),
+    "a version": ("transformers_version", [5, None]),
+    "a commit": ("_commit_hash", ["x", 3]),
+    "a name": ("_name_or_path", [3, None, []]),
+    "Python's own names": ("to_dict", [3]),
+    "a file elsewhere": ("configuration_files", ["x", []]),
+    "pruned heads": ("pruned_heads", [{"0": [0]}, "x"]),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_an_odd_configuration_passes_or_is_refused_in_words(tiny, edited, odd, tmp_path):
+    """Nothing in a config.json makes verify, revert or predict end in another exception than ours."""
+    name, values = ODD[odd]
+    pixels = pixels_for(tiny[2])
+
+    def predict(folder):
+        from vitconv.evaluation.predictor import Predictor, read_classifier
+
+        read_classifier(folder)
+        Predictor(folder, "cpu")(pixels.numpy())
+
+    for value in values:
+        folder = edited("config.json", {name: value})
+        for run in (
+            lambda: verify_checkpoint(tiny[0], folder, architecture=tiny[2]),  # noqa: B023
+            lambda: revert_checkpoint(folder, tmp_path / "back", overwrite=True),  # noqa: B023
+            lambda: predict(folder),  # noqa: B023
+        ):
+            try:
+                run()
+            except VitconvError as error:
+                assert error.remedy
+
+
+# ---- other sources --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "what"),
+    [
+        ("deit_tiny_patch16_224", {"num_classes": 5}, "200 of 200 tensors differ from what the source makes of them"),
+        ("vit_tiny_patch16_224", {"num_classes": 7}, "config.json names 5 classes, and the weights have 7"),
+        ("vit_small_patch16_224", {"num_classes": 5}, "`cls_token` has shape"),
+        ("vit_tiny_patch16_224", {"num_classes": 5, "img_size": 96}, "tensors differ"),
+    ],
+)
+@pytest.mark.parametrize("verified", [True, False])
+def test_a_folder_made_from_other_weights(small_checkpoint, tmp_path, save, name, sizes, what, verified):
+    mine = convert_checkpoint(
+        small_checkpoint, tmp_path / "model", architecture="vit_tiny_patch16_224", verify=False
+    ).destination
+    if verified:
+        record = json.loads((mine / "parity.json").read_text())
+        record["source"][0]["sha256"] = sha256(small_checkpoint)
+        (mine / "parity.json").write_text(json.dumps(record))
+    other = {key: value + 1 for key, value in full_model(name, **sizes).state_dict().items()}
+    path = save(other, "other.pth")
+    with pytest.raises(ParityError, match=what) as caught:
+        verify_checkpoint(path, mine)
+    same_size = path.stat().st_size == small_checkpoint.stat().st_size
+    if verified:
+        assert f"'{mine}' was not made from '{path}': its parity.json records 'tiny.pth' with SHA-256 " in str(
+            caught.value
+        )
+    elif not same_size:
+        assert f"'{mine}' was not made from '{path}'" in caught.value.problem
+    assert "convert these to a folder of their own" in caught.value.remedy
+
+
+def test_the_same_weights_in_another_file_are_the_same_source(small_checkpoint, folder, tmp_path):
+    save_file(torch.load(small_checkpoint), tmp_path / "same.safetensors")
+    assert verify_checkpoint(tmp_path / "same.safetensors", folder).parity.matches
+
+
+def test_what_cannot_be_loaded_is_named(tiny, edited):
+    folder = edited("config.json", {"_attn_implementation": "flash_attention_2"})
+    with pytest.raises(ParityError, match="Transformers cannot load '.*edited'") as caught:
+        load_folder(folder)
+    assert caught.value.stage == "loading"

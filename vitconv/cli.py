@@ -1,4 +1,8 @@
-"""The command line: words in, a verb of :mod:`vitconv.convert` called, words out."""
+"""The command line: words in, a verb of :mod:`vitconv.convert` called, words out.
+
+Exit codes: 0 done; 1 refused or failed, with one ``error: …`` line on stderr and one on what to do; 2 wrong usage;
+130 interrupted with Ctrl-C.
+"""
 
 from __future__ import annotations
 
@@ -358,8 +362,13 @@ def predict(
     ] = False,
 ) -> None:
     """Predict the class of every image in a list; a run that was cut off goes on where it stopped."""
+
+    def kept() -> str:
+        there = any(destination.glob("part-*.parquet"))
+        return "What has been written is kept: run it again to go on." if there else "Nothing was written."
+
     with (
-        _errors_for_people("What has been written is kept: run it again to go on."),
+        _errors_for_people(kept),
         _counter("Predicting") as advance,
     ):
         from vitconv.evaluation.predict import predict
@@ -494,16 +503,20 @@ def _made_lines(made: tuple[Made, ...]) -> list[str]:
 
 
 @contextmanager
-def _errors_for_people(interrupted: str = "Nothing was written.") -> Iterator[None]:
-    """Turn our exceptions into two lines on stderr and exit code 1."""
+def _errors_for_people(interrupted: Callable[[], str] = lambda: "Nothing was written.") -> Iterator[None]:
+    """Turn our exceptions into two lines on stderr and exit code 1; an interrupt (Ctrl-C) into 130, as shells do.
+
+    Args:
+        interrupted: gives a sentence on what an interrupt leaves behind.
+    """
     try:
         yield
     except VitconvError as error:
         typer.echo(f"error: {_printable(error.problem)}\n{_printable(error.remedy)}", err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        typer.echo(f"error: Interrupted.\n{interrupted}", err=True)
-        raise typer.Exit(1) from None
+        typer.echo(f"error: Interrupted.\n{interrupted()}", err=True)
+        raise typer.Exit(130) from None
 
 
 def _printable(text: str) -> str:

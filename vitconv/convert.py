@@ -32,7 +32,15 @@ from vitconv.description import (
     together,
 )
 from vitconv.destination import check_destination, staged_folder
-from vitconv.errors import ArchitectureError, CheckpointError, InputError, VitconvError, first_few
+from vitconv.errors import (
+    ArchitectureError,
+    CheckpointError,
+    InputError,
+    ParityError,
+    VitconvError,
+    WeightsError,
+    first_few,
+)
 from vitconv.huggingface import build_model, installed_dialect, make_config
 from vitconv.labels import check_labels, in_order, read_labels
 from vitconv.plan import Plan, check_names, check_tensors, convert_tensors, make_plan, shapes_of, widest_dtype
@@ -405,6 +413,7 @@ def verify_checkpoint(
     ema = recorded.get("ema", True) if ema is None else ema
     headless = recorded.get("headless", False) if headless is None else headless
     say("Reading the checkpoint")
+<<<<<<< HEAD
     ignore = recorded.get("ignore", ()) if ignore is None else ignore
     opened = _open(source, architecture, image_size, data, ema, recorded.get("target"), ignore, headless)
     return verify_folder(
@@ -420,6 +429,63 @@ def verify_checkpoint(
         dtypes=dtypes,
         device=device,
         say=say,
+=======
+    try:
+        opened = _open(source, architecture, image_size, data, ema, recorded.get("target"))
+    except (ArchitectureError, WeightsError, InputError) as error:
+        raise _of_another_source(error, folder, recorded, open_source(source)) or error from None
+    try:
+        return verify_folder(
+            folder,
+            opened.state_dict,
+            opened.witness(),
+            opened.inspection.architecture,
+            opened.inspection.data,
+            pictures,
+            target=opened.inspection.target,
+            labels=names or opened.labels(),
+            probes=True,
+            dtypes=dtypes,
+            device=device,
+            say=say,
+        )
+    except ParityError as error:
+        if error.stage not in ("config", "labels", "bytes"):
+            raise
+        raise _of_another_source(error, folder, recorded, opened.source) or error from error.__cause__
+
+
+def _of_another_source(
+    error: VitconvError, folder: Path, recorded: Mapping[str, Any], source: Source
+) -> ParityError | None:
+    """Where a folder's record says that it was made from other files, an error that says so; else ``None``.
+
+    The same weights may be in another file, so that other files alone are no error.
+
+    Args:
+        error: why the folder does not fit the source.
+        folder: the folder.
+        recorded: what :func:`_recorded` says of it.
+        source: what was given.
+    """
+    before = recorded.get("files") or []
+    digests = [file.get("sha256") for file in before]
+    if digests and all(digests):
+        now = [sha256(file) for file in source.files]
+        if sorted(now) == sorted(digests):
+            return None
+        how = f"SHA-256 {digests[0][:12]}…", f"{now[0][:12]}…"
+    else:
+        sizes = [file.stat().st_size for file in source.files]
+        if not before or sorted(sizes) == sorted(file["bytes"] for file in before):
+            return None
+        how = f"{before[0]['bytes']:,} bytes", f"{sizes[0]:,} bytes"
+    return ParityError(
+        f"'{folder}' was not made from '{source.files[0]}': its {PARITY_FILE} records '{before[0]['file']}' with "
+        f"{how[0]}, and this file has {how[1]}. {error.problem}",
+        "Pass the weights that the folder was made from, or convert these to a folder of their own.",
+        stage=getattr(error, "stage", "bytes"),
+>>>>>>> verify
     )
 
 
@@ -883,8 +949,19 @@ def _recorded(folder: Path) -> dict[str, Any]:
             "given": dict(content["preprocessing"]["given"] or {}) or None,
             "labels": check_labels(content["labels"]) if content["labels"] else None,
             "ema": bool(content["ema"]),
+<<<<<<< HEAD
             "ignore": tuple(map(str, content.get("ignore", ()))),
             "headless": bool(content.get("headless", False)),
+=======
+            "files": [
+                {
+                    "file": str(file["file"]),
+                    "bytes": int(file["bytes"]),
+                    "sha256": file["sha256"] and str(file["sha256"]),
+                }
+                for file in content["source"]
+            ],
+>>>>>>> verify
         }
     except (KeyError, TypeError, ValueError, InputError) as error:
         raise CheckpointError(

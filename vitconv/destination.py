@@ -44,8 +44,11 @@ def staged_folder(destination: str | os.PathLike[str], *, overwrite: bool = Fals
         raise _unwritable(destination, error) from error
     try:
         # mkdtemp makes a private folder; the finished one is as open as any other new folder.
-        staging.chmod(0o777 & ~_umask())
+        mask = _umask()
+        staging.chmod(0o777 & ~mask)
         yield staging
+        for file in filter(Path.is_file, staging.iterdir()):  # some libraries make private files, too
+            file.chmod(0o666 & ~mask)
         _publish(staging, destination, overwrite)
     except OSError as error:
         raise _unwritable(destination, error) from error

@@ -67,43 +67,132 @@ def load_config(folder: Path) -> PreTrainedConfig:
 
     Raises:
         CheckpointError: it is missing, or no configuration of a class that vitconv converts to.
+        ParityError: it has a setting with which Transformers would load, or return, something else than the model and
+            its outputs by name.
     """
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        with _quiet():
+            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # configurations are checked by Transformers, each in its own way
         raise CheckpointError(f"'{folder}' has no config.json that Transformers can read.", _CONVERT) from error
-    if not set(config.architectures or []) & mapping.CLASSES.keys():
+    names = config.architectures
+    if not isinstance(names, list) or len(names) != 1 or str(names[0]) not in mapping.CLASSES:
+        raise CheckpointError(f"'{folder}' is no folder that vitconv writes: it holds {shown(names)}.", _CONVERT)
+    cls = getattr(transformers, names[0], None)
+    if cls is None or not isinstance(config, cls.config_class):
         raise CheckpointError(
-            f"'{folder}' is no folder that vitconv writes: it holds {config.architectures}.", _CONVERT
+            f"The config.json in '{folder}' names {names[0]}, and its `model_type` '{config.model_type}' is of "
+            "another class or of a newer transformers.",
+            _CONVERT,
         )
+    labels = config.id2label
+    if (
+        not isinstance(labels, dict)
+        or sorted(labels) != list(range(len(labels)))
+        or not all(isinstance(name, str) for name in labels.values())
+    ):
+        raise CheckpointError(
+            f"`id2label` in the config.json in '{folder}' does not name the classes 0, 1, 2….", _CONVERT
+        )
+    _refuse_settings(config)
     return config
 
 
 _CONVERT = "Pass a folder that `vitconv convert` has written."
 
 
+def _refuse_settings(config: PreTrainedConfig) -> None:
+    """Raise :class:`ParityError` for a setting with which no model can run, or would run or answer in another form."""
+    import torch
+
+    for name, usual in (
+        ("quantization_config", (None,)),
+        ("is_heterogeneous", (False,)),  # `per_layer_config`: layers that differ from each other
+        ("return_dict", (True,)),
+        ("output_hidden_states", (None, False, True)),
+        ("output_attentions", (None, False, True)),
+        ("dtype", (None, torch.float64, torch.float32, torch.float16, torch.bfloat16)),
+    ):
+        found = getattr(config, name, usual[0])
+        if found not in usual:
+            what = "per_layer_config" if name == "is_heterogeneous" else name  # as the file calls it
+            raise ParityError(
+                f"`{what}` in config.json is {shown(found)}, with which Transformers does not load or run the model "
+                "as it was trained.",
+                "Remove this setting, or convert the source again.",
+                stage="config",
+            )
+    for name in _SIZES:
+        found = getattr(getattr(config, "vision_config", config), name, 1)
+        if found is None and name == "intermediate_size":
+            continue  # in some families it follows from the width
+        sides = found if isinstance(found, (list, tuple)) and len(found) == 2 else [found]
+        if not all(type(side) is int and side > 0 for side in sides):
+            raise ParityError(
+                f"`{name}` in config.json is {shown(found)}, which is no size.",
+                "Correct this setting, or convert the source again.",
+                stage="config",
+            )
+
+
+_SIZES = (
+    *("image_size", "patch_size", "num_channels", "hidden_size"),
+    *("num_hidden_layers", "num_attention_heads", "intermediate_size"),
+)
+
+
+def shown(value: object) -> str:
+    """A value from a file for people, not longer than a line."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}…"
+
+
 def load_folder(folder: Path) -> PreTrainedModel:
     """Load a folder with ``from_pretrained``, and refuse what Transformers would only warn of.
 
     Raises:
-        ParityError: weights are missing, unexpected or misshapen.
+        ParityError: Transformers cannot load it; or weights are missing, unexpected or misshapen.
     """
     import transformers
 
     config = load_config(folder)
+    _check_depth(folder, config, len(read_state_dict(folder)))
     cls = getattr(transformers, config.architectures[0])
-    with _quiet():
-        model, info = cls.from_pretrained(folder, output_loading_info=True)
+    try:
+        with _quiet():
+            model, info = cls.from_pretrained(folder, output_loading_info=True)
+    except Exception as error:  # which of its settings it cannot follow, Transformers finds out in many ways
+        raise ParityError(
+            f"Transformers cannot load '{folder}': {_first_line(error)}", _CONVERT_AGAIN, stage="loading"
+        ) from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[what]:
             raise ParityError(
                 f"Transformers reports {what.replace('_', ' ')} in the folder: {first_few(map(str, info[what]))}.",
-                "Convert the source again; if it stays, report the architecture and this message.",
+                _CONVERT_AGAIN,
                 stage="loading",
             )
     return model.eval()
+
+
+_CONVERT_AGAIN = "Convert the source again; if it stays, report the architecture and this message."
+
+
+def _check_depth(folder: Path, config: PreTrainedConfig, tensors: int) -> None:
+    """Raise :class:`CheckpointError` for more layers than tensors, before Transformers builds them all."""
+    depth = getattr(getattr(config, "vision_config", config), "num_hidden_layers", 0)
+    if depth > tensors:
+        raise CheckpointError(
+            f"The config.json in '{folder}' asks for {depth} layers, and its weights are {tensors} tensors.",
+            "Check that the folder is whole.",
+        )
+
+
+def _first_line(error: Exception) -> str:
+    """What an exception of another library says, not longer than a line or two."""
+    return (str(error).strip().partition("\n")[0] or type(error).__name__)[:200]
 
 
 def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[str]]:
@@ -128,6 +217,8 @@ def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if config.model_type in _ENCODERS:
             config = _encoder_config(config)
+        _by_name(config)
+        _refuse_settings(config)
         names = [name for name in config.architectures or [] if name in mapping.CLASSES]
         if not names:
             raise CheckpointError(
@@ -135,12 +226,7 @@ def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[
                 "way back.",
                 f"It knows one from {', '.join(mapping.CLASSES)}.",
             )
-        depth = getattr(getattr(config, "vision_config", config), "num_hidden_layers", 0)
-        if depth > len(stored):
-            raise CheckpointError(
-                f"The config.json in '{folder}' asks for {depth} layers, and its weights are {len(stored)} tensors.",
-                "Check that the folder is whole.",
-            )
+        _check_depth(folder, config, len(stored))
         options = {}
         if names[0] == "ViTModel":  # which makes itself a pooler where the file has none
             options["add_pooling_layer"] = pooler and any(".pooler." in f".{name}" for name in stored)
@@ -152,8 +238,7 @@ def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[
         raise
     except Exception as error:  # configurations are checked by Transformers, each in its own way
         raise CheckpointError(
-            f"Transformers cannot load '{folder}': {str(error).strip().partition(chr(10))[0][:200]}",
-            "Check that the folder is whole.",
+            f"Transformers cannot load '{folder}': {_first_line(error)}", "Check that the folder is whole."
         ) from error
     lost = [*info["missing_keys"], *map(str, info["mismatched_keys"])]
     if lost:
@@ -161,6 +246,18 @@ def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[
             f"The folder lacks weights that its configuration names: {first_few(lost)}.", "Check that it is whole."
         )
     return model.eval(), sorted(info["unexpected_keys"])
+
+
+def _by_name(config: PreTrainedConfig) -> None:
+    """Have the model return its outputs by name and no others, computed as Transformers does by default.
+
+    None of that changes what it computes, and an attention backend may not be installed here.
+    """
+    for part in (config, getattr(config, "vision_config", None)):
+        if part is not None:
+            part.output_attentions = part.output_hidden_states = False
+            part.return_dict = True
+            part._attn_implementation = None
 
 
 #: Model types whose encoder is a plain ViT, beside other parts.

@@ -190,8 +190,18 @@ class Parity:
         """Draw the largest relative |Δ| by stage on a logarithmic axis, a line for each dtype (needs matplotlib).
 
         A stage that is equal bit for bit has no logarithm: it is drawn at the axis' foot, at 1e-18.
+
+        Raises:
+            InputError: matplotlib is not installed.
         """
-        import matplotlib.pyplot as plt
+        try:
+            import matplotlib.pyplot as plt
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] != "matplotlib":
+                raise  # it is there, and something of its own is missing
+            raise InputError(
+                "Drawing needs matplotlib, which is not installed.", "Install it: pip install 'vitconv[plot]'"
+            ) from error
 
         axes = axes or plt.subplots(figsize=(10, 4), layout="constrained")[1]
         for comparison in self.comparisons:

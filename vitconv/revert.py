@@ -6,6 +6,7 @@ configuration tells: the one of the catalogue that becomes this very configurati
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -65,7 +66,7 @@ class Reversion:
         dropped: what was left out, of :data:`DROPPABLE`.
         data: how timm will prepare an image.
         parity: how close the two models came; ``None`` if it was switched off.
-        notes: sentences on what the folder does not hold.
+        notes: sentences on what the folder does not hold, or holds in another form.
     """
 
     destination: Path
@@ -167,7 +168,7 @@ def revert_checkpoint(
         (*dropped, *found.dropped),
         data,
         parity,
-        notes,
+        (*notes, *found.folded),
     )
 
 
@@ -180,13 +181,17 @@ def check_drop(drop: Collection[str]) -> None:
 
 @dataclass(frozen=True)
 class _Found:
-    """A timm model that computes what a Transformers model does."""
+    """A timm model that computes what a Transformers model does.
+
+    ``folded`` are sentences on tensors that are not simply those of the Transformers model.
+    """
 
     name: str
     architecture: Architecture
     model_args: Mapping[str, Any]
     model: nn.Module
     dropped: tuple[str, ...]
+    folded: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -199,7 +204,11 @@ class _Candidate:
 
 def _revert(hf_model: PreTrainedModel, name: str | None, drop: Collection[str], *, any_epsilon: bool) -> _Found:
     family = _family(hf_model)
+    _check_activation(hf_model)
     tensors = dict(hf_model.state_dict())
+    notes = []
+    if family is mapping.DINOV2_WITH_REGISTERS:
+        tensors, notes = _without_class_position(tensors)
     dropped = tuple(dict.fromkeys(part for part in map(_part, tensors) if part in drop))
     if (
         getattr(hf_model, "pooler", None)
@@ -223,7 +232,7 @@ def _revert(hf_model: PreTrainedModel, name: str | None, drop: Collection[str], 
         if len(dtypes) == 1:
             model.to(dtypes.pop())
         model.train(hf_model.training)
-        return _Found(candidate.name, candidate.architecture, candidate.model_args, model, dropped)
+        return _Found(candidate.name, candidate.architecture, candidate.model_args, model, dropped, tuple(notes))
     if errors:
         raise errors[0]
     raise _no_architecture(family, hf_model, name)
@@ -332,7 +341,7 @@ def _sized(known: Architecture, family: Family, hf_model: PreTrainedModel, any_e
         hidden_size=config.hidden_size,
         num_hidden_layers=config.num_hidden_layers,
         num_attention_heads=config.num_attention_heads,
-        hidden_act=config.hidden_act,
+        hidden_act=_activation(config),
         num_labels=_num_labels(hf_model),
         # What was folded into others stays there.
         layer_scale=known.layer_scale and fold_layer_scale not in {rewrite.apply for rewrite in family.rewrites},
@@ -391,10 +400,11 @@ def _same_settings(family: Family, architecture: Architecture, hf_model: PreTrai
     if family.class_name(architecture) != type(hf_model).__name__:
         return False
     expected = family.config(architecture)
-    return all(
-        _same(name, value, getattr(_settings(hf_model), name, None))
+    config = _settings(hf_model)
+    return architecture.hidden_act == _activation(config) and all(
+        _same(name, value, getattr(config, name, None))
         for name, value in expected.get("vision_config", expected).items()
-        if name not in _TRAINING_ONLY
+        if name not in _TRAINING_ONLY and name != "hidden_act"
     )
 
 
@@ -408,6 +418,7 @@ def _same(name: str, expected: Any, found: Any) -> bool:
     return (list(found) if isinstance(found, tuple) else found) == expected
 
 
+#: By Transformers' name, timm's name of each activation that both have.
 _ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -415,6 +426,32 @@ _ACTIVATIONS = {
     "silu": "silu",
     "relu": "relu",
 }
+#: Transformers' other names of the same functions: the same formula, perhaps rounded elsewhere. Those that only come
+#: near are not among them: `gelu_fast` rounds a constant to ten digits, `gelu_10` and `relu6` cut off.
+_ALIASES = {
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_pytorch_tanh",
+    "gelu_accurate": "gelu_pytorch_tanh",
+    "gelu_python_tanh": "gelu_pytorch_tanh",
+    "swish": "silu",
+}
+
+
+def _activation(config: PreTrainedConfig) -> str:
+    """The activation that the model computes, by the name under which vitconv knows it."""
+    if getattr(config, "use_swiglu_ffn", False):
+        return "silu"  # DINOv2's SwiGLU computes that, whatever `hidden_act` says
+    return _ALIASES.get(config.hidden_act, config.hidden_act)
+
+
+def _check_activation(hf_model: PreTrainedModel) -> None:
+    activation = _activation(_settings(hf_model))
+    if activation not in _ACTIVATIONS:
+        raise ArchitectureError(
+            f"The activation of this {type(hf_model).__name__} is '{activation}' (`hidden_act`), which none of timm's "
+            "Vision Transformers computes.",
+            f"Keep this model in Transformers; there is a way back from {', '.join([*_ACTIVATIONS, *_ALIASES])}.",
+        )
 
 
 def _arguments(known: Architecture, sized: Architecture) -> dict[str, Any]:
@@ -512,6 +549,23 @@ def _timm_tensors(
     for rewrite, before in reversed(steps):
         result = rewrite.undo(result, before)
     return result
+
+
+def _without_class_position(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Add the class token's position to the token, for timm's models with registers, which have none; and a note.
+
+    It is the sum that Transformers makes first of all, of the same operands: exact to the bit in this dtype.
+    """
+    result = dict(tensors)
+    positions = next((name for name in tensors if name.endswith("embeddings.position_embeddings")), None)
+    token = next((name for name in tensors if name.endswith("embeddings.cls_token")), None)
+    if positions is None or token is None or not tensors[positions][:, :1].any():
+        return result, []
+    with_zero = tensors[positions].detach().clone()
+    result[token] = tensors[token].detach() + with_zero[:, :1]
+    with_zero[:, :1] = 0
+    result[positions] = with_zero
+    return result, ["The class token's position was added to `cls_token`, as timm's model has no place for it."]
 
 
 def _forward(family: Family, architecture: Architecture) -> tuple[Simplified, list[tuple[Rewrite, Architecture]]]:
@@ -631,7 +685,18 @@ def _prove(
     check_bytes(found.model.state_dict(), loaded.state_dict())
     pixels, _, _ = pixels_for(processor, data, [picture])
     natural = str(dtype).removeprefix("torch.")
-    dtypes = ["float64", natural if natural in ("float16", "bfloat16") else "float32"]
-    parity = compare(loaded, hf_model, pixels, dtypes=dtypes)
+    # Under another name, an activation is the same function, rounded after each step of its formula: in 16 bits that
+    # is farther from float64 than timm's, so that the two are compared where rounding is small.
+    alias = _settings(hf_model).hidden_act in _ALIASES
+    if alias or natural not in ("float16", "bfloat16"):
+        natural = "float32"
+    # What was folded is rounded once in the folder; in float64 it is not, so the timm model there is made anew.
+    exact = loaded
+    if found.folded:
+        in_float64 = copy.deepcopy(hf_model).double()
+        exact = _revert(in_float64, found.name, found.dropped, any_epsilon=False).model
+        check_bytes(found.model.state_dict(), {name: tensor.to(dtype) for name, tensor in exact.state_dict().items()})
+    parity = compare(exact, hf_model, pixels, dtypes=["float64"])
+    parity += compare(loaded, hf_model, pixels, dtypes=[natural])
     parity.assert_match()
     return parity

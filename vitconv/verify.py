@@ -13,6 +13,8 @@ So the proof has four parts, and all must hold:
 from __future__ import annotations
 
 import math
+import re
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from vitconv import mapping
 from vitconv.architecture import Architecture, Shapes
-from vitconv.checkpoint import read_state_dict
+from vitconv.checkpoint import read_state_dict, write_json
 from vitconv.errors import ParityError, first_few
-from vitconv.huggingface import build_model, installed_dialect, load_config, load_folder
+from vitconv.huggingface import build_model, installed_dialect, load_config, load_folder, make_config, shown
 from vitconv.parity import Parity, compare
 from vitconv.plan import convert_tensors, make_plan, shapes_of, widest_dtype
 from vitconv.preprocess import (
@@ -30,7 +32,9 @@ from vitconv.preprocess import (
     DataConfig,
     huggingface_pixels,
     known_difference,
+    load_processor,
     makes_pixels,
+    obstacle,
     probe_pixels,
     processor_config,
     timm_pixels,
@@ -148,6 +152,7 @@ def verify_folder(
     del loaded
 
     say("Comparing the pixels")
+    check_processor(folder, data)
     pixels, same_pixels, notes = pixels_for(folder, data, images)
     if probes:
         pixels = torch.cat([pixels, probe_pixels(data)])
@@ -258,7 +263,7 @@ def check_bytes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
         raise ParityError(
             f"{len(differing)} of {len(expected)} tensors differ from what the source makes of them: "
             f"{first_few(differing)}.",
-            _AGAIN,
+            _OTHERS if 2 * len(differing) > len(expected) else _AGAIN,
             stage="bytes",
         )
 
@@ -268,22 +273,113 @@ def check_config(
 ) -> None:
     """Raise :class:`~vitconv.errors.ParityError` unless the configuration says what the timm model does.
 
+    Every setting counts, those too that change only what ``transformers.pipeline`` answers, such as ``problem_type``:
+    what Transformers makes of the folder's configuration must be what it makes of the one that vitconv writes. A
+    setting that neither vitconv nor Transformers knows is refused, as nobody can say what it changes.
+
     Args:
         config: the folder's.
         architecture: the timm model's.
         labels: the class names in order; ``None`` if any will do.
     """
     expected = mapping.config(architecture, tuple(labels) if labels else None, target)
+    whole = make_config(expected)
     named = {name: expected.pop(name) for name in ("id2label", "label2id")}
     for name, value in expected.items():
         found = _plain(getattr(config, name, None), value)
         if found != value:
-            raise ParityError(f"`{name}` in config.json is {found!r} instead of {value!r}.", _AGAIN, stage="config")
+            raise ParityError(
+                f"`{name}` in config.json is {shown(found)} instead of {value!r}.", _AGAIN, stage="config"
+            )
     by_index = {int(index): label for index, label in config.id2label.items()}
+    if len(by_index) != architecture.num_labels:
+        raise ParityError(
+            f"config.json names {len(by_index)} classes, and the weights have {architecture.num_labels}.",
+            _OTHERS,
+            stage="labels",
+        )
     right = by_index == {int(index): label for index, label in named["id2label"].items()} if labels else True
     indices = list(range(architecture.num_labels))
     if sorted(by_index) != indices or not right or config.label2id != {v: k for k, v in by_index.items()}:
         raise ParityError("The labels in config.json are not those of the classes.", _AGAIN, stage="labels")
+    if config._attn_implementation is not None:
+        raise _foreign_setting("attn_implementation", config._attn_implementation)
+    _compare_settings(config.to_dict(), whole.to_dict(), "")
+
+
+#: Settings that change no number, or that are compared elsewhere: the labels above, the dtype with the bytes.
+_ELSEWHERE = {
+    *("transformers_version", "_name_or_path", "name_or_path", "initializer_range", "initializer_factor"),
+    *("id2label", "label2id", "dtype", "torch_dtype"),
+}
+
+
+def _compare_settings(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
+    """All settings as Transformers has read them; ``where`` is the nested configuration that they are in."""
+    for name in {**expected, **found}:
+        if name in _ELSEWHERE:
+            continue
+        one, other = found.get(name), expected.get(name)
+        if isinstance(one, dict) and isinstance(other, dict):
+            _compare_settings(one, other, f"{where}{name}.")
+        elif one != other and name in expected:
+            raise ParityError(
+                f"`{where}{name}` in config.json is {shown(one)} instead of {shown(other)}.",
+                "Correct or remove this setting, or convert the source again.",
+                stage="config",
+            )
+        elif one != other:
+            raise _foreign_setting(f"{where}{name}", one)
+
+
+def _foreign_setting(name: str, value: Any) -> ParityError:
+    return ParityError(
+        f"config.json has a setting `{name}` ({shown(value)}) that no conversion writes; it may change what the model "
+        "answers, or keep it from loading.",
+        "Remove this setting, or convert the source again.",
+        stage="config",
+    )
+
+
+def check_processor(folder: Path, data: DataConfig) -> None:
+    """Raise :class:`~vitconv.errors.ParityError` unless the image processor has the settings that vitconv writes.
+
+    Pixels of a few images cannot show all of them: an RGB image does not tell whether others are converted to RGB.
+
+    Args:
+        folder: with the image processor, if there is one for such a model.
+        data: how timm prepares an image.
+    """
+    expected = processor_config(data)
+    if not (folder / PROCESSOR_FILE).exists():
+        return
+    if expected is None:
+        raise ParityError(
+            f"The folder has a `{PROCESSOR_FILE}`, and none does what timm's transform does. {obstacle(data)}",
+            "Remove the file: with it, Transformers prepares images in another way than timm.",
+            stage="pixels",
+        )
+    found = _processor_settings(folder)
+    with tempfile.TemporaryDirectory() as ours:
+        write_json(expected, Path(ours) / PROCESSOR_FILE)
+        whole = _processor_settings(ours)
+    for name in {**whole, **found}:
+        if found.get(name) != whole.get(name):
+            raise ParityError(
+                f"`{PROCESSOR_FILE}` does not make the pixels that timm's transform makes of every image: `{name}` is "
+                f"{shown(found.get(name))} instead of {shown(whole.get(name))}.",
+                "Correct this setting, or convert the source again; if timm's data configuration is not the tag's, "
+                "give it.",
+                stage="pixels",
+            )
+
+
+def _processor_settings(folder: str | Path) -> dict[str, Any]:
+    """All settings of a folder's image processor as Transformers has read them, defaults included."""
+    settings = load_processor(folder).to_dict()
+    # Transformers writes down for which of its backends a class was loaded.
+    settings["image_processor_type"] = re.sub("(Fast|Pil)$", "", str(settings.get("image_processor_type")))
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
 
 
 def _plain(found: Any, expected: Any) -> Any:
@@ -294,6 +390,10 @@ def _plain(found: Any, expected: Any) -> Any:
 
 
 _AGAIN = "Convert the source again; if it stays, report the architecture and this message."
+_OTHERS = (
+    "These are other weights than the folder was made from, or of another dtype: pass those that it was made from, or "
+    "convert these to a folder of their own."
+)
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -252,11 +253,21 @@ def test_wrong_usage_is_exit_code_2(folder, tmp_path, write_images, option):
     assert run_command(folder, write_images(1), tmp_path / "out", *option)[0] == 2
 
 
-def test_an_interrupted_command_says_that_nothing_is_lost(folder, tmp_path, write_images, monkeypatch):
+def test_an_interrupted_command_says_what_is_there(folder, tmp_path, write_images, monkeypatch, small_parts):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
+    images, right = write_images(8), local.LocalEngine.run
     monkeypatch.setattr(local.LocalEngine, "run", interrupt)
-    code, _, err = run_command(folder, write_images(2), tmp_path / "out")
-    assert code == 1
-    assert err == "error: Interrupted.\nWhat has been written is kept: run it again to go on.\n"
+    code, _, err = run_command(folder, images, tmp_path / "out")
+    assert code == 130
+    assert err == "error: Interrupted.\nNothing was written.\n"
+
+    def interrupt_later(*arguments):
+        yield from islice(right(*arguments), 1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(local.LocalEngine, "run", interrupt_later)
+    code, _, err = run_command(folder, images, tmp_path / "out", "--batch-size", 4)
+    assert code == 130
+    assert err.endswith("error: Interrupted.\nWhat has been written is kept: run it again to go on.\n")
