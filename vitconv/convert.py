@@ -25,14 +25,16 @@ from vitconv.labels import check_labels, read_labels
 from vitconv.plan import Plan, check_names, check_tensors, convert_tensors, make_plan, shapes_of, widest_dtype
 from vitconv.preprocess import (
     PROCESSOR_FILE,
+    TIMM_PROCESSOR_FILE,
     DataConfig,
     data_config,
     load_image,
-    obstacle,
+    missing_processor,
     processor_config,
     read_data_config,
     sample_image,
     tag_config,
+    timm_processor_config,
 )
 from vitconv.revert import Reversion, revert_checkpoint, to_timm
 from vitconv.simplify import Made
@@ -592,8 +594,7 @@ def _inspect(
     if not family.is_simple(architecture):
         simplified = family.simplify(load_tensors(tensors), architecture)
         made, shapes, simple = simplified.made, shapes_of(simplified.state_dict), simplified.architecture
-    reason = obstacle(data)
-    warnings = (f"No {PROCESSOR_FILE}: {reason}",) if reason else ()
+    warnings = tuple(filter(None, [missing_processor(data)]))
     return Inspection(architecture, target, make_plan(family, simple, shapes), made, data, warnings, tuple(notes))
 
 
@@ -632,6 +633,9 @@ def _write(folder: Path, opened: _Opened, labels: tuple[str, ...], dtype: str | 
     processor = processor_config(inspection.data)
     if processor:
         write_json(processor, folder / PROCESSOR_FILE)
+    timm_processor = timm_processor_config(inspection.data, opened.timm_name)
+    if timm_processor:
+        write_json(timm_processor, folder / TIMM_PROCESSOR_FILE)
 
 
 def _widest(tensors: Mapping[str, StoredTensor | Tensor]) -> str:
