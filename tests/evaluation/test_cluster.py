@@ -50,6 +50,17 @@ def test_both_engines_write_the_same(folder, tmp_path, write_images):
     assert one.classes == other.classes
 
 
+def test_both_engines_write_the_same_with_timm_s_processor(folder, tmp_path, write_images):
+    images = write_images(21, broken=(3,))
+    arguments = {"processor": "timm", "batch_size": 8, "max_errors": 1}
+    local = predict(folder, images, tmp_path / "local", **arguments)
+    assert predict(folder, images, tmp_path / "ray", engine="ray", **arguments) == local
+    predict(folder, images, tmp_path / "own", batch_size=8, max_errors=1)
+    one, other, own = (read_predictions(tmp_path / name).rows for name in ("local", "ray", "own"))
+    assert one.equals(other)
+    assert not one.equals(own)  # some of the images are cropped otherwise
+
+
 def test_one_engine_goes_on_where_the_other_stopped(folder, tmp_path, write_images, monkeypatch):
     monkeypatch.setattr("vitconv.evaluation.predict.ROWS_PER_PART", 8)
     images = write_images(24)
