@@ -103,6 +103,19 @@ def test_a_pipeline_that_fails_ends_the_run_in_words(folder, tmp_path, write_ima
         predict(folder, write_images(4), tmp_path / "ray", engine="ray", device="cuda")
 
 
+@pytest.mark.parametrize("kind", [ConnectionError, Exception])
+def test_a_cluster_that_does_not_start_is_an_error_in_words(monkeypatch, kind):
+    import ray
+
+    def fail(*arguments, **more):
+        raise kind("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(InputError, match=r"cannot be reached, or started: The current node timed out"):
+        RayEngine("cpu")
+
+
 def test_without_ray_it_says_what_to_install():
     script = (
         "import sys; sys.modules['ray'] = None\n"
