@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -112,6 +114,29 @@ def test_data_config(small_checkpoint, tmp_path):
     processor = json.loads((tmp_path / "model" / "preprocessor_config.json").read_text())
     assert processor["image_mean"] == [0.1, 0.2, 0.3]
     assert run("verify", small_checkpoint, tmp_path / "model")[0] == 0
+
+
+def test_says_which_processor_makes_timm_s_pixels(small_checkpoint, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (248, 251, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "image.png")
+    arguments = ("--image", tmp_path / "image.png")
+    code, out, _ = run("convert", small_checkpoint, tmp_path / "model", *ARCH, *arguments)
+    assert code == 0
+    assert (
+        "pixels: Transformers begins the crop one pixel earlier than timm (image 251x248). "
+        "With timm_processor.json equal bit for bit.\n"
+    ) in out
+    assert out.count("pixels: ") == 1
+
+
+def test_names_timm_s_processor_where_there_is_no_other(small_checkpoint, tmp_path):
+    (tmp_path / "data.json").write_text('{"crop_mode": "border"}')
+    arguments = ("--data-config", tmp_path / "data.json")
+    code, out, err = run("convert", small_checkpoint, tmp_path / "model", *ARCH, *arguments)
+    assert code == 0
+    assert "pixels: no preprocessor_config.json. With timm_processor.json equal bit for bit.\n" in out
+    assert "warning: No preprocessor_config.json: " in err
+    assert "Prepare images with timm_processor.json (it needs timm), as in the folder's README.md.\n" in err
 
 
 def test_inspect_shows_the_moves_and_writes_nothing(small_checkpoint):

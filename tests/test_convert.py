@@ -174,7 +174,19 @@ def picture():
 
 def test_the_folder_holds_what_transformers_needs(converted):
     names = sorted(path.name for path in converted.destination.iterdir())
-    assert names == ["README.md", "config.json", "model.safetensors", "parity.json", "preprocessor_config.json"]
+    assert names == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "parity.json",
+        "preprocessor_config.json",
+        "timm_processor.json",
+    ]
+    assert (
+        json.loads((converted.destination / "timm_processor.json").read_text())["architecture"]
+        == "vit_tiny_patch16_224"
+    )
+    assert json.loads((converted.destination / "parity.json").read_text())["same_pixels_timm_processor"] is True
     config = json.loads((converted.destination / "config.json").read_text())
     assert config["id2label"] == {str(i): name for i, name in enumerate(CLASSES)}
     assert converted.verification.parity.matches
@@ -316,6 +328,17 @@ def test_a_missing_processor_is_a_warning(save):
     model = perturbed(timm.create_model("vit_tiny_patch16_224", num_classes=2, img_size=(64, 96)))
     found = inspect(save(model.state_dict()), "vit_tiny_patch16_224", image_size=(64, 96))
     assert "No preprocessor_config.json" in found.warnings[0]
+    assert "Prepare images with timm_processor.json" in found.warnings[0]
+
+
+def test_where_transformers_own_processor_is_missing_timm_s_is_written_and_proved(save, tmp_path):
+    model = small_model("not square")
+    done = convert_checkpoint(save(model.state_dict()), tmp_path / "model", architecture=model)
+    assert done.verification.same_pixels is None
+    assert done.verification.same_pixels_timm_processor is True
+    assert not (tmp_path / "model" / "preprocessor_config.json").exists()
+    convert_checkpoint(save(model.state_dict()), tmp_path / "model", architecture=model, overwrite=True, verify=False)
+    assert (tmp_path / "model" / "timm_processor.json").exists()
 
 
 # ---- verification of existing folders -------------------------------------------------------------------------

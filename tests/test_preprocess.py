@@ -1,4 +1,8 @@
+import json
 import math
+import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,12 +18,16 @@ from vitconv.checkpoint import write_json
 from vitconv.errors import InputError
 from vitconv.preprocess import (
     PROCESSOR_FILE,
+    TIMM_PROCESSOR_FILE,
     DataConfig,
     crop_shift,
     data_config,
     huggingface_pixels,
     known_difference,
     load_image,
+    load_processor,
+    makes_pixels,
+    missing_processor,
     obstacle,
     probe_pixels,
     processor_config,
@@ -27,6 +35,7 @@ from vitconv.preprocess import (
     sample_image,
     tag_config,
     timm_pixels,
+    timm_processor_config,
 )
 from vitconv.timm_models import from_timm
 
@@ -215,6 +224,190 @@ def test_crop_shift_is_the_only_difference(both, width, height, crop_pct):
     assert torch.equal(ours[:, : size - down, : size - right], theirs[:, down:, right:])
     if (down, right) != (0, 0):
         assert not torch.equal(ours, theirs)
+
+
+@pytest.fixture(scope="module")
+def both_of_timm(tmp_path_factory):
+    """timm's pixels and those of a written ``timm_processor.json``."""
+    folder = tmp_path_factory.mktemp("timm_processor")
+
+    def both(image: Image.Image, config: DataConfig) -> tuple[torch.Tensor, torch.Tensor]:
+        write_json(timm_processor_config(config, "vit_tiny_patch16_224"), folder / TIMM_PROCESSOR_FILE)
+        return timm_pixels(image, config), huggingface_pixels(image, folder, config, "timm")[0]
+
+    return both
+
+
+def channels_of(channels: int) -> dict:
+    return {"num_channels": channels} | ({"mean": (0.5,), "std": (0.25,)} if channels == 1 else {})
+
+
+@pytest.mark.parametrize(
+    ("name", "crop_mode"),
+    [
+        (name, crop_mode)
+        for name in IMAGES
+        for crop_mode in ("center", "squash", "border")
+        # Of a line of pixels, timm would make an image of 28800 pixels first.
+        if crop_mode == "squash" or name not in ("row.png", "column.png")
+    ],
+)
+@pytest.mark.parametrize("channels", [3, 1])
+def test_the_timm_processor_makes_timm_s_pixels_of_every_kind_of_image(
+    both_of_timm, image_files, name, channels, crop_mode
+):
+    """Handed over as they are in the file, transparency and all."""
+    image, config = load_image(image_files / name), config_for(crop_mode=crop_mode, **channels_of(channels))
+    ours, theirs = both_of_timm(image, config)
+    assert theirs.shape == (channels, 96, 96)
+    assert torch.equal(ours, theirs)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.tuples(st.integers(20, 300), st.integers(20, 300)),
+    st.sampled_from([1.0, 0.95, 0.9, 0.875, 1.1]),
+    st.sampled_from(["center", "squash", "border"]),
+    st.sampled_from(["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]),
+    st.sampled_from([(96, 96), (64, 96)]),
+    st.sampled_from([1, 3]),
+)
+def test_the_timm_processor_knows_no_differences(
+    both_of_timm, image_size, crop_pct, crop_mode, interpolation, model_size, channels
+):
+    """Shifted crops, shapes and crop modes that Transformers' own processor has not: all are timm's."""
+    config = config_for(
+        crop_pct=crop_pct,
+        crop_mode=crop_mode,
+        interpolation=interpolation,
+        image_size=model_size,
+        **channels_of(channels),
+    )
+    ours, theirs = both_of_timm(noise_image(*image_size), config)
+    assert torch.equal(ours, theirs)
+
+
+def test_the_timm_processor_is_timm_s_where_transformers_own_is_not(both, both_of_timm):
+    image = noise_image(99, 96)
+    assert crop_shift((96, 99), config_for()) == (0, 1)
+    ours, theirs = both(image, config_for())
+    assert not torch.equal(ours, theirs)
+    ours, theirs = both_of_timm(image, config_for())
+    assert torch.equal(ours, theirs)
+
+
+def test_the_timm_processor_says_what_timm_calls_it():
+    assert timm_processor_config(config_for(crop_pct=0.9), "vit_tiny_patch16_224") == {
+        "image_processor_type": "TimmWrapperImageProcessor",
+        "architecture": "vit_tiny_patch16_224",
+        "pretrained_cfg": {
+            "input_size": [3, 96, 96],
+            "interpolation": "bicubic",
+            "mean": list(MEAN),
+            "std": list(STD),
+            "crop_pct": 0.9,
+            "crop_mode": "center",
+        },
+    }
+
+
+def test_neither_processor_is_there_for_other_channels():
+    config = config_for(num_channels=6)
+    assert not makes_pixels(config)
+    assert timm_processor_config(config) is None
+    assert missing_processor(config) == ("No preprocessor_config.json: Image files have 1 or 3 channels, the model 6.")
+
+
+@pytest.mark.parametrize("changes", [{"crop_mode": "border"}, {"image_size": (64, 96)}])
+def test_where_transformers_own_processor_is_missing_timm_s_is_named(changes):
+    config = config_for(**changes)
+    assert processor_config(config) is None
+    assert timm_processor_config(config)
+    assert missing_processor(config).endswith(
+        "Prepare images with timm_processor.json (it needs timm), as in the folder's README.md."
+    )
+    assert missing_processor(config_for()) is None
+
+
+def test_the_timm_processor_can_be_handed_to_another_process(tmp_path):
+    write_json(timm_processor_config(config_for()), tmp_path / TIMM_PROCESSOR_FILE)
+    processor = load_processor(tmp_path, "timm")
+    image = noise_image(120, 99)
+    copy = pickle.loads(pickle.dumps(processor))
+    assert torch.equal(*(one(image, return_tensors="pt")["pixel_values"] for one in (processor, copy)))
+
+
+def test_a_processor_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(InputError, match="There is no processor 'torchvision'") as caught:
+        load_processor(tmp_path, "torchvision")
+    assert caught.value.remedy == "Choose one of transformers, timm."
+    with pytest.raises(InputError, match=r"has no timm_processor.json\.") as caught:
+        load_processor(tmp_path, "timm")
+    assert "vitconv convert" in caught.value.remedy
+    with pytest.raises(InputError, match="has no preprocessor_config.json") as caught:
+        load_processor(tmp_path)
+    assert "in code of your own" in caught.value.remedy
+    write_json(timm_processor_config(config_for()), tmp_path / TIMM_PROCESSOR_FILE)
+    with pytest.raises(InputError, match="has no preprocessor_config.json") as caught:
+        load_processor(tmp_path)
+    assert caught.value.remedy == "It has timm_processor.json: choose the processor 'timm'."
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "",
+        "[]",
+        "{}",
+        {"interpolation": "cubic"},
+        {"mean": [0.5]},
+        {"mean": "half"},
+        {"std": None},
+        {"crop_pct": "1"},
+        {"crop_pct": -1},
+        {"input_size": 96},
+        {"input_size": [3, "a", "b"]},
+    ],
+)
+def test_a_timm_processor_edited_by_hand_fails_in_words_or_makes_other_pixels(tmp_path, change):
+    """``std`` of null is timm's default, one ``mean`` is meant for all channels: so timm reads its own tags."""
+    config = config_for(std=(0.5,) * 3)
+    content = timm_processor_config(config)
+    if isinstance(change, str):
+        (tmp_path / TIMM_PROCESSOR_FILE).write_text(change)
+    else:
+        content["pretrained_cfg"] |= change
+        (tmp_path / TIMM_PROCESSOR_FILE).write_text(json.dumps(content))
+    try:
+        processor = load_processor(tmp_path, "timm")
+    except InputError as error:
+        assert "has no timm_processor.json that Transformers can read" in error.problem
+        return
+    assert change in ({"mean": [0.5]}, {"std": None}, {"crop_pct": -1}, {"input_size": [3, "a", "b"]})
+    image = noise_image(120, 99)
+    try:
+        pixels = processor(image, return_tensors="pt")["pixel_values"][0]
+    except Exception:
+        return
+    assert not torch.equal(pixels, timm_pixels(image, config))
+
+
+def test_without_timm_it_says_what_to_install(tmp_path):
+    """And Transformers' own processor needs none."""
+    write_json(processor_config(config_for()), tmp_path / PROCESSOR_FILE)
+    write_json(timm_processor_config(config_for()), tmp_path / TIMM_PROCESSOR_FILE)
+    script = (
+        "import sys; sys.modules['timm'] = None\n"
+        "from vitconv.preprocess import load_processor\n"
+        "from vitconv.errors import InputError\n"
+        "load_processor(sys.argv[1])\n"
+        "try: load_processor(sys.argv[1], 'timm')\n"
+        "except InputError as error: print(error.problem, error.remedy)"
+    )
+    run = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert "timm_processor.json needs timm and torchvision" in run.stdout
+    assert "pip install timm torchvision, or choose the processor 'transformers'" in run.stdout
 
 
 def test_what_no_processor_can_do_has_a_reason():

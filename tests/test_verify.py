@@ -16,7 +16,7 @@ from vitconv.huggingface import load_config, load_folder
 from vitconv.mapping import Family
 from vitconv.parity import compare
 from vitconv.plan import convert_tensors
-from vitconv.preprocess import data_config, sample_image, tag_config
+from vitconv.preprocess import data_config, known_difference, sample_image, tag_config
 from vitconv.timm_models import build_timm, from_timm
 from vitconv.verify import check_bytes, check_source, verify_folder
 
@@ -106,6 +106,69 @@ def test_a_wrong_processor_is_found(folder, verify, change):
     edit_json(folder / "preprocessor_config.json", **change)
     with pytest.raises(ParityError, match=r"`preprocessor_config.json` does not make the pixels"):
         verify()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mean": [0.5, 0.5, 0.4]},
+        {"std": [0.5, 0.4, 0.5]},
+        {"crop_pct": 1.0},
+        {"crop_mode": "squash"},
+        {"crop_mode": "border"},
+        {"interpolation": "bilinear"},
+        {"input_size": [3, 256, 256]},
+    ],
+)
+def test_a_wrong_timm_processor_is_found(folder, verify, change):
+    path = folder / "timm_processor.json"
+    edit_json(path, pretrained_cfg=json.loads(path.read_text())["pretrained_cfg"] | change)
+    with pytest.raises(ParityError, match=r"`timm_processor.json` does not make the pixels") as caught:
+        verify()
+    assert caught.value.stage == "pixels"
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("preprocessor_config.json", {"image_mean": [0.5, 0.5]}),
+        (
+            "timm_processor.json",
+            {"pretrained_cfg": {"input_size": [2, 224, 224], "mean": [0.5] * 2, "std": [0.5] * 2}},
+        ),
+    ],
+)
+def test_a_processor_that_fails_is_named(folder, verify, file, change):
+    edit_json(folder / file, **change)
+    with pytest.raises(ParityError, match=rf"The image processor in `{file}` fails: \w+Error: ") as caught:
+        verify()
+    assert caught.value.stage == "pixels"
+
+
+def test_the_timm_processor_is_recorded(folder, verify):
+    found = verify()
+    assert found.same_pixels_timm_processor is True
+    assert found.to_dict()["same_pixels_timm_processor"] is True
+    assert found.to_dict()["same_pixels"] is True
+    (folder / "timm_processor.json").unlink()  # earlier versions wrote none
+    assert verify().same_pixels_timm_processor is None
+
+
+def test_the_timm_processor_is_proved_on_every_image(folder, small_checkpoint):
+    """Also where Transformers' own processor is known to differ, and where there is none."""
+    model = build_timm("vit_tiny_patch16_224", num_classes=5)
+    architecture = from_timm(model)
+    data = data_config(tag_config(model.pretrained_cfg), architecture)
+    shifted = sample_image((600, 448 + 1))
+    transparent = sample_image((500, 500)).convert("RGBA")
+    transparent.putalpha(100)
+    assert [known_difference(image, data) is None for image in (sample_image(), shifted, transparent)] == [
+        *(True, False, False)
+    ]
+    pictures = [sample_image(), shifted, transparent]
+    arguments = (read_state_dict(small_checkpoint), model, architecture, data, pictures)
+    found = verify_folder(folder, *arguments)
+    assert (found.same_pixels, found.same_pixels_timm_processor) == (False, True)
 
 
 def test_a_tensor_that_transformers_would_invent_is_found(folder, verify):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from vitconv import __version__
 from vitconv.mapping import family_for
+from vitconv.preprocess import PROCESSOR_FILE, TIMM_PROCESSOR_FILE, crop_shift, makes_pixels, processor_config
 
 if TYPE_CHECKING:
     from vitconv.architecture import Architecture
@@ -38,7 +39,8 @@ def model_card(
         f"tags:\n- vision\n- {family.name}\n- timm\n- vitconv\n---",
         f"# {timm_name or 'A timm Vision Transformer'}, as {family.class_name(architecture)}",
         f"Converted from the timm weights `{source}` by vitconv {__version__}.",
-        _loading(family, architecture),
+        _loading(family, architecture, data),
+        _timm_pixels(family, architecture, data),
         _preprocessing(data, warnings),
         _classes(labels),
         _changes(made),
@@ -47,23 +49,90 @@ def model_card(
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _loading(family: Family, architecture: Architecture) -> str:
+def _loading(family: Family, architecture: Architecture, data: DataConfig) -> str:
+    if not makes_pixels(data):
+        return f"## Load it\n\n{_code(family, architecture, '', '', _OWN_PIXELS.format(*_shape(data)))}"
+    if processor_config(data) is None:
+        return f"## Load it\n\n{_NEEDS_TIMM}\n\n{_timm_code(family, architecture, data)}"
+    comment = "see below where they are not timm's pixels" if _always_shifted(data) else "timm's pixels, bit for bit"
+    image = _OPEN + (f'.convert("{_mode(data)}")' if data.num_channels == 1 else "")
+    code = _code(
+        family,
+        architecture,
+        "AutoImageProcessor",
+        f'AutoImageProcessor.from_pretrained(folder, backend="pil")  # {comment}',
+        f'processor({image}, return_tensors="pt")',
+    )
+    return f"## Load it\n\n{code}"
+
+
+def _timm_pixels(family: Family, architecture: Architecture, data: DataConfig) -> str:
+    """The section on ``timm_processor.json``, where it is not the only processor, which :func:`_loading` shows."""
+    if processor_config(data) is None:
+        return ""
+    differences = []
+    if _always_shifted(data):
+        differences.append("Transformers begins the crop of every image one pixel earlier than timm.")
+    elif data.crop_mode != "squash":
+        differences.append(
+            "Where the margin around the centre crop is 3, 7, 11… pixels (3 modulo 4) in height or width, "
+            "Transformers begins the crop one pixel earlier than timm."
+        )
+    if data.num_channels == 3:
+        differences.append("Where an image has transparency, Transformers blends it with white, and timm drops it.")
+    text = f"`{TIMM_PROCESSOR_FILE}` runs timm's own transform, and makes timm's pixels of every image. {_NEEDS_TIMM}"
+    if differences:
+        text = f"`{PROCESSOR_FILE}` does not make timm's pixels of every image. {' '.join(differences)} {text}"
+    return f"## timm's pixels for every image (needs timm)\n\n{text}\n\n{_timm_code(family, architecture, data)}"
+
+
+_OPEN = 'Image.open("photo.jpg")'
+_NEEDS_TIMM = "It needs timm (`pip install timm`), and does not convert images to the model's channels: do that first."
+_OWN_PIXELS = '{{"pixel_values": torch.zeros(1, {}, {}, {})}}  # your pixels, normalised as below'
+
+
+def _timm_code(family: Family, architecture: Architecture, data: DataConfig) -> str:
+    load = f'TimmWrapperImageProcessor.from_pretrained(folder, image_processor_filename="{TIMM_PROCESSOR_FILE}")'
+    image = f'{_OPEN}.convert("{_mode(data)}")'
+    return _code(family, architecture, "TimmWrapperImageProcessor", load, f'processor({image}, return_tensors="pt")')
+
+
+def _code(family: Family, architecture: Architecture, processor: str, load: str, inputs: str) -> str:
+    """An example that runs as it is, from the folder and a photo to what the timm model returns.
+
+    Args:
+        processor: the class to import from Transformers; empty for a model that no image file fits.
+        load: the expression that loads the processor.
+        inputs: the expression that makes the model's inputs.
+    """
     name, answer = family.class_name(architecture), family.answer(architecture)
     auto = "AutoModelForImageClassification" if name.endswith("ForImageClassification") else name
     what = "logits" if architecture.classifier else "features"
-    answer = f"{what} = model(**inputs).{answer}  # what the timm model returns"
-    return f"""## Load it
+    names = ", ".join(sorted(filter(None, [auto, processor]), key=str.lower))
+    lines = [
+        "from PIL import Image" if processor else "import torch",
+        f"from transformers import {names}",
+        "",
+        'folder = "path/to/this/folder"',
+        *([f"processor = {load}"] if processor else []),
+        f"model = {auto}.from_pretrained(folder)",
+        f"inputs = {inputs}",
+        f"{what} = model(**inputs).{answer}  # what the timm model returns",
+    ]
+    return "\n".join(["```python", *lines, "```"])
 
-```python
-from PIL import Image
-from transformers import AutoImageProcessor, {auto}
 
-folder = "path/to/this/folder"
-processor = AutoImageProcessor.from_pretrained(folder, backend="pil")  # timm's pixels, bit for bit
-model = {auto}.from_pretrained(folder)
-inputs = processor(Image.open("photo.jpg"), return_tensors="pt")
-{answer}
-```"""
+def _mode(data: DataConfig) -> str:
+    return "L" if data.num_channels == 1 else "RGB"
+
+
+def _shape(data: DataConfig) -> tuple[int, int, int]:
+    return data.num_channels, *data.image_size
+
+
+def _always_shifted(data: DataConfig) -> bool:
+    """Whether Transformers' crop begins earlier than timm's whatever the image: the short edge's margin is fixed."""
+    return crop_shift((1, 1), data) != (0, 0)
 
 
 def _preprocessing(data: DataConfig, warnings: tuple[str, ...]) -> str:

@@ -24,6 +24,7 @@ from vitconv.catalogue import entries, verdicts
 from vitconv.errors import VitconvError
 from vitconv.mapping import FAMILIES, class_name
 from vitconv.plan import collapse
+from vitconv.preprocess import PROCESSOR_FILE, TIMM_PROCESSOR_FILE
 
 if TYPE_CHECKING:
     from vitconv.architecture import Architecture
@@ -105,6 +106,13 @@ class Engine(str, Enum):
 
     local = "local"
     ray = "ray"
+
+
+class Processor(str, Enum):
+    """What ``predict --processor`` takes."""
+
+    transformers = "transformers"
+    timm = "timm"
 
 
 class CompareDtype(str, Enum):
@@ -352,6 +360,10 @@ def predict(
     engine: Annotated[
         Engine, typer.Option(help="Run on this machine, or as a Ray Data pipeline on many: docs/scale.md.")
     ] = Engine.local,
+    processor: Annotated[
+        Processor,
+        typer.Option(help="What makes the pixels: MODEL's preprocessor_config.json, or its timm_processor.json."),
+    ] = Processor.transformers,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Images that the model takes at once.")] = 8,
     device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda…")] = "auto",
     max_errors: Annotated[
@@ -378,6 +390,7 @@ def predict(
             images,
             destination,
             engine=engine.value,
+            processor=processor.value,
             batch_size=batch_size,
             device=device,
             max_errors=max_errors,
@@ -421,9 +434,13 @@ def _show_verification(found: Verification) -> None:
 
 
 def _pixel_line(found: Verification) -> str:
-    if found.same_pixels is None:
+    if found.same_pixels is None and found.same_pixels_timm_processor is None:
         return "pixels: no image processor to compare"
-    return "pixels: " + ("equal bit for bit" if found.same_pixels else " ".join(found.pixel_notes))
+    if found.same_pixels:
+        return "pixels: equal bit for bit"
+    notes = " ".join(found.pixel_notes) if found.pixel_notes else f"no {PROCESSOR_FILE}."
+    with_timm = f" With {TIMM_PROCESSOR_FILE} equal bit for bit." if found.same_pixels_timm_processor else ""
+    return f"pixels: {notes}{with_timm}"
 
 
 def _print(renderable: object) -> None:

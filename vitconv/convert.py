@@ -46,14 +46,16 @@ from vitconv.labels import check_labels, in_order, read_labels
 from vitconv.plan import Plan, check_names, check_tensors, convert_tensors, make_plan, shapes_of, widest_dtype
 from vitconv.preprocess import (
     PROCESSOR_FILE,
+    TIMM_PROCESSOR_FILE,
     DataConfig,
     data_config,
     load_image,
-    obstacle,
+    missing_processor,
     processor_config,
     read_data_config,
     sample_image,
     tag_config,
+    timm_processor_config,
 )
 from vitconv.revert import Reversion, revert_checkpoint, to_timm
 from vitconv.simplify import Made
@@ -413,26 +415,10 @@ def verify_checkpoint(
     ema = recorded.get("ema", True) if ema is None else ema
     headless = recorded.get("headless", False) if headless is None else headless
     say("Reading the checkpoint")
-<<<<<<< HEAD
     ignore = recorded.get("ignore", ()) if ignore is None else ignore
-    opened = _open(source, architecture, image_size, data, ema, recorded.get("target"), ignore, headless)
-    return verify_folder(
-        folder,
-        opened.state_dict,
-        opened.witness(),
-        opened.inspection.architecture,
-        opened.inspection.data,
-        pictures,
-        target=opened.inspection.target,
-        labels=names or opened.labels(),
-        probes=True,
-        dtypes=dtypes,
-        device=device,
-        say=say,
-=======
     try:
-        opened = _open(source, architecture, image_size, data, ema, recorded.get("target"))
-    except (ArchitectureError, WeightsError, InputError) as error:
+        opened = _open(source, architecture, image_size, data, ema, recorded.get("target"), ignore, headless)
+    except (ArchitectureError, CheckpointError, WeightsError, InputError) as error:
         raise _of_another_source(error, folder, recorded, open_source(source)) or error from None
     try:
         return verify_folder(
@@ -485,7 +471,6 @@ def _of_another_source(
         f"{how[0]}, and this file has {how[1]}. {error.problem}",
         "Pass the weights that the folder was made from, or convert these to a folder of their own.",
         stage=getattr(error, "stage", "bytes"),
->>>>>>> verify
     )
 
 
@@ -885,8 +870,7 @@ def _inspect(
     if not family.is_simple(architecture):
         simplified = family.simplify(load_tensors(tensors), architecture)
         made, shapes, simple = simplified.made, shapes_of(simplified.state_dict), simplified.architecture
-    reason = obstacle(data)
-    warnings = [*([f"No {PROCESSOR_FILE}: {reason}"] if reason else []), *warnings]
+    warnings = [*filter(None, [missing_processor(data)]), *warnings]
     plan = make_plan(family, simple, shapes)
     return Inspection(architecture, target, plan, made, data, tuple(warnings), tuple(notes))
 
@@ -926,6 +910,9 @@ def _write(folder: Path, opened: _Opened, labels: tuple[str, ...], dtype: str | 
     processor = processor_config(inspection.data)
     if processor:
         write_json(processor, folder / PROCESSOR_FILE)
+    timm_processor = timm_processor_config(inspection.data, opened.timm_name)
+    if timm_processor:
+        write_json(timm_processor, folder / TIMM_PROCESSOR_FILE)
 
 
 def _widest(tensors: Mapping[str, StoredTensor | Tensor]) -> str:
@@ -949,10 +936,8 @@ def _recorded(folder: Path) -> dict[str, Any]:
             "given": dict(content["preprocessing"]["given"] or {}) or None,
             "labels": check_labels(content["labels"]) if content["labels"] else None,
             "ema": bool(content["ema"]),
-<<<<<<< HEAD
             "ignore": tuple(map(str, content.get("ignore", ()))),
             "headless": bool(content.get("headless", False)),
-=======
             "files": [
                 {
                     "file": str(file["file"]),
@@ -961,7 +946,6 @@ def _recorded(folder: Path) -> dict[str, Any]:
                 }
                 for file in content["source"]
             ],
->>>>>>> verify
         }
     except (KeyError, TypeError, ValueError, InputError) as error:
         raise CheckpointError(

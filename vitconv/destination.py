@@ -18,7 +18,7 @@ from vitconv.errors import DestinationError, first_few
 
 #: What a conversion may leave in a folder, and the Hub's own file.
 _WRITTEN = re.compile(
-    r"config\.json|preprocessor_config\.json|parity\.json|README\.md|\.gitattributes"
+    r"config\.json|preprocessor_config\.json|timm_processor\.json|parity\.json|README\.md|\.gitattributes"
     r"|model(-[0-9]{5}-of-[0-9]{5})?\.safetensors|model\.safetensors\.index\.json"
 )
 _KEEP = "Choose another destination, or remove it yourself."

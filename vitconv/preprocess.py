@@ -1,9 +1,13 @@
-"""From timm's evaluation transform to a Transformers image processor that makes the same pixels.
+"""From timm's evaluation transform to Transformers image processors that make the same pixels.
 
 timm resizes the short edge, cuts the centre and normalises. ``CLIPImageProcessor`` is the Transformers class
 that has had all three steps since 4.x; with the PIL backend it gives timm's pixels bit for bit, but
 for two things: where the margin around the crop is 3, 7, 11… pixels it begins the crop one pixel earlier, and it
-blends transparency with white (:func:`known_difference`).
+blends transparency with white (:func:`known_difference`). It needs no timm, and is what ``AutoImageProcessor`` and
+pipelines take: ``preprocessor_config.json``.
+
+``TimmWrapperImageProcessor`` of Transformers runs timm's own transform, and so gives timm's pixels of every image,
+where timm is installed. It has a file of its own, ``timm_processor.json``.
 
 Neither turns a photo by its EXIF orientation, as timm's datasets do not; ``transformers.pipeline`` and
 ``transformers.image_utils.load_image`` do, before the processor sees the photo.
@@ -16,7 +20,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vitconv.architecture import Architecture
 from vitconv.description import DATA, SelfDescription
@@ -28,7 +32,14 @@ if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor
 
 PROCESSOR_FILE = "preprocessor_config.json"
+TIMM_PROCESSOR_FILE = "timm_processor.json"
 
+ProcessorName = Literal["transformers", "timm"]
+
+#: The image processors that a folder may have, each with its file: Transformers' own, and timm's transform.
+PROCESSORS: dict[str, str] = {"transformers": PROCESSOR_FILE, "timm": TIMM_PROCESSOR_FILE}
+
+_TIMM_CLASS = "TimmWrapperImageProcessor"
 _RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 _MODES = {1: "L", 3: "RGB"}
 
@@ -232,7 +243,7 @@ def makes_pixels(config: DataConfig) -> bool:
 
 
 def obstacle(config: DataConfig) -> str | None:
-    """Why no image processor can do what this configuration says, in a sentence; ``None`` if one can."""
+    """Why no image processor of Transformers' own does what this configuration says; ``None`` if one does."""
     if not makes_pixels(config):
         return f"Image files have 1 or 3 channels, the model {config.num_channels}."
     if config.crop_mode == "border":
@@ -242,6 +253,15 @@ def obstacle(config: DataConfig) -> str | None:
     if config.crop_mode != "squash" and config.image_size[0] != config.image_size[1]:
         return "Transformers cannot resize an image to cover a rectangle (`crop_mode='center'`, not square)."
     return None
+
+
+def missing_processor(config: DataConfig) -> str | None:
+    """That, why, and instead of what a folder gets no ``preprocessor_config.json``; ``None`` if it gets one."""
+    reason = obstacle(config)
+    if reason is None:
+        return None
+    instead = f" Prepare images with {TIMM_PROCESSOR_FILE} (it needs timm), as in the folder's README.md."
+    return f"No {PROCESSOR_FILE}: {reason}" + (instead if makes_pixels(config) else "")
 
 
 def processor_config(config: DataConfig) -> dict[str, Any] | None:
@@ -263,6 +283,29 @@ def processor_config(config: DataConfig) -> dict[str, Any] | None:
         "do_normalize": True,
         "image_mean": list(config.mean),
         "image_std": list(config.std),
+    }
+
+
+def timm_processor_config(config: DataConfig, architecture: str | None = None) -> dict[str, Any] | None:
+    """The contents of ``timm_processor.json``; ``None`` for a model that no image file fits (:func:`makes_pixels`).
+
+    Args:
+        config: how timm prepares an image for the model.
+        architecture: timm's name of the model, for people: the pixels do not depend on it.
+    """
+    if not makes_pixels(config):
+        return None
+    return {
+        "image_processor_type": _TIMM_CLASS,
+        "architecture": architecture,
+        "pretrained_cfg": {
+            "input_size": [config.num_channels, *config.image_size],
+            "interpolation": config.interpolation,
+            "mean": list(config.mean),
+            "std": list(config.std),
+            "crop_pct": config.crop_pct,
+            "crop_mode": config.crop_mode,
+        },
     }
 
 
@@ -325,17 +368,35 @@ def timm_pixels(image: Image, config: DataConfig) -> Tensor:
     return transform(image.convert(_MODES[config.num_channels]))
 
 
-def huggingface_pixels(image: Image, folder: str | Path, config: DataConfig) -> Tensor:
-    """What the folder's image processor makes of the image (PIL backend): shape (1, channels, height, width)."""
-    return process(image, load_processor(folder), config.num_channels)
-
-
-def load_processor(folder: str | Path) -> BaseImageProcessor:
-    """The folder's image processor, with the backend that makes timm's pixels (PIL).
+def huggingface_pixels(
+    image: Image, folder: str | Path, config: DataConfig, processor: ProcessorName = "transformers"
+) -> Tensor:
+    """What an image processor of the folder makes of the image: float32, shape (1, channels, height, width).
 
     Raises:
-        InputError: the folder has none, or Transformers cannot read it.
+        InputError: the folder has no such processor, or Transformers cannot read it.
     """
+    return process(image, load_processor(folder, processor), config.num_channels)
+
+
+def load_processor(folder: str | Path, processor: ProcessorName = "transformers") -> BaseImageProcessor:
+    """An image processor of the folder.
+
+    Args:
+        folder: as vitconv writes it.
+        processor: ``"transformers"`` for ``preprocessor_config.json``, with the backend that makes timm's pixels
+            (PIL); ``"timm"`` for ``timm_processor.json``, which needs timm.
+
+    Raises:
+        InputError: there is no such processor, the folder does not have it, Transformers cannot read it, or timm is
+            not installed.
+    """
+    if processor not in PROCESSORS:
+        raise InputError(f"There is no processor '{processor}'.", f"Choose one of {', '.join(PROCESSORS)}.")
+    return _load_timm_processor(Path(folder)) if processor == "timm" else _load_own_processor(Path(folder))
+
+
+def _load_own_processor(folder: Path) -> BaseImageProcessor:
     import transformers
 
     major = int(transformers.__version__.partition(".")[0])
@@ -345,16 +406,43 @@ def load_processor(folder: str | Path) -> BaseImageProcessor:
     except Exception as error:  # its settings are checked by Transformers, each in its own way
         raise InputError(
             f"'{folder}' has no {PROCESSOR_FILE} that Transformers can read.",
-            "Pass a folder that `vitconv convert` has written; where it warned that there is no image processor for "
-            "the model, prepare the pixels in code of your own.",
+            f"It has {TIMM_PROCESSOR_FILE}: choose the processor 'timm'."
+            if (folder / TIMM_PROCESSOR_FILE).is_file()
+            else "Pass a folder that `vitconv convert` has written; where it warned that there is no image processor "
+            "for the model, prepare the pixels in code of your own.",
+        ) from error
+
+
+def _load_timm_processor(folder: Path) -> BaseImageProcessor:
+    import transformers
+
+    if not (folder / TIMM_PROCESSOR_FILE).is_file():
+        raise InputError(
+            f"'{folder}' has no {TIMM_PROCESSOR_FILE}.",
+            "Convert the checkpoint again: `vitconv convert` writes it for every model of 1 or 3 channels.",
+        )
+    try:
+        return transformers.TimmWrapperImageProcessor.from_pretrained(
+            folder, image_processor_filename=TIMM_PROCESSOR_FILE
+        )
+    except ImportError as error:
+        raise InputError(
+            f"The image processor in {TIMM_PROCESSOR_FILE} needs timm and torchvision, of which one is not installed.",
+            "Install them with pip install timm torchvision, or choose the processor 'transformers'.",
+        ) from error
+    except Exception as error:  # timm checks nothing: what is wrong shows wherever it is used
+        raise InputError(
+            f"'{folder}' has no {TIMM_PROCESSOR_FILE} that Transformers can read.",
+            "Convert the checkpoint again, or restore the file.",
         ) from error
 
 
 def process(image: Image, processor: BaseImageProcessor, num_channels: int) -> Tensor:
     """The pixels of one image: float32, shape (1, channels, height, width)."""
-    # A processor converts to RGB by itself, but to grey never.
-    grey_or_any = image.convert("L") if num_channels == 1 else image
-    return processor(grey_or_any, return_tensors="pt")["pixel_values"]
+    # Transformers' own processor converts to RGB by itself, but to grey never; timm's takes an image as it is.
+    if num_channels == 1 or type(processor).__name__ == _TIMM_CLASS:
+        image = image.convert(_MODES[num_channels])
+    return processor(image, return_tensors="pt")["pixel_values"]
 
 
 def known_difference(image: Image, config: DataConfig) -> str | None:

@@ -6,7 +6,7 @@ So the proof has four parts, and all must hold:
 * **the settings**: ``config.json`` says what timm's modules do, and names the classes;
 * **the bytes**: every tensor in the file, read back, and every parameter that Transformers loads, equals bit for bit
   what the plan moves, or a rewrite makes, of the source; and joined back into timm's tensors they are the source;
-* **the pixels**: the image processor in the folder makes timm's pixels of an image file;
+* **the pixels**: the image processors in the folder make timm's pixels of an image file;
 * **the numbers**: the timm model and its twin compute the same, stage by stage (:mod:`vitconv.parity`).
 """
 
@@ -23,13 +23,16 @@ from typing import TYPE_CHECKING, Any
 from vitconv import mapping
 from vitconv.architecture import Architecture, Shapes
 from vitconv.checkpoint import read_state_dict, write_json
-from vitconv.errors import ParityError, first_few
+from vitconv.errors import ParityError, VitconvError, first_few
 from vitconv.huggingface import build_model, installed_dialect, load_config, load_folder, make_config, shown
 from vitconv.parity import Parity, compare
 from vitconv.plan import convert_tensors, make_plan, shapes_of, widest_dtype
 from vitconv.preprocess import (
     PROCESSOR_FILE,
+    PROCESSORS,
+    TIMM_PROCESSOR_FILE,
     DataConfig,
+    ProcessorName,
     huggingface_pixels,
     known_difference,
     load_processor,
@@ -87,6 +90,10 @@ class Verification:
         pixel_notes: sentences.
         parity: how close the numbers came.
         warnings: what the numbers could not show, in sentences.
+        same_pixels_timm_processor: whether ``timm_processor.json``, which runs timm's own transform, makes timm's
+            pixels bit for bit of every image verified on: never false, as any difference is a failure. ``None`` if
+            the folder does not have it: there is none for images of other than 1 or 3 channels, and earlier versions
+            of vitconv wrote none.
     """
 
     account: Account
@@ -94,6 +101,7 @@ class Verification:
     pixel_notes: tuple[str, ...]
     parity: Parity
     warnings: tuple[str, ...] = ()
+    same_pixels_timm_processor: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The figures as plain data, for JSON."""
@@ -101,6 +109,7 @@ class Verification:
             "elements": asdict(self.account),
             "same_pixels": self.same_pixels,
             "pixel_notes": list(self.pixel_notes),
+            "same_pixels_timm_processor": self.same_pixels_timm_processor,
             "warnings": list(self.warnings),
             "parity": self.parity.to_dict(),
         }
@@ -154,6 +163,7 @@ def verify_folder(
     say("Comparing the pixels")
     check_processor(folder, data)
     pixels, same_pixels, notes = pixels_for(folder, data, images)
+    same_pixels_timm_processor = check_timm_processor(folder, data, images)
     if probes:
         pixels = torch.cat([pixels, probe_pixels(data)])
 
@@ -173,7 +183,8 @@ def verify_folder(
         say(f"Comparing the models in {dtype}")
         parity += compare(timm_model, model, pixels, dtypes=[dtype], device=device)
         parity.assert_match()
-    return Verification(account, same_pixels, notes, parity, (*not_finite(state_dict), *not_shown(parity)))
+    warnings = (*not_finite(state_dict), *not_shown(parity))
+    return Verification(account, same_pixels, notes, parity, warnings, same_pixels_timm_processor)
 
 
 def not_finite(state_dict: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -446,15 +457,52 @@ def pixels_for(
         raise ParityError(f"The folder has no `{PROCESSOR_FILE}`.", _AGAIN, stage="pixels")
     notes = []
     for image, expected in zip(images, pixels, strict=True):
-        if torch.equal(expected[None], huggingface_pixels(image, folder, data)):
+        if _makes(expected, image, folder, data, "transformers"):
             continue
         reason = known_difference(image, data)
         if reason is None:
-            raise ParityError(
-                f"The image processor in `{PROCESSOR_FILE}` does not make the pixels that timm's transform makes "
-                f"of an image of {image.width}x{image.height}.",
-                "Convert the source again; if timm's data configuration is not the tag's, give it.",
-                stage="pixels",
-            )
+            raise _other_pixels(PROCESSOR_FILE, image)
         notes.append(reason)
     return pixels, not notes, tuple(dict.fromkeys(notes))
+
+
+def check_timm_processor(folder: Path, data: DataConfig, images: Sequence[Image]) -> bool | None:
+    """Whether ``timm_processor.json`` makes timm's pixels of the images, bit for bit: ``True``, or an error.
+
+    There are no known differences: it runs timm's own transform. ``None`` if the folder does not have it.
+
+    Raises:
+        ParityError: it makes other pixels.
+        InputError: Transformers cannot read it.
+    """
+    if not (folder / TIMM_PROCESSOR_FILE).exists() or not makes_pixels(data):
+        return None
+    for image in images:
+        if not _makes(timm_pixels(image, data), image, folder, data, "timm"):
+            raise _other_pixels(TIMM_PROCESSOR_FILE, image)
+    return True
+
+
+def _makes(expected: Tensor, image: Image, folder: Path, data: DataConfig, processor: ProcessorName) -> bool:
+    """Whether a processor of the folder makes these pixels of the image, bit for bit."""
+    import torch
+
+    try:
+        return torch.equal(expected[None], huggingface_pixels(image, folder, data, processor))
+    except VitconvError:
+        raise
+    except Exception as error:  # a file edited by hand may make a processor fail in any way
+        raise ParityError(
+            f"The image processor in `{PROCESSORS[processor]}` fails: {type(error).__name__}: {error}",
+            _AGAIN,
+            stage="pixels",
+        ) from error
+
+
+def _other_pixels(file: str, image: Image) -> ParityError:
+    return ParityError(
+        f"The image processor in `{file}` does not make the pixels that timm's transform makes "
+        f"of an image of {image.width}x{image.height}.",
+        "Convert the source again; if timm's data configuration is not the tag's, give it.",
+        stage="pixels",
+    )

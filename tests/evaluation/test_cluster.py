@@ -50,6 +50,17 @@ def test_both_engines_write_the_same(folder, tmp_path, write_images):
     assert one.classes == other.classes
 
 
+def test_both_engines_write_the_same_with_timm_s_processor(folder, tmp_path, write_images):
+    images = write_images(21, broken=(3,))
+    arguments = {"processor": "timm", "batch_size": 8, "max_errors": 1}
+    local = predict(folder, images, tmp_path / "local", **arguments)
+    assert predict(folder, images, tmp_path / "ray", engine="ray", **arguments) == local
+    predict(folder, images, tmp_path / "own", batch_size=8, max_errors=1)
+    one, other, own = (read_predictions(tmp_path / name).rows for name in ("local", "ray", "own"))
+    assert one.equals(other)
+    assert not one.equals(own)  # some of the images are cropped otherwise
+
+
 def test_one_engine_goes_on_where_the_other_stopped(folder, tmp_path, write_images, monkeypatch):
     monkeypatch.setattr("vitconv.evaluation.predict.ROWS_PER_PART", 8)
     images = write_images(24)
@@ -90,6 +101,19 @@ def test_a_pipeline_that_fails_ends_the_run_in_words(folder, tmp_path, write_ima
     assert "logs" in caught.value.remedy
     with pytest.raises(InputError, match="The Ray cluster has no GPU"):
         predict(folder, write_images(4), tmp_path / "ray", engine="ray", device="cuda")
+
+
+@pytest.mark.parametrize("kind", [ConnectionError, Exception])
+def test_a_cluster_that_does_not_start_is_an_error_in_words(monkeypatch, kind):
+    import ray
+
+    def fail(*arguments, **more):
+        raise kind("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(InputError, match=r"cannot be reached, or started: The current node timed out"):
+        RayEngine("cpu")
 
 
 def test_without_ray_it_says_what_to_install():

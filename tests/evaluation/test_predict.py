@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from models import small_model
+from PIL import Image
+from test_coverage import reduced
 from typer.testing import CliRunner
 
 from vitconv.cli import app
@@ -22,6 +24,7 @@ from vitconv.evaluation import predict as module
 from vitconv.evaluation.images import read_images
 from vitconv.evaluation.predict import predict
 from vitconv.evaluation.predictions import read_predictions
+from vitconv.mapping import CLASSES
 from vitconv.preprocess import known_difference, load_image, timm_pixels
 
 
@@ -53,6 +56,94 @@ def test_a_row_for_each_image_with_timms_logits(tmp_path, write_images):
         assert row["class"] == f"LABEL_{expected.argmax()}"
         compared += 1
     assert compared >= 5
+
+
+#: Each class with a head: timm's architecture, and the family to convert to where it is not the plainest.
+WITH_A_HEAD = {
+    "ViTForImageClassification": ("vit_tiny_patch16_224", None),
+    "DeiTForImageClassificationWithTeacher": ("deit_base_distilled_patch16_224", None),
+    "SiglipForImageClassification": ("vit_base_patch16_gap_224", None),
+    "CLIPVisionModelWithProjection": ("vit_base_patch16_clip_224", None),
+    "Dinov2ForImageClassification": ("deit3_base_patch16_224", "dinov2"),
+    "Dinov2WithRegistersForImageClassification": ("vit_so150m_patch16_reg4_gap_256", None),
+    "BeitForImageClassification": ("beit_base_patch16_224", None),
+}
+#: And without, of the families that have both.
+HEADLESS = {
+    "ViTModel": "vit_tiny_patch16_224",
+    "SiglipVisionModel": "vit_base_patch16_gap_224",
+    "CLIPVisionModel": "vit_base_patch16_clip_224",
+    "Dinov2Model": "vit_giant_patch14_dinov2",
+    "Dinov2WithRegistersModel": "vit_base_patch14_reg1_tipsv2",
+}
+
+
+def test_every_class_with_a_head_is_here():
+    heads = {name for name in CLASSES if "ForImageClassification" in name or name.endswith("WithProjection")}
+    assert set(WITH_A_HEAD) == heads
+
+
+@pytest.mark.parametrize("name", WITH_A_HEAD)
+def test_every_class_with_a_head_predicts_what_timm_does(tmp_path, name):
+    """With timm's pixels of images that Transformers crops otherwise, one at a time."""
+    timm_name, target = WITH_A_HEAD[name]
+    timm_model = reduced(timm_name).float()
+    torch.save(timm_model.state_dict(), tmp_path / "model.pth")
+    done = convert_checkpoint(
+        tmp_path / "model.pth", tmp_path / "folder", architecture=timm_model, target=target, verify=False
+    )
+    assert json.loads((tmp_path / "folder" / "config.json").read_text())["architectures"] == [name]
+    images = write_shifted(tmp_path, done)
+    summary = predict(tmp_path / "folder", images, tmp_path / "out", processor="timm", batch_size=1, device="cpu")
+    assert (summary.rows, summary.errors) == (3, 0)
+    for row in read_predictions(tmp_path / "out").rows.to_pylist():
+        expected = timm_logits(timm_model, images.parent / row["path"], done)
+        assert np.abs(np.array(row["logits"]) - expected).max() <= 1e-5 * np.abs(expected).max()
+        assert row["class"] == f"LABEL_{expected.argmax()}"
+
+
+def write_shifted(tmp_path, done):
+    """A list of three images of which Transformers' own processor makes other pixels than timm."""
+    height, width = done.data.image_size
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        size = (height + 3 + i, width + i % 2)
+        image = Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).convert("RGBA")
+        image.putalpha(100)
+        image.save(tmp_path / f"{i}.png")
+        assert known_difference(image, done.data)
+    (tmp_path / "shifted.csv").write_text("path\n0.png\n1.png\n2.png\n")
+    return tmp_path / "shifted.csv"
+
+
+def timm_logits(timm_model, path, done):
+    """What timm makes of the file: a row of logits."""
+    with torch.no_grad():
+        return timm_model(timm_pixels(load_image(path), done.data)[None])[0].numpy()
+
+
+@pytest.mark.parametrize("name", HEADLESS)
+def test_a_model_without_a_head_is_refused_before_anything_is_written(tmp_path, write_images, name):
+    model = reduced(HEADLESS[name], num_classes=0).float()
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    convert_checkpoint(tmp_path / "model.pth", tmp_path / "folder", architecture=model, verify=False)
+    with pytest.raises(InputError, match=f"has no classes: it is a {name}, converted without") as caught:
+        predict(tmp_path / "folder", write_images(1), tmp_path / "out")
+    assert "Convert a checkpoint that has a head" in caught.value.remedy
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["plain", "not square", "one channel"])
+def test_the_timm_processor_gives_timms_logits_of_every_image(tmp_path, kind):
+    """Bit for bit: of shapes and channels that Transformers' own processor prepares otherwise, or not at all."""
+    timm_model = small_model(kind)
+    torch.save(timm_model.state_dict(), tmp_path / "model.pth")
+    done = convert_checkpoint(tmp_path / "model.pth", tmp_path / "folder", architecture=timm_model, verify=False)
+    images = write_shifted(tmp_path, done)
+    predict(tmp_path / "folder", images, tmp_path / "out", processor="timm", batch_size=1, device="cpu")
+    for row in read_predictions(tmp_path / "out").rows.to_pylist():
+        expected = timm_logits(timm_model, images.parent / row["path"], done)
+        assert np.array_equal(np.array(row["logits"], np.float32), expected)
 
 
 def test_broken_images_are_rows_and_change_no_other(folder, tmp_path, write_images):
@@ -125,12 +216,12 @@ def test_a_killed_run_loses_no_part(folder, tmp_path, write_images):
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["part-00000000.parquet"]
 
 
-@pytest.mark.parametrize("change", ["image", "list", "batch", "weights", "code"])
+@pytest.mark.parametrize("change", ["image", "list", "batch", "weights", "processor", "code"])
 def test_what_has_changed_is_done_again_if_it_may_be(folder, tmp_path, write_images, change, small_parts, monkeypatch):
     images, out = write_images(8), tmp_path / "out"
     mine = shutil.copytree(folder, tmp_path / "mine")
     predict(mine, images, out, batch_size=2)
-    batch_size, found = 2, 0
+    batch_size, processor, found = 2, "transformers", 0
     if change == "image":
         file = images.parent / "images" / "00000.jpg"
         shutil.copyfile(images.parent / "images" / "00002.jpg", file)
@@ -141,6 +232,8 @@ def test_what_has_changed_is_done_again_if_it_may_be(folder, tmp_path, write_ima
         found = 4
     elif change == "batch":
         batch_size = 4
+    elif change == "processor":
+        processor = "timm"
     elif change == "code":
         monkeypatch.setattr(module, "_code", lambda: "mended")
     else:
@@ -149,8 +242,9 @@ def test_what_has_changed_is_done_again_if_it_may_be(folder, tmp_path, write_ima
         (mine / "config.json").write_text(json.dumps(config))
     if change != "image":  # whose old predictions nobody wants
         with pytest.raises(DestinationError, match="other weights, images or settings"):
-            predict(mine, images, out, batch_size=batch_size)
-    assert predict(mine, images, out, batch_size=batch_size, overwrite=True).found == found
+            predict(mine, images, out, batch_size=batch_size, processor=processor)
+    done = predict(mine, images, out, batch_size=batch_size, processor=processor, overwrite=True)
+    assert done.found == found
     assert read_predictions(out).rows["path"].to_pylist() == read_images(images).paths.to_pylist()
 
 
@@ -201,6 +295,7 @@ def test_an_engine_that_loses_rows_or_their_order_is_found_out(folder, tmp_path,
     ("arguments", "message"),
     [
         ({"engine": "spark"}, "There is no engine 'spark'"),
+        ({"processor": "torchvision"}, "There is no processor 'torchvision'"),
         ({"batch_size": 0}, "A batch of 0 images"),
         ({"device": "cuda:99"}, "There is no device 'cuda:99'"),
     ],
@@ -213,8 +308,13 @@ def test_wrong_arguments_are_refused(folder, tmp_path, write_images, arguments, 
 def test_a_folder_without_a_processor_is_refused_before_anything_is_written(folder, tmp_path, write_images):
     mine = shutil.copytree(folder, tmp_path / "mine")
     (mine / "preprocessor_config.json").unlink()
-    with pytest.raises(InputError, match="has no preprocessor_config.json that Transformers can read"):
+    with pytest.raises(InputError, match="has no preprocessor_config.json that Transformers can read") as caught:
         predict(mine, write_images(2), tmp_path / "out")
+    assert "choose the processor 'timm'" in caught.value.remedy
+    (mine / "timm_processor.json").unlink()
+    with pytest.raises(InputError, match=r"has no timm_processor.json\.") as caught:
+        predict(mine, write_images(2), tmp_path / "out", processor="timm")
+    assert "Convert the checkpoint again" in caught.value.remedy
     with pytest.raises(CheckpointError, match="config.json"):
         predict(tmp_path, write_images(2), tmp_path / "out")
     (mine / "model.safetensors").write_bytes(b"")
@@ -248,7 +348,22 @@ def test_the_command_counts_and_goes_on(folder, tmp_path, write_images):
     assert run_command(folder, images, out, "--max-errors", 1, "--batch-size", 3, "--overwrite")[0] == 0
 
 
-@pytest.mark.parametrize("option", [("--engine", "spark"), ("--batch-size", 0), ("--max-errors", -1)])
+def test_the_command_takes_the_processor(folder, tmp_path, write_images):
+    images = write_images(7)
+    assert run_command(folder, images, tmp_path / "own")[0] == 0
+    assert run_command(folder, images, tmp_path / "timm", "--processor", "timm")[0] == 0
+    predict(folder, images, tmp_path / "python", processor="timm")
+    own, timm, python = (read_predictions(tmp_path / name).rows for name in ("own", "timm", "python"))
+    assert timm.equals(python)
+    assert not timm.equals(own)  # some of the images are cropped otherwise
+    code, _, err = run_command(folder, images, tmp_path / "own", "--processor", "timm")
+    assert code == 1
+    assert "other weights, images or settings" in err
+
+
+@pytest.mark.parametrize(
+    "option", [("--engine", "spark"), ("--processor", "slow"), ("--batch-size", 0), ("--max-errors", -1)]
+)
 def test_wrong_usage_is_exit_code_2(folder, tmp_path, write_images, option):
     assert run_command(folder, write_images(1), tmp_path / "out", *option)[0] == 2
 

@@ -37,7 +37,13 @@ def test_the_logits_are_those_of_timm(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    "name", ["vit_base_patch16_clip_224", "beit_base_patch16_224", "deit_base_distilled_patch16_224"]
+    "name",
+    [
+        "vit_base_patch16_clip_224",
+        "beit_base_patch16_224",
+        "deit_base_distilled_patch16_224",
+        "vit_base_patch16_gap_224",  # SigLIP, whose configuration holds another one
+    ],
 )
 def test_other_families_give_timms_logits(tmp_path, name):
     model = reduced(name).float()

@@ -45,7 +45,7 @@ class RayEngine:
             alone = {"include_dashboard": False} if address == "local" else {}
             try:
                 ray.init(address, log_to_driver=False, logging_level="error", **alone)
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except Exception as error:  # Ray has no class of its own for this: a time-out is a bare Exception
                 raise InputError(
                     f"The Ray cluster at '{address}' cannot be reached, or started: {str(error).strip()[:200]}",
                     "Check RAY_ADDRESS and Ray's logs, in /tmp/ray/session_latest/logs.",

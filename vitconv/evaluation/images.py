@@ -130,7 +130,7 @@ class Batches:
     Attributes:
         images: the list.
         size: images in a batch.
-        processor: the folder's.
+        processor: the folder's: see :func:`vitconv.preprocess.load_processor`.
         shape: (channels, height, width) of the model's input.
     """
 

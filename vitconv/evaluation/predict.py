@@ -20,7 +20,7 @@ from vitconv.evaluation.images import Answer, Batches, read_images
 from vitconv.evaluation.local import LocalEngine
 from vitconv.evaluation.predictions import Parts, Run, make_rows
 from vitconv.evaluation.predictor import Classifier, read_classifier
-from vitconv.preprocess import load_processor
+from vitconv.preprocess import ProcessorName, load_processor
 
 EngineName = Literal["local", "ray"]
 
@@ -67,6 +67,7 @@ def predict(
     destination: str | Path,
     *,
     engine: EngineName = "local",
+    processor: ProcessorName = "transformers",
     batch_size: int = 8,
     device: str = "auto",
     max_errors: int = 0,
@@ -83,6 +84,8 @@ def predict(
         images: a CSV file: see :func:`.images.read_images`.
         destination: the folder for the Parquet files.
         engine: ``"local"``, or ``"ray"`` for a Ray Data pipeline: see docs/scale.md.
+        processor: what makes the pixels: ``"transformers"`` for the folder's ``preprocessor_config.json``, ``"timm"``
+            for its ``timm_processor.json``, which runs timm's own transform and needs timm.
         batch_size: images that the model takes at once.
         device: ``"auto"`` for a GPU where there is one, ``"cpu"``, ``"cuda"``…
         max_errors: how many images may be missing or broken before the run ends with an error.
@@ -91,7 +94,8 @@ def predict(
 
     Raises:
         CheckpointError, ParityError: the folder is none that vitconv wrote, or lacks weights.
-        InputError: the list, or an argument, is not what it should be; or too many images cannot be read.
+        InputError: the list, or an argument, is not what it should be; the model has no classes; the folder does not
+            have the processor, or timm is not installed; or too many images cannot be read.
         DestinationError: the destination holds something else, or cannot be written.
     """
     if engine not in _ENGINES:
@@ -100,9 +104,9 @@ def predict(
         raise InputError(f"A batch of {batch_size} images cannot be.", "Choose a batch size of 1 or more.")
     classifier = read_classifier(model)
     read_state_dict(classifier.folder)  # its files are whole, before a cluster is started for them
-    batches = Batches(read_images(images), batch_size, load_processor(classifier.folder), classifier.shape)
+    batches = Batches(read_images(images), batch_size, load_processor(classifier.folder, processor), classifier.shape)
     runner = _ENGINES[engine](device)
-    run = Run(_facts(classifier, batch_size, runner.device), classifier.classes)
+    run = Run(_facts(classifier, processor, batch_size, runner.device), classifier.classes)
     cut = _cut(len(batches), batch_size)
     parts = Parts(destination, run, len(cut), overwrite=overwrite)
     count = _Count(len(batches.images), max_errors, advance)
@@ -132,15 +136,17 @@ def predict(
     return Summary(count.done, count.errors, found, runner.device)
 
 
-def _facts(model: Classifier, batch_size: int, device: str) -> dict[str, object]:
+def _facts(model: Classifier, processor: ProcessorName, batch_size: int, device: str) -> dict[str, object]:
     """What else the logits depend on, besides the images."""
+    packages = ["torch", "transformers", "pillow", "numpy"] + (["timm", "torchvision"] if processor == "timm" else [])
     files = sorted(file for file in model.folder.iterdir() if file.suffix in (".json", ".safetensors"))
     return {
         "files": {file.name: sha256(file) for file in files if file.name != PARITY_FILE},
+        "processor": processor,
         "batch_size": batch_size,
         "device": device.partition(":")[0],
         "code": _code(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "pillow", "numpy")},
+        "versions": {name: version(name) for name in packages},
     }
 
 

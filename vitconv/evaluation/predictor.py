@@ -44,12 +44,13 @@ def read_classifier(folder: str | Path) -> Classifier:
     is_classifier = "ForImageClassification" in name or getattr(config, "projection_dim", None) == count
     if not is_classifier:
         raise InputError(
-            f"The model in '{folder}' has no classes: it is a {name}.",
-            "Convert a checkpoint with a classification head.",
+            f"The model in '{folder}' has no classes: it is a {name}, converted without a classification head.",
+            "Convert a checkpoint that has a head; how to get this model's features, its README.md shows.",
         )
-    size = config.image_size
+    vision = getattr(config, "vision_config", config)  # SigLIP's configuration holds that of its vision model
+    size = vision.image_size
     height, width = (size, size) if isinstance(size, int) else size
-    return Classifier(folder, tuple(config.id2label[i] for i in range(count)), (config.num_channels, height, width))
+    return Classifier(folder, tuple(config.id2label[i] for i in range(count)), (vision.num_channels, height, width))
 
 
 class Predictor:
