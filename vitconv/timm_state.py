@@ -139,15 +139,19 @@ def _read(value: Any, module: nn.Module, model: nn.Module) -> bool:
 
 
 def _is(*values: Any) -> Rule:
-    return lambda value, module, model: _plain(value) in values
+    return lambda value, module, model: any(_is_equal(value, one) for one in values)
 
 
 def _equals(expected: Callable[[Any, Any], Any]) -> Rule:
-    return lambda value, module, model: _plain(value) == expected(module, model)
+    return lambda value, module, model: _is_equal(value, expected(module, model))
 
 
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, (list, tuple)) else value
+def _is_equal(value: Any, expected: Any) -> bool:
+    """Equal, and whole where a whole number is expected: 3.0 is no number of heads."""
+    if isinstance(expected, tuple):
+        items = tuple(value)
+        return len(items) == len(expected) and all(map(_is_equal, items, expected))
+    return value == expected and (isinstance(value, Integral) or not isinstance(expected, Integral))
 
 
 def _number(value: Any, module: nn.Module, model: nn.Module) -> bool:
@@ -159,7 +163,7 @@ def _not_negative(value: Any, module: nn.Module, model: nn.Module) -> bool:
 
 
 def _rate(value: Any, module: nn.Module, model: nn.Module) -> bool:
-    return value is None or (_number(value, module, model) and 0 <= value <= 1)
+    return _number(value, module, model) and 0 <= value <= 1
 
 
 def _count(value: Any, module: nn.Module, model: nn.Module) -> bool:
@@ -289,9 +293,12 @@ SETTINGS: dict[str, dict[str, Rule]] = {
     "timm.QuickGELU": {},
     "torch.nn.Sequential": {},
     "torch.nn.ModuleList": {},
-    "torch.nn.AdaptiveAvgPool2d": {"output_size": _is(1, (1, 1))},
+    "torch.nn.AdaptiveAvgPool2d": {"output_size": lambda value, pool, model: value == 1 or _is_equal(value, (1, 1))},
     "torch.nn.Flatten": {"start_dim": _is(1), "end_dim": _is(-1)},
-    "timm.DropPath": {"drop_prob": _rate, "scale_by_keep": _free},
+    "timm.DropPath": {
+        "drop_prob": lambda value, path, model: value is None or _rate(value, path, model),
+        "scale_by_keep": _free,
+    },
     "timm.PatchDropout": {"prob": _rate, "num_prefix_tokens": _free, "ordered": _free},
     "timm.LayerScale": {"gamma": PART, "inplace": _free},
     "timm.Mlp": _MLP,
@@ -323,7 +330,7 @@ SETTINGS: dict[str, dict[str, Rule]] = {
         "relative_position_bias_table": PART,
         "relative_position_index": CONSTANT,
         "window_size": lambda value, attn, model: (
-            not _has(attn, "relative_position_bias_table") or _plain(value) == _grid(attn, model)
+            not _has(attn, "relative_position_bias_table") or _is_equal(value, _grid(attn, model))
         ),
     },
     "timm.vision_transformer_relpos.RelPosAttention": {**_ATTENTION, "rel_pos": PART},
@@ -353,7 +360,7 @@ SETTINGS: dict[str, dict[str, Rule]] = {
     },
     "timm.RotaryEmbeddingDinoV3": {
         "dim": _equals(lambda rope, model: _head_width(model.blocks[0].attn, model)),
-        "feat_shape": lambda value, rope, model: model.dynamic_img_size or _plain(value) == _grid(rope, model),
+        "feat_shape": lambda value, rope, model: model.dynamic_img_size or _is_equal(value, _grid(rope, model)),
         "periods": CONSTANT,
         "pos_embed_cached": CONSTANT,
         "temperature": _number,
@@ -385,4 +392,3 @@ SETTINGS: dict[str, dict[str, Rule]] = {
     "timm.vision_transformer_relpos.VisionTransformerRelPos": {**_MODEL, "shared_rel_pos": PART},
     "timm.vision_transformer_sam.VisionTransformerSAM": {**_MODEL, "neck": PART, "global_pool": _sam_pooling},
 }
-
