@@ -43,6 +43,7 @@ from vitconv.errors import (
 )
 from vitconv.huggingface import build_model, installed_dialect, make_config
 from vitconv.labels import check_labels, in_order, read_labels
+from vitconv.parity import compare
 from vitconv.plan import Plan, check_names, check_tensors, convert_tensors, make_plan, shapes_of, widest_dtype
 from vitconv.preprocess import (
     PROCESSOR_FILE,
@@ -189,7 +190,7 @@ def convert_state_dict(
     return convert_tensors(state_dict, architecture, dialect, target=target)
 
 
-def to_huggingface(timm_model: nn.Module, *, target: str | None = None) -> PreTrainedModel:
+def to_huggingface(timm_model: nn.Module, *, target: str | None = None, verify: bool = True) -> PreTrainedModel:
     """Build the Transformers twin of a timm model, with weights of its own (same dtype, device and mode).
 
     For a plain model that is ``ViTForImageClassification``, or without a head ``ViTModel``, whose ``pooler_output`` is
@@ -198,12 +199,16 @@ def to_huggingface(timm_model: nn.Module, *, target: str | None = None) -> PreTr
     Args:
         timm_model: any of timm's Vision Transformers.
         target: as for :func:`convert_state_dict`.
+        verify: run both models on an image of noise, in float32 and where the timm model is, and raise unless they
+            agree. Weights on ``meta`` hold no numbers: a model with any of them is converted without.
 
     Warns:
         UserWarning: the timm model has dropout or stochastic depth, which the twin has not.
 
     Raises:
-        ArchitectureError: no Transformers class can express the model.
+        ArchitectureError: no Transformers class can express the model, or it does not run.
+        WeightsError: weights were taken out, added or reshaped, so that they contradict the rest.
+        ParityError: the twin computes something else; the message names the stage.
 
     Example:
         >>> import timm
@@ -211,14 +216,54 @@ def to_huggingface(timm_model: nn.Module, *, target: str | None = None) -> PreTr
         >>> type(to_huggingface(timm.create_model("deit_tiny_patch16_224"))).__name__
         'ViTForImageClassification'
     """
+    import torch
+
     architecture = from_timm(timm_model)
+    state_dict = timm_model.state_dict()
+    check_tensors(mapping.timm_shapes(architecture), shapes_of(state_dict))
     sentence = describe_regularisation(regularisation(timm_model))
     if sentence:
         warnings.warn(sentence, stacklevel=2)
-    tensors = convert_tensors(timm_model.state_dict(), architecture, installed_dialect(), target=target)
-    config = make_config(mapping.config(architecture, target=target))
-    model = build_model(config, {name: tensor.detach().clone() for name, tensor in tensors.items()})
+    with torch.random.fork_rng(devices=[]):  # Transformers draws weights that are replaced at once
+        tensors = convert_tensors(state_dict, architecture, installed_dialect(), target=target)
+        config = make_config(mapping.config(architecture, target=target))
+        model = build_model(config, {name: tensor.detach().clone() for name, tensor in tensors.items()})
+        if verify and not any(parameter.is_meta for parameter in timm_model.parameters()):
+            _verify_twin(timm_model, model, architecture, target)
     return model.train(timm_model.training)
+
+
+def _verify_twin(
+    timm_model: nn.Module, hf_model: PreTrainedModel, architecture: Architecture, target: str | None
+) -> None:
+    """Compare both models on an image of noise in float32; neither is changed.
+
+    Raises:
+        ArchitectureError: a model does not run on an image of its size.
+        ParityError: they differ.
+    """
+    import torch
+
+    if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in timm_model.parameters()):
+        # Its weights are rounded where timm's were folded, so that float32 would show the rounding: not so in a twin
+        # that is made of the same weights in float32.
+        wide = {name: tensor.float() for name, tensor in timm_model.state_dict().items()}
+        hf_model = build_model(
+            hf_model.config, convert_tensors(wide, architecture, installed_dialect(), target=target)
+        )
+    device = timm_model.patch_embed.proj.weight.device
+    shape = (1, architecture.num_channels, *architecture.image_size)
+    pixels = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+    try:
+        parity = compare(timm_model, hf_model, pixels, dtypes=("float32",), device=str(device))
+    except VitconvError:
+        raise
+    except Exception as error:  # whatever a model that was edited raises
+        raise ArchitectureError(
+            f"The models cannot be compared, as one does not run: {type(error).__name__}: {str(error)[:200]}.",
+            "Run the timm model on an image of its size; where it does run, pass verify=False and compare yourself.",
+        ) from error
+    parity.assert_match()
 
 
 def read_weights(

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from vitconv import mapping
 from vitconv.architecture import Architecture
-from vitconv.errors import ArchitectureError, CheckpointError, first_few
+from vitconv.errors import ArchitectureError, CheckpointError, VitconvError, first_few
+from vitconv.timm_state import class_name, contradictions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -133,7 +134,7 @@ def regularisation(model: nn.Module) -> dict[str, float]:
     """The largest rates of the dropout, stochastic depth and patch dropout that a model has, by timm's arguments."""
     rates = {"drop_rate": 0.0, "drop_path_rate": 0.0, "patch_drop_rate": 0.0}
     for module in model.modules():
-        name = _class_name(module)
+        name = class_name(module)
         if name == _DROPOUT:
             rates["drop_rate"] = max(rates["drop_rate"], module.p)
         elif name == "timm.DropPath":
@@ -348,24 +349,45 @@ def from_timm(model: nn.Module) -> Architecture:
 
     Raises:
         ArchitectureError: no Transformers class computes what the model computes; the message names each feature
-            that stands in the way, and its module.
+            that stands in the way, and its module. Or a model that was edited contradicts itself; the message names
+            the attributes and buffers.
     """
-    obstacles = _foreign_modules(model) or _foreign_behaviour(model) or _foreign_settings(model)
-    if obstacles:
+    try:
+        obstacles = _foreign_modules(model) or _foreign_behaviour(model) or _foreign_settings(model)
+        if obstacles:
+            raise ArchitectureError(
+                f"No Transformers class computes what this model computes: it has {'; and '.join(obstacles)}.",
+                "Keep this model in timm; `vitconv models` lists the architectures that convert.",
+            )
+        _check_state(model)
+        architecture = _read(model)
+        mapping.family_for(architecture)
+    except VitconvError:
+        raise
+    except Exception as error:  # an edited model may hold anything
+        _check_state(model)
         raise ArchitectureError(
-            f"No Transformers class computes what this model computes: it has {'; and '.join(obstacles)}.",
-            "Keep this model in timm; `vitconv models` lists the architectures that convert.",
-        )
-    architecture = _read(model)
-    mapping.family_for(architecture)
+            f"The model's parts do not fit together: {type(error).__name__}: {str(error)[:200]}.", _REBUILD
+        ) from error
     return architecture
+
+
+_REBUILD = "Build the model anew with timm and load its weights, or keep it in timm."
+
+
+def _check_state(model: nn.Module) -> None:
+    odd = contradictions(model)
+    if odd:
+        raise ArchitectureError(
+            f"The model was edited, and contradicts what timm builds or its own weights: {first_few(odd)}.", _REBUILD
+        )
 
 
 def _read(model: nn.Module) -> Architecture:
     blocks = list(model.blocks)
     first, patches, head = blocks[0], model.patch_embed, model.head
-    mlp = _MLPS[_class_name(first.mlp)]
-    registers = getattr(model, "num_reg_tokens", 0) or (model.reg_token.shape[1] if _has(model, "reg_token") else 0)
+    mlp = _MLPS[class_name(first.mlp)]
+    registers = model.reg_token.shape[1] if _has(model, "reg_token") else 0
     class_token = _has(model, "cls_token")
     position_embedding = _has(model, "pos_embed")
     windows = [getattr(block, "window_size", 0) for block in blocks]
@@ -404,7 +426,7 @@ def _read(model: nn.Module) -> Architecture:
         qk_norm=_is_there(first.attn, "q_norm"),
         split_qkv=split,
         num_key_value_heads=() if set(key_value_heads) == {first.attn.num_heads} else key_value_heads,
-        rms_norm=_class_name(first.norm1) == _RMS_NORM,
+        rms_norm=class_name(first.norm1) == _RMS_NORM,
         mlp=mlp,
         layer_scale=_layer_scale(first)[0],
         layer_scale_on_mlp=_layer_scale(first)[0] == _layer_scale(first)[1],
@@ -428,7 +450,7 @@ def _flag(module: nn.Module, attribute: str) -> bool:
 
 def _is_there(module: nn.Module, child: str) -> bool:
     """Whether the child is there and does something."""
-    return _has(module, child) and _class_name(getattr(module, child)) != _IDENTITY
+    return _has(module, child) and class_name(getattr(module, child)) != _IDENTITY
 
 
 def _layer_scale(block: nn.Module) -> tuple[bool, bool]:
@@ -438,22 +460,6 @@ def _layer_scale(block: nn.Module) -> tuple[bool, bool]:
     return _has(block, "gamma_1"), _has(block, "gamma_2")
 
 
-def _class_name(module: nn.Module) -> str:
-    """The class by the library it comes from: ``torch.nn.Linear``, ``timm.Attention``, or its full path.
-
-    The exact class counts: a subclass computes something else. timm has several ``Block``: only those of its plain
-    Vision Transformer have no more than its name here.
-    """
-    cls = type(module)
-    if cls.__module__.startswith("torch.nn.modules."):
-        return f"torch.nn.{cls.__name__}"
-    if cls.__module__.startswith("timm."):
-        place = cls.__module__.removeprefix("timm.").split(".")
-        plain = place[0] == "layers" or place[-1] in ("vision_transformer", "deit")
-        return f"timm.{cls.__name__}" if plain else f"timm.{place[-1]}.{cls.__name__}"
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
 def pattern_of(path: str) -> str:
     """A module or tensor name with its block number replaced: ``blocks.3.attn`` -> ``blocks.{i}.attn``."""
     return re.sub(r"^blocks\.[0-9]+(?=\.|$)", "blocks.{i}", path)
@@ -461,14 +467,14 @@ def pattern_of(path: str) -> str:
 
 def _foreign_modules(model: nn.Module) -> list[str]:
     """Phrases on the modules that are not on the whitelist, outermost first, each feature once."""
-    root = _class_name(model)
+    root = class_name(model)
     if root not in _DESIGNS:
         name = root.rsplit(".", 1)[-1]
         why = f", which {_OTHER_DESIGNS[name]}" if name in _OTHER_DESIGNS else ""
         return [f"another design (`timm.{name}`{why})" if root.startswith("timm.") else f"another design (`{root}`)"]
     found: dict[str, str] = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        pattern, name = pattern_of(path), _class_name(module)
+        pattern, name = pattern_of(path), class_name(module)
         if not path or name in _DESIGNS[root].get(pattern, ()):
             continue
         phrase = _feature(pattern, path, name)
@@ -553,6 +559,11 @@ def _neck_settings(model: nn.Module) -> list[str]:
         first.kernel_size == (1, 1)
         and (second.kernel_size, second.padding) == ((3, 3), (1, 1))
         and first.bias is second.bias is None
+        and first.padding == (0, 0)
+        and all(
+            (conv.stride, conv.dilation, conv.groups, conv.padding_mode) == ((1, 1), (1, 1), 1, "zeros")
+            for conv in (first, second)
+        )
         and norm.eps == last.eps == 1e-6
     )
     windows = {block.window_size for block in model.blocks if block.window_size}
@@ -575,12 +586,12 @@ def _network_settings(model: nn.Module) -> list[str]:
 
 
 def _norm_settings(model: nn.Module) -> list[str]:
-    norms = {path: module for path, module in model.named_modules() if _class_name(module) in _NORM}
+    norms = {path: module for path, module in model.named_modules() if class_name(module) in _NORM}
     found = []
     eps = {module.eps for module in norms.values()}
     if len(eps) > 1:
         found.append(f"norms of different epsilon ({first_few(map(str, sorted(eps)))})")
-    if len({_class_name(module) == _RMS_NORM for module in norms.values()}) > 1:
+    if len({class_name(module) == _RMS_NORM for module in norms.values()}) > 1:
         found.append("both LayerNorm and RMS norm")
     if any(module.weight is None or getattr(module, "bias", True) is None for module in norms.values()):
         found.append("a norm without weight or bias")
@@ -614,7 +625,7 @@ def _block_settings(model: nn.Module) -> list[str]:
                 f"heads of another width or scale (`blocks.{path}.attn`: {attn.num_heads} heads of "
                 f"{width}, hidden size {model.embed_dim})"
             )
-        kind = _MLPS[_class_name(mlp)]
+        kind = _MLPS[class_name(mlp)]
         linears = [mlp.fc1_g, mlp.fc1_x, mlp.fc2] if kind == "gated" else [mlp.fc1, mlp.fc2]
         biases = {linear.bias is not None for linear in (attn.proj, *linears)}
         if len(biases) > 1:
@@ -649,6 +660,7 @@ def _block_settings(model: nn.Module) -> list[str]:
 
 
 def _activation(module: nn.Module) -> str:
-    if getattr(module, "approximate", "none") == "tanh":
+    name = class_name(module)
+    if name == "torch.nn.GELU" and module.approximate == "tanh":
         return "gelu_pytorch_tanh"
-    return _ACTIVATIONS[_class_name(module)]
+    return _ACTIVATIONS[name]
