@@ -37,7 +37,7 @@ from vitconv.preprocess import (
 from vitconv.revert import Reversion, revert_checkpoint, to_timm
 from vitconv.simplify import Made
 from vitconv.tensorfile import StoredTensor, dtype_name, load_tensors, write_weights
-from vitconv.timm_models import build_timm, describe_regularisation, from_timm, regularisation
+from vitconv.timm_models import build_timm, describe_regularisation, from_timm, make_buffers, regularisation
 from vitconv.unwrap import unwrap
 from vitconv.verify import Verification, verify_folder
 
@@ -52,6 +52,7 @@ __all__ = [
     "convert_checkpoint",
     "convert_state_dict",
     "inspect",
+    "load_timm",
     "read_weights",
     "revert_checkpoint",
     "to_huggingface",
@@ -106,6 +107,16 @@ class Conversion:
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
     verification: Verification | None
+
+    @property
+    def class_name(self) -> str:
+        """The Transformers class to load the folder with."""
+        return mapping.class_name(self.architecture, self.target)
+
+    @property
+    def answer(self) -> str:
+        """Where in the model's output is what timm returns, as Python: ``"logits"``, ``"pooler_output"``…"""
+        return mapping.family_for(self.architecture, self.target).answer(self.architecture)
 
 
 def convert_state_dict(
@@ -201,6 +212,33 @@ def read_weights(
         VitconvError: what :func:`convert_checkpoint` would refuse, for the same reason.
     """
     return _open(source, architecture, None, None, ema).state_dict
+
+
+def load_timm(
+    source: str | os.PathLike[str],
+    architecture: nn.Module | str | None = None,
+    *,
+    image_size: tuple[int, int] | None = None,
+    ema: bool = True,
+) -> nn.Module:
+    """Build timm's own model of a checkpoint and load the weights into it: what a conversion is compared with.
+
+    Args:
+        source, architecture, image_size, ema: as for :func:`convert_checkpoint`.
+
+    Returns:
+        the timm model in evaluation mode, on the CPU, in the dtype of the weights.
+
+    Raises:
+        VitconvError: what :func:`convert_checkpoint` would refuse, for the same reason.
+    """
+    opened = _open(source, architecture, image_size, None, ema)
+    model = opened.witness()
+    # Copies, which are aligned in memory as torch's kernels like it, and do not hold the file open.
+    tensors = {name: tensor.clone() for name, tensor in opened.state_dict.items()}
+    model.load_state_dict(tensors, strict=True, assign=True)
+    make_buffers(model)
+    return model.eval()
 
 
 def inspect(
