@@ -33,3 +33,26 @@ def save(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return save
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, bytes]], None]:
+    """The Hub's local cache, offline; call it to put the model ``our/roofs`` there as huggingface_hub lays it out."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    def put(files: dict[str, bytes]) -> None:
+        model = tmp_path / "hub" / "models--our--roofs"
+        (model / "refs").mkdir(parents=True)
+        (model / "refs" / "main").write_text(HUB_REVISION)
+        (model / "snapshots" / HUB_REVISION).mkdir(parents=True)
+        (model / "blobs").mkdir()
+        for number, (name, content) in enumerate(files.items()):
+            (model / "blobs" / str(number)).write_bytes(content)
+            (model / "snapshots" / HUB_REVISION / name).symlink_to(f"../../blobs/{number}")
+
+    return put
+
+
+#: What the models in that cache are at.
+HUB_REVISION = "0123456789abcdef0123456789abcdef01234567"

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from conftest import HUB_REVISION as REVISION
 from models import full_model
 from safetensors.torch import load_file, save_file
 
@@ -10,7 +11,6 @@ from vitconv.errors import CheckpointError
 from vitconv.hub import download
 
 ARCH = "vit_tiny_patch16_224"
-REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(scope="module")
@@ -19,22 +19,8 @@ def weights():
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """The Hub's local cache, offline; call it to put a model there as huggingface_hub lays it out."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-
-    def put(files: dict[str, bytes]) -> None:
-        model = tmp_path / "hub" / "models--our--roofs"
-        (model / "refs").mkdir(parents=True)
-        (model / "refs" / "main").write_text(REVISION)
-        (model / "snapshots" / REVISION).mkdir(parents=True)
-        (model / "blobs").mkdir()
-        for number, (name, content) in enumerate(files.items()):
-            (model / "blobs" / str(number)).write_bytes(content)
-            (model / "snapshots" / REVISION / name).symlink_to(f"../../blobs/{number}")
-
-    return put
+def cache(hub_cache):
+    return hub_cache
 
 
 @pytest.fixture

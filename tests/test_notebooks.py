@@ -1,12 +1,28 @@
-"""The notebooks' form; that they run is for `pytest --nbmake notebooks`."""
+"""The notebooks' form, and the convert notebook on every family; the others run by `pytest --nbmake notebooks`."""
 
 import ast
+import json
 from pathlib import Path
 
+import matplotlib
+import matplotlib.pyplot as plt
 import nbformat
+import papermill
 import pytest
+import torch
+from families import CLASSIFIERS, HEADLESS, save_folder
+from models import full_model
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+from PIL import Image
+from safetensors.torch import load_file
+from transformers.utils import logging
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+from vitconv.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+CLASSES = ("ash", "beech", "cedar", "elm", "larch", "oak", "pine")
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.name)
@@ -42,3 +58,156 @@ def test_any_runner_can_start_it(notebook):
 
 def test_it_asserts_what_it_claims(notebook):
     assert sum(cell.source.count("assert") for cell in notebook.cells if cell.cell_type == "code") >= 10
+
+
+# The notebooks on other models than the demo's
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a notebook's cells in this process, with parameters in papermill's place; return what they print.
+
+    A kernel of its own would import torch, timm and transformers again for every model.
+    """
+    monkeypatch.chdir(ROOT / "notebooks")
+    backend = matplotlib.get_backend()
+    matplotlib.use("agg")
+
+    def run(name, **parameters):
+        notebook = parameterize_notebook(load_notebook_node(str(ROOT / "notebooks" / f"{name}.ipynb")), parameters)
+        values = {"__name__": "__main__"}
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                exec(compile(cell.source, f"{name}.ipynb, cell {cell.get('id')}", "exec"), values)
+        return capsys.readouterr().out
+
+    yield run
+    plt.close("all")
+    matplotlib.use(backend)
+    logging.enable_progress_bar()
+
+
+BARE = {"architecture": "", "labels": "", "image": "", "device": "cpu"}
+
+
+@pytest.mark.parametrize("family", CLASSIFIERS)
+def test_a_classifier_of_every_family_gives_the_same_answer(family, run, tmp_path):
+    save_folder(tmp_path / "timm", family, CLASSES)
+    told = run("convert", **BARE, checkpoint=str(tmp_path / "timm"), output=str(tmp_path / "hf"))
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["model_type"].startswith("clip" if family == "clip" else family)
+    assert "It has a head of 7 classes" in told
+    assert str(list(CLASSES)) in told
+    assert f"{config['architectures'][0]}: " in told
+    head = {"clip": "visual_projection", "deit": "distillation_classifier"}.get(family, "classifier")
+    assert f"→ {head}.weight" in told
+
+
+@pytest.mark.parametrize("family", HEADLESS)
+def test_a_headless_model_of_every_family_gives_the_same_features(family, run, tmp_path):
+    save_folder(tmp_path / "timm", family)
+    told = run("convert", **BARE, checkpoint=str(tmp_path / "timm"), output=str(tmp_path / "hf"))
+    assert "the features that timm returns are compared instead of classes" in told
+    assert "no head, and no class names" in told
+    split = {"sam": "one layer for all three", "radio": "one layer for all three", "sapiens2": "three layers"}
+    if family in split:
+        assert f"Both libraries have {split[family]}: nothing is split." in told
+    else:
+        assert "blocks.0.attn.qkv.weight rows 0 to 48 = " in told
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("family", ["vit", "beit", "dinov2_with_registers"])
+def test_weights_in_another_precision(family, dtype, run, tmp_path):
+    model = save_folder(tmp_path / "timm", family, CLASSES)
+    torch.save(model.to(dtype).state_dict(), tmp_path / "timm" / "pytorch_model.bin")
+    (tmp_path / "timm" / "model.safetensors").unlink()
+    run("convert", **BARE, checkpoint=str(tmp_path / "timm"), output=str(tmp_path / "hf"))
+    assert {tensor.dtype for tensor in load_file(tmp_path / "hf" / "model.safetensors").values()} == {dtype}
+
+
+def test_layer_scale_folded_in_16_bits(run, tmp_path):
+    """The folder's weights are rounded by the fold, as far as 16 bits round."""
+    state = full_model("vit_tiny_patch16_224", num_classes=0, init_values=1e-3, depth=2).bfloat16().state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "w.pth").rename(tmp_path / "timm" / "pytorch_model.bin")
+    arguments = {"init_values": 1e-3, "depth": 2}
+    config = {"architecture": "vit_tiny_patch16_224", "num_classes": 0, "model_args": arguments}
+    (tmp_path / "timm" / "config.json").write_text(json.dumps(config))
+    told = run("convert", **BARE, checkpoint=str(tmp_path / "timm"), output=str(tmp_path / "hf"))
+    assert "LayerScale folded in" in (tmp_path / "hf" / "README.md").read_text()
+    assert "largest |Δ feature|" in told
+
+
+def test_the_parameters_mean_what_the_options_of_the_command_mean(run, tmp_path):
+    """A bare state dict with an EMA copy; another size, preprocessing and family; labels and image from files."""
+    model = full_model("vit_tiny_patch16_224", num_classes=2)
+    trained = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    content = {"state_dict": model.state_dict(), "state_dict_ema": trained}
+    torch.save(content, tmp_path / "tiny.pth")
+    (tmp_path / "labels.txt").write_text("tile\nslate\n")
+    (tmp_path / "data.json").write_text(json.dumps({"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}))
+    Image.effect_noise((300, 260), 80).convert("RGB").save(tmp_path / "photo.png")
+    told = run(
+        "convert",
+        checkpoint=str(tmp_path / "tiny.pth"),
+        architecture="vit_tiny_patch16_224",
+        labels=str(tmp_path / "labels.txt"),
+        image=str(tmp_path / "photo.png"),
+        data_config=str(tmp_path / "data.json"),
+        img_size=[192, 192],
+        target="dinov2",
+        no_ema=True,
+        output=str(tmp_path / "hf"),
+        device="cpu",
+    )
+    assert "resampled" in told and "photo.png, 300 × 260 RGB → (1, 3, 192, 192)" in told
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert (config["model_type"], config["image_size"]) == ("dinov2", 192)
+    assert config["id2label"] == {"0": "tile", "1": "slate"}
+    assert json.loads((tmp_path / "hf" / "preprocessor_config.json").read_text())["image_mean"] == [0.1, 0.2, 0.3]
+    assert json.loads((tmp_path / "hf" / "parity.json").read_text())["ema"] is False
+    bias = load_file(tmp_path / "hf" / "model.safetensors")["dinov2.layernorm.bias"]
+    assert torch.equal(bias, model.norm.bias.data)
+
+
+def test_a_model_on_the_hub(run, hub_cache, tmp_path):
+    save_folder(tmp_path / "timm", "vit", CLASSES)
+    hub_cache({file.name: file.read_bytes() for file in (tmp_path / "timm").iterdir()})
+    told = run("convert", **BARE, checkpoint="hf-hub:our/roofs", output=str(tmp_path / "hf"))
+    assert "note: The checkpoint is hf-hub:our/roofs at revision" in told
+
+
+def test_more_channels_than_a_picture_has(run, tmp_path):
+    torch.save(full_model("vit_tiny_patch16_224", num_classes=3, in_chans=6, depth=2).state_dict(), tmp_path / "w")
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "w").rename(tmp_path / "timm" / "pytorch_model.bin")
+    config = {"architecture": "vit_tiny_patch16_224", "num_classes": 3, "model_args": {"in_chans": 6, "depth": 2}}
+    (tmp_path / "timm" / "config.json").write_text(json.dumps(config))
+    told = run("convert", **BARE, checkpoint=str(tmp_path / "timm"), output=str(tmp_path / "hf"))
+    assert "No picture has 6 channels: both models get noise" in told
+
+
+@pytest.mark.parametrize(
+    "family, why", [("beit", "it is a BeitForImageClassification"), ("dinov2_with_registers", "")]
+)
+def test_anatomy_says_which_model_it_is_not_for(family, why, run, tmp_path):
+    save_folder(tmp_path / "timm", family, CLASSES)
+    with pytest.raises(InputError) as caught:
+        run("anatomy", **BARE, checkpoint=str(tmp_path / "timm"))
+    assert f"timm's {CLASSIFIERS[family][0]}" in caught.value.problem and why in caught.value.problem
+    assert "convert.ipynb" in caught.value.remedy
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("family, classes", [("siglip", CLASSES), ("vit", ())])
+def test_papermill_runs_it_in_a_kernel_of_its_own(family, classes, tmp_path):
+    save_folder(tmp_path / "timm", family, classes)
+    parameters = {**BARE, "checkpoint": str(tmp_path / "timm"), "output": str(tmp_path / "hf")}
+    notebook, folder = ROOT / "notebooks" / "convert.ipynb", str(ROOT / "notebooks")
+    papermill.execute_notebook(notebook, tmp_path / "out.ipynb", parameters, cwd=folder, progress_bar=False)
+    done = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    outputs = [output for cell in done.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not any(output.output_type == "stream" and output.name == "stderr" for output in outputs)

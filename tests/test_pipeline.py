@@ -1,4 +1,6 @@
-"""The pipeline of dvc.yaml, run by DVC in a project of its own, on a small checkpoint with one class's weights edited."""
+"""The pipeline of dvc.yaml, run by DVC in a project of its own: on a small checkpoint with one class's weights edited,
+and on one of every family that has a head.
+"""
 
 import json
 import os
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from families import CLASSIFIERS, save_folder
 from models import full_model
 from PIL import Image
 
@@ -21,6 +24,7 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ("ash", "beech", "cedar", "oak", "pine")
+SEVEN = ("ash", "beech", "cedar", "elm", "larch", "oak", "pine")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +34,7 @@ def project(tmp_path_factory):
     for name in ("dvc.yaml", ".dvcignore", "notebooks", "vitconv"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
         copy(ROOT / name, root / name)
-    (root / ".gitignore").write_text("/artifacts\n/build\n/converted\n__pycache__/\n")
+    (root / ".gitignore").write_text("/artifacts\n/build\n/converted\n/families\n/hub\n__pycache__/\n")
 
     artifacts = root / "artifacts"
     (artifacts / "images").mkdir(parents=True)
@@ -93,9 +97,9 @@ def _write(path, lines):
 
 
 def run(root, command):
-    """Run a command with this environment's programs, where it is not activated, too."""
+    """Run a command with this environment's programs, where it is not activated, too, and a Hub's cache in the project."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = os.environ | {"PATH": path}
+    environment = os.environ | {"PATH": path, "HF_HUB_CACHE": str(root / "hub"), "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command.split(), cwd=root, capture_output=True, text=True, timeout=400, env=environment)
 
 
@@ -123,6 +127,7 @@ def test_one_edited_class_fails_at_the_threshold_and_is_named(project, first_run
     assert again.returncode != 0
     for stage in ("convert", "verify", "predict", "evaluate"):
         assert f"Stage '{stage}' didn't change, skipping" in again.stdout
+    assert "Running stage 'sources'" in again.stdout  # which looks whether anything has changed
     assert "Running stage 'report'" in again.stdout
 
 
@@ -145,3 +150,89 @@ def test_a_changed_parameter_runs_only_what_depends_on_it(project, first_run):
     page = (project / "dvc_plots" / "index.html").read_text()
     assert page.count("<img") == 5
     assert "http" not in page
+
+
+@pytest.fixture
+def family_project(project):
+    """The project's settings for another model, and afterwards as they were."""
+    before = (project / "params.yaml").read_text()
+
+    def set_up(family, classes, **parameters):
+        folder = project / "families" / family
+        timm_model = save_folder(folder / "timm", family, classes)
+        data = inspect(folder / "timm", None).data
+        rows = []
+        for i in range(8):
+            pixels = timm_pixels(load_image(project / "artifacts" / "images" / f"{i}.png"), data)[None]
+            with torch.no_grad():
+                rows.append(timm_model(pixels)[0].tolist())
+        paths = [f"../../artifacts/images/{i}.png" for i in range(8)]
+        best = [classes[np.argmax(row)] if classes else "" for row in rows]
+        _write(folder / "inputs.csv", ["path,label", *map(",".join, zip(paths, best, strict=True))])
+        answers = (
+            ",".join([path, name, *(f"{x:.9g}" for x in row)])
+            for path, name, row in zip(paths, best, rows, strict=True)
+        )
+        _write(folder / "outputs.csv", [",".join(["path", "class", *classes]), *answers])
+        given = {
+            "checkpoint": f"families/{family}/timm",
+            "architecture": "",
+            "labels": "",
+            "image": "",
+            "model": f"converted/{family}",
+            "images": f"families/{family}/inputs.csv",
+            "expected": f"families/{family}/outputs.csv",
+        }
+        settings = yaml.safe_load((ROOT / "params.yaml").read_text()) | given | parameters
+        (project / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+        return folder
+
+    yield set_up
+    (project / "params.yaml").write_text(before)
+
+
+@pytest.mark.parametrize("family", CLASSIFIERS)
+def test_every_family_with_a_head_passes(family, project, family_project):
+    """A timm folder says all by itself: nothing else is given, and what is not given is no dependency."""
+    family_project(family, SEVEN)
+    done = run(project, "dvc repro")
+    assert done.returncode == 0, done.stderr
+    config = json.loads((project / "converted" / family / "config.json").read_text())
+    assert config["model_type"].startswith("clip" if family == "clip" else family)
+    assert tuple(config["id2label"].values()) == SEVEN
+    figures = json.loads((project / "metrics.json").read_text())
+    assert figures["images"] == figures["compared"] == 8
+    assert figures["agreement"] == figures["accuracy"] == 1
+    assert "<h1>Passed</h1>" in (project / "build" / "report" / "index.html").read_text()
+
+
+def test_a_model_on_the_hub_with_other_preprocessing_and_size_and_without_expected_answers(project, family_project):
+    parameters = {"checkpoint": "hf-hub:our/roofs", "data_config": "families/vit/data.json", "img_size": [96, 96]}
+    folder = family_project("vit", SEVEN, **parameters, expected="", thresholds={"errors": {"max": 0}})
+    (folder / "data.json").write_text(json.dumps({"mean": [0.1, 0.2, 0.3]}))
+    snapshot = project / "hub" / "models--our--roofs" / "snapshots" / ("0123456789" * 4)
+    shutil.copytree(folder / "timm", snapshot)
+    (project / "hub" / "models--our--roofs" / "refs").mkdir()
+    (project / "hub" / "models--our--roofs" / "refs" / "main").write_text(snapshot.name)
+    done = run(project, "dvc repro")
+    assert done.returncode == 0, done.stderr
+    processor = json.loads((project / "converted" / "vit" / "preprocessor_config.json").read_text())
+    assert processor["image_mean"] == [0.1, 0.2, 0.3]
+    assert json.loads((project / "converted" / "vit" / "config.json").read_text())["image_size"] == 96
+    assert "agreement" not in json.loads((project / "metrics.json").read_text())
+
+    # The file behind a parameter is watched, though DVC knows only the parameter.
+    (folder / "data.json").write_text(json.dumps({"mean": [0.1, 0.2, 0.4]}))
+    assert run(project, "dvc repro convert").returncode == 0
+    processor = json.loads((project / "converted" / "vit" / "preprocessor_config.json").read_text())
+    assert processor["image_mean"] == [0.1, 0.2, 0.4]
+
+
+def test_a_headless_model_is_converted_and_verified_and_not_predicted_with(project, family_project):
+    family_project("dinov3", ())
+    done = run(project, "dvc repro")
+    assert "Running stage 'verify'" in done.stdout
+    assert (project / "converted" / "dinov3" / "config.json").is_file()
+    assert done.returncode != 0
+    assert "has no classes: it is a DINOv3ViTModel" in done.stderr
+    assert "failed to reproduce 'predict'" in done.stderr

@@ -66,6 +66,7 @@ from vitconv.timm_models import (
     describe_regularisation,
     from_timm,
     known_name,
+    make_buffers,
     read_config,
     regularisation,
 )
@@ -83,6 +84,7 @@ __all__ = [
     "convert_checkpoint",
     "convert_state_dict",
     "inspect",
+    "load_timm",
     "read_weights",
     "revert_checkpoint",
     "to_huggingface",
@@ -137,6 +139,16 @@ class Conversion:
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
     verification: Verification | None
+
+    @property
+    def class_name(self) -> str:
+        """The Transformers class to load the folder with."""
+        return mapping.class_name(self.architecture, self.target)
+
+    @property
+    def answer(self) -> str:
+        """Where in the model's output is what timm returns, as Python: ``"logits"``, ``"pooler_output"``…"""
+        return mapping.family_for(self.architecture, self.target).answer(self.architecture)
 
 
 def convert_state_dict(
@@ -283,6 +295,35 @@ def read_weights(
         VitconvError: what :func:`convert_checkpoint` would refuse, for the same reason.
     """
     return _open(source, architecture, None, None, ema, ignore=ignore, headless=headless).state_dict
+
+
+def load_timm(
+    source: str | os.PathLike[str],
+    architecture: nn.Module | str | None = None,
+    *,
+    image_size: tuple[int, int] | None = None,
+    ema: bool = True,
+    ignore: Collection[str] = (),
+    headless: bool = False,
+) -> nn.Module:
+    """Build timm's own model of a checkpoint and load the weights into it: what a conversion is compared with.
+
+    Args:
+        source, architecture, image_size, ema, ignore, headless: as for :func:`convert_checkpoint`.
+
+    Returns:
+        the timm model in evaluation mode, on the CPU, in the dtype of the weights.
+
+    Raises:
+        VitconvError: what :func:`convert_checkpoint` would refuse, for the same reason.
+    """
+    opened = _open(source, architecture, image_size, None, ema, ignore=ignore, headless=headless)
+    model = opened.witness()
+    # Copies, which are aligned in memory as torch's kernels like it, and do not hold the file open.
+    tensors = {name: tensor.clone() for name, tensor in opened.state_dict.items()}
+    model.load_state_dict(tensors, strict=True, assign=True)
+    make_buffers(model)
+    return model.eval()
 
 
 def inspect(

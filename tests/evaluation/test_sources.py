@@ -1,0 +1,58 @@
+import hashlib
+import json
+import subprocess
+import sys
+
+import pytest
+
+from vitconv.errors import CheckpointError, InputError
+from vitconv.evaluation.sources import digest, write_digests
+
+
+def sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_a_file_a_folder_an_index_the_hub_and_nothing(tmp_path, hub_cache):
+    folder = tmp_path / "timm"
+    (folder / "more").mkdir(parents=True)
+    (folder / "config.json").write_bytes(b"{}")
+    (folder / "more" / "model.safetensors.index.json").write_bytes(b"index")
+    (folder / "more" / "model-1.safetensors").write_bytes(b"weights")
+    assert digest(str(folder / "config.json")) == {"config.json": sha(b"{}")}
+    all_of_more = {"model-1.safetensors": sha(b"weights"), "model.safetensors.index.json": sha(b"index")}
+    assert digest(str(folder)) == {
+        "config.json": sha(b"{}"),
+        **{f"more/{name}": it for name, it in all_of_more.items()},
+    }
+    assert digest(str(folder / "more" / "model.safetensors.index.json")) == all_of_more
+    assert digest("") == digest(None) == {}
+    hub_cache({"config.json": b"{}", "model.safetensors": b"weights"})
+    assert digest("hf-hub:our/roofs") == {"config.json": sha(b"{}"), "model.safetensors": sha(b"weights")}
+
+
+def test_what_is_not_there(tmp_path, hub_cache):
+    with pytest.raises(InputError, match="There is no file '.*labels.txt'"):
+        digest(str(tmp_path / "labels.txt"))
+    with pytest.raises(CheckpointError, match="not in the local cache"):
+        digest("hf-hub:our/roofs")
+
+
+def test_a_file_for_each_parameter(tmp_path):
+    (tmp_path / "labels.txt").write_bytes(b"tile")
+    (tmp_path / "params.yaml").write_text(f"labels: {tmp_path}/labels.txt\nimage: ''\nimg_size: [1, 2]\n")
+    command = [
+        sys.executable,
+        "-m",
+        "vitconv.evaluation.sources",
+        str(tmp_path / "params.yaml"),
+        str(tmp_path / "out"),
+    ]
+    subprocess.run([*command, "labels", "image", "data_config"], check=True)
+    found = {path.name: json.loads(path.read_text()) for path in (tmp_path / "out").iterdir()}
+    assert found == {"labels.json": {"labels.txt": sha(b"tile")}, "image.json": {}, "data_config.json": {}}
+    with pytest.raises(InputError, match=r"The parameter `img_size` is \[1, 2\]."):
+        write_digests(tmp_path / "params.yaml", tmp_path / "out", ["img_size"])
+    (tmp_path / "labels.txt").unlink()
+    done = subprocess.run([*command, "labels"], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("error: There is no file")
