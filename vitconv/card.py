@@ -122,8 +122,8 @@ def _tokens_note(comparison: Comparison) -> str:
     if comparison.tokens is None:
         return ""
     return (
-        f"In {comparison.dtype} {comparison.tokens} tokens of the picture went through the blocks: in float32, with all "
-        "of them, every value at every stage is equal bit for bit.\n"
+        f"In {comparison.dtype} {comparison.tokens} tokens of the picture went through the blocks: in float32, with "
+        "all of them, every value at every stage is equal bit for bit.\n"
     )
 
 

@@ -170,13 +170,8 @@ def verify_folder(
         natural += compare(timm_model, model, pixels, dtypes=[dtype], device=device)
     say("Comparing the models in float64")
     moved_only = account.folded == account.made == 0 and account.cast_to is None
-    if (
-        tokens
-        and named == ["float32"]
-        and moved_only
-        and treats_tokens_alike(architecture)
-        and same_everywhere(natural)
-    ):
+    enough = tokens and named == ["float32"] and moved_only and treats_tokens_alike(architecture)
+    if enough and same_everywhere(natural):
         exact = compare(timm_model, model, pixels, dtypes=["float64"], device=device, tokens=tokens)
     else:
         exact = _compare_anew(timm_model, model.config, state_dict, architecture, target, pixels, device)
