@@ -431,7 +431,7 @@ def _all() -> Iterator[Mutant]:
     yield Mutant("epsilon 1e-5", "blocks.0", entry("config.json", layer_norm_eps=1e-5))
     yield Mutant("epsilon 2e-6", "blocks.0", entry("config.json", layer_norm_eps=2e-6))
     yield Mutant("epsilon larger by a thousandth", "blocks.0", entry("config.json", layer_norm_eps=1.001e-6))
-    yield Mutant("epsilon larger by a millionth", "config", entry("config.json", layer_norm_eps=1.000001e-6))
+    yield Mutant("epsilon larger by a millionth", "blocks.0", entry("config.json", layer_norm_eps=1.000001e-6))
     yield Mutant("tanh GELU", "blocks.0", entry("config.json", hidden_act="gelu_pytorch_tanh"))
     yield Mutant("GELU by a shorter formula", "blocks.0", entry("config.json", hidden_act="gelu_fast"))
     yield Mutant("quick GELU", "blocks.0", entry("config.json", hidden_act="quick_gelu"))

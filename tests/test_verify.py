@@ -107,6 +107,7 @@ MISREAD = {
     "epsilon 1e-12": {"layer_norm_eps": 1e-12},
     "epsilon 2e-6": {"layer_norm_eps": 2e-6},
     "epsilon larger by a thousandth": {"layer_norm_eps": 1.001e-6},
+    "epsilon larger by a hundred-thousandth": {"layer_norm_eps": 1.00001e-6},
     "tanh GELU": {"hidden_act": "gelu_pytorch_tanh"},
     "GELU by a shorter formula": {"hidden_act": "gelu_fast"},
     "half as many heads": {"num_attention_heads": 1},

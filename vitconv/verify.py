@@ -135,6 +135,7 @@ def verify_folder(
         device: where to compute.
         tokens: how many tokens are enough in float64 where float32, with all of them, is equal bit for bit at every
             stage, nothing was rewritten or cast, and the blocks treat all tokens alike; ``None`` to take all always.
+            Left out it cannot be: float32's rounding hides an epsilon that is wrong by a hundred-thousandth.
         say: called with a few words at the beginning of each step.
     """
     import torch
