@@ -25,7 +25,7 @@ from vitconv.huggingface import load_folder
 from vitconv.parity import compare
 from vitconv.preprocess import DataConfig, data_config, huggingface_pixels, sample_image, tag_config, timm_pixels
 from vitconv.timm_models import from_timm
-from vitconv.verify import verify_folder
+from vitconv.verify import same_everywhere, verify_folder
 
 Tensors = dict[str, torch.Tensor]
 
@@ -75,9 +75,9 @@ class Outcome:
     """What each check says of a mutant.
 
     Attributes:
-        verdict: the stage of the error that ``vitconv verify`` ends with; ``None`` if it passes.
+        verdict: the stage of the error that the command ends with; ``None`` if it passes.
         numbers: the first stage where the two models diverge in float64 (float32 where LayerScale was folded) on timm's
-            pixels; ``None`` if nowhere, or if Transformers cannot load all of the folder.
+            pixels, with the tokens that the command takes; ``None`` if nowhere, or if Transformers cannot load all of the folder.
         allclose: what ``torch.allclose(logits, atol=1e-3)`` says on one image.
     """
 
@@ -86,7 +86,7 @@ class Outcome:
     allclose: bool
 
     def caught(self, mutant: Mutant) -> bool:
-        """Caught by ``vitconv verify``, and by the stage it lives in."""
+        """Caught by the command, and by the stage it lives in."""
         return self.verdict is not None and mutant.stage in (self.verdict, self.numbers)
 
 
@@ -104,14 +104,26 @@ def make_base(name: str, folder: Path) -> Base:
     )
 
 
-def judge(base: Base, folder: Path) -> Outcome:
-    """Ask every check about ``folder``, a mutant of ``base``."""
+#: Of the 17 tokens of an image, how many a conversion's own proof is given in float64 here.
+FEW = 6
+
+
+def judge(base: Base, folder: Path, *, converting: bool = False) -> Outcome:
+    """Ask every check about ``folder``, a mutant of ``base``: as ``vitconv verify`` does, or as ``vitconv convert``."""
     image = sample_image()
     state_dict = base.model.state_dict()
     verdict = None
     try:
         verify_folder(
-            folder, state_dict, base.model, base.architecture, base.data, [image], labels=base.labels, probes=True
+            folder,
+            state_dict,
+            base.model,
+            base.architecture,
+            base.data,
+            [image],
+            labels=base.labels,
+            probes=not converting,
+            tokens=FEW if converting else None,
         )
     except ParityError as error:
         verdict = error.stage
@@ -122,7 +134,9 @@ def judge(base: Base, folder: Path) -> Outcome:
     pixels = timm_pixels(image, base.data)[None]
     # Folding LayerScale rounds the right conversion, too, to float32.
     dtype = "float32" if base.architecture.layer_scale else "float64"
-    stage = compare(base.model, model, pixels, dtypes=[dtype])[dtype].diverges_at
+    # A conversion gives float64 fewer tokens only where float32 sees no difference.
+    few = converting and dtype == "float64" and same_everywhere(compare(base.model, model, pixels, dtypes=["float32"]))
+    stage = compare(base.model, model, pixels, dtypes=[dtype], tokens=FEW if few else None)[dtype].diverges_at
     with torch.no_grad():
         expected = base.model(pixels)
         output = model(huggingface_pixels(image, folder, base.data))
@@ -293,6 +307,7 @@ def _all() -> Iterator[Mutant]:
     yield Mutant("k bias nudged by 1 ulp", "bytes", tensor(attention(2, k, "bias"), nudge((7,))))
     yield Mutant("v bias dropped", "blocks.2", tensor(attention(2, v, "bias"), _zeros))
     yield Mutant("attention scale √2 too large", "blocks.0", tensor(attention(0, q), lambda t: t * 2**0.5))
+    yield Mutant("attention scale too large by 1e-6", "blocks.2", tensor(attention(2, q), lambda t: t * (1 + 1e-6)))
     yield Mutant(
         "output projection transposed", "blocks.1", tensor(layer(1, "attention.output.dense.weight"), lambda t: t.T)
     )
@@ -414,7 +429,11 @@ def _all() -> Iterator[Mutant]:
     # config.json
     yield Mutant("epsilon 1e-12", "blocks.0", entry("config.json", layer_norm_eps=1e-12))
     yield Mutant("epsilon 1e-5", "blocks.0", entry("config.json", layer_norm_eps=1e-5))
+    yield Mutant("epsilon 2e-6", "blocks.0", entry("config.json", layer_norm_eps=2e-6))
+    yield Mutant("epsilon larger by a thousandth", "blocks.0", entry("config.json", layer_norm_eps=1.001e-6))
+    yield Mutant("epsilon larger by a millionth", "blocks.0", entry("config.json", layer_norm_eps=1.000001e-6))
     yield Mutant("tanh GELU", "blocks.0", entry("config.json", hidden_act="gelu_pytorch_tanh"))
+    yield Mutant("GELU by a shorter formula", "blocks.0", entry("config.json", hidden_act="gelu_fast"))
     yield Mutant("quick GELU", "blocks.0", entry("config.json", hidden_act="quick_gelu"))
     yield Mutant("half the heads", "blocks.0", entry("config.json", num_attention_heads=HEADS // 2))
     yield Mutant("dropout in fine-tuning", "config", entry("config.json", hidden_dropout_prob=0.1))

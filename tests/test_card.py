@@ -48,6 +48,7 @@ def test_says_how_it_was_made_and_how_close_it_came(folders):
     assert "cat, dog" in text
     assert "from timm's pretrained tag 'augreg_in21k_ft_in1k'" in text
     assert "| float64 |" in text
+    assert "In float64 32 tokens of the picture went through the blocks: in float32, with all of them, every" in text
     assert "5,524,802 elements of the source 5,524,802 are in this folder, bit for bit, and 0 were folded" in text
 
 
@@ -56,6 +57,7 @@ def test_says_what_was_rewritten(folders):
     assert "- LayerScale folded in" in text
     assert "- a zero row for the class token in front" in text
     assert "| float16 |" in text
+    assert "tokens of the picture" not in text
     assert "are in this folder, cast to float16, and" in text
 
 

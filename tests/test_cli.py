@@ -39,7 +39,8 @@ def test_converts_and_says_what_was_proved(small_checkpoint, tmp_path):
     code, out, err = run("convert", small_checkpoint, tmp_path / "model", *ARCH, "--labels", tmp_path / "labels.txt")
     assert code == 0
     assert "ViTForImageClassification, width 192, 12 blocks, 3 heads, patch 16x16, image 224x224" in out
-    assert "float64: logits" in out
+    assert "float64: logits equal bit for bit, with 32 tokens of the picture" in out
+    assert "float32: logits equal bit for bit\n" in out
     assert "pixels: equal bit for bit" in out
     assert "Comparing the models in float64" in err
     assert transformers.AutoConfig.from_pretrained(tmp_path / "model").id2label[4] == "e"

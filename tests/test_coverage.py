@@ -13,6 +13,7 @@ from vitconv.catalogue import entries
 from vitconv.convert import to_huggingface
 from vitconv.parity import compare
 from vitconv.timm_models import build_timm, from_timm
+from vitconv.verify import treats_tokens_alike
 
 
 def reduced(name: str, **more) -> torch.nn.Module:
@@ -45,6 +46,10 @@ def test_what_converts_computes_the_same(name):
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randn(2, small.num_channels, *small.image_size, generator=generator)
     compare(model, twin, pixels, dtypes=["float64"]).assert_match()
+    if treats_tokens_alike(small):
+        few = compare(model, twin, pixels, dtypes=["float64"], tokens=10)
+        few.assert_match()
+        assert few["float64"].tokens == 10
 
 
 def test_all_of_timm_has_a_verdict():

@@ -229,7 +229,11 @@ def expected(source, tmp_path_factory):
 
 
 def run(source, destination, *options, **settings):
-    command = [sys.executable, "-c", _RUN, "convert", source, destination, "--arch", ARCH, "--no-verify", *options]
+    return proved(source, destination, "--no-verify", *options, **settings)
+
+
+def proved(source, destination, *options, **settings):
+    command = [sys.executable, "-c", _RUN, "convert", source, destination, "--arch", ARCH, *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, **settings)
 
 
@@ -268,11 +272,12 @@ def test_a_kill_leaves_whole_folders_only(mode, source, expected, tmp_path):
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
 
 
-def test_a_full_disk_leaves_nothing(source, tmp_path):
+@pytest.mark.parametrize("convert", [run, proved])
+def test_a_full_disk_leaves_nothing(convert, source, tmp_path):
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, 5_000_000))
 
-    done = run(source, tmp_path / "model", preexec_fn=limit)
+    done = convert(source, tmp_path / "model", preexec_fn=limit)
     assert done.returncode == 1
     assert f"error: '{tmp_path / 'model'}' cannot be written: File too large." in done.stderr
     assert "Traceback" not in done.stderr
@@ -314,3 +319,20 @@ def test_an_interrupted_conversion_leaves_nothing(source, tmp_path):
     assert os.listdir(tmp_path) == ["model"]
     assert load_file(tmp_path / "model" / "model.safetensors")
     assert json.loads((tmp_path / "model" / "parity.json").read_text())["verified"] is False
+
+
+@pytest.mark.parametrize("step", ["Writing the folder", "Reading the folder back", "Comparing the models in float32"])
+def test_an_interrupted_proof_leaves_nothing(step, source, tmp_path):
+    """Whatever the threads beside it do."""
+    code = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {_RUN}"
+    command = [sys.executable, "-c", code, "convert", source, tmp_path / "model", "--arch", ARCH]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if line.startswith(step):
+                process.send_signal(signal.SIGINT)
+                break
+        said = process.stderr.read()
+    assert process.returncode == 1
+    assert "error: Interrupted." in said
+    assert "Traceback" not in said
+    assert os.listdir(tmp_path) == []

@@ -18,20 +18,26 @@ def test_there_are_sixty_and_no_two_alike():
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
 
 
+@pytest.fixture(params=["verify", "convert"])
+def converting(request):
+    """Whether a mutant is judged by the proof that ``vitconv convert`` makes, or by ``vitconv verify``."""
+    return request.param == "convert"
+
+
 @pytest.mark.parametrize("name", BASES)
-def test_the_right_conversion_passes(name, bases):
-    outcome = judge(bases[name], bases[name].folder)
+def test_the_right_conversion_passes(name, bases, converting):
+    outcome = judge(bases[name], bases[name].folder, converting=converting)
     assert (outcome.verdict, outcome.numbers, outcome.allclose) == (None, None, True)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_is_caught_by_the_stage_it_lives_in(mutant, bases, tmp_path):
+def test_is_caught_by_the_stage_it_lives_in(mutant, bases, converting, tmp_path):
     base = bases[mutant.base]
     shutil.copytree(base.folder.parent, tmp_path / "base")
     folder = tmp_path / "base" / "hf"
     mutant.edit(folder)
     assert any(changed(path, folder / path.name) for path in base.folder.iterdir()), "the mutant changes nothing"
-    outcome = judge(base, folder)
+    outcome = judge(base, folder, converting=converting)
     assert outcome.caught(mutant), outcome
     if mutant.stage in ("bytes", "pixels", "labels", "config"):
         assert outcome.verdict == mutant.stage

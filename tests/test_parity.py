@@ -10,7 +10,7 @@ from models import FOLDED, KINDS, pixels_for, small_model
 
 from vitconv.convert import to_huggingface
 from vitconv.errors import InputError, ParityError
-from vitconv.parity import _judge, compare
+from vitconv.parity import _judge, _spread, compare
 from vitconv.verify import not_shown
 
 
@@ -39,6 +39,7 @@ def test_stages_are_in_the_order_of_the_computation(pair):
     assert all(stage.scale > 0.1 for stage in stages)
 
 
+@pytest.mark.parametrize("tokens", [None, 6])
 @pytest.mark.parametrize(
     ("change", "stage"),
     [
@@ -51,14 +52,46 @@ def test_stages_are_in_the_order_of_the_computation(pair):
         (lambda m: m.vit.layernorm.bias.data[0].fill_(float("nan")), "norm"),
     ],
 )
-def test_an_error_is_found_in_its_stage(pair, change, stage):
+def test_an_error_is_found_in_its_stage(pair, change, stage, tokens):
     timm_model, hf_model, pixels = pair
     hf_model.double()
     change(hf_model)
-    parity = compare(timm_model, hf_model, pixels, dtypes=("float64",))
+    parity = compare(timm_model, hf_model, pixels, dtypes=("float64",), tokens=tokens)
     assert not parity.matches
     with pytest.raises(ParityError, match=f"diverge at `{stage}` in float64"):
         parity.assert_match()
+
+
+def test_few_tokens_are_spread_over_the_picture(pair):
+    timm_model, hf_model, pixels = pair
+    with torch.no_grad():
+        hf_model.vit.embeddings.position_embeddings[0, 1 + 3] += 1e-3  # the second of the five patches below
+    assert _spread(17, 6, 1) == [0, 1, 4, 7, 10, 13]
+    parity = compare(timm_model, hf_model, pixels, dtypes=["float64"], tokens=6)
+    assert [stage.within for stage in parity["float64"].stages] == [False] * 5
+    assert compare(timm_model, hf_model, pixels, dtypes=["float64"], tokens=17)["float64"].tokens is None
+
+
+def test_few_tokens_in_float64_see_what_float32_cannot(pair):
+    """Why float64 is not left out where float32 is equal bit for bit."""
+    timm_model, hf_model, pixels = pair
+    for module in hf_model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps *= 1 + 1e-6
+    assert compare(timm_model, hf_model, pixels, dtypes=["float32"])["float32"].same_bits
+    exact = compare(timm_model, hf_model, pixels, dtypes=["float64"], tokens=6)["float64"]
+    assert exact.diverges_at.name == "blocks.0"
+
+
+@pytest.mark.parametrize("tokens", [None, 6])
+def test_a_block_s_weights_are_converted_only_while_it_computes(pair, tokens, monkeypatch):
+    timm_model, hf_model, pixels = pair
+    seen = []
+    right = timm_model.blocks[1].forward
+    weights = [block.mlp.fc1.weight for block in timm_model.blocks]
+    monkeypatch.setattr(timm_model.blocks[1], "forward", lambda x: seen.append([w.dtype for w in weights]) or right(x))
+    compare(timm_model, hf_model, pixels, dtypes=["float64"], tokens=tokens).assert_match()
+    assert seen == [[torch.float32, torch.float64]]
 
 
 def test_the_models_come_back_as_they_were(pair):

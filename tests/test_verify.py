@@ -8,7 +8,9 @@ import transformers
 from models import FOLDED, KINDS, full_model, pixels_for, small_model
 from safetensors.torch import load_file, save_file
 
-from vitconv import mapping
+from vitconv import convert, mapping
+from vitconv import verify as verify_module
+from vitconv.catalogue import entries
 from vitconv.checkpoint import read_state_dict, sha256
 from vitconv.convert import convert_checkpoint, revert_checkpoint, to_huggingface, verify_checkpoint
 from vitconv.errors import CheckpointError, ParityError, VitconvError
@@ -18,7 +20,7 @@ from vitconv.parity import compare
 from vitconv.plan import convert_tensors
 from vitconv.preprocess import data_config, known_difference, sample_image, tag_config
 from vitconv.timm_models import build_timm, from_timm
-from vitconv.verify import check_bytes, check_source, verify_folder
+from vitconv.verify import check_bytes, check_source, treats_tokens_alike, verify_folder
 
 
 @pytest.fixture
@@ -99,6 +101,90 @@ def test_a_fact_read_wrongly_is_found_by_the_numbers(folder, verify, monkeypatch
     edit_json(folder / "config.json", layer_norm_eps=1e-12)
     with pytest.raises(ParityError, match="diverge at `blocks.0` in float64"):
         verify()
+
+
+#: Facts read wrongly, from gross to tiny: what `config.json` then says.
+MISREAD = {
+    "epsilon 1e-12": {"layer_norm_eps": 1e-12},
+    "epsilon 2e-6": {"layer_norm_eps": 2e-6},
+    "epsilon larger by a thousandth": {"layer_norm_eps": 1.001e-6},
+    "epsilon larger by a hundred-thousandth": {"layer_norm_eps": 1.00001e-6},
+    "tanh GELU": {"hidden_act": "gelu_pytorch_tanh"},
+    "GELU by a shorter formula": {"hidden_act": "gelu_fast"},
+    "half as many heads": {"num_attention_heads": 1},
+}
+
+
+@pytest.mark.parametrize("tokens", [None, 6])
+@pytest.mark.parametrize("mistake", MISREAD)
+def test_a_conversion_finds_what_is_read_wrongly(mistake, tokens, tmp_path, save, monkeypatch):
+    """Also with few tokens in float64."""
+    model = small_model()
+    right = mapping.config
+    monkeypatch.setattr(mapping, "config", lambda *a: right(*a) | MISREAD[mistake])
+    monkeypatch.setattr(convert, "FLOAT64_TOKENS", tokens)
+    with pytest.raises(ParityError, match="diverge at `blocks.0` in float64"):
+        convert_checkpoint(save(model.state_dict()), tmp_path / "model", architecture=model)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("tokens", [None, 6])
+def test_a_conversion_finds_another_attention_scale(tokens, tmp_path, save, monkeypatch):
+    """Nothing in a folder says it: here Transformers itself has it wrong, by a millionth."""
+    from transformers.models.vit import modeling_vit
+
+    right = modeling_vit.ViTAttention.__init__
+
+    def wrong(self, *args, **kwargs):
+        right(self, *args, **kwargs)
+        self.scaling *= 1 + 1e-6
+
+    model = small_model()
+    monkeypatch.setattr(modeling_vit.ViTAttention, "__init__", wrong)
+    monkeypatch.setattr(convert, "FLOAT64_TOKENS", tokens)
+    with pytest.raises(ParityError, match="diverge at `blocks.0` in float64"):
+        convert_checkpoint(save(model.state_dict()), tmp_path / "model", architecture=model)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_few_tokens_are_enough_only_where_float32_sees_no_difference(kind, tmp_path, save, monkeypatch):
+    monkeypatch.setattr(convert, "FLOAT64_TOKENS", 6)
+    model = small_model(kind)
+    done = convert_checkpoint(save(model.state_dict()), tmp_path / "model", architecture=model)
+    parity, account = done.verification.parity, done.verification.account
+    rewritten = bool(account.folded or account.made)
+    assert rewritten == (kind in FOLDED | MADE)
+    few = 6 if not rewritten and parity["float32"].same_bits else None
+    assert (parity["float64"].tokens, parity["float32"].tokens) == (few, None)
+    record = json.loads((tmp_path / "model" / "parity.json").read_text())["parity"]
+    assert (record["float64"]["tokens"], record["float32"]["tokens"]) == (few, None)
+    assert (
+        verify_checkpoint(save(model.state_dict()), tmp_path / "model", architecture=model).parity["float64"].tokens
+        is None
+    )
+
+
+#: The kinds in which tensors are made of nothing or of others, besides those that are folded.
+MADE = {"no class position", "no head bias", "headless", "headless tokens", "norm after pool"}
+
+
+def test_all_tokens_where_float32_sees_a_difference(tmp_path, save, monkeypatch):
+    monkeypatch.setattr(verify_module, "load_folder", lambda folder: _eager(load_folder(folder)))
+    monkeypatch.setattr(convert, "FLOAT64_TOKENS", 6)
+    model = small_model()
+    parity = convert_checkpoint(save(model.state_dict()), tmp_path / "model", architecture=model).verification.parity
+    assert not parity["float32"].same_bits
+    assert parity["float64"].tokens is None
+
+
+def _eager(model):
+    model.set_attn_implementation("eager")
+    return model
+
+
+@pytest.mark.parametrize("name", ["beit_base_patch16_224", "vit_small_patch16_dinov3", "samvit_base_patch16"])
+def test_blocks_that_know_where_a_token_is_take_all(name):
+    assert not treats_tokens_alike(entries()[name].architecture)
 
 
 @pytest.mark.parametrize("change", [{"resample": 2}, {"image_mean": [0.5, 0.5, 0.4]}, {"do_center_crop": False, "size": {"height": 224, "width": 224}}])  # fmt: skip

@@ -13,7 +13,7 @@ import struct
 import sys
 import warnings
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -421,10 +421,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def sha256(file: Path) -> str:
-    """A file's SHA-256, in hexadecimal."""
+def sha256(file: Path, stopped: Callable[[], bool] = lambda: False) -> str:
+    """A file's SHA-256, in hexadecimal; of as much as was read, if ``stopped`` says so."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
+        while (chunk := stream.read(1 << 20)) and not stopped():
             digest.update(chunk)
     return digest.hexdigest()

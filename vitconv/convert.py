@@ -7,8 +7,10 @@ import functools
 import importlib.metadata
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -74,6 +76,7 @@ from vitconv.unwrap import unwrap
 from vitconv.verify import Verification, verify_folder
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
@@ -93,6 +96,8 @@ __all__ = [
 ]
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
+#: Of an image's tokens, how many a conversion compares in float64 where float32 is equal bit for bit with all of them.
+FLOAT64_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -411,22 +416,13 @@ def convert_checkpoint(
 
     with staged_folder(destination, overwrite=overwrite) as folder:
         say("Writing the folder")
-        _write(folder, opened, names, dtype)
-        verification = None
+        verification, hashes = None, {}
         if verify:
-            verification = verify_folder(
-                folder,
-                opened.state_dict,
-                opened.witness(),
-                known,
-                inspection.data,
-                [picture or sample_image()],
-                target=target,
-                labels=names,
-                say=say,
-            )
+            verification, hashes = _write_and_prove(folder, opened, names, dtype, picture or sample_image(), say)
+        else:  # a kernel's copy does not show the bytes to anyone, so there is no hash
+            _write(folder, opened, names, dtype)
         warnings = (*inspection.warnings, *(verification.warnings if verification else ()))
-        write_json(_record(opened, names, verification), folder / PARITY_FILE)
+        write_json(_record(opened, names, verification, hashes), folder / PARITY_FILE)
         card = model_card(
             opened.source.files[0].name,
             opened.timm_name,
@@ -1001,6 +997,45 @@ def _write(folder: Path, opened: _Opened, labels: tuple[str, ...], dtype: str | 
         write_json(timm_processor, folder / TIMM_PROCESSOR_FILE)
 
 
+def _write_and_prove(
+    folder: Path,
+    opened: _Opened,
+    labels: tuple[str, ...],
+    dtype: str | None,
+    image: Image,
+    say: Callable[[str], None],
+) -> tuple[Verification, dict[Path, str]]:
+    """Write the folder and verify it; also hash the source's files.
+
+    Writing and hashing leave Python free: they run in a thread beside this one, which imports timm meanwhile and
+    Transformers, for longer than they take. What goes wrong there is raised here.
+    """
+    import torch  # noqa: F401  # before the other thread does: two should not import the same package at once
+
+    left = threading.Event()
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        try:
+            writing = beside.submit(_write, folder, opened, labels, dtype)
+            hashing = {file: beside.submit(sha256, file, left.is_set) for file in opened.source.files}
+            witness = opened.witness()
+            writing.result()
+            verification = verify_folder(
+                folder,
+                opened.state_dict,
+                witness,
+                opened.inspection.architecture,
+                opened.inspection.data,
+                [image],
+                target=opened.inspection.target,
+                labels=labels,
+                tokens=FLOAT64_TOKENS,
+                say=say,
+            )
+            return verification, {file: running.result() for file, running in hashing.items()}
+        finally:
+            left.set()
+
+
 def _widest(tensors: Mapping[str, StoredTensor | Tensor]) -> str:
     """The dtype that Transformers should load the tensors in."""
     stored = {dtype_name(tensor) for tensor in tensors.values()} - {"int64"}
@@ -1039,15 +1074,16 @@ def _recorded(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def _record(opened: _Opened, labels: tuple[str, ...], verification: Verification | None) -> dict[str, Any]:
+def _record(
+    opened: _Opened, labels: tuple[str, ...], verification: Verification | None, hashes: Mapping[Path, str]
+) -> dict[str, Any]:
     """The contents of ``parity.json``: what was converted, by which versions, and how close the models came."""
     inspection = opened.inspection
     versions = {name: importlib.metadata.version(name) for name in ("timm", "transformers", "torch", "safetensors")}
     return {
         "schema": 1,
-        # A kernel's copy does not show the bytes to anyone: only what is verified is read.
         "source": [
-            {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256(file) if verification else None}
+            {"file": file.name, "bytes": file.stat().st_size, "sha256": hashes.get(file)}
             for file in opened.source.files
         ],
         "notes": list(inspection.notes),

@@ -13,6 +13,9 @@ bfloat16  mean over the stage's values: in low precision the original is itself 
 tf32      float32 with a GPU's TF32 matrix products, judged like float16.
 ========  =====================================================================================================
 
+The blocks may be given a few tokens of the picture instead of all, where they treat every token alike: each of those
+tokens still meets every weight and setting of theirs, and the criterion stays. The embeddings are compared in full.
+
 The stage's scale is the largest absolute value that the timm model has there, but at least a hundredth of the stage's
 before: a sum that happens to cancel to almost nothing still carries the rounding of its terms.
 """
@@ -20,8 +23,9 @@ before: a sum that happens to cancel to almost nothing still carries the roundin
 from __future__ import annotations
 
 import copy
+import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -86,6 +90,7 @@ class Comparison:
 
     Attributes:
         dtype: one of :data:`DTYPES`.
+        tokens: how many tokens of an image went through the blocks; ``None`` for all.
         stages: in the order of the computation.
         top1, topk: the share of the batch with the same best class, and with the same best ``k`` as a set
             (k is 5, or the number of classes if that is less); 1 for a model without classes.
@@ -95,6 +100,7 @@ class Comparison:
     stages: tuple[Stage, ...]
     top1: float
     topk: float
+    tokens: int | None = None
 
     @property
     def same_bits(self) -> bool:
@@ -154,6 +160,7 @@ class Parity:
                 "same_bits": comparison.same_bits,
                 "top1": comparison.top1,
                 "topk": comparison.topk,
+                "tokens": comparison.tokens,
                 "stages": [asdict(stage) for stage in comparison.stages],
             }
             for comparison in self.comparisons
@@ -224,6 +231,7 @@ def compare(
     *,
     dtypes: Sequence[str] = ("float64", "float32"),
     device: str | torch.device = "cpu",
+    tokens: int | None = None,
 ) -> Parity:
     """Compare the two models stage by stage on one batch of pixels.
 
@@ -240,6 +248,9 @@ def compare(
         pixel_values: shape (batch, channels, height, width), normalised.
         dtypes: any of :data:`DTYPES`; ``"tf32"`` is float32 on a GPU with TF32 matrix products.
         device: where to compute.
+        tokens: how many tokens of each image to send through the blocks, evenly spread over the picture and with all
+            that stand before its patches; ``None`` for all. Only for models whose blocks treat all tokens alike:
+            :func:`vitconv.verify.treats_tokens_alike`.
 
     Raises:
         InputError: a dtype is unknown, there is no such device, or TF32 is asked for without a GPU.
@@ -256,7 +267,7 @@ def compare(
         if dtype not in DTYPES:
             raise InputError(f"There is no dtype '{dtype}' to compare in.", f"Choose from {', '.join(DTYPES)}.")
     check_device(str(device))
-    return Parity(tuple(_compare(timm_model, hf_model, pixel_values, dtype, str(device)) for dtype in dtypes))
+    return Parity(tuple(_compare(timm_model, hf_model, pixel_values, dtype, str(device), tokens) for dtype in dtypes))
 
 
 def check_device(device: str) -> None:
@@ -269,7 +280,9 @@ def check_device(device: str) -> None:
         raise InputError(f"There is no device '{device}' here.", "Compute on 'cpu', or where there is one.") from error
 
 
-def _compare(timm_model: nn.Module, hf_model: PreTrainedModel, pixels: Tensor, dtype: str, device: str) -> Comparison:
+def _compare(
+    timm_model: nn.Module, hf_model: PreTrainedModel, pixels: Tensor, dtype: str, device: str, tokens: int | None
+) -> Comparison:
     import torch
 
     if dtype == "tf32" and not device.startswith("cuda"):
@@ -285,8 +298,11 @@ def _compare(timm_model: nn.Module, hf_model: PreTrainedModel, pixels: Tensor, d
             stack.enter_context(_moved(model, model_dtype, device))
         # Where one norms before the pooling and the other after it, the norms see other tokens: the rest is compared.
         norms = _final_norm(timm_model) is not None and _final_norm(hf_model) is not None
-        staged = [_staged(model, pixels.to(device=device, dtype=model_dtype), norms) for model, model_dtype in runs]
-        stages = []
+        choose = functools.partial(_spread, count=tokens, prefix=timm_model.num_prefix_tokens) if tokens else None
+        staged = [
+            _staged(model, pixels.to(device=device, dtype=model_dtype), norms, choose) for model, model_dtype in runs
+        ]
+        stages: list[Stage] = []
         for names, values in in_step(staged):
             if len(set(names)) > 1:
                 raise ParityError(
@@ -302,8 +318,17 @@ def _compare(timm_model: nn.Module, hf_model: PreTrainedModel, pixels: Tensor, d
             else:
                 *references, actual = values
                 values = [*references, actual[:, _hidden_tokens(timm_model) :]]
+                if tokens and not stages and tokens >= values[0].shape[1]:
+                    tokens = None  # that is all of them
                 stages.append(_judge(names[0], values, dtype, stages))
-    return Comparison(dtype, tuple(stages), *_agreement(values[-2], values[-1], stages[-1].name))
+    return Comparison(dtype, tuple(stages), *_agreement(values[-2], values[-1], stages[-1].name), tokens)
+
+
+def _spread(total: int, count: int, prefix: int) -> list[int]:
+    """The positions of ``count`` tokens of so many, evenly spread, behind the first ones that are no patches."""
+    patches = total - prefix
+    chosen = min(max(count - prefix, 1), patches)
+    return [*range(prefix), *(prefix + patches * i // chosen for i in range(chosen))]
 
 
 def _judge(name: str, values: list[Tensor], dtype: str, before: Sequence[Stage]) -> Stage:
@@ -403,8 +428,13 @@ def _final_norm(model: nn.Module) -> nn.Module | None:
     return None if found is None or type(found).__name__ == "Identity" else found
 
 
-def _staged(model: nn.Module, pixels: Tensor, with_norm: bool) -> Staged:
-    """The model's ordinary forward pass, announcing its stages: what enters the blocks, leaves each, and the norm."""
+def _staged(
+    model: nn.Module, pixels: Tensor, with_norm: bool, choose: Callable[[int], list[int]] | None = None
+) -> Staged:
+    """The model's ordinary forward pass, announcing its stages: what enters the blocks, leaves each, and the norm.
+
+    ``choose`` names, of so many tokens, the positions of those that go into the blocks.
+    """
     import torch
 
     from vitconv.exact import float64_throughout
@@ -413,8 +443,13 @@ def _staged(model: nn.Module, pixels: Tensor, with_norm: bool) -> Staged:
         def after(name: str) -> Callable[..., None]:
             return lambda module, inputs, output: arrive(name, output[0] if isinstance(output, tuple) else output)
 
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            arrive("embeddings", args[0] if args else kwargs["hidden_states"])
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            tokens = args[0] if args else kwargs["hidden_states"]
+            arrive("embeddings", tokens)
+            if choose is None:
+                return None
+            few = tokens[:, choose(tokens.shape[1])]
+            return ((few, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": few})
 
         blocks, norm = list(_blocks(model)), _final_norm(model)
         handles = [blocks[0].register_forward_pre_hook(before, with_kwargs=True)]
@@ -433,16 +468,44 @@ def _staged(model: nn.Module, pixels: Tensor, with_norm: bool) -> Staged:
 
 @contextmanager
 def _moved(model: nn.Module, dtype: torch.dtype, device: str) -> Iterator[None]:
-    """The model in evaluation mode, in another dtype and place, and afterwards exactly as it was."""
+    """The model in evaluation mode, in another dtype and place, and afterwards exactly as it was.
+
+    A block's parameters are there only while it computes: of a whole model in float64, the memory alone would take the
+    operating system longer to find than the blocks take to compute with a few tokens.
+    """
+
+    def move(parameters: Iterable[nn.Parameter]) -> None:
+        for parameter in parameters:
+            parameter.data = parameter.data.to(device=device, dtype=dtype)
+
+    def enter(block: nn.Module, inputs: Any) -> None:
+        move(block.parameters())
+
+    def leave(block: nn.Module, inputs: Any, output: Any) -> None:
+        for parameter in block.parameters():
+            parameter.data = original[parameter]
+
+    blocks = list(_blocks(model))
+    in_blocks = {parameter for block in blocks for parameter in block.parameters()}
+    handles = []
     before = [(tensor, tensor.data, tensor.grad) for tensor in model.parameters()]
     buffers = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]
     training = {module: module.training for module in model.modules()}
+    original = {tensor: data for tensor, data, _ in before}
     try:
         for tensor, _, _ in before:
             tensor.grad = None
-        model.eval().to(device=device, dtype=dtype)
+        model.eval()
+        move(parameter for parameter in model.parameters() if parameter not in in_blocks)
+        for module, name, buffer in buffers:
+            if buffer is not None:
+                module._buffers[name] = buffer.to(device, dtype if buffer.is_floating_point() else None)
+        for block in blocks:
+            handles += [block.register_forward_pre_hook(enter), block.register_forward_hook(leave)]
         yield
     finally:
+        for handle in handles:
+            handle.remove()
         for tensor, data, grad in before:
             tensor.data, tensor.grad = data, grad
         for module, name, buffer in buffers:
