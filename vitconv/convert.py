@@ -798,9 +798,8 @@ def _open(
         functools.partial(build, **sizes),
         ema,
         tuple(ignore),
-        _inspect(tensors, known, target, data, warnings, notes),
         headless,
-        _inspect(tensors, known, target, data, notes),
+        _inspect(tensors, known, target, data, warnings, notes),
     )
     return opened.with_class_map_noted()
 
