@@ -254,7 +254,7 @@ def test_what_timm_does_not_read_is_not_read():
 @pytest.mark.parametrize("kind", ["eva", "dinov3", "dinov3 of one size", "relative", "beit"])
 @pytest.mark.filterwarnings("ignore:The timm model was trained with")
 def test_buffers_may_be_rounded_as_the_weights_are(kind, dtype):
-    from_timm(edited_model(kind).float().to(dtype))
+    assert to_huggingface(edited_model(kind).float().to(dtype)).dtype == dtype
 
 
 # ---- verification -------------------------------------------------------------------------------------------
@@ -311,6 +311,19 @@ def test_verifying_leaves_everything_as_it_was(kind):
     assert all(torch.equal(value, values[name]) for name, value in model.state_dict().items())
     assert twin.dtype == torch.float64 and twin.training
     assert all(parameter.grad is None for parameter in twin.parameters())
+
+
+@pytest.mark.parametrize("kind", ["dinov3", "dinov3 of one size", "relative", "beit"])
+@pytest.mark.parametrize(
+    "around", [torch.device("meta"), torch.autocast("cpu", torch.bfloat16), torch.inference_mode()]
+)
+@pytest.mark.filterwarnings("ignore:The timm model was trained with")
+def test_what_is_on_around_the_call_changes_nothing(kind, around):
+    model = edited_model(kind).float()
+    with around:
+        twin = to_huggingface(model)
+    expected = to_huggingface(model).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in twin.state_dict().items())
 
 
 def test_weights_of_nan_are_converted():

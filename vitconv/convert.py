@@ -11,7 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -241,7 +241,12 @@ def to_huggingface(timm_model: nn.Module, *, target: str | None = None, verify: 
     sentence = describe_regularisation(regularisation(timm_model))
     if sentence:
         warnings.warn(sentence, stacklevel=2)
-    with torch.random.fork_rng(devices=[]):  # Transformers draws weights that are replaced at once
+    kind = timm_model.patch_embed.proj.weight.device.type
+    with ExitStack() as stack:
+        # Whatever is on around the call: it would make constants on `meta`, or the rewrites' products in bfloat16.
+        stack.enter_context(torch.device("cpu"))
+        stack.enter_context(torch.autocast("cpu" if kind == "meta" else kind, enabled=False))
+        stack.enter_context(torch.random.fork_rng(devices=[]))  # Transformers draws weights that are replaced at once
         tensors = convert_tensors(state_dict, architecture, installed_dialect(), target=target)
         config = make_config(mapping.config(architecture, target=target))
         model = build_model(config, {name: tensor.detach().clone() for name, tensor in tensors.items()})
@@ -262,12 +267,14 @@ def _verify_twin(
     import torch
 
     if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in timm_model.parameters()):
-        # Its weights are rounded where timm's were folded, so that float32 would show the rounding: not so in a twin
-        # that is made of the same weights in float32.
-        wide = {name: tensor.float() for name, tensor in timm_model.state_dict().items()}
-        hf_model = build_model(
-            hf_model.config, convert_tensors(wide, architecture, installed_dialect(), target=target)
-        )
+        # Constants, and weights that are folded, are rounded in each model, which float32 would show: not so in two
+        # models that are made of the same weights in float32.
+        timm_model = copy.deepcopy(timm_model).float()
+        for module in timm_model.modules():
+            if hasattr(module, "init_non_persistent_buffers"):
+                module.init_non_persistent_buffers()
+        tensors = convert_tensors(timm_model.state_dict(), architecture, installed_dialect(), target=target)
+        hf_model = build_model(hf_model.config, tensors)
     device = timm_model.patch_embed.proj.weight.device
     shape = (1, architecture.num_channels, *architecture.image_size)
     pixels = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu")

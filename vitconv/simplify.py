@@ -246,7 +246,7 @@ def table_of_relative_positions(model: Simplified) -> Simplified:
         inner = torch.relu(torch.nn.functional.linear(distances, first, first_bias))
         biases = torch.nn.functional.linear(inner, second, second_bias).flatten(0, 1)
         # From the class token to patches, from patches to it, and to itself.
-        to_class = torch.full_like(biases[:1], _NEVER if hidden else 0.0)
+        to_class = torch.full_like(biases[:1], max(_NEVER, torch.finfo(biases.dtype).min) if hidden else 0.0)
         zero = torch.zeros_like(to_class)
         name = f"blocks.{block}.attn.relative_position_bias_table"
         tensors[name] = torch.cat([biases, zero, to_class, zero])

@@ -85,7 +85,8 @@ def _other_buffers(module: nn.Module, model: nn.Module, names: list[str]) -> lis
         for name, buffer in module._buffers.items()
     }
     try:
-        fresh.init_non_persistent_buffers()
+        with torch.device("cpu"):
+            fresh.init_non_persistent_buffers()
         precision = model.patch_embed.proj.weight.dtype
         return [name for name, value in values.items() if not _same(value, fresh._buffers[name], precision)]
     except Exception:  # of shapes or settings that timm could not have built
