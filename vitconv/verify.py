@@ -10,10 +10,10 @@ So the proof has four parts, and all must hold:
 * **the pixels**: the image processor in the folder makes timm's pixels of an image file;
 * **the numbers**: the timm model and its twin compute the same, stage by stage (:mod:`vitconv.parity`).
 
-Not looked at: other files in the folder (the model card, the figures in ``parity.json``, adapters, code); other versions
-of Transformers than the installed one; other backends of the image processor than PIL's; and what the code around the
-model does, such as ``transformers.pipeline``, which turns photos by their EXIF orientation and for a model of one class
-answers with a sigmoid.
+Not looked at: other files in the folder (the model card, the figures in ``parity.json``, adapters, code); versions of
+Transformers other than the installed one; backends of the image processor other than PIL's; and what the code around
+the model does, such as ``transformers.pipeline``, which turns photos by their EXIF orientation and for a model of one
+class answers with a sigmoid.
 """
 
 from __future__ import annotations
