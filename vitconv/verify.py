@@ -3,11 +3,17 @@
 Logits cannot see everything: softmax cancels a wrong key bias, and a mistake in one weight may be lost in rounding.
 So the proof has four parts, and all must hold:
 
-* **the settings**: ``config.json`` says what timm's modules do, and names the classes;
+* **the settings**: ``config.json`` says what timm's modules do, names the classes, and has no setting that vitconv
+  would not write; nor has ``preprocessor_config.json``;
 * **the bytes**: every tensor in the file, read back, and every parameter that Transformers loads, equals bit for bit
   what the plan moves, or a rewrite makes, of the source; and joined back into timm's tensors they are the source;
 * **the pixels**: the image processors in the folder make timm's pixels of an image file;
 * **the numbers**: the timm model and its twin compute the same, stage by stage (:mod:`vitconv.parity`).
+
+Not looked at: other files in the folder (the model card, the figures in ``parity.json``, adapters, code); versions of
+Transformers other than the installed one; backends of the image processor other than PIL's; and what the code around
+the model does, such as ``transformers.pipeline``, which turns photos by their EXIF orientation and for a model of one
+class answers with a sigmoid.
 """
 
 from __future__ import annotations
@@ -364,7 +370,8 @@ def check_config(
     by_index = {int(index): label for index, label in config.id2label.items()}
     if len(by_index) != architecture.num_labels:
         raise ParityError(
-            f"config.json names {len(by_index)} classes, and the weights have {architecture.num_labels}.",
+            f"The labels in config.json are not those of the classes: it names {len(by_index)}, and the weights have "
+            f"{architecture.num_labels}.",
             _OTHERS,
             stage="labels",
         )
