@@ -8,13 +8,21 @@ import pytest
 import timm
 import torch
 import transformers
+from families import CLASSIFIERS, HEADLESS, save_folder
 from models import FOLDED, KINDS, full_model, perturbed, pixels_for, small_model
 from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_transform
 
 from vitconv import convert
-from vitconv.convert import convert_checkpoint, convert_state_dict, inspect, to_huggingface, verify_checkpoint
+from vitconv.convert import (
+    convert_checkpoint,
+    convert_state_dict,
+    inspect,
+    load_timm,
+    to_huggingface,
+    verify_checkpoint,
+)
 from vitconv.errors import ArchitectureError, CheckpointError, DestinationError, InputError, ParityError, WeightsError
 from vitconv.timm_models import from_timm
 
@@ -469,3 +477,27 @@ def test_a_convolution_in_another_order_of_memory(memory_format, tmp_path):
     torch.save(weights, tmp_path / "w.pth")
     done = convert_checkpoint(tmp_path / "w.pth", tmp_path / "hf", architecture="vit_tiny_patch16_224")
     assert done.verification.parity["float32"].same_bits
+
+
+@pytest.mark.parametrize(
+    "family, classes", [*((name, "ab") for name in CLASSIFIERS), *((name, "") for name in HEADLESS)]
+)
+def test_a_conversion_says_what_loads_it_and_where_its_answer_is(family, classes, tmp_path):
+    """And timm's model of the source, with its weights, gives the same answer: constants that no file holds included."""
+    saved = save_folder(tmp_path / "timm", family, classes)
+    done = convert_checkpoint(tmp_path / "timm", tmp_path / "hf", verify=False)
+    timm_model, model = (
+        load_timm(tmp_path / "timm"),
+        getattr(transformers, done.class_name).from_pretrained(done.destination),
+    )
+    pixels = torch.randn(2, 3, *done.architecture.image_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, actual = timm_model(pixels), eval(f"output.{done.answer}", {"output": model.eval()(pixels)})
+        assert torch.equal(expected, saved(pixels))
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_timms_model_of_another_size_has_resampled_positions(small_checkpoint):
+    model = load_timm(small_checkpoint, "vit_tiny_patch16_224", image_size=(192, 160))
+    assert (model.patch_embed.img_size, model.pos_embed.shape) == ((192, 160), (1, 1 + 12 * 10, 192))
+    assert not model.training and all(parameter.is_contiguous() for parameter in model.parameters())

@@ -85,6 +85,7 @@ def run(monkeypatch, capsys):
     plt.close("all")
     matplotlib.use(backend)
     logging.enable_progress_bar()
+    logging.set_verbosity_warning()
 
 
 BARE = {"architecture": "", "labels": "", "image": "", "device": "cpu"}
