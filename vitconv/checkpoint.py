@@ -94,7 +94,12 @@ class Source:
         # Such as a convolution in channels-last order: torch views its bytes as they lie.
         whole = StoredTensor(self.files[0], start, "uint8", (self.records[start],))
         stored = load_tensors({name: whole})[name].view(tensor.dtype)
-        stored = stored.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+        try:
+            stored = stored.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+        except RuntimeError as error:
+            raise _damaged(
+                self.files[0], f"`{name}` has elements beyond the bytes that the file has for it"
+            ) from error
         # A view of a complex tensor's conjugate is marked as negated: the file has its values with the other sign.
         return stored.neg() if tensor.is_neg() else stored
 
@@ -187,8 +192,10 @@ def _read_shards(index: Path) -> Source:
                 raise CheckpointError(
                     f"`{tensor}` in '{path / name}' is a {type(value).__name__}, not a tensor.", _SAVE_INSTEAD
                 )
-            # Where its bytes are can only be told while it is known which of the files it is from.
-            content[tensor] = value if _is_unusual(value) else shard._located(tensor, value)
+            # Where its bytes are can only be told while it is known which of the files it is from. What is no weight
+            # is left for `Source.tensors` to refuse, if it is asked for.
+            weight = not _is_unusual(value) and dtype_name(value) in (*_FLOATS, "int64")
+            content[tensor] = shard._located(tensor, value) if weight else value
     missing = [name for name in shards if name not in content]
     if missing:
         raise CheckpointError(
@@ -328,9 +335,11 @@ def _refused_pickle(path: Path, message: str) -> CheckpointError:
     if unsafe:
         problem += f": {first_few(f'`{name}`' for name in unsafe)}"
     problem += "; opening them could run code, so vitconv does not."
+    if not unsafe and found.protocol <= 2:
+        return CheckpointError(problem, _SAVE_INSTEAD)
     if any(_HOSTILE.match(name) for name in unsafe):
         return CheckpointError(problem, "No checkpoint needs these: do not open it, and get the weights elsewhere.")
-    if not unsafe and found.protocol > 2:
+    if not unsafe:
         problem = (
             f"'{path}' is a pickle of protocol {found.protocol}; torch can open only protocol 2 without running it."
         )
