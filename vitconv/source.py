@@ -1,0 +1,537 @@
+"""A source, understood: its content, what it says of itself and what was given → architecture, data, tensors.
+
+The way is a straight line: open the files, read what they say of themselves, identify the architecture by that and by
+what was given, find the tensors by timm's names, size the architecture by them, and plan. A contradiction on the way
+is an error that names both sides.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitconv import catalogue, mapping, resize
+from vitconv.architecture import Architecture, Shapes, describe_shapes, fit_to_weights
+from vitconv.checkpoint import Source, open_source, read_json
+from vitconv.description import (
+    DATA,
+    SIZES,
+    SelfDescription,
+    check_architecture,
+    check_data,
+    check_sizes,
+    describe,
+    describe_folder,
+    is_image_size,
+    same_value,
+    together,
+)
+from vitconv.errors import ArchitectureError, CheckpointError, InputError, VitconvError, first_few
+from vitconv.labels import check_labels, in_order, read_labels
+from vitconv.plan import Plan, check_names, check_tensors, make_plan, shapes_of
+from vitconv.preprocess import DataConfig, data_config, missing_processor, read_data_config, tag_config
+from vitconv.simplify import Made
+from vitconv.tensorfile import StoredTensor, load_tensors
+from vitconv.timm_models import (
+    build_timm,
+    describe_regularisation,
+    from_timm,
+    known_name,
+    read_config,
+    regularisation,
+)
+from vitconv.unwrap import unwrap
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What is given beside a source: :func:`vitconv.convert.convert_checkpoint` says what each is."""
+
+    architecture: nn.Module | str | None = None
+    image_size: tuple[int, int] | None = None
+    data: Mapping[str, Any] | str | os.PathLike[str] | None = None
+    target: str | None = None
+    ema: bool = True
+    ignore: Collection[str] = ()
+    headless: bool = False
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a conversion would do, before it does it.
+
+    Attributes:
+        architecture: as read from timm and the weights.
+        target: the family that was asked for; ``None`` for the plainest that computes the same.
+        plan: the moves into the Hub layout.
+        made: the tensors that are made from others (or from nothing) before the moves.
+        data: how timm prepares an image for the model.
+        warnings: what the converted folder will not be able to do, in sentences.
+        notes: how the model was found in the checkpoint, in sentences.
+    """
+
+    architecture: Architecture
+    target: str | None
+    plan: Plan
+    made: tuple[Made, ...]
+    data: DataConfig
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Identified:
+    """A source, understood: its weights, what they are the weights of, and what will be done.
+
+    Attributes:
+        source: the opened files.
+        description: what it says of itself, as far as it is not ignored.
+        tensors: the weights in timm's names, in their file wherever possible.
+        timm_name: what timm calls the architecture; ``None`` if a model was given.
+        build: gives timm's model of the architecture, without weights.
+        options: what was given.
+        inspection: what a conversion will do.
+    """
+
+    source: Source
+    description: SelfDescription
+    tensors: Mapping[str, StoredTensor | Tensor]
+    timm_name: str | None
+    build: Callable[[], nn.Module]
+    options: SourceOptions
+    inspection: Inspection
+
+    @functools.cached_property
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights to compute with."""
+        return load_tensors(self.tensors)
+
+    def labels(self) -> tuple[str, ...] | None:
+        """The class names that the source itself gives."""
+        stated = self.description.get("label_names")
+        if stated is not None:
+            where = f"The checkpoint's `{self.description.where('label_names')}`"
+            return check_labels(in_order(stated, where) if isinstance(stated, dict) else stated, where)
+        class_map = _class_map(self.source, self.description)
+        return None if class_map is None else read_labels(class_map)
+
+    def timm_model(self) -> nn.Module:
+        """A timm model that may take the source's weights, and computes what they are converted as."""
+        model = self.build()
+        built, known = from_timm(model), self.inspection.architecture
+        if built != known:
+            differing = [name for name, value in asdict(built).items() if value != asdict(known)[name]]
+            raise ArchitectureError(
+                f"The installed timm builds '{self.timm_name}' with another {first_few(differing)} than expected.",
+                "Report this as a bug in vitconv, with your version of timm.",
+            )
+        return model
+
+
+def identify(path: str | os.PathLike[str], options: SourceOptions) -> Identified:
+    """Say what a source is; read names and shapes, and of its tensors only what has to be computed with.
+
+    Raises:
+        VitconvError: it cannot be read or is no convertible model, or what it says of itself contradicts what was
+            given or its weights.
+    """
+    source = open_source(path)
+    description, notes = _own_description(source, options.ignore)
+    wanted, note = _architecture(source, options, description)
+    facts = facts_of(wanted, description)
+    if isinstance(options.architecture, str):
+        _check_tag(options.architecture, facts, description)
+    description = _with_sizes_of_timm(description, facts, options.ignore)
+
+    def build(**sizes: Any) -> nn.Module:
+        return _build(wanted, description, sizes) if isinstance(wanted, str) else copy.deepcopy(wanted)
+
+    names = set(mapping.timm_shapes(replace(facts.architecture, num_labels=1)))
+    respell = functools.partial(_respell, source, build)
+    unwrapped = unwrap(source.content, names, ema=options.ema, headless=options.headless, respell=respell)
+    tensors = source.tensors(unwrapped.tensors)
+    trained, known = _trained_and_wanted(wanted, facts, tensors, description, options)
+    sizing = _shape_note(facts.architecture, shapes_of(tensors), trained) if options.image_size else []
+    if known != trained:
+        tensors = resize.resample(load_tensors(tensors), trained, known)
+        sizing.append(resize.describe(trained, known))
+    rates = {} if isinstance(wanted, str) else regularisation(wanted)
+    training = describe_regularisation({**description.rates, **rates})
+
+    data = _data(facts, known, description, options.data)
+    sizes = {"num_classes": known.num_labels, "in_chans": known.num_channels, "img_size": known.image_size}
+    return Identified(
+        source,
+        description,
+        tensors,
+        wanted if isinstance(wanted, str) else None,
+        functools.partial(build, **sizes),
+        options,
+        _inspect(
+            tensors,
+            known,
+            options.target,
+            data,
+            _assumed(options.architecture, facts.architecture, known, data, description),
+            [*source.notes, *notes, *note, *unwrapped.notes, *sizing, *filter(None, [training])]
+            + _class_names_note(source, description),
+        ),
+    )
+
+
+def _architecture(
+    source: Source, options: SourceOptions, description: SelfDescription
+) -> tuple[nn.Module | str, list[str]]:
+    """The architecture that is given, stated, or the only one that fits; and a note in the last case.
+
+    Raises:
+        ArchitectureError: the given one contradicts the stated one; or none is known.
+    """
+    given = options.architecture
+    if isinstance(given, str):
+        return check_architecture(known_or_same(given), description), []
+    if given is not None:
+        _check_module(given, description)
+        return given, []
+    stated = description.get("architecture")
+    if stated is not None:
+        return stated, []
+    name, note = _only_candidate(source, options)
+    return name, [note]
+
+
+def _with_sizes_of_timm(description: SelfDescription, facts: Facts, ignore: Collection[str]) -> SelfDescription:
+    """A folder's description with the sizes that timm builds its model at, for those that are not stated.
+
+    Weights of other sizes timm would resample, or replace at random: either is a contradiction.
+    """
+    if "pretrained_cfg" not in description.statements:
+        return description
+    built = facts.architecture
+    sizes = {"num_classes": built.num_labels, "in_chans": built.num_channels, "img_size": built.image_size}
+    return description.filled(sizes, description.where("pretrained_cfg"), ignore)
+
+
+def _trained_and_wanted(
+    wanted: nn.Module | str,
+    facts: Facts,
+    tensors: Mapping[str, StoredTensor | Tensor],
+    description: SelfDescription,
+    options: SourceOptions,
+) -> tuple[Architecture, Architecture]:
+    """The architecture at the sizes of the weights, and at those wanted, after a look for contradictions."""
+    shapes, trained = shapes_of(tensors), facts.architecture
+    known = trained
+    if isinstance(wanted, str):
+        trained, known = sized(facts.architecture, shapes, options.image_size, description.get("img_size"))
+    check_tensors(mapping.timm_shapes(trained), shapes)
+    check_sizes(
+        description,
+        num_classes=None if options.headless else trained.num_labels,
+        in_chans=trained.num_channels,
+        img_size=None if options.image_size else trained.image_size,
+    )
+    _check_dynamic(facts, description, trained, options.image_size)
+    return trained, known
+
+
+def _data(
+    facts: Facts,
+    known: Architecture,
+    description: SelfDescription,
+    given: Mapping[str, Any] | str | os.PathLike[str] | None,
+) -> DataConfig:
+    if isinstance(given, (str, os.PathLike)):
+        given = read_data_config(given)
+    check_data(given or {}, description)
+    return data_config(facts.tag, known, given, stated=description)
+
+
+def _class_map(source: Source, description: SelfDescription) -> Path | None:
+    """The file of class names that the checkpoint was trained with, if one of that name lies beside it.
+
+    By its name alone: what a checkpoint names elsewhere is not opened.
+    """
+    name = Path(str(description.get("class_map") or "")).name
+    path = source.files[0].parent / name
+    return path if name.endswith(".txt") and path.is_file() else None
+
+
+def _class_names_note(source: Source, description: SelfDescription) -> list[str]:
+    """Where class names are to be had that do not stand in the checkpoint itself."""
+    stated = description.get("class_map")
+    if stated is None or "label_names" in description.statements:
+        return []
+    found = _class_map(source, description)
+    if found is not None:
+        return [f"The class names are those of {found}, which the checkpoint names (`class_map`)."]
+    return [f"The checkpoint was trained with the class names in '{stated}' (`class_map`): pass --labels."]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a timm architecture before the weights are looked at.
+
+    Attributes:
+        architecture: as timm builds it, with its own sizes.
+        tag: how it wants its images prepared: :func:`vitconv.preprocess.tag_config`.
+        input_size: (height, width) that timm prepares images to for a model that takes any; ``None`` for others.
+    """
+
+    architecture: Architecture
+    tag: Mapping[str, Any]
+    input_size: tuple[int, int] | None = None
+
+
+def facts_of(architecture: nn.Module | str, description: SelfDescription) -> Facts:
+    """From the catalogue, which needs no torch; else from timm, with the arguments that the checkpoint states."""
+    if not isinstance(architecture, str):
+        return Facts(from_timm(architecture), tag_config(architecture.pretrained_cfg))
+    cfg, arguments = description.get("pretrained_cfg"), description.model_args
+    known = catalogue.look_up(architecture) if cfg is None and not arguments else None
+    if known is not None:
+        return Facts(known.architecture, known.data)
+    model = _build(architecture, description, {})
+    dynamic = arguments.get("dynamic_img_size") or arguments.get("strict_img_size") is False
+    input_size = tuple(model.pretrained_cfg["input_size"][-2:]) if dynamic else None
+    return Facts(from_timm(model), tag_config(model.pretrained_cfg), input_size)
+
+
+def _build(name: str, description: SelfDescription, sizes: Mapping[str, Any]) -> nn.Module:
+    """timm's model, without weights, with what the checkpoint states; other ``sizes`` go before the stated ones."""
+    stated = {size: description.get(size) for size in SIZES if size in description.statements}
+    arguments = {**description.model_args, **stated, **sizes}
+    return build_timm(name, pretrained_cfg=description.get("pretrained_cfg"), **arguments)
+
+
+def known_or_same(name: str) -> str:
+    """The name that timm has today for an architecture; a name that it does not know stays, to be refused as given."""
+    return name if catalogue.look_up(name) else known_name(name) or name
+
+
+def _own_description(source: Source, ignore: Collection[str]) -> tuple[SelfDescription, list[str]]:
+    """What the source says of itself, but for what is to be ignored, and notes on what is not timm's."""
+    description = describe(source.content)
+    if source.config is not None:
+        config = read_json(source.config)
+        if "architecture" in config:
+            name, cfg, arguments = read_config(source.config.parent)
+            own = describe_folder(name, cfg, arguments, file=source.config.name)
+        else:
+            own = describe(config)
+        description = together(own, description)
+    description = description.without(ignore)
+    said = [f"The checkpoint says of itself: {description}."] if description.statements else []
+    stated = description.get("architecture")
+    if stated is None:
+        return description, said
+    known = stated if catalogue.look_up(stated) else known_name(stated)
+    if known is None:
+        note = f"The checkpoint says `{description.where('architecture')}` '{stated}', which is no name of timm's."
+        return description.without(["architecture"]), [*said, note]
+    return description.stating("architecture", known), said
+
+
+def _only_candidate(source: Source, options: SourceOptions) -> tuple[str, str]:
+    """The architecture of timm's that the weights fit, and a note that says so.
+
+    Raises:
+        ArchitectureError: there is none, or there are several that compute different numbers.
+    """
+    shapes = shapes_of(unwrap(source.content, None, ema=options.ema, headless=options.headless).tensors)
+    found = catalogue.candidates(shapes, options.image_size)
+    if not found:
+        told = describe_shapes(shapes)
+        raise ArchitectureError(
+            "The architecture is not given, and no convertible one of timm's has tensors of these names and shapes"
+            + (f"; they tell: {told}." if told else "."),
+            "Name the timm architecture, as in --arch vit_base_patch16_384.",
+        )
+    names = [candidate.name for candidate in found]
+    differing = catalogue.differences(found)
+    if differing:
+        listed = "; ".join(f"{name} ({how})" for name, how in differing.items())
+        raise ArchitectureError(
+            f"The architecture is not given, and the weights fit {len(found)} of timm's that compute or prepare "
+            f"images differently: {listed}.",
+            "Name the one that the weights were trained as, with --arch NAME; a name's own image size is no proof.",
+        )
+    same = f" ({first_few(names[1:])} would be the same)" if names[1:] else ""
+    return names[0], f"The weights fit one architecture of timm's, {names[0]}{same}: it was taken."
+
+
+def _check_module(model: nn.Module, description: SelfDescription) -> None:
+    """Raise :class:`ArchitectureError` if the checkpoint says that its weights are of another model than this one."""
+    stated = description.get("architecture")
+    if stated is None:
+        pool = description.get("global_pool")
+        if pool is not None and pool != model.global_pool:
+            raise ArchitectureError(
+                f"The model given pools by '{model.global_pool}', but the checkpoint says '{pool}' "
+                f"(`{description.where('global_pool')}`).",
+                "Give a model that was built so, or ignore=['global_pool'].",
+            )
+        return
+    described, given = from_timm(_build(stated, description, {})), from_timm(model)
+    free = {"image_size": given.image_size, "num_labels": given.num_labels, "num_channels": given.num_channels}
+    differing = [name for name, value in asdict(replace(described, **free)).items() if value != asdict(given)[name]]
+    if differing:
+        raise ArchitectureError(
+            f"The checkpoint says '{stated}' (`{description.where('architecture')}`), from which the model given "
+            f"differs in {first_few(differing)}.",
+            "Give the model that the weights were trained as, or ignore=['architecture'].",
+        )
+
+
+def _check_tag(given: str, facts: Facts, description: SelfDescription) -> None:
+    """Raise :class:`ArchitectureError` if the tag given prepares images otherwise than the checkpoint says."""
+    if "." not in given or not description.statements.keys() & {"architecture", "pretrained_cfg"}:
+        return
+    bare = description.without([name for name in ("pretrained_cfg",) if name in description.statements])
+    wanted = {**facts_of(given, SelfDescription()).tag, **bare.data}
+    stated = facts.tag if "pretrained_cfg" in description.statements else None
+    if stated is None:
+        stated = facts_of(description.get("architecture"), SelfDescription()).tag
+    where = "pretrained_cfg" if "pretrained_cfg" in description.statements else "architecture"
+    for name, value in {**stated, **bare.data}.items():
+        if name in DATA and not same_value(value, wanted[name]):
+            raise ArchitectureError(
+                f"The tag of '{given}' says `{name}` {wanted[name]}, but the checkpoint says {value} "
+                f"(`{description.where(where)}`).",
+                f"Leave the tag out to take the checkpoint's, or pass --ignore {where} to take the tag's.",
+            )
+
+
+def _check_dynamic(
+    facts: Facts, description: SelfDescription, trained: Architecture, image_size: tuple[int, int] | None
+) -> None:
+    """Raise :class:`CheckpointError` where timm feeds a model that takes any size with another one than its own."""
+    if facts.input_size is None or image_size is not None:
+        return
+    stated = description.statements.get("img_size")
+    fed = facts.input_size if stated is None or stated.of_model else stated.value
+    if fed == trained.image_size:
+        return
+    raise CheckpointError(
+        f"The model takes images of any size (`dynamic_img_size`): timm feeds it {fed[0]}x{fed[1]}, and its positions "
+        f"are those of {trained.image_size[0]}x{trained.image_size[1]}. A converted model has one size.",
+        "Name the one you want with --img-size H W: timm resamples the positions for it, and so does vitconv.",
+    )
+
+
+def _assumed(
+    given: nn.Module | str | None,
+    named: Architecture,
+    known: Architecture,
+    data: DataConfig,
+    description: SelfDescription,
+) -> list[str]:
+    """A warning where the preprocessing rests on nothing but a name, which is of another size or other classes."""
+    if not isinstance(given, str) or data.given or description.statements:
+        return []
+    differing = []
+    if named.image_size != known.image_size:
+        differing.append("{}x{} images (these weights: {}x{})".format(*named.image_size, *known.image_size))
+    if named.num_labels != known.num_labels:
+        differing.append(f"{named.num_labels} classes (these weights: {known.num_labels})")
+    if not differing:
+        return []
+    return [
+        f"The preprocessing is an assumption: nothing in the checkpoint tells it, and it is that of timm's {given}, a "
+        f"model for {' and '.join(differing)}: {data.values}. If the weights were trained with another, pass it with "
+        "--data-config."
+    ]
+
+
+def _respell(source: Source, build: Callable[[], nn.Module], tensors: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """Rename tensors of an older spelling with timm's own filter; ``None`` if it would do more than rename."""
+    from timm.models import vision_transformer
+
+    model = build()
+    filter_fn = getattr(
+        sys.modules[type(model).__module__], "checkpoint_filter_fn", vision_transformer.checkpoint_filter_fn
+    )
+    # Without a position embedding to compare with, the filter does not resample the checkpoint's.
+    model.pos_embed = None
+    try:
+        old = load_tensors(source.tensors(tensors))
+        options = {"adapt_layer_scale": True} if filter_fn is vision_transformer.checkpoint_filter_fn else {}
+        new = filter_fn(dict(old), model, **options)
+    except (VitconvError, RuntimeError, ValueError, KeyError, AttributeError, TypeError, AssertionError):
+        return None
+    places = {tensor.data_ptr() for tensor in new.values()}
+    lost = [name for name, tensor in old.items() if tensor.data_ptr() not in places and name != "mask_token"]
+    made = places - {tensor.data_ptr() for tensor in old.values()}
+    return None if lost or made else new
+
+
+def sized(
+    architecture: Architecture, shapes: Shapes, image_size: tuple[int, int] | None, stated: Any = None
+) -> tuple[Architecture, Architecture]:
+    """The architecture at the sizes that the weights were trained for, and at those that are wanted.
+
+    Args:
+        architecture: with timm's own sizes.
+        shapes: of the weights.
+        image_size: the wanted one; by default the weights'.
+        stated: the image size that the checkpoint states, for weights that leave it open.
+    """
+    # First what tensors there are, then what their sizes tell.
+    check_names(mapping.timm_shapes(replace(architecture, num_labels=int("head.weight" in shapes))), shapes)
+    for size in (image_size, stated if is_image_size(stated) else None):
+        if size is not None:
+            with suppress(InputError):
+                trained = fit_to_weights(architecture, shapes, size)
+                return trained, trained if image_size is None else replace(trained, image_size=image_size)
+    trained = fit_to_weights(architecture, shapes)
+    if image_size is None:
+        return trained, trained
+    wanted = replace(trained, image_size=(int(image_size[0]), int(image_size[1])))
+    if min(wanted.grid) < 1:
+        fit_to_weights(architecture, shapes, image_size)  # says what is wrong with it
+    return trained, wanted
+
+
+def _shape_note(architecture: Architecture, shapes: Shapes, taken: Architecture) -> list[str]:
+    """Say so where an image size was taken as the weights' own that they do not tell by themselves."""
+    if not architecture.position_embedding:
+        return []  # nothing depends on it
+    try:
+        told = fit_to_weights(architecture, shapes)
+    except InputError:
+        return []
+    if told.image_size == taken.image_size:
+        return []
+    return [
+        f"The weights have as many patches as {taken.image_size[0]}x{taken.image_size[1]} makes, so they were taken "
+        f"to be trained at that size; `pos_embed` was not resampled from {told.image_size[0]}x{told.image_size[1]}."
+    ]
+
+
+def _inspect(
+    tensors: Mapping[str, StoredTensor | Tensor],
+    architecture: Architecture,
+    target: str | None,
+    data: DataConfig,
+    warnings: Sequence[str],
+    notes: Sequence[str],
+) -> Inspection:
+    made: tuple[Made, ...] = ()
+    shapes, simple = shapes_of(tensors), architecture
+    family = mapping.family_for(architecture, target)
+    if not family.is_simple(architecture):
+        simplified = family.simplify(load_tensors(tensors), architecture)
+        made, shapes, simple = simplified.made, shapes_of(simplified.state_dict), simplified.architecture
+    warnings = [*filter(None, [missing_processor(data)]), *warnings]
+    plan = make_plan(family, simple, shapes)
+    return Inspection(architecture, target, plan, made, data, tuple(warnings), tuple(notes))
