@@ -47,9 +47,10 @@ def read_classifier(folder: str | Path) -> Classifier:
             f"The model in '{folder}' has no classes: it is a {name}.",
             "Convert a checkpoint with a classification head.",
         )
-    size = config.image_size
+    vision = getattr(config, "vision_config", config)  # SigLIP's classifier has a configuration of two parts
+    size = vision.image_size
     height, width = (size, size) if isinstance(size, int) else size
-    return Classifier(folder, tuple(config.id2label[i] for i in range(count)), (config.num_channels, height, width))
+    return Classifier(folder, tuple(config.id2label[i] for i in range(count)), (vision.num_channels, height, width))
 
 
 class Predictor:
