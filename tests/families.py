@@ -10,7 +10,7 @@ import timm
 from models import perturbed
 from torch import nn
 
-SMALL = {"img_size": 64, "embed_dim": 48, "depth": 2, "num_heads": 3}
+SMALL = {"img_size": 96, "embed_dim": 48, "depth": 2, "num_heads": 3}
 
 #: One for each family that has a head: family -> (timm name, arguments besides SMALL).
 CLASSIFIERS: dict[str, tuple[str, dict[str, Any]]] = {

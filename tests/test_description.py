@@ -271,9 +271,11 @@ def folder(tmp_path):
     return change
 
 
-def check_against_timm(folder, architecture=None, **options):
-    found = inspect(folder, architecture, **options)
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+def check_against_timm(folder, architecture=None, *, load=True):
+    found = inspect(folder, architecture)
+    model = timm.create_model(
+        f"local-dir:{folder}", pretrained=load, **({} if load else {"checkpoint_path": ""})
+    ).eval()
     config = resolve_data_config(model=model)
     assert found.architecture == from_timm(model)
     assert_same_data(found.data, config)
@@ -354,7 +356,9 @@ def test_class_names_in_every_form(names, inside, folder, tmp_path):
 
 def test_arguments_that_are_no_model_s(folder):
     path = folder(lambda config: config["model_args"].update(checkpoint_path="/etc/passwd"))
-    assert "model_args.checkpoint_path` is no argument of a model" in refusal(CheckpointError, path).problem
+    assert inspect(path).architecture.hidden_act == "gelu_pytorch_tanh"  # whence the weights came is not the model's
+    path = folder(lambda config: config["model_args"].update(features_only=True))
+    assert "model_args.features_only` makes another model of it" in refusal(CheckpointError, path).problem
 
 
 def test_a_folder_whose_weights_are_of_another_size(folder):
@@ -384,6 +388,181 @@ def test_lightning_s_hyperparameters(save, images, tmp_path):
     check_from_image_files(tmp_path / "hf", done.data, model, resolve_data_config(hyper, model=model), images)
     content["hyper_parameters"] = {**hyper, "num_classes": 9}
     assert "(hyper_parameters.num_classes)" in refusal(CheckpointError, save(content)).problem
+
+
+def test_hyperparameters_by_themselves_and_nested(save):
+    """`pretrained=True` says where weights came from; `act_layer` decides what is computed wherever it stands."""
+    model = perturbed(timm.create_model(ARCH, num_classes=7, act_layer="relu", **TINY))
+    for hyper in (
+        {"model_name": ARCH, "act_layer": "relu", "model_kwargs": {**TINY, "pretrained": True}},
+        {"model": {"model_name": ARCH, "act_layer": "relu", **TINY}, "lr": 1e-3},
+        {"model_args": {"model_name": ARCH, "act_layer": "relu", "pretrained": False, **TINY}},
+    ):
+        found = inspect(save({"state_dict": model.state_dict(), "hyper_parameters": hyper}))
+        assert found.architecture == from_timm(model)
+
+
+# ---- what fresh eyes found ------------------------------------------------------------------------------------------
+
+SIZED = {"depth": 2, "embed_dim": 48, "num_heads": 3}
+
+
+def test_a_rotary_model_is_as_large_as_timm_s_images(tmp_path):
+    """Its weights leave the size open, and it takes any: timm feeds it what `pretrained_cfg` says."""
+    model = perturbed(timm.create_model("vit_small_patch16_dinov3", num_classes=0, **SIZED))
+    save_for_hf(model, tmp_path, safe_serialization=True, data_config={"input_size": (3, 512, 512)})
+    found = inspect(tmp_path)
+    assert found.architecture.image_size == found.data.image_size == (512, 512)
+
+
+def test_a_model_for_any_size_by_default_is_not_fed_another(tmp_path):
+    model = perturbed(timm.create_model("test_vit", num_classes=7, img_size=112))
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["pretrained_cfg"]["input_size"] = [3, 160, 160]
+    config["pretrained_cfg"]["fixed_input_size"] = False
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "timm feeds it 160x160" in refusal(CheckpointError, tmp_path).problem
+    assert inspect(tmp_path, image_size=(112, 112)).architecture.image_size == (112, 112)
+
+
+def test_a_model_given_whose_own_preprocessing_contradicts_the_checkpoint(folder):
+    path = folder(lambda config: config["pretrained_cfg"].update(mean=[0.1, 0.2, 0.3]))
+    model = timm.create_model(ARCH, num_classes=7, act_layer="gelu_tanh", **TINY)
+    error = refusal(ArchitectureError, path, model)
+    assert "The model given says `mean` (0.5, 0.5, 0.5), but the checkpoint says [0.1, 0.2, 0.3]" in error.problem
+    model.pretrained_cfg = {**model.pretrained_cfg, "mean": (0.1, 0.2, 0.3)}
+    assert inspect(path, model).data.mean == (0.1, 0.2, 0.3)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"args": argparse.Namespace(model="vit_base_patch16", nb_classes=5)}, {"hyper_parameters": {"num_classes": 5}}],
+)
+def test_a_description_that_says_nothing_of_the_preprocessing_leaves_it_an_assumption(said, save):
+    weights = full_model(ARCH, num_classes=5).state_dict()
+    (warning,) = inspect(save({"state_dict": weights, **said}), ARCH).warnings
+    assert warning.startswith("The preprocessing is an assumption")
+
+
+def test_the_architecture_in_a_pretrained_cfg(save):
+    model = perturbed(timm.create_model("vit_base_patch16_clip_quickgelu_224", num_classes=7, **TINY))
+    cfg = {**model.pretrained_cfg, "num_classes": 7}
+    path = save({"state_dict": model.state_dict(), "pretrained_cfg": cfg, "model_args": TINY})
+    assert inspect(path).architecture.hidden_act == "quick_gelu"
+    assert "pretrained_cfg.architecture" in refusal(ArchitectureError, path, "vit_base_patch16_clip_224").problem
+
+
+def test_a_folder_and_the_arguments_in_its_weights(folder):
+    path = folder(lambda config: config["pretrained_cfg"].update(mean=[0.1, 0.2, 0.3]))
+    from safetensors.torch import load_file
+
+    weights = load_file(path / "model.safetensors")
+    (path / "model.safetensors").unlink()
+    torch.save({"state_dict": weights, "args": argparse.Namespace(mean=[0.4] * 3)}, path / "pytorch_model.bin")
+    error = refusal(CheckpointError, path)
+    assert "`mean` 0.1/0.2/0.3 in config.json, its weights 0.4/0.4/0.4 in `args.mean`" in error.problem
+    assert inspect(path, data={"mean": [0.4] * 3}, ignore=["mean"]).data.mean == (0.4, 0.4, 0.4)
+
+
+@pytest.mark.parametrize("mode", ["YCbCr", "L"])
+def test_images_in_other_colours(mode, tmp_path):
+    path, *_ = as_train_py_saves(tmp_path, input_img_mode=mode)
+    assert f"'{mode}' (`args.input_img_mode`)" in refusal(CheckpointError, path).problem
+    assert inspect(path, ignore=["input_img_mode"])
+
+
+def test_beit_s_own_script(save):
+    weights = full_model(ARCH, num_classes=5).state_dict()
+    for default, mean in ((True, (0.485, 0.456, 0.406)), (False, (0.5, 0.5, 0.5))):
+        args = argparse.Namespace(model=ARCH, imagenet_default_mean_and_std=default)
+        assert inspect(save({"model": weights, "args": args})).data.mean == mean
+
+
+def test_mae_s_own_script(save):
+    model = perturbed(timm.create_model(ARCH, num_classes=7, global_pool="avg", **TINY))
+    args = argparse.Namespace(model="vit_tiny_patch16", global_pool=True, input_size=224, model_kwargs=TINY)
+    found = inspect(save({"model": model.state_dict(), "args": args}), ARCH)
+    assert found.architecture == from_timm(model)
+
+
+endless = []
+endless.append(endless)
+
+
+@pytest.mark.parametrize("value", [torch.tensor([0.5] * 3), endless, 10**400, [10**400] * 3, b"x", "red", [], [0.0] * 3, {"a": 1}, float("nan")], ids=lambda value: type(value).__name__)  # fmt: skip
+@pytest.mark.parametrize("name", ["std", "crop_pct", "num_classes", "img_size", "input_size", "act_layer"])
+def test_values_of_any_type_are_read_or_refused_in_words(name, value, save):
+    weights = full_model(ARCH, num_classes=5).state_dict()
+    for said in (
+        {"args": argparse.Namespace(model=ARCH, **{name: value})},
+        {"arch": ARCH, "hyper_parameters": {name: value}},
+        {"arch": ARCH, "pretrained_cfg": {"mean": [0.5] * 3, "num_classes": 5, name: value}},
+        {"arch": ARCH, "model_args": {name: value}},
+    ):
+        path = save({"state_dict": weights, **said})
+        try:
+            inspect(path)
+        except VitconvError as error:
+            assert error.remedy
+            if "--ignore " in error.remedy and name != "input_size":  # the advice works
+                assert inspect(path, ignore=[name]).architecture.num_labels == 5
+
+
+@pytest.mark.parametrize(
+    "data", [{"crop_pct": 5e-324}, {"crop_pct": 300}, {"std": [1e-320] * 3}, {"mean": [10**400] * 3}]
+)
+def test_preprocessing_that_no_image_survives(data, small_checkpoint):
+    assert "`" in refusal(InputError, small_checkpoint, ARCH, data=data).problem
+
+
+def test_a_file_of_class_names_with_an_impossible_name(tmp_path):
+    path, *_ = as_train_py_saves(tmp_path, class_map="x" * 300 + ".txt")
+    assert "pass --labels" in inspect(path).notes[-1]
+
+
+def test_a_model_of_timm_s_class_without_a_pretrained_configuration(tmp_path):
+    model = perturbed(timm.models.VisionTransformer(num_classes=5, **TINY))
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    assert inspect(tmp_path / "w.pth", model).data.mean == (0.485, 0.456, 0.406)
+
+
+def test_control_characters_in_a_configuration_do_not_reach_the_terminal(folder):
+    from typer.testing import CliRunner
+
+    from vitconv.cli import app
+
+    path = folder(lambda config: config["pretrained_cfg"].update(interpolation="\x1b[31mred"))
+    result = CliRunner().invoke(app, ["inspect", str(path)])
+    assert "\x1b" not in result.stdout + result.stderr and "[31mred" in result.stdout
+
+
+@pytest.mark.parametrize("names", [["crane", "crane", *"abcde"], [], list("abc"), [["a"]] * 7])
+def test_class_names_that_cannot_be(names, folder, tmp_path):
+    def edit(config):
+        config.pop("label_names", None)
+        config["pretrained_cfg"]["label_names"] = names
+
+    path = folder(edit)
+    with pytest.raises(InputError) as caught:
+        convert_checkpoint(path, tmp_path / "hf", verify=False)
+    assert caught.value.remedy == "Pass the right ones with --labels FILE, or --ignore label_names to have none."
+    convert_checkpoint(path, tmp_path / "hf", verify=False, ignore=["label_names"])
+
+
+def test_a_tag_of_one_s_own_in_a_folder(folder):
+    check_against_timm(folder(lambda config: config.update(architecture=f"{ARCH}.mine")))
+
+
+def test_a_size_that_timm_builds_can_be_ignored(folder):
+    def edit(config):
+        del config["model_args"]["num_classes"], config["num_classes"]
+        config["pretrained_cfg"].pop("num_classes", None)
+
+    path = folder(edit)
+    error = refusal(CheckpointError, path)
+    assert "1000 (config.json, as timm builds it), but the weights have 7" in error.problem
+    assert inspect(path, ignore=["num_classes"]).architecture.num_labels == 7
 
 
 # ---- reading, by itself ---------------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def run(root, command):
     """Run a command with this environment's programs, where it is not activated, too, and a Hub's cache in the project."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = os.environ | {"PATH": path, "HF_HUB_CACHE": str(root / "hub"), "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command.split(), cwd=root, capture_output=True, text=True, timeout=400, env=environment)
+    return subprocess.run(command.split(), cwd=root, capture_output=True, text=True, timeout=900, env=environment)
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,7 @@ def test_every_family_with_a_head_passes(family, project, family_project):
 
 
 def test_a_model_on_the_hub_with_other_preprocessing_and_size_and_without_expected_answers(project, family_project):
-    parameters = {"checkpoint": "hf-hub:our/roofs", "data_config": "families/vit/data.json", "img_size": [96, 96]}
+    parameters = {"checkpoint": "hf-hub:our/roofs", "data_config": "families/vit/data.json", "img_size": [128, 128]}
     folder = family_project("vit", SEVEN, **parameters, expected="", thresholds={"errors": {"max": 0}})
     (folder / "data.json").write_text(json.dumps({"mean": [0.1, 0.2, 0.3]}))
     snapshot = project / "hub" / "models--our--roofs" / "snapshots" / ("0123456789" * 4)
@@ -218,7 +218,7 @@ def test_a_model_on_the_hub_with_other_preprocessing_and_size_and_without_expect
     assert done.returncode == 0, done.stderr
     processor = json.loads((project / "converted" / "vit" / "preprocessor_config.json").read_text())
     assert processor["image_mean"] == [0.1, 0.2, 0.3]
-    assert json.loads((project / "converted" / "vit" / "config.json").read_text())["image_size"] == 96
+    assert json.loads((project / "converted" / "vit" / "config.json").read_text())["image_size"] == 128
     assert "agreement" not in json.loads((project / "metrics.json").read_text())
 
     # The file behind a parameter is watched, though DVC knows only the parameter.

@@ -462,7 +462,7 @@ def _show_conversion(done: Conversion) -> None:
     typer.echo(f"  {_preprocessing(done.data)}")
     _show_notes(done)
     for warning in done.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        typer.echo(f"warning: {_printable(warning)}", err=True)
 
 
 def _show_figures(parity: Parity | None) -> None:
@@ -491,7 +491,7 @@ def _show_inspection(found: Inspection) -> None:
         f"{len({move.source for move in found.plan.moves})} tensors become {len(found.plan.moves)}; none is refused."
     )
     for warning in found.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        typer.echo(f"warning: {_printable(warning)}", err=True)
 
 
 def _show_notes(found: Conversion | Inspection) -> None:
@@ -510,7 +510,7 @@ def _facts(a: Architecture, target: str | None) -> str:
 
 
 def _preprocessing(data: DataConfig) -> str:
-    return f"preprocessing: {data.values}: {data.origin}"
+    return _printable(f"preprocessing: {data.values}: {data.origin}")
 
 
 def _made_lines(made: tuple[Made, ...]) -> list[str]:

@@ -379,7 +379,7 @@ def convert_checkpoint(
     say("Reading the checkpoint")
     opened = identify(source, SourceOptions(architecture, image_size, data, target, ema, ignore, headless))
     inspection, known = opened.inspection, opened.inspection.architecture
-    names = _fitting_labels(names or opened.labels(), known)
+    names = _fitting_labels(names, known) if names else opened.labels() or _fitting_labels(None, known)
 
     with staged_folder(destination, overwrite=overwrite) as folder:
         say("Writing the folder")

@@ -20,11 +20,20 @@ DATA = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 #: What the weights tell as well.
 SIZES = ("num_classes", "in_chans", "img_size")
 #: What is neither a size nor an argument of the model.
-_OTHERS = ("architecture", "pretrained_cfg", "label_names", "class_map", *DATA)
-#: Arguments of ``timm.create_model`` itself: they load files, or change what is built altogether.
-_NOT_OF_THE_MODEL = (
-    *("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "model_name"),
-    *("scriptable", "exportable", "no_jit", "features_only", "pretrained_model_args", "pretrained_strict"),
+_OTHERS = ("architecture", "pretrained_cfg", "label_names", "class_map", "input_img_mode", *DATA)
+#: Arguments of ``timm.create_model`` that say where weights come from or how code is made, and nothing of the model.
+_OF_LOADING = (
+    *("checkpoint_path", "pretrained", "cache_dir", "pretrained_model_args", "pretrained_strict"),
+    *("scriptable", "exportable", "no_jit"),
+)
+#: Those that make another model of it.
+_OF_ANOTHER_MODEL = ("pretrained_cfg", "pretrained_cfg_overlay", "features_only")
+#: Arguments of timm's Vision Transformers that decide what they compute, where they stand by themselves.
+_OF_THE_MODEL = (
+    *("act_layer", "attn_layer", "block_fn", "class_token", "depth", "dynamic_img_size", "embed_dim", "fc_norm"),
+    *("final_norm", "global_pool", "init_values", "mlp_layer", "mlp_ratio", "no_embed_class", "norm_layer"),
+    *("num_heads", "patch_size", "pool_include_prefix", "pos_embed", "pre_norm", "proj_bias", "qk_norm", "qkv_bias"),
+    *("reg_tokens",),
 )
 #: How an architecture is called in dictionaries of one's own.
 _ARCHITECTURE = ("architecture", "arch", "model", "model_name")
@@ -48,6 +57,20 @@ class Statement:
 
 
 @dataclass(frozen=True)
+class Unreadable:
+    """Stands for a value that is not read.
+
+    Attributes:
+        reason: why, to go behind the name of the place.
+    """
+
+    reason: str
+
+    def __str__(self) -> str:
+        return "that is not read"
+
+
+@dataclass(frozen=True)
 class SelfDescription:
     """All that a checkpoint says of itself.
 
@@ -59,6 +82,19 @@ class SelfDescription:
 
     statements: Mapping[str, Statement] = field(default_factory=dict)
     rates: Mapping[str, Any] = field(default_factory=dict)
+
+    def check_readable(self) -> None:
+        """Raise :class:`CheckpointError` if something that is stated cannot be read; by then it may be ignored."""
+        values = {name: (statement.value, statement.where) for name, statement in self.statements.items()}
+        cfg = self.get("pretrained_cfg")
+        if isinstance(cfg, Mapping):
+            values |= {name: (value, f"{self.where('pretrained_cfg')}: {name}") for name, value in cfg.items()}
+        for name, (value, where) in values.items():
+            if isinstance(value, Unreadable):
+                raise CheckpointError(
+                    f"The checkpoint's `{where}` {value.reason}.",
+                    f"Correct it there, or pass --ignore {name}; what it should have said can then be given.",
+                )
 
     def get(self, name: str) -> Any:
         """The value that is stated for a name; ``None`` if none is."""
@@ -90,7 +126,7 @@ class SelfDescription:
             InputError: the checkpoint says nothing of a name.
         """
         cfg = self.get("pretrained_cfg") or {}
-        unknown = [name for name in names if name not in self.statements and name not in cfg and name != "img_size"]
+        unknown = [name for name in names if name not in (*self.statements, *cfg, *SIZES)]
         if unknown:
             said = sorted({*self.statements, *(name for name in DATA if name in cfg)})
             raise InputError(
@@ -140,11 +176,7 @@ def describe(content: Mapping[Any, Any]) -> SelfDescription:
         CheckpointError: it says two things of one name.
     """
     args, hyper = _as_mapping(content.get("args")), _as_mapping(content.get("hyper_parameters"))
-    found = [
-        *_of_configuration(content, ""),
-        *_of_arguments(args, "args."),
-        *_of_arguments(hyper, "hyper_parameters."),
-    ]
+    found = [*_of_configuration(content), *_of_arguments(args, "args."), *_of_hyperparameters(hyper)]
     return SelfDescription(_merged(found), {**args, **_as_mapping(args.get("model_kwargs")), **hyper})
 
 
@@ -152,7 +184,8 @@ def describe_folder(
     architecture: str, pretrained_cfg: Mapping[str, Any], model_args: Mapping[str, Any], *, file: str
 ) -> SelfDescription:
     """What a folder's ``config.json`` says, as timm reads it: ``timm.models.load_model_config_from_path``."""
-    found = [("architecture", Statement(architecture, file)), ("pretrained_cfg", Statement(pretrained_cfg, file))]
+    cfg = {name: _readable(value) for name, value in pretrained_cfg.items()}
+    found = [("architecture", Statement(architecture, file)), ("pretrained_cfg", Statement(cfg, file))]
     found += [*_of_model_args(model_args, f"{file}: model_args.")]
     names = pretrained_cfg.get("label_names")
     if isinstance(names, (list, tuple, dict)):
@@ -227,8 +260,18 @@ def check_sizes(
         stated = description.get(name)
         if stated is None or value is None or same_value(stated, value):
             continue
+        if (
+            name in ("num_classes", "in_chans")
+            and type(stated) is not int
+            or name == "img_size"
+            and not is_image_size(stated)
+        ):
+            raise CheckpointError(
+                f"The checkpoint's `{description.where(name)}` is {stated!r}, which is no size.",
+                f"Correct it there, or pass --ignore {name} to take what the weights tell ({_short(value)}).",
+            )
         remedy = f"Check that it is the file you mean; --ignore {name} takes what the weights tell."
-        if name == "img_size" and is_image_size(stated):
+        if name == "img_size":
             height, width = stated
             remedy = (
                 f"Pass --img-size {height} {width} to resample the position embedding to that size as timm does, or "
@@ -244,6 +287,18 @@ def check_sizes(
 def is_image_size(value: Any) -> bool:
     """Whether it is (height, width) in pixels."""
     return isinstance(value, tuple) and len(value) == 2 and all(type(side) is int and side > 0 for side in value)
+
+
+def check_folder(folder: SelfDescription, weights: SelfDescription) -> None:
+    """Raise :class:`CheckpointError` if a folder's ``config.json`` and its file of weights say different things."""
+    cfg = folder.get("pretrained_cfg") or {}
+    for name, value in weights.data.items():
+        if cfg.get(name) and not same_value(cfg[name], value):
+            raise CheckpointError(
+                f"The folder says `{name}` {_short(cfg[name])} in {folder.where('pretrained_cfg')}, its weights "
+                f"{_short(value)} in `{weights.where(name)}`.",
+                f"Give the right one with --data-config, and pass --ignore {name}.",
+            )
 
 
 def same_value(one: Any, other: Any) -> bool:
@@ -266,16 +321,41 @@ def _as_mapping(value: Any) -> dict[str, Any]:
     return {str(name): one for name, one in value.items()} if isinstance(value, Mapping) else {}
 
 
-def _of_configuration(content: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Statement]]:
+def _of_configuration(content: Mapping[Any, Any]) -> Iterator[tuple[str, Statement]]:
     """What stands at the top level of a file, beside the weights."""
     for name in ("architecture", "arch"):
         if isinstance(content.get(name), str):
-            yield "architecture", Statement(content[name], prefix + name)
-    yield from _of_model_args(_as_mapping(content.get("model_args")), f"{prefix}model_args.")
+            yield "architecture", Statement(content[name], name)
+    yield from _of_model_args(_as_mapping(content.get("model_args")), "model_args.")
     if isinstance(content.get("pretrained_cfg"), Mapping):
-        yield "pretrained_cfg", Statement(_as_mapping(content["pretrained_cfg"]), f"{prefix}pretrained_cfg")
+        cfg = {name: _readable(value) for name, value in _as_mapping(content["pretrained_cfg"]).items()}
+        yield "pretrained_cfg", Statement(cfg, "pretrained_cfg")
+        if isinstance(cfg.get("architecture"), str):
+            yield "architecture", Statement(cfg["architecture"], "pretrained_cfg.architecture")
     if isinstance(content.get("label_names"), (list, tuple, dict)):
-        yield "label_names", Statement(content["label_names"], f"{prefix}label_names")
+        yield "label_names", Statement(content["label_names"], "label_names")
+
+
+def _of_hyperparameters(parameters: Mapping[str, Any]) -> Iterator[tuple[str, Statement]]:
+    """What Lightning saved, by timm's names: at its top level, or in mappings there that people nest them in."""
+    nested = {
+        f"{name}.": _as_mapping(value)
+        for name, value in parameters.items()
+        if name not in ("model_kwargs", "model_args") and _as_mapping(value)
+    }
+    for place, values in {"": parameters, **nested}.items():
+        prefix = f"hyper_parameters.{place}"
+        yield from _of_arguments(values, prefix)
+        yield from _of_model_args(_as_mapping(values.get("model_args")), f"{prefix}model_args.")
+        alone = {name: values[name] for name in _OF_THE_MODEL if name in values and name != "global_pool"}
+        yield from _of_model_args(alone, prefix)
+
+
+#: What scripts of BEiT's kind mean by ``imagenet_default_mean_and_std``: mean and std.
+_IMAGENET = {
+    True: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    False: ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
 
 
 def _of_arguments(arguments: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Statement]]:
@@ -287,19 +367,40 @@ def _of_arguments(arguments: Mapping[str, Any], prefix: str) -> Iterator[tuple[s
         if isinstance(arguments.get(name), str) and arguments[name]:
             yield "architecture", Statement(arguments[name], prefix + name)
     for name in ("gp", "global_pool"):
-        if isinstance(arguments.get(name), str):
-            yield "global_pool", Statement(arguments[name], prefix + name)
+        pool = arguments.get(name)
+        if isinstance(pool, bool):  # MAE's script: the mean of the patches, or not
+            pool = "avg" if pool else "token"
+        if isinstance(pool, str):
+            yield "global_pool", Statement(pool, prefix + name, of_model=True)
     for name in ("in_chans", "chans", "num_classes", "img_size"):
         if arguments.get(name) is not None:
             yield _size(name, arguments[name], prefix + name)
     yield from _of_input_size(arguments.get("input_size"), prefix)
     yield from _of_model_args(_as_mapping(arguments.get("model_kwargs")), f"{prefix}model_kwargs.")
     for name in DATA:
-        value = arguments.get(name)
+        value = _readable(arguments.get(name))
         if value is not None and (value or name in ("mean", "std")):
             yield name, Statement(value, prefix + name)
-    if isinstance(arguments.get("class_map"), str) and arguments["class_map"]:
-        yield "class_map", Statement(arguments["class_map"], f"{prefix}class_map")
+    default = arguments.get("imagenet_default_mean_and_std")
+    if isinstance(default, bool) and arguments.get("mean") is None:
+        for name, value in zip(("mean", "std"), _IMAGENET[default], strict=True):
+            yield name, Statement(value, f"{prefix}imagenet_default_mean_and_std")
+    for name in ("class_map", "input_img_mode"):
+        if isinstance(arguments.get(name), str) and arguments[name]:
+            yield name, Statement(arguments[name], prefix + name)
+
+
+def _readable(value: Any, depth: int = 0) -> Any:
+    """A value if it is made of text, numbers of ordinary size, lists and mappings; else what stands for it."""
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, (int, float)):
+        return value if abs(value) < 1e300 or value != value else Unreadable("is a number beyond all sizes")
+    if isinstance(value, (list, tuple, Mapping)):
+        inner = value.values() if isinstance(value, Mapping) else value
+        nested = [Unreadable("is nested without end")] if depth > 4 else [_readable(one, depth + 1) for one in inner]
+        return next((one for one in nested if isinstance(one, Unreadable)), value)
+    return Unreadable(f"is a {type(value).__name__}, which is not read")
 
 
 def _of_input_size(value: Any, prefix: str) -> Iterator[tuple[str, Statement]]:
@@ -314,17 +415,19 @@ def _of_input_size(value: Any, prefix: str) -> Iterator[tuple[str, Statement]]:
 
 def _of_model_args(arguments: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Statement]]:
     for name, value in arguments.items():
-        if name in _NOT_OF_THE_MODEL:
-            raise CheckpointError(
-                f"The checkpoint's `{prefix}{name}` is no argument of a model, but of timm's `create_model`.",
-                "Remove it there.",
+        where = prefix + name
+        if value is None or name in _OF_LOADING:  # timm takes no argument for its default
+            continue
+        if name in _OF_ANOTHER_MODEL:
+            if value:
+                yield name, Statement(Unreadable("makes another model of it, in a way that is not read"), where)
+        elif name == "model_name":
+            yield "architecture", Statement(value, where)
+        else:
+            name, statement = (
+                _size(name, value, where) if name in SIZES else (name, Statement(_readable(value), where))
             )
-        if value is None:
-            continue  # timm takes no argument for its default
-        name, statement = (
-            _size(name, value, prefix + name) if name in SIZES else (name, Statement(value, prefix + name))
-        )
-        yield name, replace(statement, of_model=True)
+            yield name, replace(statement, of_model=True)
 
 
 def _size(name: str, value: Any, where: str) -> tuple[str, Statement]:
@@ -332,6 +435,9 @@ def _size(name: str, value: Any, where: str) -> tuple[str, Statement]:
 
     What is no size at all stays as it is: no weights will agree with it.
     """
+    value = _readable(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if name == "img_size" and type(value) is int:
         value = (value, value)
     elif name == "img_size" and isinstance(value, list):
@@ -348,7 +454,9 @@ def _merged(found: list[tuple[str, Statement]]) -> dict[str, Statement]:
     merged: dict[str, Statement] = {}
     for name, statement in found:
         if name == "architecture":
-            statement = replace(statement, value=_without_source(statement.value))
+            value = statement.value
+            value = _without_source(value) if isinstance(value, str) else Unreadable("is no name")
+            statement = replace(statement, value=value)
         before = merged.get(name)
         if before is None or _refines(name, statement.value, before.value):
             merged[name] = statement
@@ -363,9 +471,11 @@ def _merged(found: list[tuple[str, Statement]]) -> dict[str, Statement]:
 
 def _refines(name: str, value: Any, other: Any) -> bool:
     """Whether an architecture's name is another one with its tag."""
-    return name == "architecture" and "." in value and base_name(value) == other
+    both = isinstance(value, str) and isinstance(other, str)
+    return name == "architecture" and both and "." in value and base_name(value) == other
 
 
 def _without_source(name: str) -> str:
+    """An architecture's name without where timm was to load it from."""
     prefix = next((prefix for prefix in _TIMM_ON_THE_HUB if name.startswith(prefix)), "")
-    return name.removeprefix(prefix)
+    return name.removeprefix(prefix).partition("@")[0] if prefix else name

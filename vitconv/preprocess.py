@@ -129,7 +129,7 @@ def data_config(
     # An interpolation that is not among the given ones is an obstacle to a processor, not to the model.
     unchecked = ("interpolation",) if isinstance(basis["interpolation"], str) else ()
     checked = {name: value for name, value in basis.items() if name not in unchecked}
-    _check_given({**checked, **own}, architecture, "The checkpoint's")
+    _check_given({**checked, **own}, architecture, stated)
     resolved = {**basis, **own, **given}
     sources = {", ".join(given): "as given", ", ".join(name for name in own if name not in given): _places(stated)}
     parts = [f"{names} {how}" for names, how in sources.items() if names]
@@ -179,7 +179,7 @@ GIVEN: dict[str, str] = {
     "mean": "a list of numbers, one per channel",
     "std": "a list of positive numbers, one per channel",
     "interpolation": "'bicubic', 'bilinear', 'nearest', 'lanczos', 'box' or 'hamming'",
-    "crop_pct": "a positive number",
+    "crop_pct": "a number from 0.01 up to the image's size",
     "crop_mode": "'center', 'squash' or 'border'",
     "input_size": "[channels, height, width], those of the weights",
 }
@@ -213,20 +213,24 @@ _GIVE = (
 
 
 def _are_numbers(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) and math.isfinite(v) for v in value)
+    """Whether it is a list of numbers that float32 can hold."""
+    return isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) and abs(v) < 3e38 for v in value)
 
 
-def _check_given(
-    given: Mapping[str, Any], architecture: Architecture, whose: str = "The data configuration's"
-) -> None:
+def _resizes(crop_pct: Any, size: tuple[int, int]) -> bool:
+    """Whether a crop's share makes an image that can be cut from: at least a pixel, at most 100 times the crop."""
+    return _are_numbers([crop_pct]) and min(size) >= crop_pct >= 0.01
+
+
+def _check_given(given: Mapping[str, Any], architecture: Architecture, stated: SelfDescription | None = None) -> None:
     channels = architecture.num_channels
     # Without a format for images of so many channels, mean and std are never used.
     lengths = (channels,) if channels in _MODES else (channels, 3)
     checks = {
         "mean": lambda value: _are_numbers(value) and len(value) in lengths,
-        "std": lambda value: _are_numbers(value) and len(value) in lengths and min(value) > 0,
+        "std": lambda value: _are_numbers(value) and len(value) in lengths and min(value) > 1e-37,
         "interpolation": lambda value: isinstance(value, str) and value in _RESAMPLE,
-        "crop_pct": lambda value: _are_numbers([value]) and value > 0,
+        "crop_pct": lambda value: _resizes(value, architecture.image_size),
         "crop_mode": lambda value: value in ("center", "squash", "border"),
         "input_size": lambda value: _are_numbers(value) and list(value) == [channels, *architecture.image_size],
     }
@@ -234,7 +238,14 @@ def _check_given(
         if name not in checks:
             raise InputError(f"The data configuration has an unknown name '{name}'.", _GIVE)
         if not checks[name](value):
-            raise InputError(f"{whose} `{name}` is {value!r}.", f"It must be {GIVEN[name]}.")
+            if stated is None:
+                raise InputError(f"The data configuration's `{name}` is {value!r}.", f"It must be {GIVEN[name]}.")
+            place = name if name in stated.statements else "pretrained_cfg"
+            where = f" (`{stated.where(place)}`)" if place in stated.statements else ""
+            raise InputError(
+                f"The checkpoint's `{name}` is {value!r:.200}{where}.",
+                f"It must be {GIVEN[name]}: give it with --data-config and pass --ignore {name}.",
+            )
 
 
 def makes_pixels(config: DataConfig) -> bool:

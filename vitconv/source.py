@@ -24,8 +24,10 @@ from vitconv.description import (
     DATA,
     SIZES,
     SelfDescription,
+    base_name,
     check_architecture,
     check_data,
+    check_folder,
     check_sizes,
     describe,
     describe_folder,
@@ -121,9 +123,26 @@ class Identified:
         stated = self.description.get("label_names")
         if stated is not None:
             where = f"The checkpoint's `{self.description.where('label_names')}`"
-            return check_labels(in_order(stated, where) if isinstance(stated, dict) else stated, where)
-        class_map = _class_map(self.source, self.description)
-        return None if class_map is None else read_labels(class_map)
+            read = functools.partial(_ordered, stated, where)
+        elif (class_map := _class_map(self.source, self.description)) is not None:
+            read = functools.partial(read_labels, class_map)
+        else:
+            return None
+        count, name = self.inspection.architecture.num_labels, "class_map" if stated is None else "label_names"
+        if not count:
+            return None  # of a head that was left out
+        remedy = f"Pass the right ones with --labels FILE, or --ignore {name} to have none."
+        try:
+            names = read()
+        except InputError as error:
+            raise InputError(error.problem, remedy) from error
+        if len(names) != count:
+            raise InputError(
+                f"The checkpoint names {len(names)} classes (`{self.description.where(name)}`), and the weights have "
+                f"{count}.",
+                remedy,
+            )
+        return names
 
     def timm_model(self) -> nn.Module:
         """A timm model that may take the source's weights, and computes what they are converted as."""
@@ -168,6 +187,7 @@ def identify(path: str | os.PathLike[str], options: SourceOptions) -> Identified
     rates = {} if isinstance(wanted, str) else regularisation(wanted)
     training = describe_regularisation({**description.rates, **rates})
 
+    _check_mode(description, known)
     data = _data(facts, known, description, options.data)
     sizes = {"num_classes": known.num_labels, "in_chans": known.num_channels, "img_size": known.image_size}
     return Identified(
@@ -219,7 +239,7 @@ def _with_sizes_of_timm(description: SelfDescription, facts: Facts, ignore: Coll
         return description
     built = facts.architecture
     sizes = {"num_classes": built.num_labels, "in_chans": built.num_channels, "img_size": built.image_size}
-    return description.filled(sizes, description.where("pretrained_cfg"), ignore)
+    return description.filled(sizes, f"{description.where('pretrained_cfg')}, as timm builds it", ignore)
 
 
 def _trained_and_wanted(
@@ -233,16 +253,28 @@ def _trained_and_wanted(
     shapes, trained = shapes_of(tensors), facts.architecture
     known = trained
     if isinstance(wanted, str):
-        trained, known = sized(facts.architecture, shapes, options.image_size, description.get("img_size"))
+        trained, known = sized(facts.architecture, shapes, options.image_size, _fed_size(facts, description))
     check_tensors(mapping.timm_shapes(trained), shapes)
     check_sizes(
         description,
         num_classes=None if options.headless else trained.num_labels,
         in_chans=trained.num_channels,
-        img_size=None if options.image_size else trained.image_size,
+        # A model that takes any size may well be fed with another than it was built for: see below.
+        img_size=None if options.image_size or facts.input_size else trained.image_size,
     )
     _check_dynamic(facts, description, trained, options.image_size)
     return trained, known
+
+
+def _check_mode(description: SelfDescription, known: Architecture) -> None:
+    """Raise :class:`CheckpointError` if images were converted to other colours than their channels tell."""
+    mode = description.get("input_img_mode")
+    if mode is not None and mode != {1: "L", 3: "RGB"}.get(known.num_channels):
+        raise CheckpointError(
+            f"The images were converted to '{mode}' (`{description.where('input_img_mode')}`), which no image "
+            "processor of Transformers does.",
+            "Pass --ignore input_img_mode if you do that yourself.",
+        )
 
 
 def _data(
@@ -257,6 +289,10 @@ def _data(
     return data_config(facts.tag, known, given, stated=description)
 
 
+def _ordered(names: Any, where: str) -> tuple[str, ...]:
+    return check_labels(in_order(names, where) if isinstance(names, dict) else names, where)
+
+
 def _class_map(source: Source, description: SelfDescription) -> Path | None:
     """The file of class names that the checkpoint was trained with, if one of that name lies beside it.
 
@@ -264,7 +300,7 @@ def _class_map(source: Source, description: SelfDescription) -> Path | None:
     """
     name = Path(str(description.get("class_map") or "")).name
     path = source.files[0].parent / name
-    return path if name.endswith(".txt") and path.is_file() else None
+    return path if name.endswith(".txt") and len(os.fsencode(name)) < 256 and path.is_file() else None
 
 
 def _class_names_note(source: Source, description: SelfDescription) -> list[str]:
@@ -296,15 +332,20 @@ class Facts:
 def facts_of(architecture: nn.Module | str, description: SelfDescription) -> Facts:
     """From the catalogue, which needs no torch; else from timm, with the arguments that the checkpoint states."""
     if not isinstance(architecture, str):
-        return Facts(from_timm(architecture), tag_config(architecture.pretrained_cfg))
+        return _facts_of_model(architecture)
     cfg, arguments = description.get("pretrained_cfg"), description.model_args
     known = catalogue.look_up(architecture) if cfg is None and not arguments else None
     if known is not None:
         return Facts(known.architecture, known.data)
-    model = _build(architecture, description, {})
-    dynamic = arguments.get("dynamic_img_size") or arguments.get("strict_img_size") is False
-    input_size = tuple(model.pretrained_cfg["input_size"][-2:]) if dynamic else None
-    return Facts(from_timm(model), tag_config(model.pretrained_cfg), input_size)
+    return _facts_of_model(_build(architecture, description, {}))
+
+
+def _facts_of_model(model: nn.Module) -> Facts:
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    # The patches' embedding of a model for any size does not insist on one.
+    dynamic = not getattr(getattr(model, "patch_embed", None), "strict_img_size", True)
+    fed = tuple((cfg.get("input_size") or ())[-2:])
+    return Facts(from_timm(model), tag_config(cfg), fed if dynamic and is_image_size(fed) else None)
 
 
 def _build(name: str, description: SelfDescription, sizes: Mapping[str, Any]) -> nn.Module:
@@ -319,6 +360,11 @@ def known_or_same(name: str) -> str:
     return name if catalogue.look_up(name) else known_name(name) or name
 
 
+def _names(description: SelfDescription) -> set[str]:
+    """Everything that a description says something of."""
+    return {*description.statements, *(description.get("pretrained_cfg") or {})}
+
+
 def _own_description(source: Source, ignore: Collection[str]) -> tuple[SelfDescription, list[str]]:
     """What the source says of itself, but for what is to be ignored, and notes on what is not timm's."""
     description = describe(source.content)
@@ -329,12 +375,16 @@ def _own_description(source: Source, ignore: Collection[str]) -> tuple[SelfDescr
             own = describe_folder(name, cfg, arguments, file=source.config.name)
         else:
             own = describe(config)
+        check_folder(own.without(set(ignore) & _names(own)), description.without(set(ignore) & _names(description)))
         description = together(own, description)
     description = description.without(ignore)
+    description.check_readable()
     said = [f"The checkpoint says of itself: {description}."] if description.statements else []
     stated = description.get("architecture")
     if stated is None:
         return description, said
+    if "pretrained_cfg" in description.statements:
+        stated = base_name(stated)  # whose tag says nothing then
     known = stated if catalogue.look_up(stated) else known_name(stated)
     if known is None:
         note = f"The checkpoint says `{description.where('architecture')}` '{stated}', which is no name of timm's."
@@ -382,7 +432,8 @@ def _check_module(model: nn.Module, description: SelfDescription) -> None:
                 "Give a model that was built so, or ignore=['global_pool'].",
             )
         return
-    described, given = from_timm(_build(stated, description, {})), from_timm(model)
+    facts, given = facts_of(stated, description), from_timm(model)
+    described = facts.architecture
     free = {"image_size": given.image_size, "num_labels": given.num_labels, "num_channels": given.num_channels}
     differing = [name for name, value in asdict(replace(described, **free)).items() if value != asdict(given)[name]]
     if differing:
@@ -391,36 +442,48 @@ def _check_module(model: nn.Module, description: SelfDescription) -> None:
             f"differs in {first_few(differing)}.",
             "Give the model that the weights were trained as, or ignore=['architecture'].",
         )
+    _check_preprocessing("The model given", _facts_of_model(model).tag, facts.tag, description)
 
 
 def _check_tag(given: str, facts: Facts, description: SelfDescription) -> None:
     """Raise :class:`ArchitectureError` if the tag given prepares images otherwise than the checkpoint says."""
     if "." not in given or not description.statements.keys() & {"architecture", "pretrained_cfg"}:
         return
-    bare = description.without([name for name in ("pretrained_cfg",) if name in description.statements])
-    wanted = {**facts_of(given, SelfDescription()).tag, **bare.data}
-    stated = facts.tag if "pretrained_cfg" in description.statements else None
-    if stated is None:
+    stated = facts.tag
+    if "pretrained_cfg" not in description.statements:
         stated = facts_of(description.get("architecture"), SelfDescription()).tag
+    tag = facts_of(given, SelfDescription()).tag
+    _check_preprocessing(f"The tag of '{given}'", tag, stated, description)
+
+
+def _check_preprocessing(
+    who: str, given: Mapping[str, Any], stated: Mapping[str, Any], description: SelfDescription
+) -> None:
+    """Raise :class:`ArchitectureError` if what is given prepares images otherwise than the checkpoint's own tag."""
     where = "pretrained_cfg" if "pretrained_cfg" in description.statements else "architecture"
-    for name, value in {**stated, **bare.data}.items():
-        if name in DATA and not same_value(value, wanted[name]):
+    for name in DATA:
+        if name not in description.data and not same_value(given[name], stated[name]):
             raise ArchitectureError(
-                f"The tag of '{given}' says `{name}` {wanted[name]}, but the checkpoint says {value} "
+                f"{who} says `{name}` {given[name]}, but the checkpoint says {stated[name]} "
                 f"(`{description.where(where)}`).",
-                f"Leave the tag out to take the checkpoint's, or pass --ignore {where} to take the tag's.",
+                f"Leave it out to take the checkpoint's, or pass --ignore {where} to take the given one's.",
             )
+
+
+def _fed_size(facts: Facts, description: SelfDescription) -> Any:
+    """(height, width) that timm prepares images to, as far as the checkpoint tells."""
+    stated = description.statements.get("img_size")
+    if facts.input_size is not None and (stated is None or stated.of_model):
+        return facts.input_size
+    return None if stated is None else stated.value
 
 
 def _check_dynamic(
     facts: Facts, description: SelfDescription, trained: Architecture, image_size: tuple[int, int] | None
 ) -> None:
     """Raise :class:`CheckpointError` where timm feeds a model that takes any size with another one than its own."""
-    if facts.input_size is None or image_size is not None:
-        return
-    stated = description.statements.get("img_size")
-    fed = facts.input_size if stated is None or stated.of_model else stated.value
-    if fed == trained.image_size:
+    fed = _fed_size(facts, description)
+    if facts.input_size is None or image_size is not None or fed == trained.image_size:
         return
     raise CheckpointError(
         f"The model takes images of any size (`dynamic_img_size`): timm feeds it {fed[0]}x{fed[1]}, and its positions "
@@ -437,7 +500,8 @@ def _assumed(
     description: SelfDescription,
 ) -> list[str]:
     """A warning where the preprocessing rests on nothing but a name, which is of another size or other classes."""
-    if not isinstance(given, str) or data.given or description.statements:
+    told = description.statements.keys()
+    if not isinstance(given, str) or data.given or told & {"architecture", "pretrained_cfg"} or told >= set(DATA):
         return []
     differing = []
     if named.image_size != known.image_size:

@@ -153,7 +153,7 @@ def describe_regularisation(rates: Mapping[str, Any]) -> str | None:
     used = []
     for names, what in _REGULARISATION:
         values = [rates.get(name) for name in names]
-        rate = max((value for value in values if isinstance(value, (int, float))), default=0)
+        rate = max((value for value in values if isinstance(value, (int, float)) and 0 <= value <= 1), default=0)
         if rate > 0:
             used.append(f"{what} (rate {rate:g})")
     if not used:
