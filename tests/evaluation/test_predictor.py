@@ -42,12 +42,7 @@ def test_the_logits_are_those_of_timm(tmp_path, kind):
         "vit_base_patch16_clip_224",
         "beit_base_patch16_224",
         "deit_base_distilled_patch16_224",
-<<<<<<< HEAD
         "vit_base_patch16_gap_224",  # SigLIP, whose configuration holds another one
-=======
-        "vit_base_patch16_siglip_gap_224",
-        "vit_small_patch14_reg4_dinov2",
->>>>>>> notebooks
     ],
 )
 def test_other_families_give_timms_logits(tmp_path, name):
