@@ -208,6 +208,7 @@ def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[
     Raises:
         CheckpointError: Transformers cannot load it, or it is of another class.
         WeightsError: weights are missing or misshapen.
+        ParityError: it has a setting with which no model runs, or its weights are quantised.
     """
     import transformers
 
