@@ -56,7 +56,7 @@ class Source:
         files: the files that hold the weights.
         config: the ``config.json`` that lies beside the weights, if one does.
         records: of a file in torch's format, where the bytes of its tensors are: start -> length.
-        notes: where it comes from, in sentences to be said aloud.
+        notes: where it comes from, in sentences for people.
     """
 
     content: Mapping[Any, Any]

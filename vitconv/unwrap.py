@@ -79,7 +79,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Unwrapped:
-    """The tensors, and what was done to get at them, in sentences to be said aloud."""
+    """The tensors, and what was done to get at them, in sentences for people."""
 
     tensors: dict[str, Any]
     notes: tuple[str, ...]
