@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import full_model
+from models import HUB_REVISION, full_model
 
 
 @pytest.fixture(scope="session")
@@ -55,4 +55,3 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict
 
 
 #: What the models in that cache are at.
-HUB_REVISION = "0123456789abcdef0123456789abcdef01234567"

@@ -10,6 +10,9 @@ from torch import nn
 
 from vitconv.timm_models import build_timm
 
+#: The commit of the only model in the fixture `hub_cache`.
+HUB_REVISION = "0123456789abcdef0123456789abcdef01234567"
+
 #: Two blocks of width 64 on 32x32 pixels; 2 heads, so that swapped heads show.
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 5}
 

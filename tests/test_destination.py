@@ -332,7 +332,7 @@ def test_an_interrupted_proof_leaves_nothing(step, source, tmp_path):
                 process.send_signal(signal.SIGINT)
                 break
         said = process.stderr.read()
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert "error: Interrupted." in said
     assert "Traceback" not in said
     assert os.listdir(tmp_path) == []

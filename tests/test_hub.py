@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from conftest import HUB_REVISION as REVISION
+from models import HUB_REVISION as REVISION
 from models import full_model
 from safetensors.torch import load_file, save_file
 

@@ -134,7 +134,7 @@ def test_layer_scale_folded_in_16_bits(run, tmp_path):
     (tmp_path / "timm").mkdir()
     (tmp_path / "w.pth").rename(tmp_path / "timm" / "pytorch_model.bin")
     arguments = {"init_values": 1e-3, "depth": 2}
-    config = {"architecture": "vit_tiny_patch16_224", "num_classes": 0, "model_args": arguments}
+    config = {"architecture": "vit_tiny_patch16_224", "num_classes": 0, "pretrained_cfg": {}, "model_args": arguments}
     (tmp_path / "timm" / "config.json").write_text(json.dumps(config))
     told = run("convert", **BARE, checkpoint=str(tmp_path / "timm"), output=str(tmp_path / "hf"))
     assert "LayerScale folded in" in (tmp_path / "hf" / "README.md").read_text()
@@ -184,7 +184,12 @@ def test_more_channels_than_a_picture_has(run, tmp_path):
     torch.save(full_model("vit_tiny_patch16_224", num_classes=3, in_chans=6, depth=2).state_dict(), tmp_path / "w")
     (tmp_path / "timm").mkdir()
     (tmp_path / "w").rename(tmp_path / "timm" / "pytorch_model.bin")
-    config = {"architecture": "vit_tiny_patch16_224", "num_classes": 3, "model_args": {"in_chans": 6, "depth": 2}}
+    config = {
+        "architecture": "vit_tiny_patch16_224",
+        "num_classes": 3,
+        "pretrained_cfg": {},
+        "model_args": {"in_chans": 6, "depth": 2},
+    }
     (tmp_path / "timm" / "config.json").write_text(json.dumps(config))
     told = run("convert", **BARE, checkpoint=str(tmp_path / "timm"), output=str(tmp_path / "hf"))
     assert "No picture has 6 channels: both models get noise" in told

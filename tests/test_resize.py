@@ -51,7 +51,7 @@ def test_the_dtype_is_kept(dtype, weights, save, tmp_path):
 def test_without_a_class_position_every_row_is_resampled(tmp_path):
     arguments = {"depth": 2, "no_embed_class": True}
     model = full_model(ARCH, num_classes=3, **arguments)
-    config = {"architecture": ARCH, "num_classes": 3, "model_args": arguments}
+    config = {"architecture": ARCH, "num_classes": 3, "pretrained_cfg": {}, "model_args": arguments}
     (tmp_path / "timm").mkdir()
     (tmp_path / "timm" / "config.json").write_text(json.dumps(config))
     save_file(model.state_dict(), tmp_path / "timm" / "model.safetensors")

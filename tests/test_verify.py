@@ -214,19 +214,11 @@ def test_a_wrong_timm_processor_is_found(folder, verify, change):
     assert caught.value.stage == "pixels"
 
 
-@pytest.mark.parametrize(
-    ("file", "change"),
-    [
-        ("preprocessor_config.json", {"image_mean": [0.5, 0.5]}),
-        (
-            "timm_processor.json",
-            {"pretrained_cfg": {"input_size": [2, 224, 224], "mean": [0.5] * 2, "std": [0.5] * 2}},
-        ),
-    ],
-)
-def test_a_processor_that_fails_is_named(folder, verify, file, change):
-    edit_json(folder / file, **change)
-    with pytest.raises(ParityError, match=rf"The image processor in `{file}` fails: \w+Error: ") as caught:
+def test_a_processor_that_fails_is_named(folder, verify):
+    """Of preprocessor_config.json each setting is looked at first, so that none that fails gets so far."""
+    change = {"pretrained_cfg": {"input_size": [2, 224, 224], "mean": [0.5] * 2, "std": [0.5] * 2}}
+    edit_json(folder / "timm_processor.json", **change)
+    with pytest.raises(ParityError, match=r"The image processor in `timm_processor.json` fails: \w+Error: ") as caught:
         verify()
     assert caught.value.stage == "pixels"
 

@@ -168,6 +168,8 @@ def identify(path: str | os.PathLike[str], options: SourceOptions) -> Identified
     description, notes = _own_description(source, options.ignore)
     wanted, note = _architecture(source, options, description)
     facts = facts_of(wanted, description)
+    if not description.statements.keys() & {"architecture", "pretrained_cfg"}:
+        facts = replace(facts, input_size=None)  # what timm fed it nobody tells
     if isinstance(options.architecture, str):
         _check_tag(options.architecture, facts, description)
     description = _with_sizes_of_timm(description, facts, options.ignore)
@@ -332,7 +334,7 @@ class Facts:
 def facts_of(architecture: nn.Module | str, description: SelfDescription) -> Facts:
     """From the catalogue, which needs no torch; else from timm, with the arguments that the checkpoint states."""
     if not isinstance(architecture, str):
-        return _facts_of_model(architecture)
+        return replace(_facts_of_model(architecture), input_size=None)  # it is of the size that it was given with
     cfg, arguments = description.get("pretrained_cfg"), description.model_args
     known = catalogue.look_up(architecture) if cfg is None and not arguments else None
     if known is not None:

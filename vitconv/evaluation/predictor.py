@@ -47,7 +47,8 @@ def read_classifier(folder: str | Path) -> Classifier:
             f"The model in '{folder}' has no classes: it is a {name}, converted without a classification head.",
             "Convert a checkpoint that has a head; how to get this model's features, its README.md shows.",
         )
-    vision = getattr(config, "vision_config", config)  # SigLIP's configuration holds that of its vision model
+    # SigLIP's configuration holds that of its vision model.
+    vision = config.vision_config if "vision_config" in type(config).sub_configs else config
     size = vision.image_size
     height, width = (size, size) if isinstance(size, int) else size
     return Classifier(folder, tuple(config.id2label[i] for i in range(count)), (vision.num_channels, height, width))
