@@ -36,7 +36,7 @@ test-gpu: $(VENV)/installed ## Run the tests that need a CUDA GPU
 
 fuzz: $(VENV)/installed ## Look for files that are neither converted nor refused: over 100 000 cases
 	mkdir -p build
-	VITCONV_FUZZ_CASES=15000 $(BIN)/pytest tests/test_fuzz.py tests/test_any_arguments.py tests/test_to_huggingface.py
+	VITCONV_FUZZ_CASES=15000 $(BIN)/pytest tests/test_fuzz.py tests/test_any_arguments.py tests/test_to_huggingface.py tests/test_description.py
 	$(BIN)/python fuzz/fuzz_checkpoint.py -runs=100000 -artifact_prefix=build/
 
 benchmark: $(VENV)/installed ## Time conversions against cp, on a quiet machine (about 20 minutes)

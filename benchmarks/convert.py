@@ -30,7 +30,9 @@ What was learned, on two cores of an ext4 machine:
   alike, and float64 with 32 of 577 tokens, a sixth of the CPU time, sees it, and one that is off by 1e-7 of itself.
   (Bits in float32 still say that the rest of the tokens are no exception: if they differ, float64 takes all.) In it
   a block's weights are converted only while it computes: two whole models would mean 1.4 GB to be found and zeroed.
-* What is left is two forward passes in float32, which no trick makes shorter.
+* Python searches for cycles once more when it ends, which took 1.5 s of 11.1: the command leaves that out.
+* What is left is two forward passes in float32, which no trick makes shorter. Median of 5 on two cores of an Intel
+  Xeon at 2.5 GHz, quiet: 9.46 s from safetensors (0.87 × classic) and 9.52 s from .pth (0.89 ×); classic 10.76 s.
 """
 
 from __future__ import annotations
