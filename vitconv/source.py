@@ -78,8 +78,8 @@ class Inspection:
         plan: the moves into the Hub layout.
         made: the tensors that are made from others (or from nothing) before the moves.
         data: how timm prepares an image for the model.
-        warnings: what the converted folder will not be able to do, in sentences.
-        notes: how the model was found in the checkpoint, in sentences.
+        warnings: what the converted folder will not be able to do, and what had to be assumed, in sentences.
+        notes: what the checkpoint says of itself and how the model was found in it, in sentences.
     """
 
     architecture: Architecture
