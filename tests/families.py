@@ -49,5 +49,6 @@ def save_folder(folder: Path, family: str, classes: Sequence[str] = ()) -> nn.Mo
     arguments = {**SMALL, **more}
     model = perturbed(timm.create_model(name, num_classes=len(classes), **arguments))
     labels = {"label_names": list(classes)} if classes else {}
-    timm.models.save_for_hf(model, folder, labels, model_args=arguments, safe_serialization=True)
+    data = {"input_size": (3, *model.patch_embed.img_size)}
+    timm.models.save_for_hf(model, folder, labels, model_args=arguments, data_config=data, safe_serialization=True)
     return model

@@ -30,6 +30,10 @@ def from_name(name: str) -> Architecture:
     return from_timm(build_timm(name))
 
 
+#: Blocks: no Vision Transformer has so many, and to build more would take minutes.
+_DEEPEST = 1000
+
+
 def build_timm(name: str, *, pretrained_cfg: Mapping[str, Any] | None = None, **overrides: Any) -> nn.Module:
     """Build timm's ``name`` without weights (on torch's ``meta`` device), in a fraction of a second.
 
@@ -44,6 +48,8 @@ def build_timm(name: str, *, pretrained_cfg: Mapping[str, Any] | None = None, **
     import timm
     import torch
 
+    if type(overrides.get("depth")) is int and overrides["depth"] > _DEEPEST:
+        raise ArchitectureError(f"A model of {overrides['depth']} blocks is asked for.", "Correct its `depth`.")
     base, _, tag = name.partition(".")
     if not timm.is_model(base):
         close = difflib.get_close_matches(base, timm.list_models(), n=4)

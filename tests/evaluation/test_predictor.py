@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 from models import small_model
 from test_coverage import reduced
 
@@ -81,3 +82,13 @@ def test_a_device_that_is_not_there_is_refused(folder):
 
 def test_auto_is_a_gpu_where_there_is_one():
     assert [choose_device("auto", 1), choose_device("auto", 0), choose_device("cpu", 1)] == ["cuda", "cpu", "cpu"]
+
+
+def test_a_model_trains_on_in_a_process_that_has_predicted(tmp_path):
+    """BEiT's code remembers its relative positions for every model of the process."""
+    folder = convert(tmp_path, reduced("beit_base_patch16_224", num_classes=5).float())
+    pixels = np.zeros((1, *read_classifier(folder).shape), np.float32)
+    Predictor(folder, "cpu")(pixels)
+    model = transformers.AutoModelForImageClassification.from_pretrained(folder).train()
+    model(torch.tensor(pixels)).logits.sum().backward()
+    assert model.classifier.weight.grad is not None

@@ -87,7 +87,8 @@ class Predictor:
 
         # A copy: kernels may take other paths for memory that is not aligned as torch aligns it.
         values = torch.tensor(pixels).to(self._device, self._model.dtype)
-        with torch.inference_mode():
+        # Not inference_mode: Transformers caches constants, which no one in this process could train with any more.
+        with torch.no_grad():
             output = self._model(pixel_values=values)
         logits = output["logits"] if "logits" in output else output["image_embeds"]
         return logits.float().cpu().numpy()
