@@ -185,6 +185,11 @@ def test_an_image_size_that_timm_would_resample_to(tmp_path):
     assert inspect(path, image_size=(384, 384)).architecture.image_size == (384, 384)
 
 
+def test_an_impossible_image_size_beside_a_stated_one(tmp_path):
+    path, *_ = as_train_py_saves(tmp_path, img_size=224)
+    assert "`pos_embed` was trained for" in refusal(InputError, path, image_size=(8, 8)).problem
+
+
 def test_a_model_that_takes_any_size(tmp_path):
     path, *_ = as_train_py_saves(tmp_path, model_kwargs={**TINY, "img_size": 96, "dynamic_img_size": True})
     assert "timm feeds it 224x224" in refusal(CheckpointError, path).problem
@@ -469,7 +474,7 @@ def test_a_folder_and_the_arguments_in_its_weights(folder):
 def test_images_in_other_colours(mode, tmp_path):
     path, *_ = as_train_py_saves(tmp_path, input_img_mode=mode)
     assert f"'{mode}' (`args.input_img_mode`)" in refusal(CheckpointError, path).problem
-    assert inspect(path, ignore=["input_img_mode"])
+    assert inspect(path, ignore=["input_img_mode"]).data.num_channels == 3
 
 
 def test_beit_s_own_script(save):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vitconv import __version__
 from vitconv.mapping import family_for
-from vitconv.preprocess import PROCESSOR_FILE, TIMM_PROCESSOR_FILE, crop_shift, makes_pixels, processor_config
+from vitconv.preprocess import MODES, PROCESSOR_FILE, TIMM_PROCESSOR_FILE, crop_shift, makes_pixels, processor_config
 
 if TYPE_CHECKING:
     from vitconv.architecture import Architecture
@@ -55,7 +55,7 @@ def _loading(family: Family, architecture: Architecture, data: DataConfig) -> st
     if processor_config(data) is None:
         return f"## Load it\n\n{_NEEDS_TIMM}\n\n{_timm_code(family, architecture, data)}"
     comment = "see below where they are not timm's pixels" if _always_shifted(data) else "timm's pixels, bit for bit"
-    image = _OPEN + (f'.convert("{_mode(data)}")' if data.num_channels == 1 else "")
+    image = _OPEN + (f'.convert("{MODES[data.num_channels]}")' if data.num_channels == 1 else "")
     code = _code(
         family,
         architecture,
@@ -93,7 +93,7 @@ _OWN_PIXELS = '{{"pixel_values": torch.zeros(1, {}, {}, {})}}  # your pixels, no
 
 def _timm_code(family: Family, architecture: Architecture, data: DataConfig) -> str:
     load = f'TimmWrapperImageProcessor.from_pretrained(folder, image_processor_filename="{TIMM_PROCESSOR_FILE}")'
-    image = f'{_OPEN}.convert("{_mode(data)}")'
+    image = f'{_OPEN}.convert("{MODES[data.num_channels]}")'
     return _code(family, architecture, "TimmWrapperImageProcessor", load, f'processor({image}, return_tensors="pt")')
 
 
@@ -120,10 +120,6 @@ def _code(family: Family, architecture: Architecture, processor: str, load: str,
         f"{what} = model(**inputs).{answer}  # what the timm model returns",
     ]
     return "\n".join(["```python", *lines, "```"])
-
-
-def _mode(data: DataConfig) -> str:
-    return "L" if data.num_channels == 1 else "RGB"
 
 
 def _shape(data: DataConfig) -> tuple[int, int, int]:

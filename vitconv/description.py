@@ -260,12 +260,7 @@ def check_sizes(
         stated = description.get(name)
         if stated is None or value is None or same_value(stated, value):
             continue
-        if (
-            name in ("num_classes", "in_chans")
-            and type(stated) is not int
-            or name == "img_size"
-            and not is_image_size(stated)
-        ):
+        if not (is_image_size(stated) if name == "img_size" else type(stated) is int):
             raise CheckpointError(
                 f"The checkpoint's `{description.where(name)}` is {stated!r}, which is no size.",
                 f"Correct it there, or pass --ignore {name} to take what the weights tell ({_short(value)}).",

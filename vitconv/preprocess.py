@@ -41,7 +41,8 @@ PROCESSORS: dict[str, str] = {"transformers": PROCESSOR_FILE, "timm": TIMM_PROCE
 
 _TIMM_CLASS = "TimmWrapperImageProcessor"
 _RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
-_MODES = {1: "L", 3: "RGB"}
+#: How Pillow calls the colours of images with so many channels: the only ones that image files have.
+MODES = {1: "L", 3: "RGB"}
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,7 @@ def _resizes(crop_pct: Any, size: tuple[int, int]) -> bool:
 def _check_given(given: Mapping[str, Any], architecture: Architecture, stated: SelfDescription | None = None) -> None:
     channels = architecture.num_channels
     # Without a format for images of so many channels, mean and std are never used.
-    lengths = (channels,) if channels in _MODES else (channels, 3)
+    lengths = (channels,) if channels in MODES else (channels, 3)
     checks = {
         "mean": lambda value: _are_numbers(value) and len(value) in lengths,
         "std": lambda value: _are_numbers(value) and len(value) in lengths and min(value) > 1e-37,
@@ -250,7 +251,7 @@ def _check_given(given: Mapping[str, Any], architecture: Architecture, stated: S
 
 def makes_pixels(config: DataConfig) -> bool:
     """Whether timm can read an image file for the model at all: it has 1 or 3 channels."""
-    return config.num_channels in _MODES
+    return config.num_channels in MODES
 
 
 def obstacle(config: DataConfig) -> str | None:
@@ -376,7 +377,7 @@ def timm_pixels(image: Image, config: DataConfig) -> Tensor:
         crop_pct=config.crop_pct,
         crop_mode=config.crop_mode,
     )
-    return transform(image.convert(_MODES[config.num_channels]))
+    return transform(image.convert(MODES[config.num_channels]))
 
 
 def huggingface_pixels(
@@ -452,7 +453,7 @@ def process(image: Image, processor: BaseImageProcessor, num_channels: int) -> T
     """The pixels of one image: float32, shape (1, channels, height, width)."""
     # Transformers' own processor converts to RGB by itself, but to grey never; timm's takes an image as it is.
     if num_channels == 1 or type(processor).__name__ == _TIMM_CLASS:
-        image = image.convert(_MODES[num_channels])
+        image = image.convert(MODES[num_channels])
     return processor(image, return_tensors="pt")["pixel_values"]
 
 

@@ -38,7 +38,7 @@ from vitconv.description import (
 from vitconv.errors import ArchitectureError, CheckpointError, InputError, VitconvError, first_few
 from vitconv.labels import check_labels, in_order, read_labels
 from vitconv.plan import Plan, check_names, check_tensors, make_plan, shapes_of
-from vitconv.preprocess import DataConfig, data_config, missing_processor, read_data_config, tag_config
+from vitconv.preprocess import MODES, DataConfig, data_config, missing_processor, read_data_config, tag_config
 from vitconv.simplify import Made
 from vitconv.tensorfile import StoredTensor, load_tensors
 from vitconv.timm_models import (
@@ -191,13 +191,12 @@ def identify(path: str | os.PathLike[str], options: SourceOptions) -> Identified
 
     _check_mode(description, known)
     data = _data(facts, known, description, options.data)
-    sizes = {"num_classes": known.num_labels, "in_chans": known.num_channels, "img_size": known.image_size}
     return Identified(
         source,
         description,
         tensors,
         wanted if isinstance(wanted, str) else None,
-        functools.partial(build, **sizes),
+        functools.partial(build, **_sizes(known)),
         options,
         _inspect(
             tensors,
@@ -221,7 +220,8 @@ def _architecture(
     """
     given = options.architecture
     if isinstance(given, str):
-        return check_architecture(known_or_same(given), description), []
+        # A name that timm does not know stays, to be refused as it was given.
+        return check_architecture(_name_of_today(given) or given, description), []
     if given is not None:
         _check_module(given, description)
         return given, []
@@ -239,9 +239,13 @@ def _with_sizes_of_timm(description: SelfDescription, facts: Facts, ignore: Coll
     """
     if "pretrained_cfg" not in description.statements:
         return description
-    built = facts.architecture
-    sizes = {"num_classes": built.num_labels, "in_chans": built.num_channels, "img_size": built.image_size}
-    return description.filled(sizes, f"{description.where('pretrained_cfg')}, as timm builds it", ignore)
+    where = f"{description.where('pretrained_cfg')}, as timm builds it"
+    return description.filled(_sizes(facts.architecture), where, ignore)
+
+
+def _sizes(a: Architecture) -> dict[str, Any]:
+    """The sizes by the names of timm's arguments: :data:`vitconv.description.SIZES`."""
+    return {"num_classes": a.num_labels, "in_chans": a.num_channels, "img_size": a.image_size}
 
 
 def _trained_and_wanted(
@@ -271,7 +275,7 @@ def _trained_and_wanted(
 def _check_mode(description: SelfDescription, known: Architecture) -> None:
     """Raise :class:`CheckpointError` if images were converted to other colours than their channels tell."""
     mode = description.get("input_img_mode")
-    if mode is not None and mode != {1: "L", 3: "RGB"}.get(known.num_channels):
+    if mode is not None and mode != MODES.get(known.num_channels):
         raise CheckpointError(
             f"The images were converted to '{mode}' (`{description.where('input_img_mode')}`), which no image "
             "processor of Transformers does.",
@@ -357,9 +361,9 @@ def _build(name: str, description: SelfDescription, sizes: Mapping[str, Any]) ->
     return build_timm(name, pretrained_cfg=description.get("pretrained_cfg"), **arguments)
 
 
-def known_or_same(name: str) -> str:
-    """The name that timm has today for an architecture; a name that it does not know stays, to be refused as given."""
-    return name if catalogue.look_up(name) else known_name(name) or name
+def _name_of_today(name: str) -> str | None:
+    """The name that timm has today for an architecture; ``None`` if it knows none. Only an old one needs timm."""
+    return name if catalogue.look_up(name) else known_name(name)
 
 
 def _names(description: SelfDescription) -> set[str]:
@@ -387,7 +391,7 @@ def _own_description(source: Source, ignore: Collection[str]) -> tuple[SelfDescr
         return description, said
     if "pretrained_cfg" in description.statements:
         stated = base_name(stated)  # whose tag says nothing then
-    known = stated if catalogue.look_up(stated) else known_name(stated)
+    known = _name_of_today(stated)
     if known is None:
         note = f"The checkpoint says `{description.where('architecture')}` '{stated}', which is no name of timm's."
         return description.without(["architecture"]), [*said, note]
@@ -554,12 +558,14 @@ def sized(
     """
     # First what tensors there are, then what their sizes tell.
     check_names(mapping.timm_shapes(replace(architecture, num_labels=int("head.weight" in shapes))), shapes)
-    for size in (image_size, stated if is_image_size(stated) else None):
-        if size is not None:
-            with suppress(InputError):
-                trained = fit_to_weights(architecture, shapes, size)
-                return trained, trained if image_size is None else replace(trained, image_size=image_size)
-    trained = fit_to_weights(architecture, shapes)
+    if image_size is not None:
+        with suppress(InputError):
+            trained = fit_to_weights(architecture, shapes, image_size)
+            return trained, trained
+    try:
+        trained = fit_to_weights(architecture, shapes, stated if is_image_size(stated) else None)
+    except InputError:  # the weights are of another size than is stated: what they tell by themselves
+        trained = fit_to_weights(architecture, shapes)
     if image_size is None:
         return trained, trained
     wanted = replace(trained, image_size=(int(image_size[0]), int(image_size[1])))
