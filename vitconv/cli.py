@@ -397,12 +397,14 @@ def predict(
 ) -> None:
     """Predict the class of every image in a list; a run that was cut off goes on where it stopped."""
 
-    def kept() -> str:
-        there = any(destination.glob("part-*.parquet"))
-        return "What has been written is kept: run it again to go on." if there else "Nothing was written."
+    def what_is_kept() -> str:
+        from vitconv.evaluation.predictions import parts
+
+        kept = "What has been written is kept: run it again to go on."
+        return kept if parts(destination) else "Nothing was written."
 
     with (
-        _errors_for_people(kept),
+        _errors_for_people(what_is_kept),
         _counter("Predicting") as advance,
     ):
         from vitconv.evaluation.predict import predict

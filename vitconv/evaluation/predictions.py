@@ -238,13 +238,18 @@ class Predictions:
         return result
 
 
+def parts(folder: str | Path) -> list[Path]:
+    """The files that a run has written into a folder, in order; none where there is no such folder."""
+    return sorted(Path(folder).glob("part-*.parquet"))
+
+
 def read_predictions(folder: str | Path) -> Predictions:
     """Read what :func:`vitconv.evaluation.predict.predict` wrote.
 
     Raises:
         InputError: there is no such folder, it holds something else, or parts of several runs, or rows are missing.
     """
-    files = sorted(Path(folder).glob("part-*.parquet"))
+    files = parts(folder)
     if not files:
         raise InputError(f"There are no predictions in '{folder}'.", _PREDICT)
     try:

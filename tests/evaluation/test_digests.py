@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from vitconv.errors import CheckpointError, InputError
-from vitconv.evaluation.sources import digest, write_digests
+from vitconv.evaluation.digests import digest, write_digests
 
 
 def sha(content: bytes) -> str:
@@ -26,6 +26,11 @@ def test_a_file_a_folder_an_index_the_hub_and_nothing(tmp_path, hub_cache):
         **{f"more/{name}": it for name, it in all_of_more.items()},
     }
     assert digest(str(folder / "more" / "model.safetensors.index.json")) == all_of_more
+    (folder / "more" / "pytorch_model.bin.index.json").write_bytes(b"pickles")
+    assert digest(str(folder / "more" / "pytorch_model.bin.index.json")) == {
+        **all_of_more,
+        "pytorch_model.bin.index.json": sha(b"pickles"),
+    }
     assert digest("") == digest(None) == {}
     hub_cache({"config.json": b"{}", "model.safetensors": b"weights"})
     assert digest("hf-hub:our/roofs") == {"config.json": sha(b"{}"), "model.safetensors": sha(b"weights")}
@@ -44,7 +49,7 @@ def test_a_file_for_each_parameter(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "vitconv.evaluation.sources",
+        "vitconv.evaluation.digests",
         str(tmp_path / "params.yaml"),
         str(tmp_path / "out"),
     ]

@@ -1,4 +1,4 @@
-"""What the pipeline reads, by its bytes: ``python -m vitconv.evaluation.sources params.yaml build/sources NAME…``
+"""What the pipeline reads, by its bytes: ``python -m vitconv.evaluation.digests params.yaml build/sources NAME…``
 
 DVC has no dependency that may be absent, and none that is a model on the Hub. So a stage that always runs writes the
 SHA-256 of what each parameter names, and the other stages depend on what it writes: where that has not changed, they
@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from vitconv.checkpoint import HUB_PREFIX, sha256, write_json
+from vitconv.checkpoint import HUB_PREFIX, TORCH_INDEX_FILE, sha256, write_json
 from vitconv.errors import InputError, VitconvError
 from vitconv.evaluation.files import new_file
 from vitconv.tensorfile import INDEX_FILE
@@ -37,7 +37,7 @@ def digest(value: str | None) -> dict[str, str]:
 
         path = download(HUB_PREFIX.sub("", value))
     else:
-        path = Path(value).parent if Path(value).name == INDEX_FILE else Path(value)
+        path = Path(value).parent if Path(value).name in (INDEX_FILE, TORCH_INDEX_FILE) else Path(value)
     if path.is_dir():
         return {str(file.relative_to(path)): sha256(file) for file in sorted(path.rglob("*")) if file.is_file()}
     if not path.is_file():
