@@ -14,7 +14,7 @@ import torch
 from models import small_model
 from safetensors.torch import load_file, save_file
 
-from vitconv.checkpoint import open_source, read_state_dict
+from vitconv.checkpoint import check_checksums, open_source, read_state_dict
 from vitconv.convert import convert_state_dict
 from vitconv.errors import CheckpointError
 from vitconv.tensorfile import StoredTensor, load_tensors, write_weights
@@ -162,6 +162,51 @@ def test_refuses_a_truncated_file(weights, kind, share, tmp_path):
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(CheckpointError, match="is (a )?damaged or incomplete"):
         read_state_dict(path)
+
+
+def flip(path, record):
+    """Turn one bit around in the middle of a zip's record."""
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        start = content.index(archive.read(record))
+        content[start + archive.getinfo(record).file_size // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_bit_that_has_turned_around_is_found_by_the_checksum(weights, save):
+    path = save(weights)
+    with zipfile.ZipFile(path) as archive:
+        record = max((entry for entry in archive.infolist()), key=lambda entry: entry.file_size).filename
+    check_checksums(path)
+    flip(path, record)
+    open_source(path)  # which reads no weights
+    for read in (check_checksums, read_state_dict):
+        with pytest.raises(CheckpointError, match=f"the bytes of its record '{record}' do not fit their checksum"):
+            read(path)
+    check_checksums(path, stopped=lambda: True)
+
+
+def test_a_bit_that_has_turned_around_in_a_name(save):
+    path = save({"a name that is long enough" * 20: torch.ones(1)})
+    flip(path, "weights/data.pkl")
+    with pytest.raises(CheckpointError, match=r"its record 'weights/data.pkl' do not fit their checksum"):
+        open_source(path)
+
+
+def test_a_file_without_checksums_is_read(weights, save):
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = save(weights)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert_same(read_state_dict(path), weights)
+
+
+@pytest.mark.parametrize("name", ["old", "safetensors"])
+def test_formats_that_have_no_checksums(name, weights, tmp_path):
+    path = tmp_path / name
+    torch.save(weights, path, _use_new_zipfile_serialization=False) if name == "old" else save_file(weights, path)
+    check_checksums(path)
 
 
 def test_refuses_another_zip(tmp_path):

@@ -402,6 +402,21 @@ def test_a_damaged_record_is_named(content, small_checkpoint, converted, tmp_pat
         verify_checkpoint(small_checkpoint, tmp_path / "model", architecture="vit_tiny_patch16_224")
 
 
+def test_a_source_with_a_bit_turned_around(small_checkpoint, converted, tmp_path):
+    """In the last bit of a weight: the numbers could not tell it from another checkpoint."""
+    path = tmp_path / "flipped.pth"
+    content = bytearray(small_checkpoint.read_bytes())
+    weight = torch.load(small_checkpoint)["blocks.1.mlp.fc1.weight"].numpy().tobytes()
+    content[content.index(weight)] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"flipped.pth' is damaged or incomplete: the bytes of its record"):
+        convert_checkpoint(path, tmp_path / "model", architecture="vit_tiny_patch16_224")
+    assert not (tmp_path / "model").exists()
+    with pytest.raises(CheckpointError, match="do not fit their checksum"):
+        verify_checkpoint(path, converted.destination)
+    convert_checkpoint(path, tmp_path / "model", architecture="vit_tiny_patch16_224", verify=False)
+
+
 def test_a_given_model_keeps_its_weights(save, tmp_path):
     model, other = small_model(), small_model().train()
     with torch.no_grad():

@@ -13,11 +13,12 @@ import struct
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from vitconv.errors import CheckpointError, first_few
 from vitconv.pickled import Pickled, scan
@@ -215,6 +216,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     path = Path(path)
     source = _read_folder(path) if path.is_dir() else open_source(path)
+    for file in source.files:
+        check_checksums(file)
     return load_tensors(source.tensors(source.content, integers=True))
 
 
@@ -233,13 +236,13 @@ def _read_mapping(path: Path) -> tuple[Mapping[Any, Any], Mapping[int, int]]:
     try:
         with path.open("rb") as file:
             start = file.read(16)
-        # A header's length may happen to look like a zip's or a pickle's first bytes; a brace after it decides.
-        if start[8:9] == b"{":
+        kind = _format_of(start)
+        if kind == "safetensors":
             content: Any = read_header(path)
-        elif start[:2] == b"PK":
+        elif kind == "zip":
             records = _check_zip(path)
             content = _read_torch(path, mapped=True)
-        elif start[:1] == b"\x80":
+        elif kind == "pickle":
             content = _read_torch(path, mapped=False)
         else:
             raise CheckpointError(
@@ -252,6 +255,16 @@ def _read_mapping(path: Path) -> tuple[Mapping[Any, Any], Mapping[int, int]]:
     if not isinstance(content, Mapping):
         raise CheckpointError(f"'{path}' holds a {type(content).__name__}, not a state dict.", _SAVE_INSTEAD)
     return content, records
+
+
+def _format_of(start: bytes) -> Literal["safetensors", "zip", "pickle"] | None:
+    """The format of a file of weights, by its first 16 bytes."""
+    # A header's length may happen to look like a zip's or a pickle's first bytes; a brace after it decides.
+    if start[8:9] == b"{":
+        return "safetensors"
+    if start[:2] == b"PK":
+        return "zip"
+    return "pickle" if start[:1] == b"\x80" else None
 
 
 def _damaged(path: Path, how: str) -> CheckpointError:
@@ -278,9 +291,53 @@ def _check_zip(path: Path) -> dict[int, int]:
             if sum(entry.file_size for entry in entries) > path.stat().st_size:
                 raise _damaged(path, "it claims to hold more bytes than it has")
             records = {_data_start(file, entry): entry.file_size for entry in entries}
+            # What is read at once; the tensors' bytes are left to :func:`check_checksums`.
+            _compare_checksums(path, file, entries, [entry for entry in entries if not _is_tensor_data(entry)])
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OverflowError, EOFError) as error:
         raise _damaged(path, "its table of contents cannot be read") from error
     return records
+
+
+def check_checksums(path: Path, stopped: Callable[[], bool] = lambda: False) -> None:
+    """Compare every byte of a file in torch's zip format with the checksums (CRC-32) in it; torch itself does not.
+
+    Other formats have none, nor has a file saved after ``torch.serialization.set_crc32_options(False)``: they pass.
+
+    Args:
+        path: a file that :func:`open_source` has read.
+        stopped: asked before each record; nothing more is read once it says so.
+
+    Raises:
+        CheckpointError: the bytes are not those that were written.
+    """
+    with path.open("rb") as file:
+        if _format_of(file.read(16)) == "zip":
+            entries = zipfile.ZipFile(file).infolist()
+            _compare_checksums(path, file, entries, entries, stopped)
+
+
+def _compare_checksums(
+    path: Path,
+    file: BinaryIO,
+    entries: Sequence[zipfile.ZipInfo],
+    chosen: Sequence[zipfile.ZipInfo],
+    stopped: Callable[[], bool] = lambda: False,
+) -> None:
+    if not any(entry.CRC for entry in entries):
+        return  # torch was told not to compute them, and writes zeros
+    for entry in chosen:
+        if stopped():
+            return
+        file.seek(_data_start(file, entry))
+        found, left = 0, entry.file_size
+        while left and (chunk := file.read(min(left, 1 << 20))):
+            found, left = zlib.crc32(chunk, found), left - len(chunk)
+        if found != entry.CRC:
+            raise _damaged(path, f"the bytes of its record '{entry.filename}' do not fit their checksum")
+
+
+def _is_tensor_data(entry: zipfile.ZipInfo) -> bool:
+    return "/data/" in entry.filename
 
 
 def _refuse_other_archives(path: Path, names: list[str]) -> None:
@@ -293,7 +350,7 @@ def _refuse_other_archives(path: Path, names: list[str]) -> None:
         raise CheckpointError(f"'{path}' is a TorchScript model, not a state dict.", _SAVE_INSTEAD)
 
 
-def _data_start(file: Any, entry: zipfile.ZipInfo) -> int:
+def _data_start(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
     """Where an entry's bytes begin: after its own header, which has names and fields of its own length."""
     file.seek(entry.header_offset + 26)
     name, extra = struct.unpack("<HH", file.read(4))
@@ -363,7 +420,10 @@ def _quietly() -> Iterator[None]:
 
 def _has_native_bytes(path: Path) -> bool:
     with zipfile.ZipFile(path) as archive:
-        orders = [archive.read(entry) for entry in archive.infolist() if entry.filename.endswith("/byteorder")]
+        entries = [entry for entry in archive.infolist() if entry.filename.endswith("/byteorder")]
+        for entry in entries:
+            entry.CRC = None  # type: ignore[assignment]  # compared before, unless the file has none
+        orders = [archive.read(entry) for entry in entries]
     return all(order == sys.byteorder.encode() for order in orders)
 
 

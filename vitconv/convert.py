@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from vitconv import __version__, mapping
 from vitconv.architecture import Architecture
 from vitconv.card import CARD_FILE, model_card
-from vitconv.checkpoint import CONFIG_FILE, HUB_PREFIX, PARITY_FILE, Source, open_source, read_json, sha256, write_json
+from vitconv.checkpoint import (
+    CONFIG_FILE,
+    HUB_PREFIX,
+    PARITY_FILE,
+    Source,
+    check_checksums,
+    open_source,
+    read_json,
+    sha256,
+    write_json,
+)
 from vitconv.description import (
     SelfDescription,
 )
@@ -470,6 +480,8 @@ def verify_checkpoint(
         opened = identify(source, options)
     except (ArchitectureError, CheckpointError, WeightsError, InputError) as error:
         raise _of_another_source(error, folder, recorded, open_source(source)) or error from None
+    for file in opened.source.files:
+        check_checksums(file)
     try:
         return verify_folder(
             folder,
@@ -572,10 +584,10 @@ def _write_and_prove(
     image: Image,
     say: Callable[[str], None],
 ) -> tuple[Verification, dict[Path, str]]:
-    """Write the folder and verify it; also hash the source's files.
+    """Write the folder and verify it; also compare the checksums in the source's files, and hash them.
 
-    Writing and hashing leave Python free: they run in a thread beside this one, which imports timm meanwhile and
-    Transformers, for longer than they take. What goes wrong there is raised here.
+    Writing, comparing and hashing leave Python free: they run in a thread beside this one, which imports timm
+    meanwhile and Transformers, for longer than they take. What goes wrong there is raised here.
     """
     import torch  # noqa: F401  # before the other thread does: two should not import the same package at once
 
@@ -583,9 +595,11 @@ def _write_and_prove(
     with ThreadPoolExecutor(max_workers=1) as beside:
         try:
             writing = beside.submit(_write, folder, opened, labels, dtype)
+            checking = [beside.submit(check_checksums, file, left.is_set) for file in opened.source.files]
             hashing = {file: beside.submit(sha256, file, left.is_set) for file in opened.source.files}
             timm_model = opened.timm_model()
-            writing.result()
+            for running in (writing, *checking):
+                running.result()
             verification = verify_folder(
                 folder,
                 opened.state_dict,

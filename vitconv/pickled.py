@@ -64,10 +64,11 @@ def scan(path: Path) -> Pickled | None:
         with path.open("rb") as file:
             if file.read(2) == b"PK":
                 with zipfile.ZipFile(path) as archive:
-                    name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-                    if archive.getinfo(name).file_size > _LONGEST:
+                    entry = next(entry for entry in archive.infolist() if entry.filename.endswith("data.pkl"))
+                    if entry.file_size > _LONGEST:
                         return None
-                    content = archive.read(name)
+                    entry.CRC = None  # type: ignore[assignment]  # torch can be told not to compute it
+                    content = archive.read(entry)
             else:
                 file.seek(0)
                 content = file.read(_LONGEST)
