@@ -46,6 +46,32 @@ def test_converts_and_says_what_was_proved(small_checkpoint, tmp_path):
     assert transformers.AutoConfig.from_pretrained(tmp_path / "model").id2label[4] == "e"
 
 
+@pytest.fixture
+def full_disk():
+    """Call it with a number: as on a full disk, no file gets longer than this any more."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("options", [[], ["--no-verify"], ["--dtype", "float16", "--no-verify"]])
+def test_a_full_disk_while_converting(options, small_checkpoint, tmp_path, full_disk):
+    full_disk(100_000)
+    code, _, err = run("convert", small_checkpoint, tmp_path / "model", *ARCH, *options)
+    assert code == 1
+    assert f"error: '{tmp_path}/model' cannot be written: File too large." in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_while_reverting(folder, tmp_path, full_disk):
+    full_disk(100_000)
+    code, _, err = run("revert", folder, tmp_path / "back", "--no-verify")
+    assert code == 1
+    assert f"error: '{tmp_path}/back' cannot be written: File too large." in err
+    assert not list(tmp_path.iterdir())
+
+
 def test_overwrites_only_when_told(small_checkpoint, tmp_path):
     arguments = ["convert", small_checkpoint, tmp_path / "model", *ARCH, "--no-verify"]
     code, out, _ = run(*arguments)

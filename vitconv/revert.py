@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -637,6 +638,7 @@ def _data(source: Path, found: _Found) -> tuple[DataConfig, tuple[str, ...]]:
 
 def _write(folder: Path, found: _Found, config: PreTrainedConfig, data: DataConfig) -> None:
     """Let timm itself write the folder."""
+    from safetensors import SafetensorError
     from timm.models import save_for_hf
 
     labels = [config.id2label[i] for i in sorted(config.id2label)] if found.architecture.num_labels else []
@@ -659,13 +661,19 @@ def _write(folder: Path, found: _Found, config: PreTrainedConfig, data: DataConf
         "classifier": cfg.get("classifier"),
         "architecture": found.name,
     }
-    save_for_hf(
-        found.model,
-        folder,
-        model_config={"label_names": labels} if named and labels else None,
-        model_args=dict(found.model_args),
-        safe_serialization=True,
-    )
+    try:
+        save_for_hf(
+            found.model,
+            folder,
+            model_config={"label_names": labels} if named and labels else None,
+            model_args=dict(found.model_args),
+            safe_serialization=True,
+        )
+    except SafetensorError as error:  # which tells what the system said, such as that the disk is full, in words only
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def _prove(

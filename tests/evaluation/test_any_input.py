@@ -191,7 +191,9 @@ def test_images_of_any_shape(place, batches, long, short, upright, mode):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
-@pytest.mark.parametrize("name", ["fifo", "socket", "folder", "loop", "/dev/zero", "/dev/tty", "/proc/self/mem", "a\tb"])
+@pytest.mark.parametrize(
+    "name", ["fifo", "socket", "folder", "loop", "/dev/zero", "/dev/tty", "/proc/self/mem", "a\tb"]
+)
 def test_what_is_no_image_file(place, batches, name):
     path = place / name
     if name == "fifo" and not path.exists():
@@ -301,7 +303,9 @@ class Stop(BaseException):
     """What a metric might raise that is no Exception."""
 
 
-_raised = st.sampled_from([SystemExit(0), SystemExit("bye"), Stop(), ValueError("\ud800"), RecursionError(), MemoryError()])
+_raised = st.sampled_from(
+    [SystemExit(0), SystemExit("bye"), Stop(), ValueError("\ud800"), RecursionError(), MemoryError()]
+)
 _returned = _numbers | _plain | st.dictionaries(_texts | _numbers.map(repr), _numbers, max_size=3)
 
 
@@ -321,7 +325,9 @@ def test_whatever_a_metric_does(some, place, returned):
         assert all(np.isfinite(value) for value in result.figures.values())
 
 
-_metric_names = _texts | st.sampled_from(["accuracy", "top", "os:getcwd", "sys:exit", "no.module:f", ":", "math:", "a:b:c"])
+_metric_names = _texts | st.sampled_from(
+    ["accuracy", "top", "os:getcwd", "sys:exit", "no.module:f", ":", "math:", "a:b:c"]
+)
 
 
 @often()
@@ -335,7 +341,10 @@ _bounds = st.dictionaries(st.sampled_from(["min", "max", "mean"]), _numbers | _p
 
 
 @often()
-@given(_plain | st.dictionaries(st.sampled_from(["accuracy", "images", "top_3", "f1"]) | _texts, _bounds | _plain, max_size=2))
+@given(
+    _plain
+    | st.dictionaries(st.sampled_from(["accuracy", "images", "top_3", "f1"]) | _texts, _bounds | _plain, max_size=2)
+)
 def test_whatever_the_thresholds_are(some, place, thresholds):
     with contextlib.suppress(VitconvError):
         result = evaluate(*some, metrics=["accuracy", "f1"], thresholds=thresholds)
