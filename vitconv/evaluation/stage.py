@@ -16,7 +16,7 @@ import yaml
 
 from vitconv import cli, errors
 from vitconv.cli import _errors_for_people
-from vitconv.errors import InputError, VitconvError
+from vitconv.errors import InputError, VitconvError, shown
 from vitconv.evaluation.digests import write_digests
 
 PARAMETERS_FILE = Path("params.yaml")
@@ -117,17 +117,8 @@ def _value(name: str, values: dict[str, Any]) -> Any:
     if value is None and form.empty is not None:
         return form.empty
     if not form.fits(value):
-        raise InputError(f"The parameter `{name}` is {_shown(value)}.", form.remedy)
+        raise InputError(f"The parameter `{name}` is {shown(value)}.", form.remedy)
     return value
-
-
-def _shown(value: Any) -> str:
-    """A value, for people: its beginning, if it is long."""
-    try:
-        text = repr(value)
-    except ValueError:  # of more digits than Python writes
-        return "a number of too many digits"
-    return text if len(text) <= 100 else f"{text[:100]}…"
 
 
 def _given(*names: str) -> dict[str, Any]:
