@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 from models import full_model, small_model
 from test_coverage import reduced
 
@@ -213,6 +214,33 @@ def test_says_where_the_two_processors_differ(folders, tmp_path):
     squashed = texts("plain", crop_mode="squash", crop_pct=1.0)
     assert "3, 7, 11… pixels" not in squashed
     assert "blends" in squashed
+
+
+def test_no_name_is_markup(tmp_path):
+    """Of a checkpoint with markup for its name and its classes."""
+    hostile = "<script>a</script> ![a](http:/e.org/a.png) `b` --- | *c* $d$ # &lt;"
+    model = small_model("plain")
+
+    def tokens(name, labels):
+        torch.save(model.state_dict(), tmp_path / name)
+        arguments = {"architecture": model, "labels": labels, "verify": False, "overwrite": True}
+        done = convert_checkpoint(tmp_path / name, tmp_path / "hf", **arguments)
+        assert card(done).data.library_name == "transformers"
+        return MarkdownIt("commonmark").enable("table").parse(card(done).text)
+
+    plain = [f"{i}" for i in range(len(model.head.weight))]
+    found = tokens(hostile.replace("/", "∕") + ".pth", [f"{i} {hostile}" for i in plain])
+    neutral = tokens("w.pth", [f"x{i}" for i in plain])
+    assert [token.type for token in found] == [token.type for token in neutral]
+    for one, other in zip(found, neutral, strict=True):
+        kinds = [
+            [child.type for child in token.children or [] if not child.type.startswith("text")]
+            for token in (one, other)
+        ]
+        assert kinds[0] == kinds[1]
+    shown = "".join(child.content for token in found for child in token.children or [])
+    assert hostile.replace("/", "∕") + ".pth" in shown
+    assert f"0 {hostile}, 1 {hostile}" in shown
 
 
 def test_no_path_of_this_machine(folders):

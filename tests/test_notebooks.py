@@ -1,16 +1,21 @@
 """The notebooks' form, and the convert notebook on every family; the others run by `pytest --nbmake notebooks`."""
 
 import ast
+import csv
 import json
+import sys
+import types
 from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import papermill
 import pytest
 import torch
 from families import CLASSIFIERS, HEADLESS, save_folder
+from markdown_it import MarkdownIt
 from models import full_model
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
@@ -19,6 +24,7 @@ from safetensors.torch import load_file
 from transformers.utils import logging
 
 from vitconv.errors import InputError
+from vitconv.evaluation.predictions import Parts, Run, make_rows
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -178,6 +184,48 @@ def test_a_model_on_the_hub(run, hub_cache, tmp_path):
     hub_cache({file.name: file.read_bytes() for file in (tmp_path / "timm").iterdir()})
     told = run("convert", **BARE, checkpoint="hf-hub:our/roofs", output=str(tmp_path / "hf"))
     assert "note: The checkpoint is hf-hub:our/roofs at revision" in told
+
+
+#: A formula that is none, a script, and what ends a row of a table.
+HOSTILE = "$x^{$ <script>a</script> ![a](http://e.org) | `b`"
+
+
+def test_convert_draws_names_as_they_are(run, tmp_path):
+    save_folder(tmp_path / "timm", "vit", CLASSES)
+    names = [f"{HOSTILE} {name}" for name in CLASSES]
+    (tmp_path / "labels.json").write_text(json.dumps(names))
+    photo = tmp_path / HOSTILE.replace("/", "∕")
+    Image.new("RGB", (40, 40)).save(photo, "png")
+    given = {"labels": str(tmp_path / "labels.json"), "image": str(photo)}
+    told = run("convert", **BARE | given, checkpoint=str(tmp_path / "timm"), output=str(tmp_path / "hf"))
+    assert str(names) in told
+    texts = [text for text in plt.gcf().findobj(matplotlib.text.Text) if "$" in text.get_text()]
+    assert len(texts) >= 6 and not any(text.get_parse_math() for text in texts)
+    plt.gcf().savefig(tmp_path / "figure.png")
+
+
+def test_evaluate_shows_names_as_they_are(run, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.Markdown", shown.append)
+    classes = (HOSTILE, "oak")
+    table = make_rows(0, [HOSTILE, "b.png"], np.eye(2, dtype=np.float32), [None, HOSTILE], classes)
+    Parts(tmp_path / "predictions", Run({}, classes), 1, overwrite=True).write(0, table, "key")
+    rows = [["path", "label"], [HOSTILE, HOSTILE], ["b.png", "oak"]]
+    with (tmp_path / "list.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    metrics = types.ModuleType("hostile_metrics")
+    metrics.share = lambda labels, probabilities, classes: {name: 0.5 for name in classes}
+    monkeypatch.setitem(sys.modules, "hostile_metrics", metrics)
+    paths = {"predictions": str(tmp_path / "predictions"), "images": str(tmp_path / "list.csv"), "expected": ""}
+    paths |= {"output": str(tmp_path / "out"), "scores": str(tmp_path / "out" / "metrics.json"), "model": ""}
+    run("evaluate", **paths, metrics=["accuracy", "hostile_metrics:share"], thresholds={"errors": {"max": 1}})
+    rows, figures = shown
+    for text, times in ((rows, 3), (figures, 1)):
+        tokens = MarkdownIt("commonmark").enable("table").parse(text)
+        children = [child for token in tokens for child in token.children or []]
+        assert {child.type for child in children} <= {"text", "text_special", "code_inline"}
+        assert "".join(child.content for child in children).count(HOSTILE) == times
+        assert sum(token.type == "table_open" for token in tokens) == 1
 
 
 def test_more_channels_than_a_picture_has(run, tmp_path):

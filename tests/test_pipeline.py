@@ -229,6 +229,49 @@ def test_a_model_on_the_hub_with_other_preprocessing_and_size_and_without_expect
     assert processor["image_mean"] == [0.1, 0.2, 0.4]
 
 
+@pytest.mark.parametrize("name", ["Jim's; touch PWNED; echo '", '-$(touch PWNED) `touch PWNED`|"&*{}${model}\\~#\n!'])
+def test_files_of_any_name(name, project, family_project):
+    """A shell would take them for its own: they work, and nothing else runs."""
+    names = {
+        key: f"families/{name}/{name} {key}" for key in ("checkpoint", "labels", "image", "data_config", "expected")
+    }
+    names |= {"images": f"families/{name}/{name}.csv", "images_folder": f"families/{name}/{name}"}
+    names |= {"model": f"converted/{name}"}
+    folder = family_project("vit", SEVEN, **names)
+    hostile = project / "families" / name
+    shutil.copytree(project / "artifacts" / "images", hostile / name)
+    shutil.copytree(folder / "timm", project / names["checkpoint"])
+    shutil.copyfile(folder / "inputs.csv", project / names["images"])
+    shutil.copyfile(folder / "outputs.csv", project / names["expected"])
+    shutil.copyfile(hostile / name / "0.png", project / names["image"])
+    (project / names["data_config"]).write_text("{}")
+    _write(project / names["labels"], SEVEN)
+    done = run(project, "dvc repro")
+    assert done.returncode == 0, done.stderr
+    assert (project / names["model"] / "config.json").is_file()
+    assert json.loads((project / "metrics.json").read_text())["agreement"] == 1
+    assert not list(project.rglob("PWNED*"))
+
+
+@pytest.mark.parametrize(
+    "parameter, stage, words",
+    [
+        ("device", "convert", "There is no device 'cpu; touch PWNED'"),
+        ("metrics", "evaluate", "There is no metric '; touch PWNED'"),
+    ],
+)
+def test_an_error_in_a_notebook_is_one_sentence(parameter, stage, words, project, family_project):
+    family_project(
+        "vit", SEVEN, **{parameter: {"device": "cpu; touch PWNED", "metrics": ["; touch PWNED"]}[parameter]}
+    )
+    done = run(project, "dvc repro")
+    assert done.returncode != 0
+    assert f"error: {words}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert f"failed to reproduce '{stage}'" in done.stderr
+    assert not list(project.rglob("PWNED*"))
+
+
 def test_a_headless_model_is_converted_and_verified_and_not_predicted_with(project, family_project):
     family_project("dinov3", ())
     done = run(project, "dvc repro")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from vitconv import __version__
 from vitconv.mapping import family_for
+from vitconv.markdown import code, escape
 from vitconv.preprocess import MODES, PROCESSOR_FILE, TIMM_PROCESSOR_FILE, crop_shift, makes_pixels, processor_config
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ def model_card(
     sections = [
         f"---\nlibrary_name: transformers\npipeline_tag: {task}\n"
         f"tags:\n- vision\n- {family.name}\n- timm\n- vitconv\n---",
-        f"# {timm_name or 'A timm Vision Transformer'}, as {family.class_name(architecture)}",
-        f"Converted from the timm weights `{source}` by vitconv {__version__}.",
+        f"# {escape(timm_name or 'A timm Vision Transformer')}, as {family.class_name(architecture)}",
+        f"Converted from the timm weights {code(source)} by vitconv {__version__}.",
         _loading(family, architecture, data),
         _timm_pixels(family, architecture, data),
         _preprocessing(data, warnings),
@@ -133,11 +134,11 @@ def _always_shifted(data: DataConfig) -> bool:
 
 def _preprocessing(data: DataConfig, warnings: tuple[str, ...]) -> str:
     text = (
-        f"## Preprocessing\n\nImages of {data.image_size[0]} × {data.image_size[1]} pixels, {data.interpolation}, "
+        f"Images of {data.image_size[0]} × {data.image_size[1]} pixels, {data.interpolation}, "
         f"crop {data.crop_pct:g} ({data.crop_mode}), mean {_numbers(data.mean)}, std {_numbers(data.std)}: "
         f"from {data.origin}."
     )
-    return "\n\n".join([text, *warnings])
+    return "\n\n".join(["## Preprocessing", *map(escape, (text, *warnings))])
 
 
 def _numbers(values: tuple[float, ...]) -> str:
@@ -148,7 +149,7 @@ def _classes(labels: tuple[str, ...]) -> str:
     if not labels or labels[0] == "LABEL_0":
         return ""
     return (
-        f"## Classes\n\n{', '.join(labels)}"
+        f"## Classes\n\n{escape(', '.join(labels))}"
         if len(labels) <= 100
         else f"## Classes\n\n{len(labels)}: see config.json."
     )

@@ -61,3 +61,16 @@ def first_few(names: Iterable[str], limit: int = 4) -> str:
     names = [name if len(name) <= 100 else f"{name[:100]}…" for name in names]
     shown = ", ".join(names[:limit])
     return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
+
+
+def shown(value: object) -> str:
+    """Any value as Python writes it, cut off where it is longer than a line.
+
+    >>> shown([1, "a"])
+    "[1, 'a']"
+    """
+    try:
+        text = repr(value)
+    except Exception:  # such as an integer of more digits than Python writes
+        return f"a value of the type {type(value).__name__} that cannot be written"
+    return text if len(text) <= 100 else f"{text[:100]}…"

@@ -1,7 +1,5 @@
 import hashlib
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -43,21 +41,14 @@ def test_what_is_not_there(tmp_path, hub_cache):
         digest("hf-hub:our/roofs")
 
 
+def test_what_cannot_be_read(tmp_path):
+    with pytest.raises(InputError, match="cannot be read: File name too long"):
+        digest("a" * 300)
+
+
 def test_a_file_for_each_parameter(tmp_path):
     (tmp_path / "labels.txt").write_bytes(b"tile")
-    (tmp_path / "params.yaml").write_text(f"labels: {tmp_path}/labels.txt\nimage: ''\nimg_size: [1, 2]\n")
-    command = [
-        sys.executable,
-        "-m",
-        "vitconv.evaluation.digests",
-        str(tmp_path / "params.yaml"),
-        str(tmp_path / "out"),
-    ]
-    subprocess.run([*command, "labels", "image", "data_config"], check=True)
+    values = {"labels": str(tmp_path / "labels.txt"), "image": "", "data_config": None}
+    write_digests(values, tmp_path / "out")
     found = {path.name: json.loads(path.read_text()) for path in (tmp_path / "out").iterdir()}
     assert found == {"labels.json": {"labels.txt": sha(b"tile")}, "image.json": {}, "data_config.json": {}}
-    with pytest.raises(InputError, match=r"The parameter `img_size` is \[1, 2\]."):
-        write_digests(tmp_path / "params.yaml", tmp_path / "out", ["img_size"])
-    (tmp_path / "labels.txt").unlink()
-    done = subprocess.run([*command, "labels"], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("error: There is no file")

@@ -142,7 +142,9 @@ def test_metrics_may_be_one_or_none(files):
     }
 
 
-@pytest.mark.parametrize("metrics", [[{"my.module": "cost"}], [None], 5])
+@pytest.mark.parametrize(
+    "metrics", [[{"my.module": "cost"}], [None], 5, 0, False, {}, {"accuracy": 1}, [["accuracy"]], [5]]
+)
 def test_metrics_that_are_no_names_are_refused(files, metrics):
     predictions, images = files()
     with pytest.raises(InputError, match="A metric is named|The metrics are"):
@@ -230,6 +232,17 @@ def test_a_missed_limit_of_errors_names_the_images(files):
         ({"accuracy": {"min": "0.9"}}, "The threshold of 'accuracy' is '0.9', no number"),
         ({"accuracy": {"min": float("nan")}}, "The threshold of 'accuracy' is nan, no number"),
         ({"accuracy": {"min": True}}, "The threshold of 'accuracy' is True, no number"),
+        ({"accuracy": {"min": None}}, "The threshold of 'accuracy' is None, no number"),
+        ({"accuracy": {"min": [0.9]}}, "The threshold of 'accuracy' is [0.9], no number"),
+        ({"accuracy": {"min": "a" * 10**6}}, "aaaa…, no number"),
+        ({"accuracy": {"min": 10**400}}, "…, which no figure reaches"),
+        ({"accuracy": {"max": 10**5000}}, "The threshold of 'accuracy' is a value of the type int"),
+        ({"accuracy": {"max": float("inf")}}, "The threshold of 'accuracy' is inf, which no figure reaches"),
+        ({"accuracy": {"min": 0.9, "max": 0.8}}, "No number passes the threshold of 'accuracy'"),
+        ({"accuracy": [0.9]}, "The threshold of 'accuracy' is [0.9]"),
+        ({"accuracy": None}, "The threshold of 'accuracy' is None"),
+        ({1: {"min": 0}}, "There is a threshold for '1'"),
+        ("accuracy", "The thresholds are 'accuracy'"),
     ],
 )
 def test_wrong_thresholds_are_refused(files, limits, message):
@@ -255,12 +268,41 @@ def test_wrong_thresholds_are_refused(files, limits, message):
         ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "x"]]}, "logits that are no numbers"),
         ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "nan"]]}, "logits that are no numbers: not all of them are finite"),
         ({"expected": []}, "is not CSV that can be read"),
+        ({"expected": [["path", "class"]]}, "have no row"),
+        ({"expected": [["path", "class", "ash", "beech", "oak"]]}, "have no row"),
+        ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "1" + "0" * 400]]}, "logits that are no numbers"),
+        ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "-inf"]]}, "logits that are no numbers"),
+        ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, ""]]}, "logits that are no numbers"),
+        ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "true"]]}, "logits that are no numbers"),
+        ({"expected": [["path", "class", "ash", "beech", "oak", "elm"], ["images/0.jpg", "ash", 1, 2, 3, 4]]}, "logits of other classes than the model: elm"),
     ],
 )  # fmt: skip
 def test_files_that_do_not_fit_are_refused(files, change, message):
     predictions, images, *expected = files(**change)
     with pytest.raises(InputError, match=message):
         evaluate(predictions, images, expected=expected[0] if expected else None)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda text: "\ufeff" + text, lambda text: text.replace("\n", "\r\n"), lambda text: text + "\n\n"]
+)
+def test_expected_answers_as_other_programs_write_them(files, change):
+    """With a byte-order mark, Windows' ends of lines, empty lines at the end."""
+    predictions, images, expected = files(expected=answers())
+    for path in (images, expected):
+        path.write_bytes(change(path.read_text().replace("\r\n", "\n")).encode())
+    assert evaluate(predictions, images, expected=expected).figures["agreement"] == 1
+
+
+def test_a_metric_that_is_named_twice_is_refused(files):
+    predictions, images = files()
+    with pytest.raises(InputError, match="gives a figure that there is already: 'accuracy'"):
+        evaluate(predictions, images, metrics=["accuracy", "accuracy"])
+
+
+def test_a_limit_of_minus_zero_is_zero(files):
+    predictions, images = files()
+    assert evaluate(predictions, images, thresholds={"errors": {"min": -0.0, "max": -0.0}}).passed
 
 
 def test_predictions_of_another_list_are_refused(files):

@@ -1,14 +1,18 @@
 import math
 import sys
 import types
+from collections.abc import Mapping
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitconv.errors import InputError
-from vitconv.evaluation.metrics import BUILT_IN, figures, find_metric, interval, intervals
+from vitconv.evaluation.metrics import BUILT_IN, RESERVED, figures, find_metric, interval, intervals
 
 CLASSES = ("a", "b", "c", "d", "e", "f")
 #: Four images of six classes: the first two right, the third right at the second place, the last at the sixth.
@@ -128,6 +132,125 @@ def test_nonsense_is_refused(mine, value):
     with pytest.raises(InputError, match=r"The metric 'mine:cost' returned .* for 'cost") as caught:
         figures("mine:cost", LABELS, PROBABILITIES, CLASSES)
     assert caught.value.remedy == "It must return finite numbers."
+
+
+@pytest.mark.parametrize(
+    "value",
+    [10**400, -(10**5000), Fraction(10**400, 3), Decimal("NaN"), Decimal("sNaN"), np.float64("inf"), np.True_, np.array(1j), np.ones(1), torch.tensor(True), torch.ones(2), "1", "a" * 10**6, b"1", lambda: 1, object, float, {"a": 10**400}, {"a": {"b": 1}}],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_more_nonsense_is_refused(mine, value):
+    mine.cost = lambda labels, probabilities, classes: value
+    with pytest.raises(InputError, match=r"The metric 'mine:cost' returned .* for 'cost") as caught:
+        figures("mine:cost", LABELS, PROBABILITIES, CLASSES)
+    assert len(caught.value.problem) < 300
+
+
+class Rude(int):
+    """A number that does not want to be one."""
+
+    def __float__(self):
+        raise SystemError
+
+    __repr__ = __float__
+
+
+class Spoilt(Mapping):
+    def __getitem__(self, key):
+        return 1.0
+
+    def __iter__(self):
+        yield "a"
+        sys.exit(0)
+
+    def __len__(self):
+        return 1
+
+
+class Unprintable(BaseException):
+    def __str__(self):
+        raise RuntimeError
+
+
+def raise_(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (torch.tensor(0.5, requires_grad=True), {"cost": 0.5}),
+        (torch.tensor(3), {"cost": 3.0}),
+        (np.array(0.5), {"cost": 0.5}),
+        (np.int8(3), {"cost": 3.0}),
+        (Decimal("0.5"), {"cost": 0.5}),
+        (Fraction(1, 2), {"cost": 0.5}),
+        (-0.0, {"cost": 0.0}),
+        ({3: 1, None: 2, "a=\n": 3}, {"cost_3": 1.0, "cost_None": 2.0, "cost_a=\n": 3.0}),
+        ({}, {}),
+    ],
+    ids=str,
+)
+def test_numbers_of_any_kind(mine, value, expected):
+    mine.cost = lambda labels, probabilities, classes: value
+    found = figures("mine:cost", LABELS, PROBABILITIES, CLASSES)
+    assert found == expected
+    assert all(type(number) is float for number in found.values())
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda *_: sys.exit(0), "failed: SystemExit: 0"),
+        (lambda *_: sys.exit("a\nb"), "failed: SystemExit: a b"),
+        (lambda *_: raise_(GeneratorExit()), "failed: GeneratorExit"),
+        (lambda *_: raise_(MemoryError()), "failed: MemoryError"),
+        (lambda *_: raise_(Unprintable()), "failed: Unprintable"),
+        (lambda *_: raise_(ValueError("a" * 10**6)), "failed: ValueError"),
+        (lambda *_: Spoilt(), "failed: SystemExit"),
+        (lambda *_: {"\ud800": 1.0}, "failed: UnicodeEncodeError"),
+        (lambda *_: Rude(1), "returned a value of the type Rude"),
+        (lambda *_: {1: 1.0, "1": 2.0}, "a figure that there is already: 'cost_1'"),
+    ],
+)
+def test_a_metric_that_does_what_it_likes_is_named(mine, function, words):
+    mine.cost = function
+    with pytest.raises(InputError, match=words) as caught:
+        figures("mine:cost", LABELS, PROBABILITIES, CLASSES)
+    assert "'mine:cost'" in caught.value.problem
+    assert "\n" not in caught.value.problem and len(caught.value.problem) < 1000
+
+
+def test_an_interrupt_is_no_error_of_the_metrics(mine):
+    mine.cost = lambda labels, probabilities, classes: raise_(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        figures("mine:cost", LABELS, PROBABILITIES, CLASSES)
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED))
+def test_a_figure_of_the_evaluations_own_is_none_of_a_metric(mine, name):
+    setattr(mine, name, lambda labels, probabilities, classes: 0.0)
+    with pytest.raises(InputError, match=f"gives a figure that there is already: '{name}'"):
+        figures(f"mine:{name}", LABELS, PROBABILITIES, CLASSES)
+
+
+@pytest.mark.parametrize(
+    "code", ["import sys; sys.exit(0)", "raise BaseException", "def __getattr__(name): raise SystemExit"]
+)
+def test_a_module_that_ends_python_is_refused(tmp_path, monkeypatch, code):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "ending_metric.py").write_text(code)
+    with pytest.raises(InputError, match="'ending_metric:cost' cannot be imported: (SystemExit|BaseException)"):
+        find_metric("ending_metric:cost")
+    sys.modules.pop("ending_metric", None)
+
+
+@pytest.mark.parametrize(
+    "name", [None, 1, b"a", ["accuracy"], {"a": 1}, ".a:b", "a..b:c", "a\0:b", "a\n:b", "\ud800:b"]
+)
+def test_a_name_that_is_none_is_refused(name):
+    with pytest.raises(InputError):
+        find_metric(name)
 
 
 def test_a_metric_that_fails_is_named(mine):

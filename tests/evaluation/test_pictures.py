@@ -1,5 +1,9 @@
 import dataclasses
+import types
+import warnings
+from pathlib import Path
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pyarrow as pa
@@ -64,6 +68,52 @@ def test_every_picture_of_whatever_there_is(draw, arguments):
     figure = draw(make(**arguments))
     assert figure.axes
     figure.savefig("/dev/null", format="png")
+
+
+#: Of each, a formula that is none, several lines, what no font has, and no letter at all.
+NAMES = (
+    "$x^{$", "$a$", r"\$5 \frac{", "$" * 3, "a\nb\tc", "\x00\x07\x1b[31m", "name" * 5000, "one two " * 5000, "屋根 🏠 ‮abc", "", " ",
+    "_hidden", "__", "%s %(x)s", "{0}", "<b>&amp;</b>", "a\ud800",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("draw", [*DRAWERS, lambda it: pictures.draw_images(it, Path("/nowhere"))])
+@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_names_are_drawn_as_they_are(draw, labels):
+    evaluation = make(classes=len(NAMES), labels=labels)
+    answers = dataclasses.replace(evaluation.answers, classes=NAMES)
+    rows = [
+        row | {"class": name, "images": 1, "compared": 1}
+        for row, name in zip(evaluation.per_class.to_pylist(), NAMES, strict=True)
+    ]
+    table = types.SimpleNamespace(to_pylist=lambda: rows)  # pyarrow has no lone surrogates
+    figure = draw(dataclasses.replace(evaluation, answers=answers, per_class=table))
+    figure.savefig("/dev/null", format="png")
+    texts = [text for text in figure.findobj(matplotlib.text.Text) if "$" in text.get_text()]
+    assert not any(text.get_parse_math() for text in texts)
+    width, height = figure.get_size_inches()
+    assert width < 20 and height < 20
+
+
+def test_names_in_pictures():
+    assert [pictures.plain(name) for name in NAMES[:9]] == [
+        "$x^{$", "$a$", r"\$5 \frac{", "$$$", "a b c", "\ufffd\ufffd\ufffd[31m", "namenamenamenamenamenam…", "one two one two one two…", "屋根 🏠 \ufffdabc",
+    ]  # fmt: skip
+
+
+def test_missing_glyphs_and_paths_are_no_errors(tmp_path):
+    """As where Python is told to take warnings for errors, and a path in the list is none that there can be."""
+    evaluation = make()
+    answers = dataclasses.replace(
+        evaluation.answers, classes=("屋根",) * 7, paths=("a\0b", "a" * 5000, "", *["~"] * 37)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        files = pictures.save_pictures(
+            dataclasses.replace(evaluation, answers=answers), tmp_path / "list.csv", tmp_path
+        )
+    assert len(files) == 5
 
 
 def test_the_confusion_matrix_counts_what_was_answered():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 
 from vitconv.errors import InputError
 from vitconv.evaluation.evaluate import evaluate
@@ -48,7 +49,7 @@ def test_a_page_that_says_not_passed_and_why(evaluation, tmp_path):
     assert "There is no earlier run" in page
     text = (tmp_path / "report" / "report.md").read_text()
     assert text.startswith("# ❌ Not passed\n")
-    assert "| images/00002.jpg | ash | beech & <oak> | ash |" in text
+    assert r"| images/00002.jpg | ash | beech \& \<oak\> | ash |" in text
 
 
 def test_a_page_that_says_passed_and_what_changed(evaluation, tmp_path):
@@ -88,6 +89,46 @@ def test_names_are_not_markup(evaluation, tmp_path):
     page = (tmp_path / "report" / "index.html").read_text()
     assert "beech &amp; &lt;oak&gt;" in page
     assert "<oak>" not in page
+
+
+#: Where a browser, or a reader of Markdown, would see a script, a picture from elsewhere, a heading, a table's end.
+HOSTILE = "<script>alert(1)</script> ![a](http://e.org/a.png) [b](http://e.org) | `c` *d* _e_ &lt; $f$ \\ \n\n# g\n\n| h |\n|---|\n www.e.org"
+
+
+def test_no_name_is_markup_in_either_page(evaluation, tmp_path):
+    """A class, a path, an error, a figure, a threshold: each shows as it is, and nothing more."""
+    folder = evaluation(broken=(3,))
+
+    def pages(name):
+        summary = json.loads((folder / "evaluation.json").read_text())
+        summary["thresholds"][0]["text"] = name
+        summary["figures"][name] = 0.5
+        summary["intervals"][name] = [0.25, 0.75]
+        summary["disagreements"] = [
+            {"path": name, "expected": name, "predicted": name, "label": name, "probability": 0.5}
+        ]
+        summary["errors"] = [{"path": name, "error": name}]
+        (tmp_path / "hostile").mkdir(exist_ok=True)
+        for file in folder.iterdir():
+            (tmp_path / "hostile" / file.name).write_bytes(file.read_bytes())
+        (tmp_path / "hostile" / "evaluation.json").write_text(json.dumps(summary))
+        (tmp_path / "last.json").write_text(json.dumps({name + " once": 0.5}))
+        proof = {"parity": {name: {"same_bits": True, "stages": [{"name": name, "max_abs": 0.0}]}}}
+        (tmp_path / "proof.json").write_text(json.dumps(proof))
+        files = {"last": tmp_path / "last.json", "verification": tmp_path / "proof.json"}
+        assert report(tmp_path / "hostile", tmp_path / "report", **files) == [name]
+        return [(tmp_path / "report" / file).read_text() for file in ("report.md", "index.html")]
+
+    (text, page), (neutral_text, neutral_page) = pages(HOSTILE), pages("xyz")
+    tokens, neutral = (MarkdownIt("commonmark").enable("table").parse(one) for one in (text, neutral_text))
+    assert [token.type for token in tokens] == [token.type for token in neutral]
+    inline = [child.type for token in tokens for child in token.children or []]
+    assert set(inline) <= {"text", "text_special", "softbreak", "image"}
+    assert inline.count("image") == 5  # its own
+    shown = "".join(child.content for token in tokens for child in token.children or [])
+    assert shown.count(" ".join(HOSTILE.split())) == neutral_text.count("xyz")
+    assert page.count("alert(1)") == neutral_page.count("xyz")
+    assert "<script" not in page and len(re.findall("<[a-z/]", page)) == len(re.findall("<[a-z/]", neutral_page))
 
 
 def test_images_that_could_not_be_read_are_listed(evaluation, tmp_path):

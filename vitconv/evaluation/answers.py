@@ -97,6 +97,8 @@ def _read_expected(path: str | Path, classes: tuple[str, ...]) -> _Expected:
         numbers = _numbers(other.rows["class"], classes, f"The expected answers in '{path}'")
         return _Expected(other.rows["path"], numbers, other.logits()[:, order].astype(np.float64))
     table = read_table(path, "file of expected answers")
+    if not len(table):
+        raise InputError(f"The expected answers '{path}' have no row.", "Write one for each image, or give no file.")
     if "class" not in table.column_names:
         raise InputError(f"The expected answers '{path}' have no column 'class'.", _same_classes(classes))
     if pc.count_distinct(table["path"]).as_py() != len(table):
@@ -112,6 +114,8 @@ def _read_expected(path: str | Path, classes: tuple[str, ...]) -> _Expected:
             _same_classes(classes),
         )
     try:
+        if any(pa.types.is_boolean(table[name].type) for name in classes):  # pyarrow makes 1 and 0 of true and false
+            raise ValueError("true or false.")
         logits = np.stack([table[name].cast(pa.float64()).to_numpy() for name in classes], axis=1)
         if not np.isfinite(logits).all():
             raise ValueError("not all of them are finite.")

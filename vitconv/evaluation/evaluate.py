@@ -12,7 +12,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from vitconv.checkpoint import write_json
-from vitconv.errors import InputError
+from vitconv.errors import InputError, shown
 from vitconv.evaluation.answers import Answers, read_answers
 from vitconv.evaluation.files import new_file
 from vitconv.evaluation.metrics import BUILT_IN, figures, interval, intervals
@@ -129,9 +129,9 @@ def evaluate(
     if answers.expected is not None:
         _compare(answers, found, ranges)
     if answers.labels is not None:
-        names = [metrics] if isinstance(metrics, str) else metrics or ()
+        names = [metrics] if isinstance(metrics, str) else () if metrics is None else metrics
         if not isinstance(names, Sequence):
-            raise InputError(f"The metrics are {metrics!r}.", "Write a list of names.")
+            raise InputError(f"The metrics are {shown(metrics)}.", "Write a list of names.")
         _measure(answers, names, found, ranges)
     judged = judge(thresholds or {}, found, answers)
     found["thresholds_missed"] = sum(not threshold.passed for threshold in judged)

@@ -75,7 +75,8 @@ def read_table(path: str | Path, what: str) -> pa.Table:
         # An empty field is an empty string, and a class may be called "NA", "null" or "7".
         names = dict.fromkeys(("path", "class", "label"), pa.string())
         options = csv.ConvertOptions(column_types=names, strings_can_be_null=False)
-        table = csv.read_csv(path, convert_options=options).combine_chunks()
+        # Absolute, because pyarrow takes a leading ~ for somebody's home.
+        table = csv.read_csv(Path(path).absolute(), convert_options=options).combine_chunks()
     except FileNotFoundError as error:
         raise InputError(f"There is no {what} '{path}'.", "Check the path of the file.") from error
     except (OSError, pa.ArrowException) as error:

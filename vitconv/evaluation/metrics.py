@@ -22,12 +22,13 @@ import math
 import numbers
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vitconv.errors import InputError
+from vitconv.errors import InputError, shown
 
 Labels = NDArray[np.int64]
 Probabilities = NDArray[np.float64]
@@ -38,6 +39,11 @@ BINS = 10
 #: For the confidence intervals, of up to 10 000 images; of more, fewer, but a tenth of it at least.
 RESAMPLES = 1000
 _TOP = (3, 5)
+#: Figures that an evaluation has whatever the metrics, or may have: no metric's may be called so.
+RESERVED = frozenset(
+    ("images", "errors", "labelled", "thresholds_missed")
+    + ("compared", "not_compared", "agreement", "max_logit_difference")
+)
 
 
 def accuracy(labels: Labels, probabilities: Probabilities, classes: Sequence[str]) -> float:
@@ -111,7 +117,9 @@ def find_metric(name: str) -> Metric:
         InputError: there is none of this name, or it cannot be called as a metric is.
     """
     if not isinstance(name, str):
-        raise InputError(f"A metric is named {name!r}.", "Write a list of names, 'module:function' without a space.")
+        raise InputError(
+            f"A metric is named {shown(name)}.", "Write a list of names, 'module:function' without a space."
+        )
     if name in BUILT_IN:
         return BUILT_IN[name]
     module_name, colon, attribute = name.partition(":")
@@ -122,12 +130,14 @@ def find_metric(name: str) -> Metric:
         )
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the module does when it is imported
+        metric = getattr(module, attribute, None)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the module does when it is imported: also sys.exit()
         raise InputError(
-            f"The metric '{name}' cannot be imported: {type(error).__name__}: {error}",
+            f"The metric '{name}' cannot be imported: {_said(error)}",
             "Its module must be installed, or lie in the project's root or on PYTHONPATH.",
         ) from error
-    metric = getattr(module, attribute, None)
     if not callable(metric):
         what = "has no" if metric is None else "has, but cannot call,"
         raise InputError(f"The metric '{name}': the module '{module_name}' {what} '{attribute}'.", _SIGNATURE)
@@ -135,9 +145,18 @@ def find_metric(name: str) -> Metric:
         inspect.signature(metric).bind(None, None, None)
     except TypeError as error:
         raise InputError(f"The metric '{name}' cannot be called with three arguments: {error}.", _SIGNATURE) from error
-    except ValueError:  # some callables written in C do not tell
+    except Exception:  # some callables, such as those written in C, do not tell
         pass
     return metric
+
+
+def _said(error: BaseException) -> str:
+    """What an exception of somebody else's says, on one line."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:
+        text = ""
+    return f"{type(error).__name__}: {text[:500]}"
 
 
 _SIGNATURE = "Write it as def function(labels, probabilities, classes) -> float | dict[str, float]."
@@ -153,17 +172,45 @@ def figures(name: str, labels: Labels, probabilities: Probabilities, classes: Se
     short = name.rpartition(":")[2]
     try:
         value = metric(labels, probabilities, classes)
-    except Exception as error:  # whatever the metric does
+        found = (
+            [(f"{short}_{key}", it) for key, it in value.items()] if isinstance(value, Mapping) else [(short, value)]
+        )
+        for key, _ in found:
+            key.encode()  # the figures are written as UTF-8
+    except KeyboardInterrupt:
+        raise
+    except (
+        BaseException
+    ) as error:  # whatever the metric does: also sys.exit(), which would end the run as if all were well
         raise InputError(
-            f"The metric '{name}' failed: {type(error).__name__}: {error}", "Mend it, or leave it out of metrics."
+            f"The metric '{name}' failed: {_said(error)}", "Mend it, or leave it out of metrics."
         ) from error
-    found = (
-        {f"{short}_{key}": number for key, number in value.items()} if isinstance(value, Mapping) else {short: value}
-    )
-    for key, number in found.items():
-        if isinstance(number, bool) or not isinstance(number, numbers.Real) or not math.isfinite(number):
-            raise InputError(f"The metric '{name}' returned {number!r} for '{key}'.", "It must return finite numbers.")
-    return {key: float(number) for key, number in found.items()}
+    result: dict[str, float] = {}
+    for key, it in found:
+        number = _number(it)
+        if number is None:
+            raise InputError(
+                f"The metric '{name}' returned {shown(it)} for '{key}'.", "It must return finite numbers."
+            )
+        if key in result or key in RESERVED:
+            raise InputError(
+                f"The metric '{name}' gives a figure that there is already: '{key}'.", "Give it another name."
+            )
+        result[key] = number
+    return result
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, of Python's, NumPy's or torch's, as a float; ``None`` for whatever else."""
+    try:
+        if getattr(value, "ndim", None) == 0:  # a scalar of NumPy's, or a tensor
+            value = value.item()
+        if isinstance(value, bool) or not isinstance(value, (numbers.Real, Decimal)):
+            return None
+        number = float(value)
+    except Exception:  # such as an integer beyond the largest float
+        return None
+    return number if math.isfinite(number) else None
 
 
 def intervals(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from vitconv.errors import VitconvError
 from vitconv.evaluation.evaluate import Evaluation
 from vitconv.evaluation.files import new_file
 from vitconv.evaluation.metrics import BINS
@@ -23,6 +22,15 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREY = "#4878a8", "#d1683c", "#9a9a9a"
 _MOST_CLASSES = 30  # with names beside a matrix; and bars beside one another
 _MOST_POINTS = 20_000
+
+
+def plain(name: str, limit: int = 24) -> str:
+    """A name as a picture can show it: on one line, cut off where it is longer, without what no font draws.
+
+    Where matplotlib draws it, it also needs ``parse_math=False``: else it takes what is between dollars for a formula.
+    """
+    text = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(name.split()))
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def draw_logits(evaluation: Evaluation) -> Figure:
@@ -63,9 +71,9 @@ def draw_confusion(evaluation: Evaluation) -> Figure:
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="answer", ylabel=what, title=f"{np.trace(matrix)} of {matrix.sum()} on the diagonal")
     if few:
-        names = [shorten(name, 24, placeholder="…") for name in answers.classes]
-        axes.set_xticks(range(count), names, rotation=45, ha="right")
-        axes.set_yticks(range(count), names)
+        names = list(map(plain, answers.classes))
+        axes.set_xticks(range(count), names, rotation=45, ha="right", parse_math=False)
+        axes.set_yticks(range(count), names, parse_math=False)
         for row, column in zip(*np.nonzero(matrix), strict=True):
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=colour)
@@ -113,8 +121,8 @@ def draw_classes(evaluation: Evaluation) -> Figure:
         values = [row[column] or 0 for row in shown]
         bars = axes.barh(np.arange(len(shown)) + place * height, values, height * 0.9, color=colour, label=column)
         axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
-    names = [shorten(row["class"], 24, placeholder="…") for row in shown]
-    axes.set_yticks(np.arange(len(shown)) + 0.4 - height / 2, names)
+    names = [plain(row["class"]) for row in shown]
+    axes.set_yticks(np.arange(len(shown)) + 0.4 - height / 2, names, parse_math=False)
     axes.invert_yaxis()
     axes.set(xlim=(0, 1.12), title="Classes" if len(shown) == len(rows) else f"The {len(shown)} worst classes")
     axes.spines[["top", "right"]].set_visible(False)
@@ -145,17 +153,16 @@ def draw_images(evaluation: Evaluation, folder: Path) -> Figure:
     for axes, i in zip(grid.flat, chosen, strict=False):
         try:
             axes.imshow(load_image(folder / answers.paths[i]).convert("RGB"))
-        except VitconvError:
+        except Exception:  # Pillow has no common one: see vitconv.evaluation.images
             axes.text(0.5, 0.5, "not readable", ha="center", transform=axes.transAxes)
-        answer = answers.name(answers.predicted[i]) or "no answer"
-        lines = [f"{shorten(answer, 22, placeholder='…')}"]
+        lines = ["no answer"]
         if answers.predicted[i] >= 0:
-            lines[0] += f" {answers.probabilities[i].max():.0%}"
-        if answers.expected is not None and answers.predicted[i] != answers.expected[i]:
-            lines.append(f"expected: {answers.name(answers.expected[i])}")
+            lines = [f"{plain(answers.name(answers.predicted[i]), 22)} {answers.probabilities[i].max():.0%}"]
+        if answers.expected is not None and answers.expected[i] not in (-1, answers.predicted[i]):
+            lines.append(f"expected: {plain(answers.name(answers.expected[i]), 22)}")
         if answers.labels is not None and answers.labels[i] >= 0:
-            lines.append(f"true: {answers.name(answers.labels[i])}")
-        axes.set_title("\n".join(lines), fontsize=8)
+            lines.append(f"true: {plain(answers.name(answers.labels[i]), 22)}")
+        axes.set_title("\n".join(lines), fontsize=8, parse_math=False)
     return figure
 
 
@@ -182,7 +189,9 @@ def save_pictures(evaluation: Evaluation, images: str | Path, folder: str | Path
     for name, draw in drawers.items():
         figure = draw()
         files.append(new_file(Path(folder) / f"{name}.png"))
-        figure.savefig(files[-1], dpi=100)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the name is drawn as boxes
+            figure.savefig(files[-1], dpi=100)
         plt.close(figure)
     return files
 

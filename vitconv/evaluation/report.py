@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
 from vitconv.checkpoint import read_json
 from vitconv.errors import CheckpointError, InputError
 from vitconv.evaluation.files import new_file
+from vitconv.markdown import escape
 
 #: The pictures of the evaluation, in the order of the page, and what each shows.
 PICTURES = {
@@ -151,9 +152,12 @@ def _proof(verification: dict[str, Any]) -> list[str]:
 
 
 def _render(template: str, page: dict[str, Any]) -> str:
+    """Fill a template; whatever is put in is escaped, for HTML or for Markdown."""
+    markdown = template.endswith(".md.j2")
     environment = Environment(
         loader=PackageLoader("vitconv.evaluation"),
-        autoescape=select_autoescape(["html.j2"], default=False),
+        autoescape=not markdown,
+        finalize=escape if markdown else None,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

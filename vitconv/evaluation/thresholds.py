@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vitconv.errors import InputError, first_few
+from vitconv.errors import InputError, first_few, shown
 from vitconv.evaluation.answers import Answers
 from vitconv.evaluation.metrics import BUILT_IN
 
@@ -61,7 +61,7 @@ def judge(
         InputError: they are no mapping, or one is of an unknown figure, or no number.
     """
     if not isinstance(thresholds, Mapping):
-        raise InputError(f"The thresholds are {thresholds!r}.", f"Write a figure's name for each. {_FORM}")
+        raise InputError(f"The thresholds are {shown(thresholds)}.", f"Write a figure's name for each. {_FORM}")
     judged = []
     for name, bounds in thresholds.items():
         if name not in found:
@@ -70,15 +70,29 @@ def judge(
                 f"Give labels, expected answers or the metric, or choose from {', '.join(found)}.",
             )
         if not isinstance(bounds, Mapping) or not bounds or set(bounds) - {"min", "max"}:
-            raise InputError(f"The threshold of '{name}' is {bounds!r}.", _FORM)
-        for bound, limit in bounds.items():
-            if isinstance(limit, bool) or not isinstance(limit, (int, float)) or math.isnan(limit):
-                raise InputError(f"The threshold of '{name}' is {limit!r}, no number.", _FORM)
-            threshold = Threshold(name, bound, float(limit), found[name])
+            raise InputError(f"The threshold of '{name}' is {shown(bounds)}.", _FORM)
+        limits = {bound: _limit(name, limit) for bound, limit in bounds.items()}
+        if len(limits) == 2 and limits["min"] > limits["max"]:
+            raise InputError(f"No number passes the threshold of '{name}': its min is above its max.", _FORM)
+        for bound, limit in limits.items():
+            threshold = Threshold(name, bound, limit, found[name])
             if not threshold.passed:
                 threshold = replace(threshold, detail=_blame(name, answers))
             judged.append(threshold)
     return tuple(judged)
+
+
+def _limit(name: str, limit: object) -> float:
+    try:
+        number = float(limit) if isinstance(limit, (int, float)) and not isinstance(limit, bool) else math.nan
+    except OverflowError:  # an integer beyond the largest float
+        number = math.inf
+    if math.isnan(number):
+        # YAML takes 1e-4 for a text.
+        raise InputError(f"The threshold of '{name}' is {shown(limit)}, no number.", f"{_FORM} (A small one: 1.0e-4.)")
+    if math.isinf(number):
+        raise InputError(f"The threshold of '{name}' is {shown(limit)}, which no figure reaches.", "Leave it out.")
+    return number
 
 
 def _blame(name: str, answers: Answers) -> str:

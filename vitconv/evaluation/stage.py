@@ -1,0 +1,196 @@
+"""A stage of the pipeline, with the values in params.yaml: ``python -m vitconv.evaluation.stage NAME``
+
+DVC runs the command of a stage in a shell, which would take an apostrophe in a path, or worse, for its own. So no
+value stands in a command of dvc.yaml: a stage reads params.yaml itself, in the project's root, and says what is wrong
+with a value before anything is done with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+import yaml
+
+from vitconv import cli, errors
+from vitconv.cli import _errors_for_people
+from vitconv.errors import InputError, VitconvError, shown
+from vitconv.evaluation.digests import write_digests
+
+PARAMETERS_FILE = Path("params.yaml")
+
+app = typer.Typer(
+    help="Run a stage of dvc.yaml, with the values in params.yaml.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class _Form(NamedTuple):
+    """What a parameter may be.
+
+    Attributes:
+        fits: whether a value is that; of an empty one, ``null`` in YAML, it is not asked.
+        remedy: the sentence on what to write.
+        empty: what an empty parameter stands for; ``None`` where it may not be empty.
+    """
+
+    fits: Callable[[Any], bool]
+    remedy: str
+    empty: Any = None
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is a text that can name a file: no NUL, and nothing that UTF-8 has not."""
+    return isinstance(value, str) and "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is made of what JSON has; papermill writes whatever else YAML has into the notebook as code."""
+    if isinstance(value, dict):
+        return all(_is_text(key) and _is_plain(one) for key, one in value.items())
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    if _is_whole(value):
+        return abs(value) < 10**300  # of more digits than Python writes, papermill makes a traceback
+    return value is None or isinstance(value, bool | float) or _is_text(value)
+
+
+_PATH = _Form(lambda value: _is_text(value) and value != "", "Write a path.")
+_TEXT = _Form(_is_text, "Write a text, in quotes if YAML takes it for something else; or leave it empty.", "")
+_TEXTS = _Form(lambda value: isinstance(value, list) and all(map(_is_text, value)), "Write a list of names.", [])
+_SWITCH = _Form(lambda value: isinstance(value, bool), "Write true or false.", False)
+_SIZE = _Form(
+    lambda value: isinstance(value, list) and len(value) in (0, 2) and all(map(_is_whole, value)),
+    "Write [height, width], or leave it empty.",
+    [],
+)
+_PLAIN = _Form(_is_plain, "Write it with texts, numbers, lists and mappings only.", [])
+_ENGINE = _Form(
+    lambda value: value in [engine.value for engine in cli.Engine],
+    f"Choose from {', '.join(engine.value for engine in cli.Engine)}.",
+)
+
+_FORMS = {
+    **dict.fromkeys(("checkpoint", "model", "images"), _PATH),
+    **dict.fromkeys(("architecture", "labels", "image", "data_config", "target", "expected"), _TEXT),
+    **dict.fromkeys(("no_ema", "headless"), _SWITCH),
+    "ignore": _TEXTS,
+    "img_size": _SIZE,
+    "engine": _ENGINE,
+    "batch_size": _Form(lambda value: _is_whole(value) and 0 < value < 2**31, "Write a whole number from 1."),
+    "max_errors": _Form(lambda value: _is_whole(value) and 0 <= value < 2**63, "Write a whole number from 0."),
+    "device": _Form(lambda value: _is_text(value) and value != "", "Write auto, cpu, cuda…"),
+    "metrics": _PLAIN,
+    "thresholds": _PLAIN._replace(empty={}),
+}
+
+
+def read_parameters(*names: str) -> dict[str, Any]:
+    """The values of these parameters, each of the form that it has to be of.
+
+    Raises:
+        InputError: there is no such file, it is no mapping in YAML, or a parameter is missing or of another form.
+    """
+    try:
+        values = yaml.safe_load(PARAMETERS_FILE.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"'{PARAMETERS_FILE}' cannot be read: {reason}", "Run it in the project's root.") from error
+    if not isinstance(values, dict):
+        raise InputError(f"'{PARAMETERS_FILE}' is no mapping.", "Write a value for each parameter's name.")
+    return {name: _value(name, values) for name in names}
+
+
+def _value(name: str, values: dict[str, Any]) -> Any:
+    form = _FORMS[name]
+    if name not in values:
+        raise InputError(f"The parameter `{name}` is missing in '{PARAMETERS_FILE}'.", form.remedy)
+    value = values[name]
+    if value is None and form.empty is not None:
+        return form.empty
+    if not form.fits(value):
+        raise InputError(f"The parameter `{name}` is {shown(value)}.", form.remedy)
+    return value
+
+
+def _given(*names: str) -> dict[str, Any]:
+    with _errors_for_people():
+        return read_parameters(*names)
+
+
+@app.command()
+def sources() -> None:
+    """Write the digests of what the parameters name."""
+    with _errors_for_people():
+        names = ("checkpoint", "labels", "image", "data_config", "expected")
+        write_digests(read_parameters(*names), "build/sources")
+
+
+@app.command()
+def convert() -> None:
+    """Run notebooks/convert.ipynb."""
+    names = ("checkpoint", "architecture", "labels", "image", "data_config", "img_size", "target", "no_ema", "ignore")
+    given = _given(*names, "headless", "device", "model")
+    _run_notebook("convert", {"output": given.pop("model"), **given})
+
+
+@app.command()
+def verify() -> None:
+    """Do what `vitconv verify --json` does."""
+    given = _given("checkpoint", "model")
+    cli.verify(Path(given["checkpoint"]), Path(given["model"]), as_json=True)
+
+
+@app.command()
+def predict(
+    processor: Annotated[cli.Processor, typer.Option(help="As for `vitconv predict`.")] = cli.Processor.transformers,
+) -> None:
+    """Do what `vitconv predict` does, into build/predictions."""
+    given = _given("model", "images", "engine", "batch_size", "device", "max_errors")
+    cli.predict(
+        Path(given["model"]),
+        Path(given["images"]),
+        Path("build/predictions"),
+        engine=cli.Engine(given["engine"]),
+        processor=processor,
+        batch_size=given["batch_size"],
+        device=given["device"],
+        max_errors=given["max_errors"],
+        overwrite=True,
+    )
+
+
+@app.command()
+def evaluate() -> None:
+    """Run notebooks/evaluate.ipynb on build/predictions; what it misses, the report says."""
+    given = _given("images", "expected", "metrics", "thresholds")
+    own = {"model": "", "predictions": "build/predictions", "output": "build/evaluation", "scores": "metrics.json"}
+    _run_notebook("evaluate", given | own | {"must_pass": False})
+
+
+def _run_notebook(name: str, parameters: dict[str, Any]) -> None:
+    """Run a notebook into ``build/NAME.ipynb``; an error of vitconv's in it is one of this command's."""
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    with _errors_for_people():
+        try:
+            papermill.execute_notebook(f"notebooks/{name}.ipynb", f"build/{name}.ipynb", parameters, cwd="notebooks")
+        except PapermillExecutionError as error:
+            kind = getattr(errors, error.ename, None)
+            if not (isinstance(kind, type) and issubclass(kind, VitconvError)):
+                raise
+            problem, _, remedy = error.evalue.rpartition("\n")
+            raise VitconvError(problem, remedy) from error
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,50 @@
+"""Somebody else's text in Markdown: a class, a path or an error shows as it is, whatever it looks like.
+
+vitconv writes Markdown that others open: model cards, reports, tables in notebooks. There a name put in as it is could
+be a heading, a row of a table, a picture from elsewhere or a script.
+"""
+
+from __future__ import annotations
+
+import re
+
+# A backslash takes the meaning from any punctuation: https://spec.commonmark.org/0.31.2/#backslash-escapes
+# What has no meaning where it stands, as in max_logit_difference or 0.5, stays, for those who read the file itself.
+_SPECIAL = re.compile(
+    r"""
+      [\\`*<>\[\]|&~$@^=#]          # also what GitHub and Jupyter add: tables, ~~strike~~, $formulas$, @names
+    | (?<![^\W_])_ | _(?![^\W_])    # inside of a word, it emphasises nothing
+    | :(?=//) | (?<=www)\.          # addresses become links by themselves
+    | ^[+:-]                        # lists
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+_NUMBERED = re.compile(r"^(\d+)([.)])(?=\s|$)")
+
+
+def escape(text: object) -> str:
+    """The text, on one line, for any place in Markdown where text may stand: a paragraph, a list or a table.
+
+    >>> print(escape("<b>*oak*</b> | max_logit_difference 0.5"))
+    \\<b\\>\\*oak\\*\\</b\\> \\| max_logit_difference 0.5
+    """
+    return _NUMBERED.sub(r"\1\\\2", _SPECIAL.sub(r"\\\g<0>", _one_line(str(text))))
+
+
+def code(text: object) -> str:
+    """The text, on one line, as code: not in a table, which a ``|`` would end.
+
+    >>> print(code("a `b`"))
+    `` a `b` ``
+    """
+    line = _one_line(str(text))
+    if not line:
+        return ""
+    fence = "`" * (max(map(len, re.findall("`+", line)), default=0) + 1)
+    space = " " if "`" in (line[0], line[-1]) else ""
+    return f"{fence}{space}{line}{space}{fence}"
+
+
+def _one_line(text: str) -> str:
+    """White space as single spaces; control characters, and what UTF-8 has not, as U+FFFD."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "\ufffd", " ".join(text.split()))
