@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitconv.errors import InputError
-from vitconv.evaluation.metrics import BUILT_IN, figures, find_metric, interval, intervals
+from vitconv.evaluation import metrics
+from vitconv.evaluation.metrics import BUILT_IN, Recount, figures, find_metric, interval, intervals
 
 CLASSES = ("a", "b", "c", "d", "e", "f")
 #: Four images of six classes: the first two right, the third right at the second place, the last at the sixth.
@@ -165,3 +166,70 @@ def test_a_figure_that_some_resamples_lack_has_no_interval(mine):
 
     mine.needs = needs_class_2
     assert set(intervals(["mine:needs", "accuracy"], LABELS, PROBABILITIES, CLASSES)) == {"accuracy"}
+
+
+def any_answers(images, classes, seed=0):
+    """Labels, and probabilities of which some are equal, 0 or 1; most answers are right."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, images)
+    weights = rng.integers(0, 4, (images, classes)).astype(float)
+    weights[np.arange(images), labels] += rng.integers(0, 8, images)
+    weights[weights.sum(axis=1) == 0] = 1
+    return labels, weights / weights.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(("images", "classes"), [(1, 4), (9, 2), (40, 4), (300, 7), (60, 50)])
+def test_the_quick_figures_are_those_of_the_libraries(images, classes):
+    """To the bit, equal probabilities included; these libraries sort and copy all the probabilities."""
+    import torch
+    from sklearn.metrics import log_loss, top_k_accuracy_score
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    labels, probabilities = any_answers(images, classes)
+    everyone = np.arange(classes)
+    found = {
+        key: value
+        for name in ("top", "log_loss", "calibration_error")
+        for key, value in figures(name, labels, probabilities, everyone).items()
+    }
+    expected = {
+        f"top_{k}": top_k_accuracy_score(labels, probabilities, k=k, labels=everyone) for k in (3, 5) if k < classes
+    }
+    expected["log_loss"] = log_loss(labels, probabilities, labels=everyone)
+    expected["calibration_error"] = multiclass_calibration_error(
+        torch.tensor(probabilities), torch.tensor(labels), num_classes=classes, n_bins=10, norm="l1"
+    ).item()
+    assert found == expected
+
+
+@pytest.mark.parametrize(("images", "classes"), [(1, 4), (9, 2), (40, 4), (300, 7), (60, 50)])
+def test_a_resample_is_counted_as_the_metrics_compute_it(images, classes):
+    labels, probabilities = any_answers(images, classes)
+    recount, rng = Recount(labels, probabilities, classes), np.random.default_rng(1)
+    for _ in range(20):
+        chosen = rng.integers(0, images, images)
+        found = dict(zip(recount.keys, recount(chosen), strict=True))
+        for name in BUILT_IN:
+            close = 1e-6 if name == "calibration_error" else 1e-12  # torchmetrics counts in float32
+            for key, value in figures(name, labels[chosen], probabilities[chosen], range(classes)).items():
+                assert found[key] == pytest.approx(value, abs=close), key
+
+
+def test_the_built_in_metrics_are_not_computed_again_for_each_resample(mine, monkeypatch):
+    """Each goes through the probabilities of all classes: a thousand times, they took minutes for 2000 classes."""
+    calls = dict.fromkeys([*BUILT_IN, "own"], 0)
+
+    def counting(name, metric):
+        def count(*arguments):
+            calls[name] += 1
+            return metric(*arguments)
+
+        return count
+
+    for name, metric in BUILT_IN.items():
+        monkeypatch.setitem(BUILT_IN, name, counting(name, metric))
+    mine.own = counting("own", lambda labels, probabilities, classes: labels.mean())
+    monkeypatch.setattr(metrics, "RESAMPLES", 20)
+    intervals([*BUILT_IN, "mine:own"], *any_answers(100, 7), range(7))
+    assert calls.pop("own") >= 20
+    assert set(calls.values()) == {1}
