@@ -15,7 +15,7 @@ from vitconv.checkpoint import write_json
 from vitconv.errors import InputError
 from vitconv.evaluation.answers import Answers, read_answers
 from vitconv.evaluation.files import new_file
-from vitconv.evaluation.metrics import BUILT_IN, figures, interval, intervals
+from vitconv.evaluation.metrics import BUILT_IN, figures, intervals, proportion
 from vitconv.evaluation.thresholds import Threshold, judge
 
 _DISAGREEMENTS = pa.schema(
@@ -146,9 +146,8 @@ def _compare(answers: Answers, found: dict[str, float], ranges: dict[str, tuple[
     expected, predicted = answers.expected[compared], answers.predicted[compared]
     found |= {"compared": len(expected), "not_compared": len(answers.paths) - len(expected)}
     found["agreement"] = accuracy_score(expected, predicted)
-    low, high = interval(lambda chosen: accuracy_score(expected[chosen], predicted[chosen]), len(expected))
-    if np.isfinite(low[0]):
-        ranges["agreement"] = (low[0], high[0])
+    if len(expected) > 1:
+        ranges["agreement"] = proportion(int((expected == predicted).sum()), len(expected))
     if answers.differences is not None:
         largest = np.fmax.reduce(answers.differences, axis=None)  # NaN only where all are; nanmax would copy them
         if np.isfinite(largest):
