@@ -17,10 +17,11 @@ What was learned:
   93 at 0.99 of 42 images.
 * BCa covers precision, recall and F1 93 times or more where classes have six images each. With classes of two or three
   it falls short, of F1 most: the figure of so few images is biased itself, and an interval around it is, too.
-* With two wrong images, as 0.95 of 42 or 0.99 of 200 have them, BCa covered the logarithmic loss 79 times, with none or
-  one 42 times: it is made by rare images that are not among these. Hence no interval below five wrong images.
+* With two wrong images, as 0.95 of 42 or 0.99 of 200 have them, BCa covered the logarithmic loss 79 times, with none
+  or one 42 times: it is made by rare images that are not among these. Hence no interval below five wrong images.
 * The calibration error is a sum of absolute values: chance alone makes it larger than it is, the more so the fewer the
-  images, and no resampling of these images takes that away. Its interval lies too high.
+  images, and no resampling of these images takes that away. Where its interval misses the truth, it mostly lies too
+  high.
 """
 
 from __future__ import annotations
