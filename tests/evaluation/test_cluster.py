@@ -103,6 +103,35 @@ def test_a_pipeline_that_fails_ends_the_run_in_words(folder, tmp_path, write_ima
         predict(folder, write_images(4), tmp_path / "ray", engine="ray", device="cuda")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionResetError(104, "Connection reset by peer"), RuntimeError("the executor\nended"), KeyError("x")],
+)
+def test_whatever_ray_lets_through_ends_the_run_in_words(folder, tmp_path, write_images, monkeypatch, error):
+    """Not all is a RayError: when a worker is killed at the wrong moment, it is one of the connection."""
+    import ray
+
+    def fail(dataset):
+        yield from ()
+        raise error
+
+    monkeypatch.setattr(ray.data.Dataset, "iter_rows", fail)
+    with pytest.raises(VitconvError, match=rf"The Ray pipeline failed: {type(error).__name__}: .") as caught:
+        predict(folder, write_images(4), tmp_path / "ray", engine="ray")
+    assert "Run it again" in caught.value.remedy
+    assert caught.value.__cause__ is error
+
+
+def test_ray_prints_no_traceback_of_its_own(cluster, capfd):
+    import logging
+
+    try:
+        raise ConnectionResetError(104, "Connection reset by peer")
+    except ConnectionResetError:
+        logging.getLogger("ray.data.exceptions").exception("Full stack trace:")
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("kind", [ConnectionError, Exception])
 def test_a_cluster_that_does_not_start_is_an_error_in_words(monkeypatch, kind):
     import ray
@@ -130,7 +159,7 @@ def test_without_ray_it_says_what_to_install():
 
 
 def test_nobody_else_can_use_the_cluster():
-    """Ray listens on all interfaces; without the token, there is no way in."""
+    """Without the token, there is no way in."""
     import ray
 
     address = ray.get_runtime_context().gcs_address
@@ -141,3 +170,23 @@ def test_nobody_else_can_use_the_cluster():
     )
     assert stranger.returncode != 0
     assert "in" not in stranger.stdout.split()
+
+
+def test_no_other_machine_can_reach_the_cluster():
+    """Every port that a process of the cluster listens on is one of this machine's alone."""
+    import ray
+
+    @ray.remote
+    def work():
+        return 1
+
+    assert ray.get(work.remote()) == 1  # a worker has ports, too
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    listening = {
+        connection.laddr.ip
+        for process in processes
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening
+    assert listening <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}

@@ -66,8 +66,7 @@ def test_against_the_truth(files):
     assert result.figures["images"] == result.figures["labelled"] == 6
     assert result.figures["accuracy"] == 5 / 6
     assert "agreement" not in result.figures
-    low, high = result.intervals["accuracy"]
-    assert 0.3 <= low <= 5 / 6 <= high == 1
+    assert result.intervals["accuracy"] == pytest.approx((0.3588, 0.9958), abs=1e-4)  # Clopper and Pearson's
     oak = result.per_class.to_pylist()[2]
     assert (oak["class"], oak["images"], oak["precision"], oak["recall"]) == ("oak", 3, 1, 2 / 3)
 
@@ -87,6 +86,7 @@ def test_against_expected_answers(files):
     assert [row["agreeing"] for row in rows] == [2, 1, 2]
     assert [row["compared"] for row in rows] == [2, 1, 3]
     assert [row["max_logit_difference"] for row in rows] == [1, 0, 1.5]
+    assert result.intervals == {"agreement": pytest.approx((0.3588, 0.9958), abs=1e-4)}
 
 
 def test_expected_answers_in_any_order_of_rows_and_columns(files):

@@ -12,7 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitconv.errors import InputError
-from vitconv.evaluation.metrics import BUILT_IN, RESERVED, figures, find_metric, interval, intervals
+from vitconv.evaluation import metrics
+from vitconv.evaluation.metrics import (
+    BUILT_IN,
+    RESERVED,
+    Recount,
+    figures,
+    find_metric,
+    interval,
+    intervals,
+    proportion,
+)
 
 CLASSES = ("a", "b", "c", "d", "e", "f")
 #: Four images of six classes: the first two right, the third right at the second place, the last at the sixth.
@@ -274,6 +284,91 @@ def test_an_interval_holds_the_figure_and_narrows_with_images():
     assert many == pytest.approx(2 * 1.96 * math.sqrt(0.16 / 5000), rel=0.3)
 
 
+@pytest.mark.parametrize("count", [2, 42, 200])
+def test_the_interval_of_a_share_covers_every_truth(count):
+    """At least 95 times in 100, worked out over everything that may happen, up to a truth of 1."""
+    ends = np.array([proportion(hits, count) for hits in range(count + 1)])
+    chance = [math.comb(count, hits) for hits in range(count + 1)]
+    for truth in [*np.linspace(0, 1, 101), 0.999]:
+        covers = (ends[:, 0] <= truth) & (truth <= ends[:, 1])
+        weights = [c * truth**hits * (1 - truth) ** (count - hits) for hits, c in enumerate(chance)]
+        assert np.dot(weights, covers) >= 0.95, truth
+
+
+def test_shares_have_an_exact_interval_even_where_all_images_are_right():
+    probabilities = np.eye(4)[np.arange(42) % 4]
+    found = intervals(["accuracy", "top"], np.arange(42) % 4, probabilities, range(4))
+    assert found == {"accuracy": proportion(42, 42), "top_3": proportion(42, 42)}
+    assert found["accuracy"] == (pytest.approx(0.025 ** (1 / 42)), 1)
+    found = intervals(["accuracy"], LABELS, PROBABILITIES, CLASSES)
+    assert found["accuracy"] == (pytest.approx(0.0676, abs=1e-4), pytest.approx(0.9324, abs=1e-4))
+
+
+def test_an_interval_is_scipy_s():
+    """But for chance, to a fifteenth of its width: of skewed data, where the percentiles are off by a fifth."""
+    from scipy.stats import bootstrap
+
+    data = np.random.default_rng(0).exponential(size=(2, 60)) ** 2
+    statistics = [lambda x: x[0].mean(), lambda x: np.median(x[0]), lambda x: x[0].mean() / x[1].mean()]
+    low, high = interval(lambda chosen: np.array([one(data[:, chosen]) for one in statistics]), 60)
+    for k, one in enumerate(statistics):
+        theirs = bootstrap(
+            (np.arange(60),),
+            lambda chosen, one=one: one(data[:, chosen]),
+            vectorized=False,
+            method="BCa",
+            n_resamples=5000,
+            rng=np.random.default_rng(1),
+        ).confidence_interval
+        close = (theirs.high - theirs.low) / 15
+        assert (low[k], high[k]) == (pytest.approx(theirs.low, abs=close), pytest.approx(theirs.high, abs=close))
+
+
+def test_leaving_out_groups_shows_the_skew_as_leaving_out_images_does(monkeypatch):
+    data = np.random.default_rng(0).exponential(size=1000) ** 2
+
+    def width_on_each_side():
+        (low,), (high,) = interval(lambda chosen: data[chosen].mean(), 1000)
+        return data.mean() - low, high - data.mean()
+
+    in_groups = width_on_each_side()
+    assert in_groups[1] > 1.1 * in_groups[0]
+    monkeypatch.setattr(metrics, "_GROUPS", 1000)
+    assert in_groups == pytest.approx(width_on_each_side(), rel=0.1)
+
+
+@pytest.mark.parametrize(("wrong", "there"), [(0, False), (4, False), (5, True)])
+def test_of_a_few_wrong_images_only_shares_have_an_interval(wrong, there):
+    """Resampling shows nothing of the wrong answers that were not among the images."""
+    labels, predicted = np.arange(42) % 4, np.arange(42) % 4
+    predicted[:wrong] = (predicted[:wrong] + 1) % 4
+    confidence = np.linspace(0.5, 0.9, 42)[:, None]
+    probabilities = np.where(np.arange(4) == predicted[:, None], confidence, (1 - confidence) / 3)
+    others = {"precision", "recall", "f1", "log_loss", "calibration_error"} if there else set()
+    assert set(intervals(BUILT_IN, labels, probabilities, range(4))) == {"accuracy", "top_3"} | others
+
+
+def test_where_resampling_says_nothing_there_is_no_interval():
+    """Of a figure that is the same in every resample, and of one that no resample leaves as it is."""
+    (same, spoilt, mean), (_, _, high) = interval(lambda chosen: [0.1, len(set(chosen)), chosen.mean()], 40)
+    assert math.isnan(same)
+    assert math.isnan(spoilt)
+    assert mean < 19.5 < high
+
+
+def test_figures_that_resampling_biases_lie_in_their_interval():
+    """Of 1000 classes with three images each, a resample lacks some: it is the bias that BCa takes off."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(3000) % 1000
+    logits = rng.standard_normal((3000, 1000))
+    logits[np.arange(3000), labels] += 4
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    for name in ("precision", "recall", "f1"):
+        value = figures(name, labels, probabilities, range(1000))[name]
+        low, high = intervals([name], labels, probabilities, range(1000)).get(name, (value, value))
+        assert low <= value <= high
+
+
 def test_an_interval_is_the_same_every_time():
     assert intervals(["log_loss"], LABELS, PROBABILITIES, CLASSES) == intervals(
         ["log_loss"], LABELS, PROBABILITIES, CLASSES
@@ -288,3 +383,70 @@ def test_a_figure_that_some_resamples_lack_has_no_interval(mine):
 
     mine.needs = needs_class_2
     assert set(intervals(["mine:needs", "accuracy"], LABELS, PROBABILITIES, CLASSES)) == {"accuracy"}
+
+
+def any_answers(images, classes, seed=0):
+    """Labels, and probabilities of which some are equal, 0 or 1; most answers are right."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, images)
+    weights = rng.integers(0, 4, (images, classes)).astype(float)
+    weights[np.arange(images), labels] += rng.integers(0, 8, images)
+    weights[weights.sum(axis=1) == 0] = 1
+    return labels, weights / weights.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(("images", "classes"), [(1, 4), (9, 2), (40, 4), (300, 7), (60, 50)])
+def test_the_quick_figures_are_those_of_the_libraries(images, classes):
+    """To the bit, equal probabilities included; these libraries sort and copy all the probabilities."""
+    import torch
+    from sklearn.metrics import log_loss, top_k_accuracy_score
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    labels, probabilities = any_answers(images, classes)
+    everyone = np.arange(classes)
+    found = {
+        key: value
+        for name in ("top", "log_loss", "calibration_error")
+        for key, value in figures(name, labels, probabilities, everyone).items()
+    }
+    expected = {
+        f"top_{k}": top_k_accuracy_score(labels, probabilities, k=k, labels=everyone) for k in (3, 5) if k < classes
+    }
+    expected["log_loss"] = log_loss(labels, probabilities, labels=everyone)
+    expected["calibration_error"] = multiclass_calibration_error(
+        torch.tensor(probabilities), torch.tensor(labels), num_classes=classes, n_bins=10, norm="l1"
+    ).item()
+    assert found == expected
+
+
+@pytest.mark.parametrize(("images", "classes"), [(1, 4), (9, 2), (40, 4), (300, 7), (60, 50)])
+def test_a_resample_is_counted_as_the_metrics_compute_it(images, classes):
+    labels, probabilities = any_answers(images, classes)
+    recount, rng = Recount(labels, probabilities, classes), np.random.default_rng(1)
+    for _ in range(20):
+        chosen = rng.integers(0, images, images)
+        found = dict(zip(recount.keys, recount(chosen), strict=True))
+        for name in recount.keys:
+            close = 1e-6 if name == "calibration_error" else 1e-12  # torchmetrics counts in float32
+            for key, value in figures(name, labels[chosen], probabilities[chosen], range(classes)).items():
+                assert found[key] == pytest.approx(value, abs=close), key
+
+
+def test_the_built_in_metrics_are_not_computed_again_for_each_resample(mine, monkeypatch):
+    """Each goes through the probabilities of all classes: a thousand times, they took minutes for 2000 classes."""
+    calls = dict.fromkeys([*BUILT_IN, "own"], 0)
+
+    def counting(name, metric):
+        def count(*arguments):
+            calls[name] += 1
+            return metric(*arguments)
+
+        return count
+
+    for name, metric in BUILT_IN.items():
+        monkeypatch.setitem(BUILT_IN, name, counting(name, metric))
+    mine.own = counting("own", lambda labels, probabilities, classes: labels.mean())
+    monkeypatch.setattr(metrics, "RESAMPLES", 20)
+    intervals([*BUILT_IN, "mine:own"], *any_answers(100, 7), range(7))
+    assert calls.pop("own") >= 20
+    assert set(calls.values()) == {1}

@@ -30,7 +30,9 @@ class RayEngine:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it warns of how Ray Data itself starts actors
         address = os.environ.get("RAY_ADDRESS") or "local"
         if address == "local" and "ray" not in sys.modules:  # which reads these when it is imported
-            # A cluster on this machine listens on all interfaces, whatever it is told: a token keeps others out.
+            # No other machine has anything to do here: with this, named after where it is the default, every port of
+            # Ray's is one of 127.0.0.1. A token keeps out other users of this machine.
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
             os.environ.setdefault("RAY_AUTH_MODE", "token")
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         try:
@@ -50,14 +52,31 @@ class RayEngine:
                     f"The Ray cluster at '{address}' cannot be reached, or started: {str(error).strip()[:200]}",
                     "Check RAY_ADDRESS and Ray's logs, in /tmp/ray/session_latest/logs.",
                 ) from error
-        logging.getLogger("ray.data").setLevel("ERROR")
-        self._gpus = int(ray.cluster_resources().get("GPU", 0))
+        logger = logging.getLogger("ray.data")
+        logger.setLevel("ERROR")
+        for handler in logger.handlers:
+            if isinstance(handler, logging.StreamHandler):  # stderr, where it prints tracebacks; the log file has them
+                handler.setLevel(logging.CRITICAL + 1)
+        try:
+            self._gpus = int(ray.cluster_resources().get("GPU", 0))
+        except Exception as error:
+            raise _failed(error) from error
         self.device = choose_device(device, self._gpus)
         if self.device.startswith("cuda") and not self._gpus:
             raise InputError("The Ray cluster has no GPU.", "Choose the device auto or cpu.")
 
     def run(self, model: Classifier, batches: Batches, todo: Sequence[int]) -> Iterator[Answer]:
         """The answers to the batches of these numbers, in this order."""
+        # Ray lets through more than its own errors, such as ConnectionResetError when a process is killed at the wrong
+        # moment. What is raised here is of the pipeline, whatever its class: what takes the answers is outside.
+        try:
+            for row in self._rows(model, batches, todo):
+                yield Answer(row["batch"], row["logits"], list(row["errors"]))
+        except Exception as error:
+            raise _failed(error) from error
+
+    def _rows(self, model: Classifier, batches: Batches, todo: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """The pipeline's rows, one a batch: ``batch``, its number, ``errors`` and ``logits``."""
         import ray
         import torch
 
@@ -78,14 +97,20 @@ class RayEngine:
                 num_gpus=1 if kind == "cuda" else 0,
             )
         )
-        try:
-            for row in answers.iter_rows():
-                yield Answer(row["batch"], row["logits"], list(row["errors"]))
-        except ray.exceptions.RayError as error:
-            raise VitconvError(
-                f"The Ray pipeline failed: {str(error).strip().rpartition(chr(10))[2]}",
-                "Ray's logs, in /tmp/ray/session_latest/logs, say more. Run it again: it goes on where it stopped.",
-            ) from error
+        yield from answers.iter_rows()
+
+
+def _failed(error: Exception) -> VitconvError:
+    """What to tell of an error in the pipeline: of a worker's, which Ray wraps, the last line says what it was."""
+    import ray
+
+    reason = str(error).strip().rpartition("\n")[2]
+    if not isinstance(error, ray.exceptions.RayError):
+        reason = f"{type(error).__name__}: {reason}"
+    return VitconvError(
+        f"The Ray pipeline failed: {reason}",
+        "Ray's logs, in /tmp/ray/session_latest/logs, say more. Run it again: it goes on where it stopped.",
+    )
 
 
 class _Prepare:
