@@ -139,7 +139,9 @@ def predict(
 def _facts(model: Classifier, processor: ProcessorName, batch_size: int, device: str) -> dict[str, object]:
     """What else the logits depend on, besides the images."""
     packages = ["torch", "transformers", "pillow", "numpy"] + (["timm", "torchvision"] if processor == "timm" else [])
-    files = sorted(file for file in model.folder.iterdir() if file.suffix in (".json", ".safetensors"))
+    files = sorted(
+        file for file in model.folder.iterdir() if file.suffix in (".json", ".safetensors") and file.is_file()
+    )
     return {
         "files": {file.name: sha256(file) for file in files if file.name != PARITY_FILE},
         "processor": processor,
