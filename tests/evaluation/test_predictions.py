@@ -131,6 +131,18 @@ def test_an_old_part_is_replaced_and_not_written_into(tmp_path):
     assert parquet.read_table(file).num_rows == 1
 
 
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_part_is_as_open_as_any_new_file(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        Parts(tmp_path / "predictions", RUN, 1, overwrite=False).write(0, rows(0, 2), "key")
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+    (file,) = (tmp_path / "predictions").iterdir()
+    assert file.stat().st_mode & 0o777 == mode
+
+
 def test_a_killed_writers_remains_are_removed(tmp_path):
     (tmp_path / ".part-00000000.parquet.abc").write_bytes(b"half")
     Parts(tmp_path, RUN, 1, overwrite=False)

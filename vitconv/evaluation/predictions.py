@@ -21,6 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import parquet
 
+from vitconv.destination import umask
 from vitconv.errors import DestinationError, InputError, first_few
 
 #: The columns. ``row`` is the row's number in the list of images, from 0. Of an image that could not be read,
@@ -193,7 +194,7 @@ class Parts:
             try:
                 with os.fdopen(descriptor, "wb") as stream:
                     parquet.write_table(table, stream, use_dictionary=["class", "error"])  # logits hardly repeat
-                os.chmod(temporary, 0o644)
+                os.chmod(temporary, 0o666 & ~umask())
                 os.replace(temporary, file)
             except BaseException:
                 os.unlink(temporary)
