@@ -1,4 +1,5 @@
 import os
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -167,6 +168,30 @@ def test_the_key_knows_images_settings_and_classes(tmp_path):
     keys.add(Run({"batch_size": 8}, CLASSES).key([image]))
     assert len(keys) == 5
     assert Run({"batch_size": 8}, CLASSES).key([image]) in keys
+
+
+def test_the_key_may_know_the_content_instead_of_the_time(tmp_path):
+    image, run = tmp_path / "a.jpg", Run({"check_content": True}, CLASSES)
+    image.write_bytes(b"1")
+    before = run.key([image])
+    os.utime(image, ns=(0, 0))
+    assert run.key([image]) == before
+    status = image.stat()
+    image.write_bytes(b"2")
+    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert run.key([image]) != before
+    assert Run({}, CLASSES).key([image]) == Run({}, CLASSES).key([image])
+    other = tmp_path / "b.jpg"
+    shutil.copyfile(image, other)
+    assert run.key([image]) != run.key([other])
+
+
+def test_the_key_reads_nothing_that_is_no_image(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large").touch()
+    os.truncate(tmp_path / "large", 2**40)
+    files = [tmp_path / "pipe", tmp_path / "large", tmp_path / "none", tmp_path]
+    assert Run({"check_content": True}, CLASSES).key(files) == Run({"check_content": True}, CLASSES).key(files)
 
 
 @pytest.mark.parametrize("spoil", ["nothing", "no metadata", "gap", "garbage", "columns"])
