@@ -1,6 +1,7 @@
 """The command as a user runs it: its own process, exit code, stdout and stderr."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -247,6 +248,29 @@ def test_a_user_s_mistake_is_one_error_line_and_a_remedy(arguments, message, sma
     assert message in lines[0]
     assert lines[1].endswith((".", "?"))
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "message"),
+    [
+        ("--image", "pipe", "pipe' is not an image that can be read: it is a pipe."),
+        ("--image", "thin.png", "thin.png' is 1x200000 pixels, and 248x49600000 while it is resized; the most are"),
+        ("--labels", "pipe", "The label file '"),
+        ("--data-config", "pipe", "The data configuration '"),
+    ],
+)
+@pytest.mark.parametrize("command", ["convert", "verify"])
+def test_a_file_that_never_ends_or_grows_too_large_is_refused(
+    small_checkpoint, folder, tmp_path, command, option, name, message
+):
+    os.mkfifo(tmp_path / "pipe")
+    Image.new("L", (1, 200_000)).save(tmp_path / "thin.png")
+    destination = tmp_path / "new" if command == "convert" else folder
+    arch = ARCH if command == "convert" else ()
+    code, _, err = run(command, small_checkpoint, destination, *arch, option, tmp_path / name)
+    assert code == 1
+    assert f"error: {message}" in err or f"error: '{tmp_path}/{message}" in err
+    assert not (tmp_path / "new").exists()
 
 
 def test_control_characters_in_names_are_escaped(save):

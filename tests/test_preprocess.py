@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import pickle
 import subprocess
 import sys
@@ -14,9 +15,12 @@ from hypothesis import strategies as st
 from models import small_model
 from PIL import Image, ImageOps
 
+from vitconv import preprocess
 from vitconv.checkpoint import write_json
 from vitconv.errors import InputError
 from vitconv.preprocess import (
+    MOST_BYTES,
+    MOST_PIXELS,
     PROCESSOR_FILE,
     TIMM_PROCESSOR_FILE,
     DataConfig,
@@ -30,6 +34,7 @@ from vitconv.preprocess import (
     missing_processor,
     obstacle,
     probe_pixels,
+    process,
     processor_config,
     read_data_config,
     sample_image,
@@ -516,6 +521,165 @@ def test_refuses_a_truncated_image(tmp_path):
     (tmp_path / "image.png").write_bytes((tmp_path / "whole.png").read_bytes()[:5000])
     with pytest.raises(InputError, match="is not an image"):
         load_image(tmp_path / "image.png")
+
+
+def processors(folder, config):
+    """The image processors of a folder with this configuration."""
+    write_json(timm_processor_config(config), folder / TIMM_PROCESSOR_FILE)
+    if processor_config(config):
+        write_json(processor_config(config), folder / PROCESSOR_FILE)
+    return [load_processor(folder, name) for name in (["transformers"] if processor_config(config) else []) + ["timm"]]
+
+
+@pytest.mark.parametrize(
+    ("size", "changes", "between"),
+    [
+        ((1, 200_000), {}, "96x19200000"),
+        ((1_000_000, 1), {}, "96000000x96"),
+        ((2, 2_000_000), {"crop_mode": "squash"}, "96x2000000"),  # 96x96 in the end, and on the way 96 wide
+        ((1, 500_000), {"image_size": (96, 128)}, "128x64000000"),
+    ],
+)
+def test_an_image_that_its_resize_makes_too_large_is_refused_before(tmp_path, size, changes, between):
+    config = config_for(**changes)
+    Image.new("L", size).save(tmp_path / "thin.png")
+    image = load_image(tmp_path / "thin.png")
+    message = rf"thin.png' is {size[0]}x{size[1]} pixels, and {between} while it is resized; the most are 50,331,648"
+    with pytest.raises(InputError, match=message):
+        timm_pixels(image, config)
+    for processor in processors(tmp_path, config):
+        with pytest.raises(InputError, match=message):
+            process(image, processor, 3)
+    with pytest.raises(InputError, match=f"^The image is {size[0]}x{size[1]} pixels"):
+        timm_pixels(Image.new("L", size), config)
+
+
+@pytest.mark.parametrize("changes", [{}, {"crop_mode": "squash"}, {"crop_mode": "border"}, {"image_size": (96, 128)}])
+def test_up_to_the_bound_an_image_has_timms_pixels(tmp_path, monkeypatch, changes):
+    """The computed size is the one that timm's resize makes: one pixel less of a bound, and it is refused."""
+    config = config_for(**changes)
+    image = noise_image(300, 40)
+    made = []
+    real = Image.Image.resize
+
+    def resize(self, size, *args, **kwargs):
+        made.append(size)
+        return real(self, size, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "resize", resize)
+    timm_pixels(image, config)
+    (width, height) = made[0]
+    bound = max(width * max(height, 40), 300 * 40)
+    for processor in [*processors(tmp_path, config), None]:
+        monkeypatch.setattr(preprocess, "MOST_PIXELS", bound)
+        pixels = process(image, processor, 3)[0] if processor else timm_pixels(image, config)
+        assert pixels.shape == (3, *config.image_size)
+        monkeypatch.setattr(preprocess, "MOST_PIXELS", bound - 1)
+        with pytest.raises(InputError, match="the most are"):
+            process(image, processor, 3) if processor else timm_pixels(image, config)
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_loaded(tmp_path, monkeypatch, recwarn):
+    """Those of which Pillow only warns (without the warning), and those that it refuses."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    for size, said in (((40, 40), "40x40 pixels"), ((50, 50), "50x50 pixels"), ((70, 70), "4,900 pixels")):
+        Image.new("L", size).save(tmp_path / f"{size[0]}.png")
+        monkeypatch.setattr(preprocess, "MOST_PIXELS", 1599)
+        with pytest.raises(InputError, match=rf"{size[0]}.png' (is|has) {said}; the most are 1,599"):
+            load_image(tmp_path / f"{size[0]}.png")
+    monkeypatch.setattr(preprocess, "MOST_PIXELS", 1600)
+    assert load_image(tmp_path / "40.png").size == (40, 40)
+    assert not recwarn.list
+    assert MOST_PIXELS < 89_478_485  # what Pillow's own limit is
+
+
+@pytest.mark.filterwarnings("ignore:Image was not the expected size")
+def test_an_icon_may_not_hold_a_larger_image_than_it_says(tmp_path, monkeypatch):
+    Image.new("L", (200, 200)).save(tmp_path / "icon.ico", sizes=[(200, 200)])
+    content = bytearray((tmp_path / "icon.ico").read_bytes())
+    content[6:8] = bytes((16, 16))
+    (tmp_path / "icon.ico").write_bytes(content)
+    monkeypatch.setattr(preprocess, "MOST_PIXELS", 1000)
+    with pytest.raises(InputError, match="icon.ico' is 200x200 pixels"):
+        load_image(tmp_path / "icon.ico")
+
+
+def test_a_file_of_too_many_bytes_is_refused(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "image.png")
+    os.truncate(tmp_path / "image.png", MOST_BYTES)  # what follows an image does not matter
+    assert load_image(tmp_path / "image.png").size == (8, 8)
+    os.truncate(tmp_path / "image.png", MOST_BYTES + 1)
+    with pytest.raises(InputError, match="image.png' has 268,435,457 bytes; the most are 268,435,456"):
+        load_image(tmp_path / "image.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("pipe", "it is a pipe"),
+        ("/dev/zero", "it is a device"),
+        ("/proc/self/mem", "it is empty"),
+        ("/proc/kmsg", "it is empty"),
+        ("empty.png", "it is empty"),
+    ],
+)
+def test_what_is_no_regular_file_is_no_image(tmp_path, name, what):
+    if name.startswith("/proc") and not os.access(name, os.R_OK):
+        pytest.skip("This system has no such file.")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "link.png").symlink_to(tmp_path / name)
+    for path in (tmp_path / name, tmp_path / "link.png"):
+        with pytest.raises(InputError, match=rf"' is not an image that can be read: {what}\.\n") as caught:
+            load_image(path)
+        assert str(path) in caught.value.problem
+
+
+COLOURS = ["1", "L", "LA", "I;16", "I", "F", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB"]
+
+
+@pytest.mark.parametrize("mode", COLOURS)
+def test_every_kind_of_colours_has_timms_pixels(tmp_path, mode):
+    """Without the two known differences, of a file: for models of three channels and of one."""
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 256, (96, 100, 3), dtype=np.uint8)
+    if mode in ("I;16", "I", "F"):
+        image = Image.fromarray(values[..., 0].astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]))
+    elif mode == "LAB":
+        image = Image.frombytes("LAB", (100, 96), values.tobytes())
+    else:
+        image = Image.fromarray(values).convert(mode)
+    image.save(tmp_path / ("image.jpg" if mode == "YCbCr" else "image.tif"))
+    image = load_image(tmp_path / ("image.jpg" if mode == "YCbCr" else "image.tif"))
+    for channels in (3, 1):
+        config = config_for(num_channels=channels, mean=MEAN[:channels], std=STD[:channels])
+        if (mode, channels) == ("LAB", 1):
+            with pytest.raises(
+                InputError, match=r"image.tif' has colours \('LAB'\) that Pillow cannot convert to 'L'"
+            ):
+                timm_pixels(image, config)
+            continue
+        for processor in processors(tmp_path, config):
+            assert torch.equal(process(image, processor, channels)[0], timm_pixels(image, config))
+
+
+@pytest.mark.parametrize("name", ["image.gif", "image.png", "image.webp", "image.tif"])
+def test_of_several_frames_the_first_is_taken(tmp_path, name):
+    frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "lime", "blue")]
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
+    assert load_image(tmp_path / name).convert("RGB").getcolors() == [(1200, (255, 0, 0))]
+
+
+def test_a_file_that_is_mostly_exif_is_read_or_refused(tmp_path):
+    """A megabyte of it in pieces, and a piece that promises more than there is."""
+    noise_image(40, 30).save(tmp_path / "image.jpg", quality=95)
+    content = (tmp_path / "image.jpg").read_bytes()
+    piece = b"\xff\xe1\xff\xff" + b"Exif\0\0" + b"MM\0*\0\0\0\x08" + bytes(65535 - 16)
+    (tmp_path / "exif.jpg").write_bytes(content[:2] + piece * 16 + content[2:])
+    assert load_image(tmp_path / "exif.jpg").tobytes() == load_image(tmp_path / "image.jpg").tobytes()
+    (tmp_path / "exif.jpg").write_bytes(content[:2] + piece[:1000] + content[2:])
+    with pytest.raises(InputError, match="is not an image that can be read"):
+        load_image(tmp_path / "exif.jpg")
 
 
 def test_the_sample_image_has_detail():

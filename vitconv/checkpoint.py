@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from vitconv.errors import CheckpointError, first_few
+from vitconv.inputs import MOST_TEXT, check_file
 from vitconv.pickled import Pickled, scan
 from vitconv.tensorfile import (
     INDEX_FILE,
@@ -481,6 +482,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is not one.
     """
+    check_file(path, "JSON file", most=MOST_TEXT, error=CheckpointError)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

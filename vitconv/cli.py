@@ -391,6 +391,12 @@ def predict(
     max_errors: Annotated[
         int, typer.Option(metavar="N", min=0, help="How many images may be missing or broken before it is an error.")
     ] = 0,
+    check_content: Annotated[
+        bool,
+        typer.Option(
+            "--check-content", help="Tell by the SHA-256 of each image, not its size and time, what is done."
+        ),
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace predictions of other weights, images or settings in DST.")
     ] = False,
@@ -418,6 +424,7 @@ def predict(
             batch_size=batch_size,
             device=device,
             max_errors=max_errors,
+            check_content=check_content,
             overwrite=overwrite,
             advance=advance,
         )

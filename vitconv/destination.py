@@ -44,7 +44,7 @@ def staged_folder(destination: str | os.PathLike[str], *, overwrite: bool = Fals
         raise _unwritable(destination, error) from error
     try:
         # mkdtemp makes a private folder; the finished one is as open as any other new folder.
-        mask = _umask()
+        mask = umask()
         staging.chmod(0o777 & ~mask)
         yield staging
         for file in filter(Path.is_file, staging.iterdir()):  # some libraries make private files, too
@@ -167,7 +167,8 @@ def _rename(staging: Path, destination: Path, flag: int) -> None:
         staging.rename(destination)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """What this process takes from the permissions of new files: Python's temporary files are always private."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

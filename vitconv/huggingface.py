@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vitconv import mapping
 from vitconv.checkpoint import read_state_dict
 from vitconv.errors import CheckpointError, ParityError, VitconvError, WeightsError, first_few
+from vitconv.inputs import MOST_TEXT, check_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,6 +73,8 @@ def load_config(folder: Path) -> PreTrainedConfig:
     """
     import transformers
 
+    for file in sorted(folder.glob("*.json")):  # whichever of them Transformers reads
+        check_file(file, "file", most=MOST_TEXT, error=CheckpointError)
     try:
         with _quiet():
             config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)

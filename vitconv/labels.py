@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitconv.errors import InputError
+from vitconv.inputs import MOST_TEXT, check_file
 
 _FORMATS = 'Write one class per line, or JSON: ["a", "b"], {"0": "a", "1": "b"} or {"a": 0, "b": 1}.'
 
@@ -20,6 +21,7 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
         InputError: there is no such file, or it is neither.
     """
     path = Path(path)
+    check_file(path, "label file", most=MOST_TEXT)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:

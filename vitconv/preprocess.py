@@ -17,14 +17,19 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitconv.architecture import Architecture
 from vitconv.description import DATA, SelfDescription
-from vitconv.errors import InputError
+from vitconv.errors import InputError, VitconvError
+from vitconv.inputs import MOST_TEXT, NoRegularFileError, check_file, open_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -195,11 +200,12 @@ def read_data_config(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: there is no such file, or it is no JSON object.
     """
+    check_file(path, "data configuration", most=MOST_TEXT)
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"There is no data configuration '{path}'.", "Check the path of the file.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"The data configuration '{path}' is not readable JSON.", _GIVE) from error
     if not isinstance(content, dict):
         raise InputError(f"The data configuration '{path}' is no JSON object.", _GIVE)
@@ -365,9 +371,14 @@ def _crop_pct(crop: int, resized: int) -> float | None:
 
 
 def timm_pixels(image: Image, config: DataConfig) -> Tensor:
-    """What timm's evaluation transform makes of the image: float32, shape (channels, height, width)."""
+    """What timm's evaluation transform makes of the image: float32, shape (channels, height, width).
+
+    Raises:
+        InputError: it is too large, or becomes so (:data:`MOST_PIXELS`), or Pillow cannot convert its colours.
+    """
     from timm.data import create_transform
 
+    _check_size(image, _resized((image.height, image.width), config.resize, config.crop_mode))
     transform = create_transform(
         input_size=(config.num_channels, *config.image_size),
         is_training=False,
@@ -377,7 +388,7 @@ def timm_pixels(image: Image, config: DataConfig) -> Tensor:
         crop_pct=config.crop_pct,
         crop_mode=config.crop_mode,
     )
-    return transform(image.convert(MODES[config.num_channels]))
+    return transform(_converted(image, config.num_channels))
 
 
 def huggingface_pixels(
@@ -450,11 +461,61 @@ def _load_timm_processor(folder: Path) -> BaseImageProcessor:
 
 
 def process(image: Image, processor: BaseImageProcessor, num_channels: int) -> Tensor:
-    """The pixels of one image: float32, shape (1, channels, height, width)."""
+    """The pixels of one image: float32, shape (1, channels, height, width).
+
+    Raises:
+        InputError: it is too large, or becomes so (:data:`MOST_PIXELS`), or Pillow cannot convert its colours.
+    """
+    _check_size(image, _processors_resize(image, processor))
     # Transformers' own processor converts to RGB by itself, but to grey never; timm's takes an image as it is.
     if num_channels == 1 or type(processor).__name__ == _TIMM_CLASS:
-        image = image.convert(MODES[num_channels])
+        image = _converted(image, num_channels)
     return processor(image, return_tensors="pt")["pixel_values"]
+
+
+def _converted(image: Image, num_channels: int) -> Image:
+    try:
+        return image.convert(MODES[num_channels])
+    except ValueError as error:
+        raise InputError(
+            f"{_name(image)} has colours ('{image.mode}') that Pillow cannot convert to '{MODES[num_channels]}'.",
+            "Save the image in RGB or grey.",
+        ) from error
+
+
+def _name(image: Image) -> str:
+    """What to call an image at a sentence's beginning: by its file, if it has one."""
+    file = getattr(image, "filename", "")
+    return f"'{os.fspath(file)}'" if file else "The image"
+
+
+def _resized(image_size: tuple[int, int], resize: tuple[int, int], crop_mode: str) -> tuple[int, int]:
+    """(height, width) that timm resizes an image of this size to, before it crops.
+
+    Args:
+        image_size: (height, width) of the image.
+        resize: :attr:`DataConfig.resize`.
+        crop_mode: as timm calls it.
+    """
+    if crop_mode == "squash":
+        return resize
+    scales = [Fraction(new, old) for new, old in zip(resize, image_size, strict=True)]
+    scale = min(scales) if crop_mode == "border" else max(scales)
+    return math.floor(image_size[0] * scale), math.floor(image_size[1] * scale)
+
+
+def _processors_resize(image: Image, processor: BaseImageProcessor) -> tuple[int, int] | None:
+    """(height, width) that a processor resizes an image to; ``None`` if it does not, or not as vitconv writes it."""
+    if type(processor).__name__ == _TIMM_CLASS:
+        data = processor.data_config
+        size = tuple(math.floor(side / data["crop_pct"]) for side in data["input_size"][1:])
+        return _resized((image.height, image.width), size, data["crop_mode"])
+    if not processor.do_resize or not processor.size:
+        return None
+    size = {name: side for name, side in dict(processor.size).items() if side}
+    if "shortest_edge" in size:
+        return _resized((image.height, image.width), (size["shortest_edge"],) * 2, "center")
+    return (size["height"], size["width"]) if {"height", "width"} <= size.keys() else None
 
 
 def known_difference(image: Image, config: DataConfig) -> str | None:
@@ -488,13 +549,8 @@ def crop_shift(image_size: tuple[int, int], config: DataConfig) -> tuple[int, in
     >>> crop_shift((448, 454), square)  # resized to 224 x 227: margins 0 and 3
     (0, 1)
     """
-    height, width = image_size
-    if config.crop_mode == "squash":
-        resized = config.resize
-    else:
-        short = config.resize[0]
-        resized = (short * height // min(height, width), short * width // min(height, width))
-    down, right = (_shift(size - crop) for size, crop in zip(resized, config.image_size, strict=True))
+    size = _resized(image_size, config.resize, config.crop_mode)
+    down, right = (_shift(side - crop) for side, crop in zip(size, config.image_size, strict=True))
     return down, right
 
 
@@ -502,22 +558,81 @@ def _shift(margin: int) -> int:
     return round(margin / 2) - margin // 2 if margin > 0 else -margin % 2
 
 
+#: The most pixels of an image, and of what its resize makes of it: 8192x6144, 50 million. Reading and preparing one
+#: takes up to 31 bytes a pixel (measured: WebP with transparency, Transformers' processor), so that with the model and
+#: its libraries the largest takes less than 2 GiB. Pillow warns from 89 million on, and refuses only twice that.
+MOST_PIXELS = 3 * 2**24
+
+#: The most bytes of an image file: so many pixels have fewer, uncompressed. Some formats are read as a whole.
+MOST_BYTES = 2**28
+
+
 def load_image(path: str | Path) -> Image:
-    """Open an image file.
+    """Open an image file; of several frames, the first.
 
     Raises:
-        InputError: there is no such file, or it is no image that Pillow can read.
+        InputError: there is no such file, it is no image that Pillow can read, or larger than :data:`MOST_PIXELS` or
+            :data:`MOST_BYTES`. Its cause is what Pillow or the system said.
     """
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image
+        with open_file(path) as stream, warnings.catch_warnings():
+            size = os.fstat(stream.fileno()).st_size
+            if not size:  # or a file of the system's, which may never end
+                raise _unreadable(path, "it is empty")
+            if size > MOST_BYTES:
+                raise InputError(f"'{path}' has {size:,} bytes; the most are {MOST_BYTES:,}.", _SMALLER)
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what it warns of is refused below
+            with Image.open(stream) as image:
+                _check_size(image, name=f"'{path}'")
+                image.load()
+                _check_size(image, name=f"'{path}'")  # an icon's file may hold another than it says
+                loaded = image.copy()  # without the reader, which for WebP holds the picture three more times
+                loaded.filename = os.fspath(path)
+                return loaded
     except FileNotFoundError as error:
         raise InputError(f"There is no image '{path}'.", "Check the path of the image.") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"'{path}' is not an image that can be read.", "Pass a PNG, JPEG or WebP file.") from error
+    except (VitconvError, MemoryError):
+        raise
+    except NoRegularFileError as error:
+        raise _unreadable(path, f"it is {error.strerror}") from error
+    except Image.DecompressionBombError as error:  # before Pillow tells its sides
+        pixels = re.search(r"\d+", str(error))
+        count = f"{int(pixels[0]):,}" if pixels else "too many"
+        raise InputError(f"'{path}' has {count} pixels; the most are {MOST_PIXELS:,}.", _SMALLER) from error
+    except Exception as error:  # Pillow's readers have no common one
+        raise _unreadable(path) from error
+
+
+_SMALLER = "Make the image smaller, or cut out the part that matters."
+
+
+def _unreadable(path: str | Path, why: str | None = None) -> InputError:
+    reason = f": {why}" if why else ""
+    return InputError(f"'{path}' is not an image that can be read{reason}.", "Pass a PNG, JPEG or WebP file.")
+
+
+def _check_size(image: Image, resized: tuple[int, int] | None = None, name: str | None = None) -> None:
+    """Raise :class:`InputError` if an image, or what its resize makes on the way, has more than :data:`MOST_PIXELS`.
+
+    Args:
+        image: it need not be loaded.
+        resized: (height, width) that it is resized to.
+        name: what to call it, for people, if not as it calls itself.
+    """
+    name = name or _name(image)
+    height, width = image.height, image.width
+    if height * width > MOST_PIXELS:
+        raise InputError(f"{name} is {width}x{height} pixels; the most are {MOST_PIXELS:,}.", _SMALLER)
+    # Pillow resizes the rows first: in between, the picture has the new width and the old height.
+    between = (max(resized[0], height), resized[1]) if resized else (0, 0)
+    if between[0] * between[1] > MOST_PIXELS:
+        raise InputError(
+            f"{name} is {width}x{height} pixels, and {between[1]}x{between[0]} while it is resized; the most are "
+            f"{MOST_PIXELS:,}.",
+            _SMALLER,
+        )
 
 
 def sample_image(size: tuple[int, int] = (600, 448)) -> Image:

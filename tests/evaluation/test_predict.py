@@ -248,6 +248,33 @@ def test_what_has_changed_is_done_again_if_it_may_be(folder, tmp_path, write_ima
     assert read_predictions(out).rows["path"].to_pylist() == read_images(images).paths.to_pylist()
 
 
+def swap(folder, one, other):
+    """Give two images of the same size each other's content, and leave their times as they were."""
+    one, other = folder / one, folder / other
+    contents = [one.read_bytes(), other.read_bytes()]
+    length = max(map(len, contents))
+    for file, content in zip((other, one), contents, strict=True):
+        file.write_bytes(content.ljust(length, b"\0"))  # what follows an image does not matter
+        os.utime(file, ns=(0, 0))
+
+
+def test_only_with_check_content_is_a_change_without_another_size_and_time_seen(
+    folder, tmp_path, write_images, small_parts
+):
+    images = write_images(8)
+    swap(images.parent / "images", "00000.jpg", "00002.jpg")
+    for name, checks, found in (("not", False, 8), ("checked", True, 4)):
+        out = tmp_path / name
+        predict(folder, images, out, batch_size=2, check_content=checks)
+        swap(images.parent / "images", "00000.jpg", "00002.jpg")
+        assert predict(folder, images, out, batch_size=2, check_content=checks).found == found
+        with pytest.raises(DestinationError, match="other weights, images or settings"):
+            predict(folder, images, out, batch_size=2, check_content=not checks)
+    os.utime(images.parent / "images" / "00000.jpg")
+    assert predict(folder, images, tmp_path / "checked", batch_size=2, check_content=True).found == 8
+    assert run_command(folder, images, tmp_path / "checked", "--batch-size", 2, "--check-content")[0] == 0
+
+
 def test_an_error_of_the_machine_is_no_error_of_the_image(folder, tmp_path, write_images, monkeypatch):
     """It would be found again in every later run, though the image is well."""
     real = images_module.load_image

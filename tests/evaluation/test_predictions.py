@@ -1,4 +1,5 @@
 import os
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -131,6 +132,18 @@ def test_an_old_part_is_replaced_and_not_written_into(tmp_path):
     assert parquet.read_table(file).num_rows == 1
 
 
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_part_is_as_open_as_any_new_file(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        Parts(tmp_path / "predictions", RUN, 1, overwrite=False).write(0, rows(0, 2), "key")
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+    (file,) = (tmp_path / "predictions").iterdir()
+    assert file.stat().st_mode & 0o777 == mode
+
+
 def test_a_killed_writers_remains_are_removed(tmp_path):
     (tmp_path / ".part-00000000.parquet.abc").write_bytes(b"half")
     Parts(tmp_path, RUN, 1, overwrite=False)
@@ -155,6 +168,30 @@ def test_the_key_knows_images_settings_and_classes(tmp_path):
     keys.add(Run({"batch_size": 8}, CLASSES).key([image]))
     assert len(keys) == 5
     assert Run({"batch_size": 8}, CLASSES).key([image]) in keys
+
+
+def test_the_key_may_know_the_content_instead_of_the_time(tmp_path):
+    image, run = tmp_path / "a.jpg", Run({"check_content": True}, CLASSES)
+    image.write_bytes(b"1")
+    before = run.key([image])
+    os.utime(image, ns=(0, 0))
+    assert run.key([image]) == before
+    status = image.stat()
+    image.write_bytes(b"2")
+    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert run.key([image]) != before
+    assert Run({}, CLASSES).key([image]) == Run({}, CLASSES).key([image])
+    other = tmp_path / "b.jpg"
+    shutil.copyfile(image, other)
+    assert run.key([image]) != run.key([other])
+
+
+def test_the_key_reads_nothing_that_is_no_image(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large").touch()
+    os.truncate(tmp_path / "large", 2**40)
+    files = [tmp_path / "pipe", tmp_path / "large", tmp_path / "none", tmp_path]
+    assert Run({"check_content": True}, CLASSES).key(files) == Run({"check_content": True}, CLASSES).key(files)
 
 
 @pytest.mark.parametrize("spoil", ["nothing", "no metadata", "gap", "garbage", "columns"])

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -72,6 +74,12 @@ def test_a_model_without_a_head_is_refused(tmp_path, name):
 
 def test_what_is_no_folder_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="has no config.json"):
+        read_classifier(tmp_path)
+
+
+def test_a_configuration_that_is_no_regular_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(CheckpointError, match="config.json' is a pipe, not a file"):
         read_classifier(tmp_path)
 
 

@@ -7,8 +7,10 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from vitconv.evaluation.predictions import read_predictions
+from vitconv.preprocess import MOST_PIXELS
 
 pytestmark = pytest.mark.integration
 
@@ -50,3 +52,14 @@ def test_ten_thousand_images_one_in_a_hundred_broken(folder, tmp_path, write_ima
     assert [i for i, error in enumerate(rows["error"].to_pylist()) if error] == list(broken)
     assert [i for i, name in enumerate(rows["class"].to_pylist()) if name is None] == list(broken)
     shutil.rmtree(images.parent / "images")
+
+
+@pytest.mark.parametrize("name", ["image.png", "image.webp"])
+def test_the_largest_image_takes_less_than_two_gibibytes(folder, tmp_path, name):
+    """With transparency, which takes the most; both processes, though they share what the libraries take."""
+    image = Image.new("RGBA", (8192, MOST_PIXELS // 8192), (1, 2, 3, 200))
+    image.save(tmp_path / name, lossless=True, quality=0, method=0, compress_level=1)
+    (tmp_path / "list.csv").write_text(f"path\n{name}\n")
+    done = run(folder, tmp_path / "list.csv", tmp_path / "out", 0)
+    assert (done["rows"], done["errors"]) == (1, 0)
+    assert max(done["peak"]) < 2048

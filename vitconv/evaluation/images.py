@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
-from errno import EACCES, EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from vitconv.errors import InputError, VitconvError
+from vitconv.inputs import check_file
 from vitconv.preprocess import load_image, process
 
 if TYPE_CHECKING:
@@ -69,8 +70,9 @@ def read_table(path: str | Path, what: str) -> pa.Table:
         what: what it should be, for people.
 
     Raises:
-        InputError: there is no such file, it is not CSV, or has no column ``path``.
+        InputError: there is no such file, it is no regular file, is not CSV, or has no column ``path``.
     """
+    check_file(path, what)
     try:
         # An empty field is an empty string, and a class may be called "NA", "null" or "7".
         names = dict.fromkeys(("path", "class", "label"), pa.string())
@@ -162,8 +164,10 @@ class Batches:
                 return f"'{path}' becomes pixels of shape {tuple(pixels.shape)}, the model takes {self.shape}."
             place[:] = pixels
         except VitconvError as error:
-            if isinstance(error.__cause__, OSError) and error.__cause__.errno not in _OF_THE_FILE:
-                raise  # of the machine or the network: another time, the image may be there
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in _OF_THE_MACHINE:
+                # Another time, the image may be there: a row that says otherwise would be found in every later run.
+                reason = error.__cause__.strerror or error.__cause__
+                raise InputError(f"{error.problem} {reason}.", _MACHINE) from error.__cause__
             return error.problem.replace(str(file), path)
         except MemoryError:
             raise
@@ -172,8 +176,18 @@ class Batches:
         return None
 
 
-#: Errors that an image has as long as it is what it is; Pillow's own have none.
-_OF_THE_FILE = (None, ENOENT, ENOTDIR, EISDIR, EACCES, EPERM, ELOOP, ENAMETOOLONG, EINVAL)
+#: What the system says of itself, or of a disk or network behind it. All else that it says is of the file, and stays.
+_OF_THE_MACHINE = {
+    getattr(errno, name)
+    for name in (
+        *("EIO", "ENOMEM", "EMFILE", "ENFILE", "EAGAIN", "EINTR", "EBUSY", "ENOLCK", "EREMOTEIO", "ENODEV"),
+        *("ESTALE", "ETIMEDOUT", "ENETDOWN", "ENETUNREACH", "ENETRESET", "EHOSTDOWN", "EHOSTUNREACH", "ENOTCONN"),
+        *("ECONNRESET", "ECONNABORTED", "ECONNREFUSED", "ESHUTDOWN", "EPIPE", "EPROTO", "ENOLINK", "ECOMM"),
+        *("ENOKEY", "EKEYEXPIRED", "EKEYREVOKED", "EKEYREJECTED"),
+    )
+    if hasattr(errno, name)
+}
+_MACHINE = "Check the disk or the network and run it again, to go on where it stopped; or take the image off the list."
 
 
 def cores() -> int:

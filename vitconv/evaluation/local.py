@@ -35,12 +35,17 @@ class LocalEngine:
                 f"The device '{self.device}' has too little memory for a batch of {batches.size} images.",
                 "Choose a smaller batch size.",
             ) from error
+        except MemoryError as error:
+            raise VitconvError(
+                f"There is too little memory to prepare {batches.size} images in each of {cores()} processes.",
+                f"{_AGAIN} Smaller batches take less memory.",
+            ) from error
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            if "Caught" in str(error):
-                reason = str(error).strip().splitlines()[-2:]
-                raise VitconvError(f"Images cannot be prepared: {' '.join(reason)}", _AGAIN) from error
+            if "Caught" in str(error):  # the other process's traceback: at its end, the error's problem and remedy
+                problem, remedy = str(error).strip("\n").splitlines()[-2:]
+                raise VitconvError(f"Images cannot be prepared: {problem}", remedy) from error
             raise VitconvError(
                 "A process that prepares images was killed, perhaps for want of memory (in a container, /dev/shm).",
                 f"{_AGAIN} Smaller batches take less memory.",

@@ -71,6 +71,7 @@ def predict(
     batch_size: int = 8,
     device: str = "auto",
     max_errors: int = 0,
+    check_content: bool = False,
     overwrite: bool = False,
     advance: Callable[[int, int, int], None] = lambda done, errors, rows: None,
 ) -> Summary:
@@ -89,6 +90,8 @@ def predict(
         batch_size: images that the model takes at once.
         device: ``"auto"`` for a GPU where there is one, ``"cpu"``, ``"cuda"``…
         max_errors: how many images may be missing or broken before the run ends with an error.
+        check_content: whether what an earlier run has done is told by the SHA-256 of each image, instead of its size,
+            time and permissions. Both kinds are not mixed in ``destination``.
         overwrite: whether predictions of other weights, images or settings may be replaced in ``destination``.
         advance: called with the number of images done, how many of them could not be read, and the length of the list.
 
@@ -106,7 +109,8 @@ def predict(
     read_state_dict(classifier.folder)  # its files are whole, before a cluster is started for them
     batches = Batches(read_images(images), batch_size, load_processor(classifier.folder, processor), classifier.shape)
     runner = _ENGINES[engine](device)
-    run = Run(_facts(classifier, processor, batch_size, runner.device), classifier.classes)
+    facts = _facts(classifier, processor, batch_size, runner.device) | {"check_content": check_content}
+    run = Run(facts, classifier.classes)
     cut = _cut(len(batches), batch_size)
     parts = Parts(destination, run, len(cut), overwrite=overwrite)
     count = _Count(len(batches.images), max_errors, advance)
@@ -139,7 +143,9 @@ def predict(
 def _facts(model: Classifier, processor: ProcessorName, batch_size: int, device: str) -> dict[str, object]:
     """What else the logits depend on, besides the images."""
     packages = ["torch", "transformers", "pillow", "numpy"] + (["timm", "torchvision"] if processor == "timm" else [])
-    files = sorted(file for file in model.folder.iterdir() if file.suffix in (".json", ".safetensors"))
+    files = sorted(
+        file for file in model.folder.iterdir() if file.suffix in (".json", ".safetensors") and file.is_file()
+    )
     return {
         "files": {file.name: sha256(file) for file in files if file.name != PARITY_FILE},
         "processor": processor,

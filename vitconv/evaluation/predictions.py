@@ -21,7 +21,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import parquet
 
+from vitconv.destination import umask
 from vitconv.errors import DestinationError, InputError, first_few
+from vitconv.inputs import open_file
+from vitconv.preprocess import MOST_BYTES
 
 #: The columns. ``row`` is the row's number in the list of images, from 0. Of an image that could not be read,
 #: ``error`` says why and the others are null; ``probability`` is the softmax, in float64, of the largest logit.
@@ -58,8 +61,12 @@ class Run:
         return _fingerprint([self.facts, self.classes])
 
     def key(self, files: Sequence[Path]) -> str:
-        """The same for equal runs on these image files as they are now only: their sizes, times and permissions."""
-        return _fingerprint([self.facts, self.classes, [_stat(file) for file in files]])
+        """The same for equal runs on these image files as they are now only: their sizes, times and permissions.
+
+        With the fact ``check_content``: their contents, whatever their times.
+        """
+        look = _content if self.facts.get("check_content") else _stat
+        return _fingerprint([self.facts, self.classes, [look(file) for file in files]])
 
 
 def _fingerprint(content: Any) -> str:
@@ -72,6 +79,20 @@ def _stat(file: Path) -> tuple[str, int, int, int]:
     except (OSError, ValueError):
         return str(file), -1, -1, -1
     return str(file), stat.st_size, stat.st_mtime_ns, stat.st_mode
+
+
+def _content(file: Path) -> tuple[str, str] | tuple[str, int, int, int]:
+    """A file's SHA-256; of what is not read as an image either, what :func:`_stat` says."""
+    try:
+        with open_file(file) as stream:
+            if 0 < os.fstat(stream.fileno()).st_size <= MOST_BYTES:
+                digest = hashlib.sha256()
+                while chunk := stream.read(1 << 20):
+                    digest.update(chunk)
+                return str(file), digest.hexdigest()
+    except (OSError, ValueError):  # when the image is read, it is said
+        pass
+    return _stat(file)
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -193,7 +214,7 @@ class Parts:
             try:
                 with os.fdopen(descriptor, "wb") as stream:
                     parquet.write_table(table, stream, use_dictionary=["class", "error"])  # logits hardly repeat
-                os.chmod(temporary, 0o644)
+                os.chmod(temporary, 0o666 & ~umask())
                 os.replace(temporary, file)
             except BaseException:
                 os.unlink(temporary)
