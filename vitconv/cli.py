@@ -198,7 +198,7 @@ def convert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder named DST.")] = False,
 ) -> None:
     """Convert timm weights to a Transformers folder, and prove it before it appears."""
-    with _errors_for_people(), _progress() as say, _uncollected():
+    with errors_for_people(), _progress() as say, _uncollected():
         from vitconv.convert import convert_checkpoint
 
         done = convert_checkpoint(
@@ -233,7 +233,7 @@ def inspect(
     headless: Headless = False,
 ) -> None:
     """Show what a conversion would do, without doing it: the architecture, every move, what would be refused."""
-    with _errors_for_people(), _progress() as say:
+    with errors_for_people(), _progress() as say:
         from vitconv.convert import inspect as look
 
         say("Reading the checkpoint")
@@ -275,7 +275,7 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Prove an existing Transformers folder against the timm weights it was made from."""
-    with _errors_for_people(), _progress() as say, _uncollected():
+    with errors_for_people(), _progress() as say, _uncollected():
         from vitconv.convert import verify_checkpoint
 
         found = verify_checkpoint(
@@ -321,7 +321,7 @@ def revert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder named DST.")] = False,
 ) -> None:
     """Convert a Transformers folder back to one that timm loads, and prove it before it appears."""
-    with _errors_for_people(), _progress() as say:
+    with errors_for_people(), _progress() as say:
         from vitconv.convert import revert_checkpoint
 
         done = revert_checkpoint(
@@ -355,7 +355,7 @@ def models(
     """List timm's Vision Transformers: what each becomes and how exactly, or why it is refused."""
     from rich.table import Table
 
-    with _errors_for_people():
+    with errors_for_people():
         all_verdicts = verdicts(target)
     found = [verdict for verdict in all_verdicts if (verdict.refusal is not None) == refused]
     if as_json:
@@ -410,7 +410,7 @@ def predict(
         return kept if parts(destination) else "Nothing was written."
 
     with (
-        _errors_for_people(what_is_kept),
+        errors_for_people(what_is_kept),
         _counter("Predicting") as advance,
     ):
         from vitconv.evaluation.predict import predict
@@ -444,7 +444,7 @@ def report(
     ] = None,
 ) -> None:
     """Write the report on an evaluation, and fail if a threshold is missed."""
-    with _errors_for_people():
+    with errors_for_people():
         from vitconv.evaluation.report import report
 
         missed = report(evaluation, destination, last=last, verification=verification)
@@ -552,7 +552,7 @@ def _made_lines(made: tuple[Made, ...]) -> list[str]:
 
 
 @contextmanager
-def _errors_for_people(interrupted: Callable[[], str] = lambda: "Nothing was written.") -> Iterator[None]:
+def errors_for_people(interrupted: Callable[[], str] = lambda: "Nothing was written.") -> Iterator[None]:
     """Turn our exceptions into two lines on stderr and exit code 1; an interrupt (Ctrl-C) into 130, as shells do.
 
     Args:

@@ -33,6 +33,7 @@ from vitconv.evaluation.predictions import Parts, Run, make_rows
 from vitconv.evaluation.predictor import read_classifier
 from vitconv.evaluation.report import PICTURES, report
 from vitconv.preprocess import load_processor
+from vitconv.stage import _FORMS, read_parameters
 
 CASES = int(os.environ.get("VITCONV_FUZZ_CASES", "200"))
 SECONDS, BYTES = 20, 2 << 30
@@ -355,13 +356,26 @@ def test_whatever_the_thresholds_are(some, place, thresholds):
 # Parameters.
 
 
+@pytest.fixture(autouse=True)
+def parameters_file(place, monkeypatch):
+    monkeypatch.setattr("vitconv.stage.PARAMETERS_FILE", place / "params.yaml")
+
+
+def digest_what_is_named(place):
+    read_parameters(*_FORMS)
+    write_digests(read_parameters("labels", "expected"), place / "digests")
+
+
+_REAL = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
+
+
 @often()
-@given(st.dictionaries(st.sampled_from(["checkpoint", "labels", "image", "expected"]) | _texts, _plain, max_size=4))
-def test_whatever_the_parameters_are(place, parameters):
-    with contextlib.suppress(yaml.YAMLError, UnicodeEncodeError):
-        (place / "params.yaml").write_text(yaml.safe_dump(parameters, allow_unicode=True), encoding="utf-8")
+@given(st.dictionaries(st.sampled_from([*_REAL]) | _texts, _plain, max_size=4), st.booleans())
+def test_whatever_the_parameters_are(place, parameters, complete):
+    text = yaml.safe_dump({**(_REAL if complete else {}), **parameters}, allow_unicode=True)
+    (place / "params.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
     with contextlib.suppress(VitconvError):
-        write_digests(place / "params.yaml", place / "digests", ["checkpoint", "labels", "image", "expected"])
+        digest_what_is_named(place)
 
 
 @often()
@@ -369,7 +383,7 @@ def test_whatever_the_parameters_are(place, parameters):
 def test_whatever_the_parameters_file_holds(place, content):
     (place / "params.yaml").write_bytes(content)
     with contextlib.suppress(VitconvError):
-        write_digests(place / "params.yaml", place / "digests", ["checkpoint"])
+        digest_what_is_named(place)
 
 
 # Reports.

@@ -1,4 +1,4 @@
-"""A stage of the pipeline, with the values in params.yaml: ``python -m vitconv.evaluation.stage NAME``
+"""A stage of the pipeline, with the values in params.yaml: ``python -m vitconv.stage NAME``
 
 DVC runs the command of a stage in a shell, which would take an apostrophe in a path, or worse, for its own. So no
 value stands in a command of dvc.yaml: a stage reads params.yaml itself, in the project's root, and says what is wrong
@@ -15,7 +15,7 @@ import typer
 import yaml
 
 from vitconv import cli, errors
-from vitconv.cli import _errors_for_people
+from vitconv.cli import errors_for_people
 from vitconv.errors import InputError, VitconvError, shown
 from vitconv.evaluation.digests import write_digests
 
@@ -122,14 +122,14 @@ def _value(name: str, values: dict[str, Any]) -> Any:
 
 
 def _given(*names: str) -> dict[str, Any]:
-    with _errors_for_people():
+    with errors_for_people():
         return read_parameters(*names)
 
 
 @app.command()
 def sources() -> None:
     """Write the digests of what the parameters name."""
-    with _errors_for_people():
+    with errors_for_people():
         names = ("checkpoint", "labels", "image", "data_config", "expected")
         write_digests(read_parameters(*names), "build/sources")
 
@@ -179,17 +179,25 @@ def evaluate() -> None:
 def _run_notebook(name: str, parameters: dict[str, Any]) -> None:
     """Run a notebook into ``build/NAME.ipynb``; an error of vitconv's in it is one of this command's."""
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    with _errors_for_people():
+    where = f"build/{name}.ipynb"
+    with errors_for_people():
         try:
-            papermill.execute_notebook(f"notebooks/{name}.ipynb", f"build/{name}.ipynb", parameters, cwd="notebooks")
+            papermill.execute_notebook(f"notebooks/{name}.ipynb", where, parameters, cwd="notebooks")
         except PapermillExecutionError as error:
             kind = getattr(errors, error.ename, None)
-            if not (isinstance(kind, type) and issubclass(kind, VitconvError)):
-                raise
-            problem, _, remedy = error.evalue.rpartition("\n")
+            if isinstance(kind, type) and issubclass(kind, VitconvError):
+                problem, _, remedy = error.evalue.rpartition("\n")
+            else:
+                problem, remedy = f"{error.ename}: {error.evalue}", f"{where} shows the cell that it is of."
             raise VitconvError(problem, remedy) from error
+        except DeadKernelError as error:
+            raise VitconvError(
+                f"The process that ran {where} ended before the notebook did.",
+                "Perhaps there was too little memory, or a metric of your own ended it.",
+            ) from error
 
 
 if __name__ == "__main__":
