@@ -60,4 +60,6 @@ def write_digests(values: Mapping[str, str | None], destination: str | os.PathLi
         CheckpointError: the Hub has no such model, or cannot be reached.
     """
     for name, value in values.items():
-        write_json(digest(value), new_file(Path(destination) / f"{name}.json"))
+        found = digest(value)
+        with new_file(Path(destination) / f"{name}.json") as file:
+            write_json(found, file)

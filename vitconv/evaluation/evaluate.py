@@ -84,12 +84,13 @@ class Evaluation:
             metrics: a JSON file for ``dvc metrics``, with the :attr:`figures` alone.
         """
         folder = Path(folder)
-        write_json(self.summary(), new_file(folder / "evaluation.json"))
-        write_json(self.figures, new_file(metrics))
-        csv.write_csv(self.per_class, new_file(folder / "classes.csv"))
-        csv.write_csv(
-            pa.Table.from_pylist(self.disagreements(), _DISAGREEMENTS), new_file(folder / "disagreements.csv")
-        )
+        for path, content in ((folder / "evaluation.json", self.summary()), (Path(metrics), self.figures)):
+            with new_file(path) as file:
+                write_json(content, file)
+        disagreements = pa.Table.from_pylist(self.disagreements(), _DISAGREEMENTS)
+        for name, table in (("classes.csv", self.per_class), ("disagreements.csv", disagreements)):
+            with new_file(folder / name) as file:
+                csv.write_csv(table, file)
 
 
 def evaluate(

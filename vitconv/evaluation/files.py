@@ -1,24 +1,40 @@
 """Where results are written."""
 
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from vitconv.destination import umask
 from vitconv.errors import DestinationError
 
 
-def new_file(path: str | Path) -> Path:
-    """The path, for a new file: without the old one, in a folder that is there.
+@contextmanager
+def new_file(path: str | Path) -> Iterator[Path]:
+    """Yield a file to write, which takes the name ``path`` when the block ends well, so that it is whole or not there.
 
-    Writing into the old file would change others with it: what DVC has recorded is a hard link to its cache.
+    An old file of this name is replaced, not written into: that would change others with it, as what DVC has recorded
+    is a hard link to its cache. The file lies beside ``path`` and has its suffix; a kill leaves it there, hidden.
 
     Raises:
-        DestinationError: it cannot be removed, or the folder cannot be made.
+        DestinationError: it cannot be written, or the folder cannot be made.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+        os.close(descriptor)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o666 & ~umask())
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
     except OSError as error:
         raise DestinationError(
             f"'{path}' cannot be written: {error.strerror or error}.", "Check the disk and the permissions."
         ) from error
-    return path

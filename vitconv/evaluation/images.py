@@ -79,14 +79,17 @@ def read_table(path: str | Path, what: str) -> pa.Table:
         options = csv.ConvertOptions(column_types=names, strings_can_be_null=False)
         # Absolute, because pyarrow takes a leading ~ for somebody's home.
         table = csv.read_csv(Path(path).absolute(), convert_options=options).combine_chunks()
+        columns = table.column_names  # of which the bytes are looked at here only
     except FileNotFoundError as error:
         raise InputError(f"There is no {what} '{path}'.", "Check the path of the file.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"The {what} '{path}' is not CSV that can be read: it is not UTF-8.", _LIST) from error
     except (OSError, pa.ArrowException) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"The {what} '{path}' is not CSV that can be read: {reason}", _LIST) from error
-    if "path" not in table.column_names:
+    if "path" not in columns:
         raise InputError(f"The {what} '{path}' has no column 'path'.", _LIST)
-    if len(set(table.column_names)) < len(table.column_names):
+    if len(set(columns)) < len(columns):
         raise InputError(f"The {what} '{path}' has two columns of the same name.", _LIST)
     return table
 

@@ -188,10 +188,10 @@ def save_pictures(evaluation: Evaluation, images: str | Path, folder: str | Path
     files = []
     for name, draw in drawers.items():
         figure = draw()
-        files.append(new_file(Path(folder) / f"{name}.png"))
-        with warnings.catch_warnings():
+        files.append(Path(folder) / f"{name}.png")
+        with new_file(files[-1]) as file, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the name is drawn as boxes
-            figure.savefig(files[-1], dpi=100)
+            figure.savefig(file, dpi=100)
         plt.close(figure)
     return files
 

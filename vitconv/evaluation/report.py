@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,13 +84,13 @@ def report(
     try:
         page = _page(summary, proof, _read_last(last))
         html = _render("report.html.j2", page | {"encoded": _encode(drawn)})
-        markdown = _render("report.md.j2", page)
-    except (KeyError, TypeError, AttributeError, IndexError, UndefinedError) as error:
+        texts = {"index.html": html, "report.md": _render("report.md.j2", page)}
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError, UndefinedError) as error:
         raise InputError(f"'{evaluation}', or the verification, is of another version: {error}", _AGAIN) from error
-    new_file(destination / "index.html").write_text(html, encoding="utf-8")
-    new_file(destination / "report.md").write_text(markdown, encoding="utf-8")
-    for name, content in drawn.items():
-        new_file(destination / f"{name}.png").write_bytes(content)
+    written = {name: text.encode("utf-8", "replace") for name, text in texts.items()}  # JSON may hold half a character
+    for name, content in (written | {f"{name}.png": content for name, content in drawn.items()}).items():
+        with new_file(destination / name) as file:
+            file.write_bytes(content)
     return [one["text"] for one in summary["thresholds"] if not one["passed"]]
 
 
@@ -115,11 +116,16 @@ def _page(summary: dict[str, Any], proof: dict[str, Any] | None, before: dict[st
 def _read_last(path: str | Path | None) -> dict[str, float] | None:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8")) if path else None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(content, dict):
         return None
-    return {name: value for name, value in content.items() if isinstance(value, (int, float))}
+    return {name: value for name, value in content.items() if _is_figure(value)}
+
+
+def _is_figure(value: Any) -> bool:
+    """Whether it can be a figure of an earlier run: what is in that file, anybody may have written."""
+    return isinstance(value, (int, float)) and -sys.float_info.max <= value <= sys.float_info.max
 
 
 def _verdict(summary: dict[str, Any]) -> str:
