@@ -373,9 +373,9 @@ def interval(
         groups = np.array_split(rng.permutation(count), min(count, _GROUPS, resamples))
         without = np.array([np.atleast_1d(statistic(np.delete(np.arange(count), group))) for group in groups])
         again = np.array([np.atleast_1d(statistic(rng.integers(0, count, count))) for _ in range(resamples)])
-    pull = without.mean(axis=0) - without
-    spread = (pull**2).sum(axis=0) ** 1.5
-    with np.errstate(invalid="ignore"):  # of a figure that is NaN or infinitely biased
+    with np.errstate(invalid="ignore", over="ignore"):  # of a figure that is NaN, immense or infinitely biased
+        pull = without.mean(axis=0) - without
+        spread = (pull**2).sum(axis=0) ** 1.5
         skew = np.divide((pull**3).sum(axis=0), 6 * spread, out=np.zeros_like(spread), where=spread != 0)
         bias = ndtri(((again < whole).mean(axis=0) + (again <= whole).mean(axis=0)) / 2)
         ends = []

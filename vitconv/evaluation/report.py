@@ -137,8 +137,7 @@ def _verdict(summary: dict[str, Any]) -> str:
         if figures["compared"] < figures["images"]:
             sentences.append(f"{figures['images'] - figures['compared']:,} have none to compare with.")
     if figures.get("agreement") == 1:
-        # The share of which n images have none with a probability of 5 %: about 3/n (Hanley and Lippman-Hand 1983).
-        share = 1 - 0.05 ** (1 / figures["compared"])
+        share = 1 - summary["intervals"]["agreement"][0]
         sentences.append(f"(With 95 % confidence, fewer than {share:.2%} of such images would not.)")
     if "accuracy" in figures:
         sentences.append(f"{figures['accuracy']:.2%} of {figures['labelled']:,} are right.")
