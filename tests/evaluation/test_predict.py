@@ -216,6 +216,7 @@ def test_a_killed_run_loses_no_part(folder, tmp_path, write_images):
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["part-00000000.parquet"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_command_and_it_goes_on_afterwards(folder, tmp_path, write_images, number):
     """To this process alone, without a word from those that prepare images; then the same rows, to the bit."""
