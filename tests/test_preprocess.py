@@ -579,6 +579,14 @@ def test_up_to_the_bound_an_image_has_timms_pixels(tmp_path, monkeypatch, change
             process(image, processor, 3) if processor else timm_pixels(image, config)
 
 
+def test_a_crop_that_is_too_large_is_refused_before(tmp_path):
+    """Of a processor edited by hand: what is missing around the image would be padded."""
+    content = processor_config(config_for()) | {"crop_size": {"height": 10**6, "width": 10**6}}
+    write_json(content, tmp_path / PROCESSOR_FILE)
+    with pytest.raises(InputError, match="and 1000000x1000000 while it is resized"):
+        process(noise_image(100, 100), load_processor(tmp_path), 3)
+
+
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_loaded(tmp_path, monkeypatch, recwarn):
     """Those of which Pillow only warns (without the warning), and those that it refuses."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)

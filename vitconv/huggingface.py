@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitconv import mapping
-from vitconv.checkpoint import read_state_dict
+from vitconv.checkpoint import CONFIG_FILE, read_state_dict
 from vitconv.errors import CheckpointError, ParityError, VitconvError, WeightsError, first_few
 from vitconv.inputs import MOST_TEXT, check_file
 
@@ -75,6 +76,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
 
     for file in sorted(folder.glob("*.json")):  # whichever of them Transformers reads
         check_file(file, "file", most=MOST_TEXT, error=CheckpointError)
+    _refuse_many_labels(folder)
     try:
         with _quiet():
             config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -102,6 +104,25 @@ def load_config(folder: Path) -> PreTrainedConfig:
     _refuse_settings(config)
     return config
 
+
+def _refuse_many_labels(folder: Path) -> None:
+    """Raise :class:`CheckpointError` for a number of classes that Transformers would take gigabytes to name."""
+    try:
+        parts = [json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))]
+    except (OSError, ValueError, RecursionError):
+        return  # Transformers says so
+    while parts:
+        part = parts.pop()
+        if not isinstance(part, dict):
+            continue
+        count = part.get("num_labels")
+        if isinstance(count, (int, float)) and count > _MOST_LABELS:
+            raise CheckpointError(f"`num_labels` in the config.json in '{folder}' is {shown(count)}.", _CONVERT)
+        parts += part.values()
+
+
+#: More classes than any model has: the largest of timm's have some 22 thousand.
+_MOST_LABELS = 10**6
 
 _CONVERT = "Pass a folder that `vitconv convert` has written."
 
@@ -168,7 +189,7 @@ def load_folder(folder: Path) -> PreTrainedModel:
             model, info = cls.from_pretrained(folder, output_loading_info=True)
     except Exception as error:  # which of its settings it cannot follow, Transformers finds out in many ways
         raise ParityError(
-            f"Transformers cannot load '{folder}': {_first_line(error)}", _CONVERT_AGAIN, stage="loading"
+            f"Transformers cannot load '{folder}': {first_line(error)}", _CONVERT_AGAIN, stage="loading"
         ) from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[what]:
@@ -193,7 +214,7 @@ def _check_depth(folder: Path, config: PreTrainedConfig, tensors: int) -> None:
         )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """What an exception of another library says, not longer than a line or two."""
     return (str(error).strip().partition("\n")[0] or type(error).__name__)[:200]
 
@@ -242,7 +263,7 @@ def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[
         raise
     except Exception as error:  # configurations are checked by Transformers, each in its own way
         raise CheckpointError(
-            f"Transformers cannot load '{folder}': {_first_line(error)}", "Check that the folder is whole."
+            f"Transformers cannot load '{folder}': {first_line(error)}", "Check that the folder is whole."
         ) from error
     lost = [*info["missing_keys"], *map(str, info["mismatched_keys"])]
     if lost:

@@ -466,7 +466,8 @@ def process(image: Image, processor: BaseImageProcessor, num_channels: int) -> T
     Raises:
         InputError: it is too large, or becomes so (:data:`MOST_PIXELS`), or Pillow cannot convert its colours.
     """
-    _check_size(image, _processors_resize(image, processor))
+    for size in _processors_sizes(image, processor):
+        _check_size(image, size)
     # Transformers' own processor converts to RGB by itself, but to grey never; timm's takes an image as it is.
     if num_channels == 1 or type(processor).__name__ == _TIMM_CLASS:
         image = _converted(image, num_channels)
@@ -504,18 +505,21 @@ def _resized(image_size: tuple[int, int], resize: tuple[int, int], crop_mode: st
     return math.floor(image_size[0] * scale), math.floor(image_size[1] * scale)
 
 
-def _processors_resize(image: Image, processor: BaseImageProcessor) -> tuple[int, int] | None:
-    """(height, width) that a processor resizes an image to; ``None`` if it does not, or not as vitconv writes it."""
+def _processors_sizes(image: Image, processor: BaseImageProcessor) -> list[tuple[int, int]]:
+    """(height, width) of what a processor makes of an image: of the resize, and of the crop, which may be larger."""
     if type(processor).__name__ == _TIMM_CLASS:
         data = processor.data_config
-        size = tuple(math.floor(side / data["crop_pct"]) for side in data["input_size"][1:])
-        return _resized((image.height, image.width), size, data["crop_mode"])
-    if not processor.do_resize or not processor.size:
-        return None
-    size = {name: side for name, side in dict(processor.size).items() if side}
+        crop = data["input_size"][1:]
+        resize = [math.floor(side / data["crop_pct"]) for side in crop]
+        return [_resized((image.height, image.width), (resize[0], resize[1]), data["crop_mode"]), tuple(crop)]
+    sizes = []
+    size, crop = (
+        {name: side for name, side in dict(sides or {}).items() if side}
+        for sides in (processor.do_resize and processor.size, processor.do_center_crop and processor.crop_size)
+    )
     if "shortest_edge" in size:
-        return _resized((image.height, image.width), (size["shortest_edge"],) * 2, "center")
-    return (size["height"], size["width"]) if {"height", "width"} <= size.keys() else None
+        sizes.append(_resized((image.height, image.width), (size["shortest_edge"],) * 2, "center"))
+    return sizes + [(sides["height"], sides["width"]) for sides in (size, crop) if {"height", "width"} <= sides.keys()]
 
 
 def known_difference(image: Image, config: DataConfig) -> str | None:

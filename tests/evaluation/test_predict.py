@@ -216,6 +216,51 @@ def test_a_killed_run_loses_no_part(folder, tmp_path, write_images):
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["part-00000000.parquet"]
 
 
+@pytest.mark.integration
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_command_and_it_goes_on_afterwards(folder, tmp_path, write_images, number):
+    """To this process alone, without a word from those that prepare images; then the same rows, to the bit."""
+    images, out = write_images(40), tmp_path / "out"
+    lines = images.read_text().splitlines()
+    images.write_text("\n".join([lines[0], *lines[1:] * 10]) + "\n")
+    script = (
+        "import os, sys; from vitconv.evaluation import predict as p; from vitconv.cli import run\n"
+        "p.ROWS_PER_PART, write, wanted = 8, p.Parts.write, int(sys.argv.pop())\n"
+        "def and_stop(self, part, *more): write(self, part, *more); part == 9 and os.kill(os.getpid(), wanted)\n"
+        "p.Parts.write = and_stop; run()"
+    )
+    command = [sys.executable, "-c", script, "predict", folder, images, out, "--batch-size", "2", str(int(number))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert "Traceback" not in done.stderr
+    if number == signal.SIGINT:
+        assert done.returncode == 130
+        assert done.stderr.endswith("error: Interrupted.\nWhat has been written is kept: run it again to go on.\n")
+    else:
+        assert done.returncode == -signal.SIGTERM
+    assert sorted(file.name for file in out.iterdir()) == [f"part-{part:08}.parquet" for part in range(10)]
+    command[-1] = "0"
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert "400 images on cpu, 80 of them by an earlier run" in done.stdout
+    rows = read_predictions(out).rows
+    predict(folder, images, tmp_path / "whole", batch_size=2)
+    assert rows.equals(read_predictions(tmp_path / "whole").rows)
+
+
+def test_weights_may_be_a_link_but_not_to_nothing(folder, tmp_path, write_images):
+    """As in the Hub's cache."""
+    images, mine = write_images(2), shutil.copytree(folder, tmp_path / "mine")
+    (mine / "model.safetensors").rename(tmp_path / "blob")
+    (mine / "model.safetensors").symlink_to(tmp_path / "blob")
+    (mine / "more.json").symlink_to(tmp_path / "nothing")
+    predict(mine, images, tmp_path / "link")
+    predict(folder, images, tmp_path / "out")
+    assert read_predictions(tmp_path / "link").rows.equals(read_predictions(tmp_path / "out").rows)
+    (tmp_path / "blob").unlink()
+    with pytest.raises(CheckpointError, match="model.safetensors"):
+        predict(mine, images, tmp_path / "dangling")
+    assert not (tmp_path / "dangling").exists()
+
+
 @pytest.mark.parametrize("change", ["image", "list", "batch", "weights", "processor", "code"])
 def test_what_has_changed_is_done_again_if_it_may_be(folder, tmp_path, write_images, change, small_parts, monkeypatch):
     images, out = write_images(8), tmp_path / "out"
@@ -298,6 +343,17 @@ def test_a_killed_process_that_prepares_images_is_an_error_and_not_a_hang(folder
     monkeypatch.setattr(local, "_share", _die)
     with pytest.raises(VitconvError, match="A process that prepares images was killed"):
         predict(folder, write_images(4), tmp_path / "out", batch_size=2)
+
+
+def test_too_little_memory_to_prepare_images_is_an_error(folder, tmp_path, write_images, monkeypatch):
+    monkeypatch.setattr(local, "_share", _want_more_memory)
+    with pytest.raises(VitconvError, match="There is too little memory to prepare 2 images in each of") as caught:
+        predict(folder, write_images(4), tmp_path / "out", batch_size=2)
+    assert "Smaller batches" in caught.value.remedy
+
+
+def _want_more_memory(pixels):
+    raise MemoryError
 
 
 def _die(pixels):

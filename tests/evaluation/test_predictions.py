@@ -1,4 +1,6 @@
+import errno
 import os
+import resource
 import shutil
 
 import numpy as np
@@ -142,6 +144,54 @@ def test_a_part_is_as_open_as_any_new_file(tmp_path, mask, mode):
         os.umask(before)
     (file,) = (tmp_path / "predictions").iterdir()
     assert file.stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EBUSY, errno.EXDEV, errno.EIO])
+def test_a_part_that_cannot_take_its_name_leaves_nothing(tmp_path, monkeypatch, number):
+    """As network file systems may refuse it; what was there stays."""
+    parts = Parts(tmp_path, RUN, 1, overwrite=True)
+    parts.write(0, rows(0, 2), "key")
+    monkeypatch.setattr(os, "replace", lambda *names: _raise(OSError(number, os.strerror(number))))
+    with pytest.raises(DestinationError, match=f"cannot be written: {os.strerror(number)}"):
+        parts.write(0, rows(5, 1), "another")
+    assert [file.name for file in tmp_path.iterdir()] == ["part-00000000.parquet"]
+    assert parts.find(0, "key", PATHS).num_rows == 2
+
+
+def _raise(error):
+    raise error
+
+
+def test_a_full_disk_leaves_nothing(tmp_path):
+    """Writing fails in the middle of the file, as the system limits its size."""
+    parts = Parts(tmp_path, RUN, 1, overwrite=False)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(DestinationError, match="cannot be written: File too large") as caught:
+            parts.write(0, rows(0, 200), "key")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "Check the disk" in caught.value.remedy
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_neither_read_nor_removed(tmp_path, make):
+    make(tmp_path / "part-00000000.parquet")
+    with pytest.raises(DestinationError, match=r"holds what is no prediction \(part-00000000.parquet\)"):
+        Parts(tmp_path, RUN, 1, overwrite=True)
+
+
+def test_the_key_takes_any_time(tmp_path):
+    """Of a clock that was wrong, before 1970 or in the future."""
+    image = tmp_path / "a.jpg"
+    image.touch()
+    keys = set()
+    for seconds in (-(10**9), 0, 10**9, 8 * 10**9):
+        os.utime(image, (seconds, seconds))
+        keys.add(RUN.key([image]))
+    assert len(keys) == 4
 
 
 def test_a_killed_writers_remains_are_removed(tmp_path):

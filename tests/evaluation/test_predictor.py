@@ -1,4 +1,6 @@
+import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from models import small_model
 from test_coverage import reduced
 
 from vitconv.convert import convert_checkpoint
-from vitconv.errors import CheckpointError, InputError
+from vitconv.errors import CheckpointError, InputError, ParityError
 from vitconv.evaluation.predictor import Predictor, choose_device, read_classifier
 
 
@@ -81,6 +83,26 @@ def test_a_configuration_that_is_no_regular_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "config.json")
     with pytest.raises(CheckpointError, match="config.json' is a pipe, not a file"):
         read_classifier(tmp_path)
+
+
+def edited(folder, tmp_path, **changes):
+    copy = shutil.copytree(folder, tmp_path / "edited")
+    content = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(content | changes))
+    return copy
+
+
+@pytest.mark.parametrize("changes", [{"num_labels": 2**31}, {"vision_config": {"num_labels": 1e30}}], ids=str)
+def test_so_many_classes_are_not_named(folder, tmp_path, changes):
+    """Transformers would: gigabytes of LABEL_0, LABEL_1…"""
+    with pytest.raises(CheckpointError, match=r"`num_labels` in the config.json in '.*' is (2147483648|1e\+30)"):
+        read_classifier(edited(folder, tmp_path, **changes))
+
+
+def test_a_model_that_cannot_be_run_is_named(folder, tmp_path):
+    copy = edited(folder, tmp_path, hidden_dropout_prob=float("nan"))
+    with pytest.raises(ParityError, match="edited' cannot be run: .*dropout probability"):
+        Predictor(copy, "cpu")(np.zeros((1, 3, 32, 32), np.float32))
 
 
 def test_a_device_that_is_not_there_is_refused(folder):

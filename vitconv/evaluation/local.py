@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 
 from vitconv.errors import VitconvError
@@ -25,7 +26,13 @@ class LocalEngine:
         predictor = Predictor(model.folder, self.device)
         # Two prepared batches a process are what is in memory at any time.
         loader = DataLoader(
-            batches, sampler=todo, batch_size=None, collate_fn=_share, num_workers=cores(), prefetch_factor=2
+            batches,
+            sampler=todo,
+            batch_size=None,
+            collate_fn=_share,
+            num_workers=cores(),
+            prefetch_factor=2,
+            worker_init_fn=_be_quiet,
         )
         try:
             for pixels in loader:
@@ -60,3 +67,11 @@ def _share(pixels: Pixels) -> Pixels:
     import torch
 
     return pixels._replace(values=torch.from_numpy(pixels.values))
+
+
+def _be_quiet(worker: int) -> None:
+    """Have a process print nothing when this one is interrupted while a thread of the former hands it pixels.
+
+    What goes wrong with a batch is no matter of this: it is raised in this process.
+    """
+    sys.excepthook = lambda *error: None

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 import vitconv
 from vitconv.checkpoint import PARITY_FILE, read_state_dict, sha256
-from vitconv.errors import InputError, VitconvError
+from vitconv.errors import CheckpointError, InputError, VitconvError
 from vitconv.evaluation.cluster import RayEngine
 from vitconv.evaluation.images import Answer, Batches, read_images
 from vitconv.evaluation.local import LocalEngine
@@ -143,11 +143,15 @@ def predict(
 def _facts(model: Classifier, processor: ProcessorName, batch_size: int, device: str) -> dict[str, object]:
     """What else the logits depend on, besides the images."""
     packages = ["torch", "transformers", "pillow", "numpy"] + (["timm", "torchvision"] if processor == "timm" else [])
-    files = sorted(
-        file for file in model.folder.iterdir() if file.suffix in (".json", ".safetensors") and file.is_file()
-    )
+    files = sorted(file for file in model.folder.iterdir() if file.suffix in (".json", ".safetensors"))
+    try:
+        digests = {file.name: sha256(file) for file in files if file.name != PARITY_FILE and file.is_file()}
+    except OSError as error:
+        raise CheckpointError(
+            f"'{error.filename}' cannot be read: {error.strerror or error}.", "Check the file and its permissions."
+        ) from error
     return {
-        "files": {file.name: sha256(file) for file in files if file.name != PARITY_FILE},
+        "files": digests,
         "processor": processor,
         "batch_size": batch_size,
         "device": device.partition(":")[0],

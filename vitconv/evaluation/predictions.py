@@ -12,6 +12,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,7 @@ class Parts:
             self._folder.mkdir(parents=True, exist_ok=True)
             others = sorted({entry.name for entry in self._folder.iterdir()} - names)
             foreign = [name for name in others if not _WRITTEN.fullmatch(name)]
+            foreign += [path.name for path in self._folder.glob("part-*") if path.exists() and not path.is_file()]
             if foreign:
                 raise DestinationError(f"'{self._folder}' holds what is no prediction ({first_few(foreign)}).", _OTHER)
             if not overwrite and any(name.startswith("part-") for name in others):
@@ -217,7 +219,8 @@ class Parts:
                 os.chmod(temporary, 0o666 & ~umask())
                 os.replace(temporary, file)
             except BaseException:
-                os.unlink(temporary)
+                with suppress(OSError):  # what went wrong before says more
+                    os.unlink(temporary)
                 raise
         except OSError as error:
             raise self._unwritable(error) from error

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitconv.errors import InputError
-from vitconv.huggingface import load_config, load_folder
+from vitconv.errors import InputError, ParityError
+from vitconv.huggingface import first_line, load_config, load_folder
 from vitconv.parity import check_device
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Predictor:
 
         check_device(device)
         torch.backends.cudnn.allow_tf32 = False  # the embedding's convolution would move logits by 1e-3
-        self._device = device
+        self._device, self._folder = device, folder
         self._model = load_folder(folder).to(device)
 
     def __call__(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -82,14 +82,27 @@ class Predictor:
 
         Returns:
             float32, (batch, classes).
+
+        Raises:
+            ParityError: the model cannot be run.
+            torch.OutOfMemoryError: the device has too little memory.
         """
         import torch
 
         # A copy: kernels may take other paths for memory that is not aligned as torch aligns it.
         values = torch.tensor(pixels).to(self._device, self._model.dtype)
         # Not inference_mode: Transformers caches constants, which no one in this process could train with any more.
-        with torch.no_grad():
-            output = self._model(pixel_values=values)
+        try:
+            with torch.no_grad():
+                output = self._model(pixel_values=values)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a configuration edited by hand may make a model fail in any way
+            raise ParityError(
+                f"The model in '{self._folder}' cannot be run: {type(error).__name__}: {first_line(error)}",
+                "Check its config.json, or convert the source again.",
+                stage="loading",
+            ) from error
         logits = output["logits"] if "logits" in output else output["image_embeds"]
         return logits.float().cpu().numpy()
 
