@@ -298,7 +298,10 @@ def test_an_interrupt_is_exit_130(command, small_checkpoint, folder, tmp_path, m
     assert err.endswith("error: Interrupted.\nNothing was written.\n")
 
 
-def test_an_interrupted_process_exits_with_130(small_checkpoint, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Terminated")]
+)
+def test_a_process_that_is_told_to_end(number, code, word, small_checkpoint, tmp_path):
     command = [str(Path(sys.executable).with_name("vitconv")), "convert", small_checkpoint, tmp_path / "model", *ARCH]
     process = subprocess.Popen(
         command,
@@ -309,10 +312,10 @@ def test_an_interrupted_process_exits_with_130(small_checkpoint, tmp_path):
     )
     while "Writing the folder" not in process.stderr.readline():
         pass
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert err.endswith("error: Interrupted.\nNothing was written.\n")
+    assert process.returncode == code
+    assert err.endswith(f"error: {word}.\nNothing was written.\n")
     assert list(tmp_path.iterdir()) == []
 
 

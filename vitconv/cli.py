@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -48,14 +49,23 @@ app = typer.Typer(
 _ends_at_once = False
 
 
-def run() -> None:
-    """The command as a process of its own.
+class _Terminated(KeyboardInterrupt):
+    """The system asks the process to end (SIGTERM), as containers and batch systems do."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise _Terminated
+
+
+def run(command: typer.Typer = app) -> None:
+    """A command as a process of its own.
 
     Taking down what importing torch, timm and Transformers built takes Python 1.5 s, of which nobody has anything: the
     commands that leave nothing open end without.
     """
+    signal.signal(signal.SIGTERM, _terminate)  # so that what is half written is removed
     try:
-        app()
+        command()
     except SystemExit as end:
         if not _ends_at_once or not isinstance(end.code, (int, type(None))):
             raise
@@ -553,7 +563,9 @@ def _made_lines(made: tuple[Made, ...]) -> list[str]:
 
 @contextmanager
 def errors_for_people(interrupted: Callable[[], str] = lambda: "Nothing was written.") -> Iterator[None]:
-    """Turn our exceptions into two lines on stderr and exit code 1; an interrupt (Ctrl-C) into 130, as shells do.
+    """Turn our exceptions into two lines on stderr and exit code 1.
+
+    An interrupt (Ctrl-C) becomes 130 and being asked to end (SIGTERM) 143, as in shells.
 
     Args:
         interrupted: gives a sentence on what an interrupt leaves behind.
@@ -563,9 +575,10 @@ def errors_for_people(interrupted: Callable[[], str] = lambda: "Nothing was writ
     except VitconvError as error:
         typer.echo(f"error: {_printable(error.problem)}\n{_printable(error.remedy)}", err=True)
         raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        typer.echo(f"error: Interrupted.\n{interrupted()}", err=True)
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as stop:
+        terminated = isinstance(stop, _Terminated)
+        typer.echo(f"error: {'Terminated' if terminated else 'Interrupted'}.\n{interrupted()}", err=True)
+        raise typer.Exit(143 if terminated else 130) from None
 
 
 @contextmanager

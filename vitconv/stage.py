@@ -201,4 +201,4 @@ def _run_notebook(name: str, parameters: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    app()
+    cli.run(app)

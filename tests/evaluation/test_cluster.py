@@ -10,8 +10,10 @@ import pytest
 
 from vitconv.errors import InputError, VitconvError
 from vitconv.evaluation.cluster import RayEngine
+from vitconv.evaluation.images import Batches, read_images
 from vitconv.evaluation.predict import predict
 from vitconv.evaluation.predictions import read_predictions
+from vitconv.evaluation.predictor import read_classifier
 
 pytestmark = pytest.mark.integration
 
@@ -120,6 +122,17 @@ def test_whatever_ray_lets_through_ends_the_run_in_words(folder, tmp_path, write
         predict(folder, write_images(4), tmp_path / "ray", engine="ray")
     assert "Run it again" in caught.value.remedy
     assert caught.value.__cause__ is error
+
+
+def test_an_error_of_ours_in_a_worker_is_told_as_it_is(cluster, folder, write_images):
+    class Failing(Batches):
+        def __getitem__(self, batch):
+            raise InputError("The disk does not answer.", "Run it again.")
+
+    batches = Failing(read_images(write_images(2)), 2, None, (3, 32, 32))
+    with pytest.raises(VitconvError) as caught:
+        list(RayEngine("cpu").run(read_classifier(folder), batches, [0]))
+    assert (caught.value.problem, caught.value.remedy) == ("The disk does not answer.", "Run it again.")
 
 
 def test_ray_prints_no_traceback_of_its_own(cluster, capfd):

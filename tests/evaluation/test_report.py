@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import subprocess
 import sys
@@ -62,6 +63,13 @@ def test_a_page_that_says_passed_and_what_changed(evaluation, tmp_path):
     section = page[page.index("What changed") : page.index("</section>", page.index("What changed"))]
     rows = [re.findall(r">([^<>\n]+)</td>", row) for row in re.findall(r"<tr>(.*)</tr>", section)]
     assert rows[1:] == [["accuracy", "0.5", "0.75"], ["gone", "1", "–"]]
+
+
+@pytest.mark.parametrize("option", ["last", "verification"])
+def test_a_pipe_is_not_waited_for(option, evaluation, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe' is a pipe, not a file"):
+        report(evaluation(), tmp_path / "report", **{option: tmp_path / "pipe"})
 
 
 @pytest.mark.parametrize("content", [None, "", "null", "[1]"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import sys
 from collections.abc import Iterator, Sequence
@@ -104,6 +105,9 @@ def _failed(error: Exception) -> VitconvError:
     """What to tell of an error in the pipeline: of a worker's, which Ray wraps, the last line says what it was."""
     import ray
 
+    ours = re.search(r"\bvitconv\.errors\.\w+: (.+)\n(.+)$", str(error).strip())  # the error's problem and remedy
+    if ours:
+        return VitconvError(ours[1], ours[2])
     reason = str(error).strip().rpartition("\n")[2]
     if not isinstance(error, ray.exceptions.RayError):
         reason = f"{type(error).__name__}: {reason}"

@@ -147,8 +147,7 @@ def _compare(answers: Answers, found: dict[str, float], ranges: dict[str, tuple[
     expected, predicted = answers.expected[compared], answers.predicted[compared]
     found |= {"compared": len(expected), "not_compared": len(answers.paths) - len(expected)}
     found["agreement"] = accuracy_score(expected, predicted)
-    if len(expected) > 1:
-        ranges["agreement"] = proportion(int((expected == predicted).sum()), len(expected))
+    ranges["agreement"] = proportion(int((expected == predicted).sum()), len(expected))
     if answers.differences is not None:
         largest = np.fmax.reduce(answers.differences, axis=None)  # NaN only where all are; nanmax would copy them
         if np.isfinite(largest):

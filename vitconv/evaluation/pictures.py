@@ -152,7 +152,9 @@ def draw_images(evaluation: Evaluation, folder: Path) -> Figure:
         axes.axis("off")
     for axes, i in zip(grid.flat, chosen, strict=False):
         try:
-            axes.imshow(load_image(folder / answers.paths[i]).convert("RGB"))
+            picture = load_image(folder / answers.paths[i]).convert("RGB")
+            picture.thumbnail((400, 400))  # as it is drawn: large photos would be held twelve at a time
+            axes.imshow(picture)
         except Exception:  # Pillow has no common one: see vitconv.evaluation.images
             axes.text(0.5, 0.5, "not readable", ha="center", transform=axes.transAxes)
         lines = ["no answer"]

@@ -10,9 +10,7 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +20,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from vitconv.destination import umask
 from vitconv.errors import DestinationError, InputError, first_few
+from vitconv.evaluation.files import new_file
 from vitconv.inputs import open_file
 from vitconv.preprocess import MOST_BYTES
 
@@ -40,7 +38,7 @@ SCHEMA = pa.schema(
     ]
 )
 _PART = "part-{:08}.parquet"
-_WRITTEN = re.compile(r"part-\d{8}\.parquet|\.part-\d{8}\.parquet\..*")
+_WRITTEN = re.compile(r"part-\d{8}\.parquet|\.part-\d{8}\..*")
 _KEY, _RUN, _CLASSES = b"vitconv.key", b"vitconv.run", b"vitconv.classes"
 
 
@@ -210,20 +208,8 @@ class Parts:
         """
         classes = json.dumps(list(self._run.classes))
         table = table.replace_schema_metadata({_KEY: key, _RUN: self._run.fingerprint, _CLASSES: classes})
-        file = self._folder / _PART.format(part)
-        try:
-            descriptor, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=self._folder)
-            try:
-                with os.fdopen(descriptor, "wb") as stream:
-                    parquet.write_table(table, stream, use_dictionary=["class", "error"])  # logits hardly repeat
-                os.chmod(temporary, 0o666 & ~umask())
-                os.replace(temporary, file)
-            except BaseException:
-                with suppress(OSError):  # what went wrong before says more
-                    os.unlink(temporary)
-                raise
-        except OSError as error:
-            raise self._unwritable(error) from error
+        with new_file(self._folder / _PART.format(part)) as file, file.open("wb") as stream:
+            parquet.write_table(table, stream, use_dictionary=["class", "error"])  # logits hardly repeat
 
     def _of_another_run(self, name: str) -> DestinationError:
         return DestinationError(

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from vitconv.checkpoint import read_json
 from vitconv.errors import CheckpointError, InputError
 from vitconv.evaluation.files import new_file
+from vitconv.inputs import MOST_TEXT, check_file
 from vitconv.markdown import escape
 
 #: The pictures of the evaluation, in the order of the page, and what each shows.
@@ -114,6 +115,8 @@ def _page(summary: dict[str, Any], proof: dict[str, Any] | None, before: dict[st
 
 
 def _read_last(path: str | Path | None) -> dict[str, float] | None:
+    if path:
+        check_file(path, "file of an earlier run's metrics", most=MOST_TEXT)
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8")) if path else None
     except (OSError, ValueError, RecursionError):
