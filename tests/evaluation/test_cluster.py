@@ -98,9 +98,8 @@ def test_killed_workers_lose_nothing(folder, tmp_path, write_images, victim):
 
 
 def test_a_pipeline_that_fails_ends_the_run_in_words(folder, tmp_path, write_images):
-    with pytest.raises(VitconvError, match=r"The Ray pipeline failed: .") as caught:
+    with pytest.raises(VitconvError, match="There is no device 'mps' here"):
         predict(folder, write_images(4), tmp_path / "ray", engine="ray", device="mps")
-    assert "logs" in caught.value.remedy
     with pytest.raises(InputError, match="The Ray cluster has no GPU"):
         predict(folder, write_images(4), tmp_path / "ray", engine="ray", device="cuda")
 

@@ -102,12 +102,12 @@ class RayEngine:
 
 
 def _failed(error: Exception) -> VitconvError:
-    """What to tell of an error in the pipeline: of a worker's, which Ray wraps, the last line says what it was."""
+    """What to tell of an error in the pipeline: vitconv's own as it is, of others the last line, which says most."""
     import ray
 
-    ours = re.search(r"\bvitconv\.errors\.\w+: (.+)\n(.+)$", str(error).strip())  # the error's problem and remedy
+    ours = re.findall(r"\bvitconv\.errors\.\w+: (.+)\n(.+)", str(error))  # in a traceback, its problem and remedy
     if ours:
-        return VitconvError(ours[1], ours[2])
+        return VitconvError(*ours[-1])
     reason = str(error).strip().rpartition("\n")[2]
     if not isinstance(error, ray.exceptions.RayError):
         reason = f"{type(error).__name__}: {reason}"
