@@ -204,9 +204,7 @@ def figures(name: str, labels: Labels, probabilities: Probabilities, classes: Se
             key.encode()  # the figures are written as UTF-8
     except KeyboardInterrupt:
         raise
-    except (
-        BaseException
-    ) as error:  # whatever the metric does: also sys.exit(), which would end the run as if all were well
+    except BaseException as error:  # also what sys.exit() raises, which would end the run as if all were well
         raise InputError(
             f"The metric '{name}' failed: {_said(error)}", "Mend it, or leave it out of metrics."
         ) from error
