@@ -115,6 +115,7 @@ def test_what_has_no_meaning_stays_as_it_is():
 
 def test_control_characters_and_lone_surrogates_can_be_written():
     assert escape("a\x00b\x1bc\ud800\u2028d").encode().decode() == "a\ufffdb\ufffdc\ufffd d"
+    assert escape("a\u202eb") == "a\ufffdb"  # which turns the direction of what follows
 
 
 def test_the_examples():

@@ -46,5 +46,5 @@ def code(text: object) -> str:
 
 
 def _one_line(text: str) -> str:
-    """White space as single spaces; control characters, and what UTF-8 has not, as U+FFFD."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "\ufffd", " ".join(text.split()))
+    """White space as single spaces; what is not printable, such as what turns the direction of a line, as U+FFFD."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
