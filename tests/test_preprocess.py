@@ -694,3 +694,12 @@ def test_the_sample_image_has_detail():
     pixels = np.asarray(sample_image(), dtype=int)
     assert pixels.shape == (448, 600, 3)
     assert all(len(np.unique(pixels[..., channel])) > 100 or channel == 2 for channel in range(3))
+
+
+def test_no_program_is_run_for_an_image(tmp_path, monkeypatch):
+    """Pillow would give an EPS file to Ghostscript, whatever the file is called."""
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *arguments, **options: pytest.fail("it is run"))
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    with pytest.raises(InputError, match="a.png' is not an image that can be read"):
+        load_image(tmp_path / "a.png")

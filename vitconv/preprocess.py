@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -588,7 +589,7 @@ def load_image(path: str | Path) -> Image:
             if size > MOST_BYTES:
                 raise InputError(f"'{path}' has {size:,} bytes; the most are {MOST_BYTES:,}.", _SMALLER)
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what it warns of is refused below
-            with Image.open(stream) as image:
+            with Image.open(stream, formats=_formats()) as image:
                 _check_size(image, name=f"'{path}'")
                 image.load()
                 _check_size(image, name=f"'{path}'")  # an icon's file may hold another than it says
@@ -607,6 +608,15 @@ def load_image(path: str | Path) -> Image:
         raise InputError(f"'{path}' has {count} pixels; the most are {MOST_PIXELS:,}.", _SMALLER) from error
     except Exception as error:  # Pillow's readers have no common one
         raise _unreadable(path) from error
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """The formats that Pillow reads, without EPS: such a file is a program, which Pillow has Ghostscript run."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in Image.OPEN if name != "EPS")
 
 
 _SMALLER = "Make the image smaller, or cut out the part that matters."
