@@ -71,6 +71,19 @@ def test_what_cannot_be_opened_is_left_to_who_opens_it(tmp_path):
         check_file(path, "label file", most=0)
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/version"), reason="needs Linux's /proc")
+def test_a_file_of_the_system_s_is_refused(tmp_path):
+    """They say that they are empty, and some are waited for: /proc/kmsg."""
+    for name in ("/proc/version", "/proc/kmsg"):
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(name)
+        if os.access(name, os.R_OK):
+            with pytest.raises(InputError, match="link' is a file of the system's, without a size"):
+                check_file(tmp_path / "link", "label file")
+    (tmp_path / "empty").touch()
+    check_file(tmp_path / "empty", "label file")
+
+
 @pytest.mark.parametrize(
     ("read", "error"), [(read_labels, InputError), (read_data_config, InputError), (read_json, CheckpointError)]
 )

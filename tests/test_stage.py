@@ -270,6 +270,18 @@ def test_an_error_in_a_notebook_is_the_stages(project, monkeypatch):
     assert_one_error(fail("first_few", "no"), "error: first_few: no")
 
 
+@pytest.mark.parametrize("parameter", ["metrics", "thresholds"])
+def test_aliases_that_make_a_value_immense_or_endless(parameter, project):
+    """Eight lines of YAML are 9^8 values; or a list that holds itself."""
+    root = project()
+    rest = (root / "params.yaml").read_text()
+    bomb = "a0: &a0 [1, 2, 3, 4, 5, 6, 7, 8, 9]\n"
+    bomb += "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
+    for value in (f"{bomb}{parameter}: *a8", f"{parameter}: &a [*a]", f"{parameter}: &a {{a: *a}}"):
+        (root / "params.yaml").write_text(f"{rest}\n{value}\n")
+        assert_one_error(run("evaluate"), f"`{parameter}` is ", "with texts, numbers, lists and mappings only")
+
+
 @pytest.mark.parametrize("stage", ["sources", "verify", "predict"])
 def test_the_commands_line_in_a_shell(stage, project):
     """With every text hostile: one sentence, and nothing else runs. (The notebooks: tests/test_pipeline.py)"""

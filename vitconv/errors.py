@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import reprlib
 from collections.abc import Iterable
 
 
@@ -52,6 +54,12 @@ class ParityError(VitconvError):
         self.stage = stage
 
 
+def in_traceback(text: str) -> VitconvError | None:
+    """The error of vitconv's at the end of another process's traceback, in whatever is written around it."""
+    found = re.findall(r"\bvitconv\.errors\.\w+: (.+)\n(.+)", text)
+    return VitconvError(*found[-1]) if found else None
+
+
 def first_few(names: Iterable[str], limit: int = 4) -> str:
     """Join the first ``limit`` names, none of them longer than a line, and count the rest.
 
@@ -64,13 +72,19 @@ def first_few(names: Iterable[str], limit: int = 4) -> str:
 
 
 def shown(value: object) -> str:
-    """Any value as Python writes it, cut off where it is longer than a line.
+    """Any value as Python writes it, shortened where it is longer than a line.
 
     >>> shown([1, "a"])
     "[1, 'a']"
     """
     try:
-        text = repr(value)
-    except Exception:  # such as an integer of more digits than Python writes
+        text = (_BRIEF.repr if isinstance(value, (list, dict)) else repr)(value)  # of YAML, these may be immense
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # such as of an integer of more digits than Python writes, or of somebody else's class
         return f"a value of the type {type(value).__name__} that cannot be written"
     return text if len(text) <= 100 else f"{text[:100]}…"
+
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxlong, _BRIEF.maxother = 3, 200, 200, 200

@@ -49,7 +49,8 @@ def check_file(
 ) -> None:
     """Raise ``error`` if a path leads to a pipe, a socket or a device, or a file of more than so many bytes.
 
-    What is missing, a folder, or unreadable passes: whoever opens it says so.
+    What is missing, a folder, or unreadable passes: whoever opens it says so. Of the system's own files, such as
+    /proc/kmsg, which say that they are empty and may have no end, none passes that is not.
 
     Args:
         path: what was named.
@@ -66,10 +67,23 @@ def check_file(
         ) from found
     except (OSError, ValueError):
         return
+    if stat.S_ISREG(status.st_mode) and not status.st_size and not _is_empty(path):
+        raise error(
+            f"The {what} '{path}' is a file of the system's, without a size.",
+            "Write its content to a file, and pass that.",
+        )
     if most is not None and stat.S_ISREG(status.st_mode) and status.st_size > most:
         raise error(
             f"The {what} '{path}' has {status.st_size:,} bytes; the most are {most:,}.", "Check the path of the file."
         )
+
+
+def _is_empty(path: str | os.PathLike[str]) -> bool:
+    try:
+        with open_file(path) as file:
+            return file.raw.read(1) == b""  # None where there is nothing yet
+    except OSError:
+        return True
 
 
 def _refuse_others(status: os.stat_result, path: str | os.PathLike[str]) -> None:

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from vitconv.architecture import Architecture
 from vitconv.description import DATA, SelfDescription
@@ -591,6 +591,7 @@ def load_image(path: str | Path) -> Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what it warns of is refused below
             with Image.open(stream, formats=_formats()) as image:
                 _check_size(image, name=f"'{path}'")
+                _check_effort(image, stream, f"'{path}'")
                 image.load()
                 _check_size(image, name=f"'{path}'")  # an icon's file may hold another than it says
                 loaded = image.copy()  # without the reader, which for WebP holds the picture three more times
@@ -610,13 +611,43 @@ def load_image(path: str | Path) -> Image:
         raise _unreadable(path) from error
 
 
+#: What photos are kept in, and Pillow reads in C and in memory that its header tells. Not so other formats: an ICNS or
+#: ICO file holds pictures of any size, FITS is read into Python's lists, and EPS is a program that Ghostscript runs.
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")
+
+
 @cache
 def _formats() -> tuple[str, ...]:
-    """The formats that Pillow reads, without EPS: such a file is a program, which Pillow has Ghostscript run."""
+    """Of these formats, those that the installed Pillow reads."""
     from PIL import Image
 
     Image.init()
-    return tuple(name for name in Image.OPEN if name != "EPS")
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _check_effort(image: Image, stream: BinaryIO, name: str) -> None:
+    """Raise :class:`InputError` if reading the opened image would take minutes, or more memory than its size says."""
+    from PIL.Image import DECODERS
+
+    if any(tile[0] in DECODERS for tile in image.tile):  # decoders in Python: a byte takes a microsecond
+        raise InputError(f"{name} is of a kind of {image.format} that is read too slowly.", "Save it as PNG.")
+    pixels = image.width * image.height
+    if image.format == "TIFF":
+        width, height = (image.tag_v2.get(tag, 0) for tag in (_TILE_WIDTH, _TILE_LENGTH))
+        if width * height > max(pixels, _SMALL_TILE):
+            raise InputError(f"{name} is in tiles of {width}x{height} pixels, larger than itself.", "Save it as PNG.")
+    if image.format in ("JPEG", "MPO") and image.info.get("progressive"):
+        stream.seek(0)
+        scans = stream.read().count(b"\xff\xda")
+        stream.seek(0)
+        if scans * pixels > _MOST_SCANNED:
+            raise InputError(f"{name} has {scans:,} scans of {pixels:,} pixels each.", "Save it again.")
+
+
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags: TIFF 6.0, section 15
+_SMALL_TILE = 2**20
+#: A progressive JPEG is decoded whole at each of its scans, of which it has some ten, or as many as it likes.
+_MOST_SCANNED = 16 * MOST_PIXELS
 
 
 _SMALLER = "Make the image smaller, or cut out the part that matters."

@@ -53,14 +53,29 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether it is made of what JSON has; papermill writes whatever else YAML has into the notebook as code."""
-    if isinstance(value, dict):
-        return all(_is_text(key) and _is_plain(one) for key, one in value.items())
-    if isinstance(value, list):
-        return all(map(_is_plain, value))
-    if _is_whole(value):
-        return abs(value) < 10**300  # of more digits than Python writes, papermill makes a traceback
-    return value is None or isinstance(value, bool | float) or _is_text(value)
+    """Whether it is made of what JSON has; papermill writes whatever else YAML has into the notebook as code.
+
+    With its aliases, a few lines of YAML can be immense, or hold themselves: it may have so many values only.
+    """
+    waiting, count = [value], 0
+    while waiting:
+        value, count = waiting.pop(), count + 1
+        if isinstance(value, dict):
+            waiting += [*value, *value.values()]
+            fits = all(map(_is_text, value))
+        elif isinstance(value, list):
+            waiting += value
+            fits = True
+        elif _is_whole(value):
+            fits = abs(value) < 10**300  # of more digits than Python writes, papermill makes a traceback
+        else:
+            fits = value is None or isinstance(value, bool | float) or _is_text(value)
+        if not fits or count > _MOST_VALUES:
+            return False
+    return True
+
+
+_MOST_VALUES = 100_000
 
 
 _PATH = _Form(lambda value: _is_text(value) and value != "", "Write a path.")

@@ -165,6 +165,20 @@ class Rude(int):
     __repr__ = __float__
 
 
+class Ending(float):
+    """A number that ends Python, as if all were well, where it is looked at."""
+
+    def __float__(self):
+        raise SystemExit(0)
+
+    __repr__ = __float__
+
+
+class EndingError(Exception):
+    def __str__(self):
+        raise SystemExit(0)
+
+
 class Spoilt(Mapping):
     def __getitem__(self, key):
         return 1.0
@@ -220,6 +234,8 @@ def test_numbers_of_any_kind(mine, value, expected):
         (lambda *_: Spoilt(), "failed: SystemExit"),
         (lambda *_: {"\ud800": 1.0}, "failed: UnicodeEncodeError"),
         (lambda *_: Rude(1), "returned a value of the type Rude"),
+        (lambda *_: Ending(1), "returned a value of the type Ending"),
+        (lambda *_: raise_(EndingError()), "failed: EndingError: "),
         (lambda *_: {1: 1.0, "1": 2.0}, "a figure that there is already: 'cost_1'"),
     ],
 )

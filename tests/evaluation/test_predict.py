@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -334,7 +335,7 @@ def test_an_error_of_the_machine_is_no_error_of_the_image(folder, tmp_path, writ
             raise InputError(f"'{path}' is not an image that can be read.", "") from error
 
     monkeypatch.setattr(images_module, "load_image", fail)
-    with pytest.raises(VitconvError, match=r"Images cannot be prepared: .*00002.jpg' is not an image"):
+    with pytest.raises(VitconvError, match=r"00002.jpg' is not an image that can be read. Input/output error"):
         predict(folder, write_images(4), tmp_path / "out", batch_size=2, max_errors=4)
     monkeypatch.undo()
     assert predict(folder, write_images(4), tmp_path / "out", batch_size=2).errors == 0
@@ -470,3 +471,19 @@ def test_an_interrupted_command_says_what_is_there(folder, tmp_path, write_image
     code, _, err = run_command(folder, images, tmp_path / "out", "--batch-size", 4)
     assert code == 130
     assert err.endswith("error: Interrupted.\nWhat has been written is kept: run it again to go on.\n")
+
+
+def test_too_little_shared_memory_is_an_error_in_words(folder, tmp_path, write_images):
+    """Containers have 64 MB. The limit to files is one to shared memory, too."""
+    resource = pytest.importorskip("resource")
+    done = subprocess.run(
+        [Path(sys.executable).with_name("vitconv"), "predict", folder, write_images(16), tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY)),
+    )
+    assert done.returncode == 1
+    assert "error: There is too little shared memory for a batch of 8 images" in done.stderr
+    assert "Choose a smaller batch size" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import secrets
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vitconv.errors import InputError, VitconvError
+from vitconv.errors import InputError, VitconvError, in_traceback
 from vitconv.evaluation.images import Answer, Batches
 from vitconv.evaluation.predictor import Classifier, Predictor, choose_device
 
@@ -105,9 +104,9 @@ def _failed(error: Exception) -> VitconvError:
     """What to tell of an error in the pipeline: vitconv's own as it is, of others the last line, which says most."""
     import ray
 
-    ours = re.findall(r"\bvitconv\.errors\.\w+: (.+)\n(.+)", str(error))  # in a traceback, its problem and remedy
+    ours = in_traceback(str(error))
     if ours:
-        return VitconvError(*ours[-1])
+        return ours
     reason = str(error).strip().rpartition("\n")[2]
     if not isinstance(error, ray.exceptions.RayError):
         reason = f"{type(error).__name__}: {reason}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 
-from vitconv.errors import VitconvError
+from vitconv.errors import VitconvError, in_traceback
 from vitconv.evaluation.images import Answer, Batches, Pixels, cores
 from vitconv.evaluation.predictor import Classifier, Predictor, choose_device
 
@@ -50,9 +50,11 @@ class LocalEngine:
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            if "Caught" in str(error):  # the other process's traceback: at its end, the error's problem and remedy
-                problem, remedy = str(error).strip("\n").splitlines()[-2:]
-                raise VitconvError(f"Images cannot be prepared: {problem}", remedy) from error
+            if "Caught" in str(error):  # the other process's traceback
+                reason = str(error).strip().rpartition("\n")[2]
+                raise in_traceback(str(error)) or VitconvError(
+                    f"Images cannot be prepared: {reason}", _AGAIN
+                ) from error
             raise VitconvError(
                 "A process that prepares images was killed, perhaps for want of memory (in a container, /dev/shm).",
                 f"{_AGAIN} Smaller batches take less memory.",
@@ -63,10 +65,20 @@ _AGAIN = "Run it again: it goes on where it stopped."
 
 
 def _share(pixels: Pixels) -> Pixels:
-    """Have torch pass the pixels on in shared memory: through a pipe, they would be copied twice."""
+    """Put the pixels into shared memory, as torch passes them on: through a pipe, they would be copied twice.
+
+    It would do so itself, but in a thread, whose errors nobody hears of: the run would wait for ever.
+    """
     import torch
 
-    return pixels._replace(values=torch.from_numpy(pixels.values))
+    try:
+        return pixels._replace(values=torch.from_numpy(pixels.values).share_memory_())
+    except (RuntimeError, OSError) as error:
+        raise VitconvError(
+            f"There is too little shared memory for a batch of {len(pixels.values)} images ({pixels.values.nbytes:,} "
+            "bytes) in each process.",
+            f"{_AGAIN} Choose a smaller batch size, or make /dev/shm larger (docker run --shm-size).",
+        ) from error
 
 
 def _be_quiet(worker: int) -> None:

@@ -179,7 +179,9 @@ def _said(error: BaseException) -> str:
     """What an exception of somebody else's says, on one line."""
     try:
         text = " ".join(str(error).split())
-    except Exception:
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
         text = ""
     return f"{type(error).__name__}: {text[:500]}"
 
@@ -231,7 +233,9 @@ def _number(value: Any) -> float | None:
         if isinstance(value, bool) or not isinstance(value, (numbers.Real, Decimal)):
             return None
         number = float(value)
-    except Exception:  # such as an integer beyond the largest float
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # such as of an integer beyond the largest float, or of somebody else's class
         return None
     return number if math.isfinite(number) else None
 
@@ -243,13 +247,10 @@ def intervals(
 
     That of a share of the images (accuracy, top) is :func:`proportion`'s, that of the others :func:`interval`'s, which
     says of which figures there is none. The other built-in ones have none either where fewer than five images are
-    wrong: simulated, their intervals then cover the truth as seldom as 42 times in 100 (benchmarks/coverage.py). Of a
-    single image there is none at all.
+    wrong: simulated, their intervals then cover the truth as seldom as 42 times in 100 (benchmarks/coverage.py).
     """
     found: dict[str, tuple[float, float]] = {}
     count = len(labels)
-    if count < 2:
-        return found
     counted: dict[str, float] = {}
     for name in names:
         values = figures(name, labels, probabilities, classes)
