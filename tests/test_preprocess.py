@@ -643,6 +643,47 @@ def test_tiles_may_not_be_larger_than_their_image(tmp_path):
         load_image(tmp_path / "tiles.tif")
 
 
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "JPEG"])
+def test_an_image_may_not_be_in_any_number_of_pieces(kind, tmp_path, monkeypatch):
+    """Comments, chunks and segments are looked at in Python, one by one: 40 MB of them took gigabytes."""
+    Image.new("RGB", (32, 32)).save(tmp_path / "image", kind)
+    content = (tmp_path / "image").read_bytes()
+    piece, at = {
+        "GIF": (b"!\xfe\x01a\x00", content.find(b",")),
+        "PNG": (struct.pack(">I4sI", 0, b"abCd", zlib.crc32(b"abCd")), 33),
+        "JPEG": (b"\xff\xed\x00\x04aa", 2),
+    }[kind]
+    (tmp_path / "image").write_bytes(content[:at] + piece * 1000 + content[at:])
+    assert load_image(tmp_path / "image").size == (32, 32)
+    monkeypatch.setattr(preprocess, "_MOST_PIECES", 900)
+    with pytest.raises(InputError, match="image' is in too many pieces"):
+        load_image(tmp_path / "image")
+
+
+def test_an_image_may_not_have_any_number_of_bytes_in_small_pieces(tmp_path):
+    """Pillow joins segments of Exif to what it has, again and again."""
+    Image.new("RGB", (32, 32)).save(tmp_path / "image.jpg")
+    content = (tmp_path / "image.jpg").read_bytes()
+    segment = b"\xff\xe1\xff\xff" + b"Exif\0\0" + bytes(65527)
+    (tmp_path / "image.jpg").write_bytes(content[:2] + segment * 600 + content[2:])
+    with pytest.raises(InputError, match="image.jpg' is in too many pieces"):
+        load_image(tmp_path / "image.jpg")
+
+
+@pytest.mark.parametrize(("order", "large"), [("<", False), (">", False), ("<", True)])
+def test_a_tiff_may_not_be_in_any_number_of_strips(order, large, tmp_path):
+    Image.new("L", (32, 32)).save(tmp_path / "image.tif", big_tiff=large)
+    load_image(tmp_path / "image.tif")
+    number = "Q" if large else "I"
+    entry = struct.pack(f"{order}HH{number}{number}", 273, 4, 200_000, 0)
+    start = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}H", 43 if large else 42)
+    start += struct.pack(f"{order}HHQ", 8, 0, 16) if large else struct.pack(f"{order}I", 8)
+    directory = struct.pack(f"{order}{'Q' if large else 'H'}", 1) + entry + bytes(8)
+    (tmp_path / "image.tif").write_bytes(start + directory)
+    with pytest.raises(InputError, match="image.tif' is a TIFF in more than 131,072 strips"):
+        load_image(tmp_path / "image.tif")
+
+
 def test_a_progressive_photo_may_not_have_any_number_of_scans(tmp_path, monkeypatch):
     noise = np.random.default_rng(0).integers(0, 256, (96, 64, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "photo.jpg", progressive=True)

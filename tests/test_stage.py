@@ -270,6 +270,17 @@ def test_an_error_in_a_notebook_is_the_stages(project, monkeypatch):
     assert_one_error(fail("first_few", "no"), "error: first_few: no")
 
 
+def test_a_folder_of_ones_own_is_not_given_to_dvc(project):
+    """Which would empty it before the conversion could refuse it."""
+    root = project(checkpoint="params.yaml", model="mine", labels="", image="", data_config="", expected="")
+    assert run("sources").exit_code == 0
+    (root / "mine").mkdir()
+    (root / "mine" / "config.json").write_text("{}")
+    assert run("sources").exit_code == 0  # as a conversion leaves it
+    (root / "mine" / "notes.txt").write_text("mine")
+    assert_one_error(run("sources"), "'mine' holds what no conversion writes (notes.txt)")
+
+
 @pytest.mark.parametrize("parameter", ["metrics", "thresholds"])
 def test_aliases_that_make_a_value_immense_or_endless(parameter, project):
     """Eight lines of YAML are 9^8 values; or a list that holds itself."""

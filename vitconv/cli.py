@@ -47,6 +47,7 @@ app = typer.Typer(
 
 #: Whether nothing is left to do when a command is done: no threads, no processes, no files.
 _ends_at_once = False
+_told_to_end = False
 
 
 class _Terminated(KeyboardInterrupt):
@@ -54,6 +55,8 @@ class _Terminated(KeyboardInterrupt):
 
 
 def _terminate(number: int, frame: object) -> None:
+    global _told_to_end
+    _told_to_end = True
     raise _Terminated
 
 
@@ -72,6 +75,11 @@ def run(command: typer.Typer = app) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(end.code or 0)
+    except BaseException:  # where Transformers imports its modules, it makes an error of its own of the signal's
+        if not _told_to_end:
+            raise
+        typer.echo("error: Terminated.", err=True)
+        sys.exit(143)
 
 
 def _complete(incomplete: str) -> list[str]:
@@ -572,13 +580,12 @@ def errors_for_people(interrupted: Callable[[], str] = lambda: "Nothing was writ
     """
     try:
         yield
-    except VitconvError as error:
-        typer.echo(f"error: {_printable(error.problem)}\n{_printable(error.remedy)}", err=True)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt as stop:
-        terminated = isinstance(stop, _Terminated)
-        typer.echo(f"error: {'Terminated' if terminated else 'Interrupted'}.\n{interrupted()}", err=True)
-        raise typer.Exit(143 if terminated else 130) from None
+    except (VitconvError, KeyboardInterrupt) as error:
+        if isinstance(error, VitconvError) and not _told_to_end:
+            typer.echo(f"error: {_printable(error.problem)}\n{_printable(error.remedy)}", err=True)
+            raise typer.Exit(1) from None
+        typer.echo(f"error: {'Terminated' if _told_to_end else 'Interrupted'}.\n{interrupted()}", err=True)
+        raise typer.Exit(143 if _told_to_end else 130) from None
 
 
 @contextmanager

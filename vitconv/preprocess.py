@@ -15,12 +15,15 @@ Neither turns a photo by its EXIF orientation, as timm's datasets do not; ``tran
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import re
+import struct
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
@@ -582,13 +585,15 @@ def load_image(path: str | Path) -> Image:
     from PIL import Image
 
     try:
-        with open_file(path) as stream, warnings.catch_warnings():
+        with open_file(path) as file, _Pieces(file.raw, path) as stream, warnings.catch_warnings():
             size = os.fstat(stream.fileno()).st_size
             if not size:  # or a file of the system's, which may never end
                 raise _unreadable(path, "it is empty")
             if size > MOST_BYTES:
                 raise InputError(f"'{path}' has {size:,} bytes; the most are {MOST_BYTES:,}.", _SMALLER)
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what it warns of is refused below
+            warnings.simplefilter("ignore")  # of tags it skips; of too many pixels, which are refused below
+            if _count_strips(stream) > _MOST_STRIPS:
+                raise InputError(f"'{path}' is a TIFF in more than {_MOST_STRIPS:,} strips.", "Save it as PNG.")
             with Image.open(stream, formats=_formats()) as image:
                 _check_size(image, name=f"'{path}'")
                 _check_effort(image, stream, f"'{path}'")
@@ -623,6 +628,53 @@ def _formats() -> tuple[str, ...]:
 
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+class _Pieces(io.BufferedReader):
+    """A file of which only so many pieces, and of small ones so many bytes, are read.
+
+    Pillow looks at the parts of a file (chunks, segments, blocks, comments) in Python, one by one, and keeps or joins
+    many of them. A photo has some; 256 MiB of them take minutes and gigabytes.
+    """
+
+    def __init__(self, raw: io.RawIOBase, path: str | Path) -> None:
+        super().__init__(raw)
+        self._path, self._count, self._small = path, 0, 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As :meth:`io.BufferedReader.read`; :class:`InputError` where there are too many."""
+        self._count += 1
+        self._small += size if size is not None and 0 < size < 2**16 else 0
+        if self._count > _MOST_PIECES or self._small > _MOST_SMALL:
+            raise InputError(f"'{self._path}' is in too many pieces.", "Save it again, as PNG or JPEG.")
+        return super().read(size)
+
+
+_MOST_PIECES = 10**6
+_MOST_SMALL = 2**25
+
+
+def _count_strips(stream: BinaryIO) -> int:
+    """How many strips, or tiles, a TIFF says that it is in; 0 for any other file. Pillow makes objects of each."""
+    start = stream.read(16).ljust(16, b"\0")
+    order = {b"II": "<", b"MM": ">"}.get(start[:2], "")
+    count = 0
+    if order:
+        large = 43 in start[2:4]  # BigTIFF
+        (offset,) = struct.unpack_from(f"{order}Q" if large else f"{order}I", start, 8 if large else 4)
+        entry = struct.Struct(f"{order}HHQ8x" if large else f"{order}HHI4x")
+        with suppress(OSError, OverflowError, struct.error):  # Pillow says so
+            stream.seek(offset)
+            (entries,) = struct.unpack(f"{order}{'Q' if large else 'H'}", stream.read(8 if large else 2))
+            directory = stream.read(min(entries, 2**16) * entry.size)
+            found = entry.iter_unpack(directory[: len(directory) // entry.size * entry.size])
+            count = max((values for tag, _, values in found if tag in _PLACES), default=0)
+    stream.seek(0)
+    return count
+
+
+_PLACES = (273, 279, 324, 325)  # tags: where strips and tiles are, and their lengths
+_MOST_STRIPS = 2**17
 
 
 def _check_effort(image: Image, stream: BinaryIO, name: str) -> None:

@@ -16,6 +16,7 @@ import yaml
 
 from vitconv import cli, errors
 from vitconv.cli import errors_for_people
+from vitconv.destination import check_destination
 from vitconv.errors import InputError, VitconvError, shown
 from vitconv.evaluation.digests import write_digests
 
@@ -143,10 +144,14 @@ def _given(*names: str) -> dict[str, Any]:
 
 @app.command()
 def sources() -> None:
-    """Write the digests of what the parameters name."""
+    """Write the digests of what the parameters name.
+
+    DVC empties the folder of a stage before it runs it. So what else is in the model's is refused here.
+    """
     with errors_for_people():
         names = ("checkpoint", "labels", "image", "data_config", "expected")
         write_digests(read_parameters(*names), "build/sources")
+        check_destination(read_parameters("model")["model"], overwrite=True)
 
 
 @app.command()

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
@@ -87,7 +88,10 @@ def test_killed_workers_lose_nothing(folder, tmp_path, write_images, victim):
 
     def kill(done, errors, total):
         if not killed:
-            for process in workers(victim):
+            until = time.monotonic() + 5  # between two tasks, a worker has no name for a moment
+            while not (found := workers(victim)) and time.monotonic() < until:
+                time.sleep(0.001)
+            for process in found:
                 process.send_signal(signal.SIGKILL)
                 killed.append(process.pid)
 

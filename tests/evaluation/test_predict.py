@@ -231,7 +231,9 @@ def test_a_signal_ends_the_command_and_it_goes_on_afterwards(folder, tmp_path, w
         "p.Parts.write = and_stop; run()"
     )
     command = [sys.executable, "-c", script, "predict", folder, images, out, "--batch-size", "2", str(int(number))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    # A shell's background job inherits Ctrl-C ignored.
+    ready = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, **ready)
     assert "Traceback" not in done.stderr
     if number == signal.SIGINT:
         assert done.returncode == 130
