@@ -494,8 +494,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def sha256(file: Path, stopped: Callable[[], bool] = lambda: False) -> str:
     """A file's SHA-256, in hexadecimal; of as much as was read, if ``stopped`` says so."""
-    digest = hashlib.sha256()
     with file.open("rb") as stream:
-        while (chunk := stream.read(1 << 20)) and not stopped():
-            digest.update(chunk)
+        return sha256_of(stream, stopped)
+
+
+def sha256_of(stream: BinaryIO, stopped: Callable[[], bool] = lambda: False) -> str:
+    """As :func:`sha256`, of a file that is open."""
+    digest = hashlib.sha256()
+    while (chunk := stream.read(1 << 20)) and not stopped():
+        digest.update(chunk)
     return digest.hexdigest()

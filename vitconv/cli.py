@@ -47,17 +47,15 @@ app = typer.Typer(
 
 #: Whether nothing is left to do when a command is done: no threads, no processes, no files.
 _ends_at_once = False
+#: Whether SIGTERM has come.
 _told_to_end = False
 
 
-class _Terminated(KeyboardInterrupt):
-    """The system asks the process to end (SIGTERM), as containers and batch systems do."""
-
-
 def _terminate(number: int, frame: object) -> None:
+    """End as at Ctrl-C, where the system asks for it (SIGTERM), as containers and batch systems do."""
     global _told_to_end
     _told_to_end = True
-    raise _Terminated
+    raise KeyboardInterrupt
 
 
 def run(command: typer.Typer = app) -> None:

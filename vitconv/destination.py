@@ -41,7 +41,7 @@ def staged_folder(destination: str | os.PathLike[str], *, overwrite: bool = Fals
         destination.parent.mkdir(parents=True, exist_ok=True)
         staging, lock = _new_staging(destination)
     except OSError as error:
-        raise _unwritable(destination, error) from error
+        raise unwritable(destination, error) from error
     try:
         # mkdtemp makes a private folder; the finished one is as open as any other new folder.
         mask = umask()
@@ -51,7 +51,7 @@ def staged_folder(destination: str | os.PathLike[str], *, overwrite: bool = Fals
             file.chmod(0o666 & ~mask)
         _publish(staging, destination, overwrite)
     except OSError as error:
-        raise _unwritable(destination, error) from error
+        raise unwritable(destination, error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         if lock is not None:
@@ -89,7 +89,8 @@ def _exists(path: Path) -> DestinationError:
     return DestinationError(f"'{path}' exists already.", "Choose another destination, or pass --overwrite.")
 
 
-def _unwritable(destination: Path, error: OSError) -> DestinationError:
+def unwritable(destination: Path, error: OSError) -> DestinationError:
+    """The error of a destination that the system does not let be written."""
     return DestinationError(
         f"'{destination}' cannot be written: {error.strerror or error}.", "Check the disk and the permissions."
     )

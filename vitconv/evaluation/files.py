@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vitconv.destination import umask
-from vitconv.errors import DestinationError
+from vitconv.destination import umask, unwritable
 
 
 @contextmanager
@@ -35,6 +34,4 @@ def new_file(path: str | Path) -> Iterator[Path]:
                 temporary.unlink()
             raise
     except OSError as error:
-        raise DestinationError(
-            f"'{path}' cannot be written: {error.strerror or error}.", "Check the disk and the permissions."
-        ) from error
+        raise unwritable(path, error) from error

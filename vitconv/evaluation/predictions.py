@@ -20,6 +20,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import parquet
 
+from vitconv.checkpoint import sha256_of
+from vitconv.destination import unwritable
 from vitconv.errors import DestinationError, InputError, first_few
 from vitconv.evaluation.files import new_file
 from vitconv.inputs import open_file
@@ -85,10 +87,7 @@ def _content(file: Path) -> tuple[str, str] | tuple[str, int, int, int]:
     try:
         with open_file(file) as stream:
             if 0 < os.fstat(stream.fileno()).st_size <= MOST_BYTES:
-                digest = hashlib.sha256()
-                while chunk := stream.read(1 << 20):
-                    digest.update(chunk)
-                return str(file), digest.hexdigest()
+                return str(file), sha256_of(stream)
     except (OSError, ValueError):  # when the image is read, it is said
         pass
     return _stat(file)
@@ -165,7 +164,7 @@ class Parts:
             for name in others:
                 (self._folder / name).unlink()
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise unwritable(self._folder, error) from error
 
     def find(self, part: int, key: str, paths: Sequence[str]) -> pa.Table | None:
         """The rows of a part, if it is there whole and has this key.
@@ -197,7 +196,7 @@ class Parts:
         try:
             file.unlink()
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise unwritable(self._folder, error) from error
         return None
 
     def write(self, part: int, table: pa.Table, key: str) -> None:
@@ -215,11 +214,6 @@ class Parts:
         return DestinationError(
             f"'{self._folder}' holds predictions of other weights, images or settings ({name}).",
             "Choose another destination, or pass --overwrite.",
-        )
-
-    def _unwritable(self, error: OSError) -> DestinationError:
-        return DestinationError(
-            f"'{self._folder}' cannot be written: {error.strerror or error}.", "Check the disk and the permissions."
         )
 
 
