@@ -66,6 +66,16 @@ def test_it_asserts_what_it_claims(notebook):
     assert sum(cell.source.count("assert") for cell in notebook.cells if cell.cell_type == "code") >= 10
 
 
+def test_without_a_project_around_it_paths_start_in_the_notebooks_folder(notebook, tmp_path, monkeypatch):
+    """A team that copies one notebook has no dvc.yaml beside it."""
+    monkeypatch.chdir(tmp_path)
+    scope = {"Path": Path, "root": tmp_path}
+    for line in "\n".join(cell.source for cell in notebook.cells).splitlines():
+        if line.startswith("root = "):
+            exec(line, scope)
+    assert scope["root"] == tmp_path
+
+
 # The notebooks on other models than the demo's
 
 
