@@ -2,6 +2,7 @@ import errno
 import os
 import resource
 import shutil
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
@@ -242,6 +243,39 @@ def test_the_key_reads_nothing_that_is_no_image(tmp_path):
     os.truncate(tmp_path / "large", 2**40)
     files = [tmp_path / "pipe", tmp_path / "large", tmp_path / "none", tmp_path]
     assert Run({"check_content": True}, CLASSES).key(files) == Run({"check_content": True}, CLASSES).key(files)
+
+
+@pytest.mark.parametrize("name", ["~", "run:1", "a:b", "s3:x", "s3://x", "x=1"])
+def test_the_folder_s_name_is_no_home_no_uri_and_no_data(tmp_path, monkeypatch, name):
+    """pyarrow takes a text for any of them; what is there would not be found, and then be replaced."""
+    monkeypatch.chdir(tmp_path)
+    Parts(name, RUN, 1, overwrite=False).write(0, rows(0, 2), "key")
+    parts = Parts(name, RUN, 1, overwrite=False)
+    assert parts.find(0, "key", PATHS).schema.equals(SCHEMA)
+    with pytest.raises(DestinationError, match="predictions of other weights"):
+        Parts(name, Run({}, CLASSES), 1, overwrite=False).find(0, "another", PATHS)
+    assert read_predictions(name).rows.equals(rows(0, 2))
+
+
+def test_a_part_that_the_system_does_not_read_is_kept(tmp_path, monkeypatch):
+    parts = Parts(tmp_path, RUN, 1, overwrite=True)
+    parts.write(0, rows(0, 2), "key")
+    error = OSError(errno.EMFILE, "Too many open files")
+    monkeypatch.setattr("vitconv.evaluation.predictions.open_file", lambda file: _raise(error))
+    with pytest.raises(DestinationError, match="Too many open files"):
+        parts.find(0, "key", PATHS)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/proc/kmsg")])
+def test_a_part_that_is_no_regular_file_is_not_waited_for(tmp_path, make):
+    parts = Parts(tmp_path, RUN, 1, overwrite=False)
+    make(tmp_path / "part-00000000.parquet")  # later than the folder was looked at
+    with suppress(DestinationError):
+        parts.find(0, "key", PATHS)
+        make(tmp_path / "part-00000000.parquet")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_predictions(tmp_path)
 
 
 @pytest.mark.parametrize("spoil", ["nothing", "no metadata", "gap", "garbage", "columns"])

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,10 +181,14 @@ class Parts:
         """
         file = self._folder / _PART.format(part)
         try:
-            table = parquet.read_table(file)
+            table = _read(file)
         except FileNotFoundError:
             return None
-        except (OSError, pa.ArrowException):
+        except OSError as error:
+            if error.errno:  # of the system's: it may be whole
+                raise unwritable(self._folder, error) from error
+            table = None
+        except pa.ArrowException:
             table = None
         metadata = (table.schema.metadata or {}) if table is not None else {}
         if metadata.get(_KEY) == key.encode():
@@ -257,8 +261,9 @@ def read_predictions(folder: str | Path) -> Predictions:
     if not files:
         raise InputError(f"There are no predictions in '{folder}'.", _PREDICT)
     try:
-        rows = pa.concat_tables(_columns(files))
-        metadata = [parquet.read_schema(file).metadata for file in files]
+        tables = [_read(file) for file in files]
+        metadata = [table.schema.metadata for table in tables]
+        rows = pa.concat_tables(table.select(SCHEMA.names).cast(SCHEMA) for table in tables)
         runs, classes = {one[_RUN] for one in metadata}, json.loads(metadata[0][_CLASSES])
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise InputError(f"The predictions in '{folder}' cannot be read: {error}", _PREDICT) from error
@@ -269,9 +274,14 @@ def read_predictions(folder: str | Path) -> Predictions:
     return Predictions(rows, tuple(classes))
 
 
-def _columns(files: Sequence[Path]) -> Iterator[pa.Table]:
-    for file in files:
-        yield parquet.read_table(file).select(SCHEMA.names).cast(SCHEMA)
+def _read(file: Path) -> pa.Table:
+    """A Parquet file, opened here: of a path, pyarrow takes ``~`` for a home, ``a:b`` for a URI, and ``a=b`` for data.
+
+    Raises:
+        OSError, pa.ArrowException: there is no such file, it is no regular one, or it is none of Parquet's.
+    """
+    with open_file(file) as stream:
+        return parquet.read_table(stream)
 
 
 _PREDICT = "Write them with `vitconv predict`; a run that was cut off goes on where it stopped."
