@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from vitconv.errors import CheckpointError, first_few
-from vitconv.inputs import MOST_TEXT, check_file
+from vitconv.inputs import MOST_TEXT, check_file, open_file
 from vitconv.pickled import Pickled, scan
 from vitconv.tensorfile import (
     INDEX_FILE,
@@ -493,8 +493,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def sha256(file: Path, stopped: Callable[[], bool] = lambda: False) -> str:
-    """A file's SHA-256, in hexadecimal; of as much as was read, if ``stopped`` says so."""
-    with file.open("rb") as stream:
+    """A file's SHA-256, in hexadecimal; of as much as was read, if ``stopped`` says so.
+
+    Raises:
+        InputError: it is a pipe, a device, or a file of the system's that says that it is empty, and is not.
+        OSError: it cannot be read.
+    """
+    check_file(file, "file")
+    with open_file(file) as stream:
         return sha256_of(stream, stopped)
 
 

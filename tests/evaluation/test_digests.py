@@ -1,8 +1,10 @@
 import hashlib
 import json
+import os
 
 import pytest
 
+from vitconv.checkpoint import sha256
 from vitconv.errors import CheckpointError, InputError
 from vitconv.evaluation.digests import digest, write_digests
 
@@ -44,6 +46,25 @@ def test_what_is_not_there(tmp_path, hub_cache):
 def test_what_cannot_be_read(tmp_path):
     with pytest.raises(InputError, match="cannot be read: File name too long"):
         digest("a" * 300)
+
+
+@pytest.mark.parametrize("name", ["/proc/version", "/proc/kmsg"])
+def test_the_system_s_own_files_are_not_waited_for(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "link").symlink_to(name)
+    for value in (name, tmp_path / "folder", tmp_path / "folder" / "link"):
+        if os.access(name, os.R_OK):
+            with pytest.raises(InputError, match="is a file of the system's, without a size"):
+                digest(str(value))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="There is no file"):
+        digest(str(tmp_path / "pipe"))
+    assert digest(str(tmp_path)) == {}
+    with pytest.raises(InputError, match="is a pipe, not a file"):
+        sha256(tmp_path / "pipe")
 
 
 def test_a_file_for_each_parameter(tmp_path):
