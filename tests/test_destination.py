@@ -146,6 +146,44 @@ def test_a_source_behind_a_symlink_is_still_the_source(tmp_path):
         check_destination(tmp_path / "model", overwrite=True, source=tmp_path / "link")
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_the_files_of_a_source_may_be_links_too(tmp_path, name):
+    for folder in ("model", "source", "other"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "model" / name).touch()
+    (tmp_path / "source" / name).symlink_to("../model/" + name)
+    (tmp_path / "source" / "circle").symlink_to("circle")
+    with pytest.raises(DestinationError, match="holds the source"):
+        check_destination(tmp_path / "model", overwrite=True, source=tmp_path / "source")
+    with pytest.raises(DestinationError, match="holds '.*', which is read"):
+        check_destination(tmp_path / "model", overwrite=True, inputs=[tmp_path / "source" / name])
+    check_destination(tmp_path / "other", overwrite=True, source=tmp_path / "source")
+
+
+def test_weights_behind_a_link_are_not_overwritten(tmp_path):
+    """Nor the shards that an index names."""
+    model = small_model()
+    torch.save(model.state_dict(), tmp_path / "timm.pth")
+    data = {"crop_pct": 1.0}
+    convert_checkpoint(tmp_path / "timm.pth", tmp_path / "hf", architecture=model, data=data, verify=False)
+    revert_checkpoint(tmp_path / "hf", tmp_path / "timm", verify=False)
+    before = files_of(tmp_path / "timm"), files_of(tmp_path / "hf")
+    for name, real in (("links", "timm"), ("linked", "hf"), ("shards", "timm")):
+        (tmp_path / name).mkdir()
+        for file in (tmp_path / real).iterdir():
+            weights = file.name == "model.safetensors"
+            (tmp_path / name / file.name).symlink_to(file) if weights else shutil.copy(file, tmp_path / name)
+    index = tmp_path / "shards" / "model.safetensors.index.json"
+    names = load_file(tmp_path / "timm" / "model.safetensors")
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "model.safetensors")}))
+    for source in (tmp_path / "links", index):
+        with pytest.raises(DestinationError, match="so it is not overwritten"):
+            convert_checkpoint(source, tmp_path / "timm", overwrite=True, verify=False)
+    with pytest.raises(DestinationError, match="holds the source"):
+        revert_checkpoint(tmp_path / "linked", tmp_path / "hf", overwrite=True, verify=False)
+    assert (files_of(tmp_path / "timm"), files_of(tmp_path / "hf")) == before
+
+
 def test_a_folder_that_appears_meanwhile_is_kept(tmp_path):
     with (
         pytest.raises(DestinationError, match="exists already"),

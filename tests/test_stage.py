@@ -114,6 +114,18 @@ def test_files_of_any_name_are_predicted_from(name, project, folder, write_image
     assert len(read_predictions("build/predictions").rows) == 3
 
 
+@pytest.mark.parametrize("name", ["checkpoint", "labels"])
+def test_what_is_read_may_not_lie_in_the_model(name, project):
+    """DVC would remove it."""
+    files = dict.fromkeys(("checkpoint", "labels", "image", "data_config", "expected"), "file")
+    root = project(model="model", **(files | {name: "link"}))
+    (root / "model").mkdir()
+    (root / "model" / "model.safetensors").touch()
+    (root / "file").touch()
+    (root / "link").symlink_to("model/model.safetensors")
+    assert_one_error(run("sources"), "so it is not overwritten")
+
+
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_files_of_any_name_are_digested(name, project):
     files = {key: f"{name} {key}" for key in ("checkpoint", "labels", "image", "data_config", "expected")}

@@ -383,11 +383,14 @@ def convert_checkpoint(
     """
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"There is no dtype '{dtype}' to store.", f"Choose one of {', '.join(DTYPES)}.")
-    check_destination(destination, overwrite=overwrite, source=None if HUB_PREFIX.match(str(source)) else source)
+    named = [path for path in (labels, image, data) if isinstance(path, (str, os.PathLike))]
+    local = None if HUB_PREFIX.match(str(source)) else source
+    check_destination(destination, overwrite=overwrite, source=local, inputs=named)
     names = _read_names(labels)
     picture = load_image(image) if image else None
     say("Reading the checkpoint")
     opened = identify(source, SourceOptions(architecture, image_size, data, target, ema, ignore, headless))
+    check_destination(destination, overwrite=overwrite, inputs=opened.source.files)  # an index's, the Hub's cache's
     inspection, known = opened.inspection, opened.inspection.architecture
     names = _fitting_labels(names, known) if names else opened.labels() or _fitting_labels(None, known)
 

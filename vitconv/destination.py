@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -59,11 +59,19 @@ def staged_folder(destination: str | os.PathLike[str], *, overwrite: bool = Fals
 
 
 def check_destination(
-    destination: str | os.PathLike[str], *, overwrite: bool = False, source: str | os.PathLike[str] | None = None
+    destination: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    source: str | os.PathLike[str] | None = None,
+    inputs: Iterable[str | os.PathLike[str]] = (),
 ) -> None:
     """Raise :class:`DestinationError` if writing ``destination`` would lose anything.
 
-    ``overwrite`` allows to replace a folder that holds nothing but what a conversion writes, and not ``source``.
+    Args:
+        destination: the folder to write.
+        overwrite: allow to replace a folder that holds nothing but what a conversion writes, and nothing that is read.
+        source: a file or folder that is read. Of a folder, the files that its links lead to are read, too.
+        inputs: other files that are read.
     """
     path = Path(destination)
     if "\0" in str(path):
@@ -81,8 +89,26 @@ def check_destination(
         raise DestinationError(
             f"'{path}' holds what no conversion writes ({first_few(foreign)}), so it is not overwritten.", _KEEP
         )
-    if source is not None and Path(source).resolve().is_relative_to(path.resolve()):
+    if source is not None and any(_holds(path, file) for file in (Path(source), *_entries(Path(source)))):
         raise DestinationError(f"'{path}' holds the source, so it is not overwritten.", _KEEP)
+    for file in inputs:
+        if _holds(path, Path(file)):
+            raise DestinationError(f"'{path}' holds '{file}', which is read, so it is not overwritten.", _KEEP)
+
+
+def _holds(folder: Path, file: Path) -> bool:
+    """Whether a file, or what it leads to by links, lies in a folder."""
+    try:
+        return file.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # links in a circle, a NUL: whoever reads it says so
+        return False
+
+
+def _entries(source: Path) -> list[Path]:
+    try:
+        return list(source.iterdir())
+    except (OSError, ValueError):  # no folder; or whoever reads it says so
+        return []
 
 
 def _exists(path: Path) -> DestinationError:

@@ -15,6 +15,7 @@ import typer
 import yaml
 
 from vitconv import cli, errors
+from vitconv.checkpoint import HUB_PREFIX
 from vitconv.cli import errors_for_people
 from vitconv.destination import check_destination
 from vitconv.errors import InputError, VitconvError, shown
@@ -146,12 +147,16 @@ def _given(*names: str) -> dict[str, Any]:
 def sources() -> None:
     """Write the digests of what the parameters name.
 
-    DVC empties the folder of a stage before it runs it. So what else is in the model's is refused here.
+    DVC empties the folder of a stage before it runs it. So what else is in the model's, and what the parameters
+    name there, is refused here.
     """
     with errors_for_people():
         names = ("checkpoint", "labels", "image", "data_config", "expected")
-        write_digests(read_parameters(*names), "build/sources")
-        check_destination(read_parameters("model")["model"], overwrite=True)
+        given, model = read_parameters(*names), read_parameters("model")["model"]
+        write_digests(given, "build/sources")
+        inputs = [given[name] for name in names[1:] if given[name]]
+        source = None if HUB_PREFIX.match(given["checkpoint"]) else given["checkpoint"]
+        check_destination(model, overwrite=True, source=source, inputs=inputs)
 
 
 @app.command()
