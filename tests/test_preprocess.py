@@ -1,3 +1,4 @@
+import io
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from vitconv.errors import InputError
 from vitconv.preprocess import (
     MOST_BYTES,
     MOST_PIXELS,
+    NESTED_FILE,
     PROCESSOR_FILE,
     TIMM_PROCESSOR_FILE,
     DataConfig,
@@ -30,6 +32,7 @@ from vitconv.preprocess import (
     data_config,
     huggingface_pixels,
     known_difference,
+    load_any_processor,
     load_image,
     load_processor,
     makes_pixels,
@@ -43,6 +46,7 @@ from vitconv.preprocess import (
     tag_config,
     timm_pixels,
     timm_processor_config,
+    without_transparency,
 )
 from vitconv.timm_models import from_timm
 
@@ -231,6 +235,18 @@ def test_crop_shift_is_the_only_difference(both, width, height, crop_pct):
     assert torch.equal(ours[:, : size - down, : size - right], theirs[:, down:, right:])
     if (down, right) != (0, 0):
         assert not torch.equal(ours, theirs)
+    assert torch.equal(timm_pixels(image, config, early_crop=True), theirs)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(20, 300), st.integers(20, 300), st.sampled_from([1.0, 0.9, 0.875, 1.1]), st.sampled_from(["center", "squash"]))  # fmt: skip
+def test_without_the_known_differences_the_pixels_are_equal(both, width, height, crop_pct, crop_mode):
+    config = config_for(crop_pct=crop_pct, crop_mode=crop_mode)
+    image = noise_image(width, height).convert("RGBA")
+    image.putalpha(100)
+    opaque = without_transparency(image, config)
+    assert torch.equal(timm_pixels(opaque, config), timm_pixels(image, config))
+    assert torch.equal(timm_pixels(opaque, config, early_crop=True), both(opaque, config)[1])
 
 
 @pytest.fixture(scope="module")
@@ -397,6 +413,68 @@ def test_a_timm_processor_edited_by_hand_fails_in_words_or_makes_other_pixels(tm
     except Exception:
         return
     assert not torch.equal(pixels, timm_pixels(image, config))
+
+
+def evil(folder, file, change):
+    """Put code into a folder that leaves a file behind, and let stdin agree to run it."""
+    folder.mkdir(exist_ok=True)
+    (folder / "evil.py").write_text(f"open({str(folder / 'RUN')!r}, 'w')\nclass Foo: pass\n")
+    (folder / "config.json").write_text("{}")
+    write_json(change, folder / file)
+
+
+@pytest.mark.parametrize("file", [PROCESSOR_FILE, NESTED_FILE, TIMM_PROCESSOR_FILE, "config.json"])
+@pytest.mark.parametrize("known", [True, False])
+def test_code_in_a_folder_is_neither_run_nor_asked_about(tmp_path, monkeypatch, capsys, file, known):
+    processor = {"auto_map": {"AutoImageProcessor": "evil.Foo", "AutoConfig": "evil.Foo"}}
+    if known:
+        processor |= {"image_processor_type": "Foo", "model_type": "foo"}
+    evil(tmp_path, file, {"image_processor": processor} if file == NESTED_FILE else processor)
+    if file == "config.json":
+        write_json({}, tmp_path / PROCESSOR_FILE)
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    for load in (load_processor, lambda folder: load_processor(folder, "timm"), load_any_processor):
+        with pytest.raises(InputError):
+            load(tmp_path)
+    assert not (tmp_path / "RUN").exists()
+    assert "custom code" not in capsys.readouterr().out
+
+
+def test_another_file_than_the_folder_s_own_may_not_change_the_settings(tmp_path):
+    """Transformers takes the image processor in processor_config.json first; and that in timm's config.json."""
+    own = processor_config(config_for())
+    write_json(own, tmp_path / PROCESSOR_FILE)
+    write_json(timm_processor_config(config_for()), tmp_path / TIMM_PROCESSOR_FILE)
+    for harmless in ({"processor_class": "CLIPProcessor"}, {"image_processor": None}):
+        write_json(harmless, tmp_path / NESTED_FILE)
+        assert load_processor(tmp_path, "timm").data_config["mean"] == MEAN
+        assert tuple(load_processor(tmp_path).image_mean) == MEAN
+    write_json({"image_processor": own}, tmp_path / NESTED_FILE)
+    assert tuple(load_processor(tmp_path).image_mean) == MEAN
+    write_json({"image_processor": own | {"image_mean": [0.1] * 3}}, tmp_path / NESTED_FILE)
+    assert tuple(load_any_processor(tmp_path).image_mean) == (0.1,) * 3
+    with pytest.raises(InputError, match=r"from processor_config.json, with other .* \(image_mean\)") as caught:
+        load_processor(tmp_path)
+    assert caught.value.remedy == "Remove processor_config.json."
+    with pytest.raises(InputError, match="has no timm_processor.json that Transformers can read") as caught:
+        load_processor(tmp_path, "timm")
+    assert "Remove processor_config.json" in caught.value.remedy
+    write_json({"image_processor": timm_processor_config(config_for(mean=(0.1,) * 3))}, tmp_path / NESTED_FILE)
+    with pytest.raises(InputError, match="from processor_config.json, with other settings"):
+        load_processor(tmp_path, "timm")
+    (tmp_path / NESTED_FILE).unlink()
+    write_json({"pretrained_cfg": {}, "architecture": "x", "model_type": "vit"}, tmp_path / "config.json")
+    with pytest.raises(InputError, match="from config.json, with other settings"):
+        load_processor(tmp_path)
+    (tmp_path / PROCESSOR_FILE).unlink()
+    (tmp_path / "config.json").unlink()
+    write_json({"image_processor": own}, tmp_path / NESTED_FILE)
+    with pytest.raises(InputError, match="has no preprocessor_config.json"):
+        load_processor(tmp_path)
+    (tmp_path / NESTED_FILE).unlink()
+    (tmp_path / NESTED_FILE).symlink_to("/proc/kmsg")
+    with pytest.raises(InputError):
+        load_processor(tmp_path)
 
 
 def test_without_timm_it_says_what_to_install(tmp_path):

@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 
@@ -15,8 +16,16 @@ from vitconv import mapping
 from vitconv.architecture import Architecture
 from vitconv.catalogue import entries
 from vitconv.convert import convert_checkpoint, revert_checkpoint, to_huggingface, to_timm
-from vitconv.errors import ArchitectureError, CheckpointError, InputError, VitconvError, WeightsError
-from vitconv.preprocess import DataConfig, data_config, from_processor, processor_config, tag_config
+from vitconv.errors import ArchitectureError, CheckpointError, InputError, ParityError, VitconvError, WeightsError
+from vitconv.preprocess import (
+    DataConfig,
+    data_config,
+    from_processor,
+    known_difference,
+    processor_config,
+    sample_image,
+    tag_config,
+)
 from vitconv.timm_models import from_timm
 
 CLASSES = ("ash", "birch", "cedar", "elm", "fir")
@@ -198,6 +207,50 @@ def test_without_a_processor_a_note_says_whose_preprocessing_it_is(tmp_path):
     source = foreign(tmp_path / "hf", transformers.ViTForImageClassification(vit()))
     done = revert_checkpoint(source, tmp_path / "back")
     assert "No preprocessor_config.json" in done.notes[0]
+
+
+def test_the_processor_is_the_one_that_transformers_loads(converted, tmp_path):
+    """As CLIPProcessor saves it: in processor_config.json, which goes before preprocessor_config.json."""
+    source = shutil.copytree(converted[0], tmp_path / "source")
+    own = json.loads((source / "preprocessor_config.json").read_text())
+    nested = own | {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4] * 3}
+    (source / "processor_config.json").write_text(json.dumps({"image_processor": nested}))
+    for name in ("both", "nested only"):
+        data = revert_checkpoint(source, tmp_path / name).data
+        assert (data.mean, data.std) == ((0.1, 0.2, 0.3), (0.4,) * 3)
+        (source / "preprocessor_config.json").unlink(missing_ok=True)
+    del nested["image_std"]  # CLIP's own is taken
+    (source / "processor_config.json").write_text(json.dumps({"image_processor": nested}))
+    data = revert_checkpoint(source, tmp_path / "default").data
+    assert data.std == tuple(transformers.CLIPImageProcessor().image_std)
+
+
+def test_code_in_the_folder_is_neither_run_nor_asked_about(converted, tmp_path, monkeypatch):
+    source = shutil.copytree(converted[0], tmp_path / "source")
+    (source / "evil.py").write_text(f"open({str(tmp_path / 'RUN')!r}, 'w')\nclass Foo: pass\n")
+    (source / "preprocessor_config.json").write_text('{"auto_map": {"AutoImageProcessor": "evil.Foo"}}')
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    with pytest.raises(InputError, match="preprocessor_config.json in '.*' asks for code of the folder's own"):
+        revert_checkpoint(source, tmp_path / "back")
+    assert not (tmp_path / "RUN").exists()
+
+
+@pytest.mark.parametrize("size", [(600, 448), (601, 449)])
+def test_a_wrong_preprocessing_never_hides_behind_a_known_difference(converted, tmp_path, monkeypatch, size):
+    sample_image(size).save(tmp_path / "image.png")
+    done = revert_checkpoint(converted[0], tmp_path / "right", image=tmp_path / "image.png")
+    assert done.notes == tuple(filter(None, [known_difference(sample_image(size), done.data)]))
+    given = {**converted[2], "mean": (0.1, 0.2, 0.3)}
+    monkeypatch.setattr("vitconv.revert.from_processor", lambda *arguments: given)
+    with pytest.raises(ParityError, match="does not make the pixels"):
+        revert_checkpoint(converted[0], tmp_path / "wrong", image=tmp_path / "image.png")
+
+
+def test_a_rectangle_cut_from_the_short_edge_has_no_way_back():
+    architecture = Architecture((32, 64), (8, 8), 3, 64, 1, 1, 64, "gelu", 1e-6, 0)
+    content = processor_config(DataConfig((32, 32), 3, "bicubic", (0.5,) * 3, (0.5,) * 3, 1.0, "center"))
+    with pytest.raises(InputError, match=r"does what preprocessor_config.json does \(size\)"):
+        from_processor(content | {"crop_size": {"height": 32, "width": 64}}, architecture)
 
 
 @pytest.mark.parametrize("hidden_act", ["silu", "gelu", "mish"])

@@ -249,6 +249,36 @@ def test_the_timm_processor_is_proved_on_every_image(folder, small_checkpoint):
     assert (found.same_pixels, found.same_pixels_timm_processor) == (False, True)
 
 
+@pytest.mark.parametrize("size", [(600, 449), (500, 500), (601, 500)])
+@pytest.mark.parametrize("change", [{"image_mean": [0.5, 0.5, 0.4]}, {"resample": 2}, {"rescale_factor": 1 / 254}])
+def test_nothing_hides_behind_a_known_difference(folder, size, change):
+    """Of a crop that begins elsewhere, or of transparency, the other values are known too."""
+    model = build_timm("vit_tiny_patch16_224", num_classes=5)
+    data = data_config(tag_config(model.pretrained_cfg), from_timm(model))
+    image = sample_image(size)
+    if size[1] == 500:
+        image = image.convert("RGBA")
+        image.putalpha(100)
+    assert known_difference(image, data)
+    _, same, (note,) = verify_module.pixels_for(folder, data, [image])
+    assert (same, note) == (False, known_difference(image, data))
+    edit_json(folder / "preprocessor_config.json", **change)
+    with pytest.raises(ParityError, match="does not make the pixels"):
+        verify_module.pixels_for(folder, data, [image])
+
+
+@pytest.mark.parametrize("mean", [[0.5] * 3, [0.1] * 3])
+def test_an_image_processor_that_goes_before_the_folder_s_own(folder, verify, mean):
+    own = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": own | {"image_mean": mean}}))
+    (folder / "timm_processor.json").unlink()
+    if mean == own["image_mean"]:
+        assert verify().same_pixels
+        return
+    with pytest.raises(VitconvError, match=r"from processor_config.json, .* \(image_mean\)"):
+        verify()
+
+
 def test_a_tensor_that_transformers_would_invent_is_found(folder, verify):
     tensors = load_file(folder / "model.safetensors")
     del tensors["classifier.bias"]
@@ -423,9 +453,13 @@ def test_a_processor_where_none_can_be(tmp_path):
     torch.save(model.state_dict(), tmp_path / "six.pth")
     folder = convert_checkpoint(tmp_path / "six.pth", tmp_path / "six", architecture=model, verify=False).destination
     assert verify_checkpoint(tmp_path / "six.pth", folder, architecture=model).same_pixels is None
-    (folder / "preprocessor_config.json").write_text("{}")
-    with pytest.raises(ParityError, match="none does what timm's transform does. Image files have 1 or 3 channels"):
-        verify_checkpoint(tmp_path / "six.pth", folder, architecture=model)
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        (folder / name).write_text('{"image_processor": {}}')
+        with pytest.raises(
+            ParityError, match=f"a `{name}`, and none does what timm's .* Image files have 1 or 3 chan"
+        ):
+            verify_checkpoint(tmp_path / "six.pth", folder, architecture=model)
+        (folder / name).unlink()
 
 
 ODD = {

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from vitconv.architecture import Architecture
 from vitconv.description import DATA, SelfDescription
-from vitconv.errors import InputError, VitconvError
+from vitconv.errors import InputError, VitconvError, first_few
 from vitconv.inputs import MOST_TEXT, NoRegularFileError, check_file, open_file
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 PROCESSOR_FILE = "preprocessor_config.json"
 TIMM_PROCESSOR_FILE = "timm_processor.json"
+#: What processors of images and text are saved to. An image processor in it goes before every other file's.
+NESTED_FILE = "processor_config.json"
 
 ProcessorName = Literal["transformers", "timm"]
 
@@ -331,8 +333,15 @@ def timm_processor_config(config: DataConfig, architecture: str | None = None) -
     }
 
 
-def from_processor(content: Mapping[str, Any], architecture: Architecture) -> dict[str, Any]:
+def from_processor(
+    content: Mapping[str, Any], architecture: Architecture, file: str = PROCESSOR_FILE
+) -> dict[str, Any]:
     """timm's names for what a ``preprocessor_config.json`` does: the way back from :func:`processor_config`.
+
+    Args:
+        content: the processor's settings.
+        architecture: the model's.
+        file: where they are from, for people.
 
     Raises:
         InputError: it does something that timm's evaluation transform does not.
@@ -345,7 +354,7 @@ def from_processor(content: Mapping[str, Any], architecture: Architecture) -> di
         "std": content.get("image_std"),
         "interpolation": {str(number): name for name, number in _RESAMPLE.items()}.get(str(content.get("resample"))),
     }
-    if "shortest_edge" in size and cropped == (height, width):
+    if "shortest_edge" in size and cropped == (height, width) and height == width:
         given |= {"crop_pct": _crop_pct(height, size["shortest_edge"]), "crop_mode": "center"}
     elif "height" in size and cropped in (None, (height, width)):
         given |= {"crop_pct": _crop_pct(height, size["height"]), "crop_mode": "squash"}
@@ -354,7 +363,7 @@ def from_processor(content: Mapping[str, Any], architecture: Architecture) -> di
     factor = content.get("rescale_factor", 1 / 255)
     if odd or not switched or not isinstance(factor, float) or not math.isclose(factor, 1 / 255):
         raise InputError(
-            f"timm has no transform that does what {PROCESSOR_FILE} does ({', '.join(odd) or 'its steps'}).",
+            f"timm has no transform that does what {file} does ({', '.join(odd) or 'its steps'}).",
             "Correct it, or remove it: then the architecture's own preprocessing is taken.",
         )
     return given
@@ -374,13 +383,20 @@ def _crop_pct(crop: int, resized: int) -> float | None:
     return next((share for share in shares if share and math.floor(crop / share) == resized), None)
 
 
-def timm_pixels(image: Image, config: DataConfig) -> Tensor:
+def timm_pixels(image: Image, config: DataConfig, *, early_crop: bool = False) -> Tensor:
     """What timm's evaluation transform makes of the image: float32, shape (channels, height, width).
+
+    Args:
+        image: any picture.
+        config: how timm prepares it.
+        early_crop: begin the centre crop where Transformers does, by :func:`crop_shift` earlier than timm.
 
     Raises:
         InputError: it is too large, or becomes so (:data:`MOST_PIXELS`), or Pillow cannot convert its colours.
     """
     from timm.data import create_transform
+    from torchvision.transforms import CenterCrop
+    from torchvision.transforms.functional import crop
 
     _check_size(image, _resized((image.height, image.width), config.resize, config.crop_mode))
     transform = create_transform(
@@ -392,7 +408,14 @@ def timm_pixels(image: Image, config: DataConfig) -> Tensor:
         crop_pct=config.crop_pct,
         crop_mode=config.crop_mode,
     )
-    return transform(_converted(image, config.num_channels))
+    pixels = _converted(image, config.num_channels)
+    height, width = config.image_size
+    for step in transform.transforms:
+        if early_crop and isinstance(step, CenterCrop):
+            pixels = crop(pixels, (pixels.height - height) // 2, (pixels.width - width) // 2, height, width)
+        else:
+            pixels = step(pixels)
+    return pixels
 
 
 def huggingface_pixels(
@@ -415,43 +438,103 @@ def load_processor(folder: str | Path, processor: ProcessorName = "transformers"
             (PIL); ``"timm"`` for ``timm_processor.json``, which needs timm.
 
     Raises:
-        InputError: there is no such processor, the folder does not have it, Transformers cannot read it, or timm is
-            not installed.
+        InputError: there is no such processor, the folder does not have it, Transformers cannot read it, or takes
+            other settings than the file's (:data:`NESTED_FILE`); or timm is not installed.
     """
     if processor not in PROCESSORS:
         raise InputError(f"There is no processor '{processor}'.", f"Choose one of {', '.join(PROCESSORS)}.")
     return _load_timm_processor(Path(folder)) if processor == "timm" else _load_own_processor(Path(folder))
 
 
-def _load_own_processor(folder: Path) -> BaseImageProcessor:
+def processor_file(folder: Path) -> str | None:
+    """The name of the file of which Transformers takes a folder's image processor; ``None`` if there is none.
+
+    Raises:
+        InputError: it is a pipe, a device, or larger than any such file.
+    """
+    for name in (NESTED_FILE, PROCESSOR_FILE):
+        check_file(folder / name, "file", most=MOST_TEXT)
+    own = PROCESSOR_FILE if (folder / PROCESSOR_FILE).exists() else None
+    try:
+        content = json.loads((folder / NESTED_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return own
+    except (OSError, ValueError, RecursionError):
+        return NESTED_FILE  # when Transformers loads it, it is said
+    nested = not isinstance(content, dict) or content.get("image_processor") is not None
+    return NESTED_FILE if nested else own
+
+
+def load_any_processor(folder: Path) -> BaseImageProcessor:
+    """The image processor that Transformers itself loads from a folder, whoever wrote it; with the PIL backend.
+
+    Code that lies in the folder is neither run nor asked about.
+
+    Raises:
+        InputError: there is none that Transformers can read.
+    """
+    file = processor_file(folder) or PROCESSOR_FILE
+    return _from_pretrained(folder, folder, file)
+
+
+def _from_pretrained(path: Path, folder: Path, file: str) -> BaseImageProcessor:
+    """The image processor in a folder, or in one file of it."""
     import transformers
 
     major = int(transformers.__version__.partition(".")[0])
     pil: dict[str, Any] = {"backend": "pil"} if major >= 5 else {"use_fast": False}
     try:
-        return transformers.AutoImageProcessor.from_pretrained(folder, **pil)
+        # Without the last argument, a folder with code of its own makes Transformers ask on the terminal.
+        processor = transformers.AutoImageProcessor.from_pretrained(path, **pil, trust_remote_code=False)
     except Exception as error:  # its settings are checked by Transformers, each in its own way
         raise InputError(
-            f"'{folder}' has no {PROCESSOR_FILE} that Transformers can read.",
+            f"'{folder}' has no {file} that Transformers can read.",
             f"It has {TIMM_PROCESSOR_FILE}: choose the processor 'timm'."
             if (folder / TIMM_PROCESSOR_FILE).is_file()
             else "Pass a folder that `vitconv convert` has written; where it warned that there is no image processor "
             "for the model, prepare the pixels in code of your own.",
         ) from error
+    if getattr(processor, "auto_map", None):
+        raise InputError(
+            f"{file} in '{folder}' asks for code of the folder's own, which is not run.",
+            "Write the settings of one of Transformers' own image processors into it, without `auto_map`.",
+        )
+    return processor
+
+
+def _load_own_processor(folder: Path) -> BaseImageProcessor:
+    loaded = load_any_processor(folder)
+    _check_override(folder, PROCESSOR_FILE, loaded, _from_pretrained(folder / PROCESSOR_FILE, folder, PROCESSOR_FILE))
+    return loaded
+
+
+def _check_override(folder: Path, file: str, loaded: BaseImageProcessor, own: BaseImageProcessor) -> None:
+    """Raise :class:`InputError` unless what Transformers loads from a folder has the settings of the file in it."""
+    found, expected = loaded.to_dict(), own.to_dict()
+    names = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
+    if names:
+        other = NESTED_FILE if processor_file(folder) == NESTED_FILE else "config.json"
+        raise InputError(
+            f"Transformers takes the image processor in '{folder}' from {other}, with other settings than those in "
+            f"{file} ({first_few(names)}).",
+            f"Remove {NESTED_FILE}." if other == NESTED_FILE else f"Restore {other}, or convert the checkpoint again.",
+        )
 
 
 def _load_timm_processor(folder: Path) -> BaseImageProcessor:
     import transformers
 
-    if not (folder / TIMM_PROCESSOR_FILE).is_file():
+    path = folder / TIMM_PROCESSOR_FILE
+    if not path.is_file():
         raise InputError(
             f"'{folder}' has no {TIMM_PROCESSOR_FILE}.",
             "Convert the checkpoint again: `vitconv convert` writes it for every model of 1 or 3 channels.",
         )
+    check_file(path, "file", most=MOST_TEXT)
+    nested = processor_file(folder) == NESTED_FILE
     try:
-        return transformers.TimmWrapperImageProcessor.from_pretrained(
-            folder, image_processor_filename=TIMM_PROCESSOR_FILE
-        )
+        cls = transformers.TimmWrapperImageProcessor
+        loaded, own = cls.from_pretrained(folder, image_processor_filename=path.name), cls.from_pretrained(path)
     except ImportError as error:
         raise InputError(
             f"The image processor in {TIMM_PROCESSOR_FILE} needs timm and torchvision, of which one is not installed.",
@@ -460,8 +543,12 @@ def _load_timm_processor(folder: Path) -> BaseImageProcessor:
     except Exception as error:  # timm checks nothing: what is wrong shows wherever it is used
         raise InputError(
             f"'{folder}' has no {TIMM_PROCESSOR_FILE} that Transformers can read.",
-            "Convert the checkpoint again, or restore the file.",
+            f"Remove {NESTED_FILE}, which Transformers takes instead."
+            if nested
+            else "Convert the checkpoint again, or restore the file.",
         ) from error
+    _check_override(folder, TIMM_PROCESSOR_FILE, loaded, own)
+    return loaded
 
 
 def process(image: Image, processor: BaseImageProcessor, num_channels: int) -> Tensor:
@@ -540,6 +627,12 @@ def known_difference(image: Image, config: DataConfig) -> str | None:
             "Transformers blends transparency with white, timm drops it: pass it image.convert('RGBA').convert('RGB')."
         )
     return None
+
+
+def without_transparency(image: Image, config: DataConfig) -> Image:
+    """The image as :func:`known_difference` says to pass it to Transformers, for timm's colours."""
+    transparent = config.num_channels == 3 and image.has_transparency_data
+    return image.convert("RGBA").convert("RGB") if transparent else image
 
 
 def crop_shift(image_size: tuple[int, int], config: DataConfig) -> tuple[int, int]:

@@ -7,6 +7,7 @@ configuration tells: the one of the catalogue that becomes this very configurati
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -29,7 +30,9 @@ from vitconv.preprocess import (
     DataConfig,
     data_config,
     from_processor,
+    load_any_processor,
     load_image,
+    processor_file,
     sample_image,
     tag_config,
 )
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor, nn
     from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers.image_processing_utils import BaseImageProcessor
 
 #: What Transformers models may have that timm's have not: a part of the tensors' names, and what it is.
 DROPPABLE = {
@@ -149,7 +153,7 @@ def revert_checkpoint(
             raise
         # What was folded may have another architecture's form.
         found = _revert(hf_model, None, drop, any_epsilon=False)
-    data, notes = _data(source, found)
+    processor, data, notes = _data(source, found)
 
     with staged_folder(destination, overwrite=overwrite) as folder:
         say("Writing the folder")
@@ -157,9 +161,8 @@ def revert_checkpoint(
         parity = None
         if verify:
             say("Comparing the models")
-            parity = _prove(
-                folder, found, hf_model, source if (source / PROCESSOR_FILE).exists() else None, data, picture
-            )
+            parity, differences = _prove(folder, found, hf_model, processor, data, picture)
+            notes = (*notes, *differences)
             write_json({"schema": 1, "architecture": found.name, "parity": parity.to_dict()}, folder / PARITY_FILE)
     return Reversion(
         Path(destination),
@@ -625,15 +628,19 @@ def _recorded_name(folder: Path) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _data(source: Path, found: _Found) -> tuple[DataConfig, tuple[str, ...]]:
-    """How the folder's image processor prepares images, for timm; without one, what the architecture's tag says."""
-    path = source / PROCESSOR_FILE
+def _data(source: Path, found: _Found) -> tuple[BaseImageProcessor | None, DataConfig, tuple[str, ...]]:
+    """The folder's image processor, and how timm does what it does; without one, what the architecture's tag says.
+
+    The processor is the one that Transformers itself loads, with the settings that its file leaves to the class.
+    """
+    file = processor_file(source)
     tag = tag_config(found.model.pretrained_cfg)
-    if not path.is_file():
+    if file is None:
         data = data_config(tag, found.architecture)
-        return data, (f"No {PROCESSOR_FILE} in '{source}': the preprocessing is that of {data.origin}.",)
-    given = from_processor(read_json(path), found.architecture)
-    return data_config(tag, found.architecture, given), ()
+        return None, data, (f"No {PROCESSOR_FILE} in '{source}': the preprocessing is that of {data.origin}.",)
+    processor = load_any_processor(source)
+    given = from_processor(json.loads(processor.to_json_string()), found.architecture, file)
+    return processor, data_config(tag, found.architecture, given), ()
 
 
 def _write(folder: Path, found: _Found, config: PreTrainedConfig, data: DataConfig) -> None:
@@ -677,9 +684,14 @@ def _write(folder: Path, found: _Found, config: PreTrainedConfig, data: DataConf
 
 
 def _prove(
-    folder: Path, found: _Found, hf_model: PreTrainedModel, processor: Path | None, data: DataConfig, picture: Image
-) -> Parity:
-    """Load the folder as users do, and compare."""
+    folder: Path,
+    found: _Found,
+    hf_model: PreTrainedModel,
+    processor: BaseImageProcessor | None,
+    data: DataConfig,
+    picture: Image,
+) -> tuple[Parity, tuple[str, ...]]:
+    """Load the folder as users do, and compare; also the known differences of the pixels, in sentences."""
     import timm
 
     try:
@@ -691,7 +703,7 @@ def _prove(
     dtype = next(found.model.parameters()).dtype
     loaded.to(dtype)
     check_bytes(found.model.state_dict(), loaded.state_dict())
-    pixels, _, _ = pixels_for(processor, data, [picture])
+    pixels, _, differences = pixels_for(None, data, [picture], processor=processor)
     natural = str(dtype).removeprefix("torch.")
     # Under another name, an activation is the same function, rounded after each step of its formula: in 16 bits that
     # is farther from float64 than timm's, so that the two are compared where rounding is small.
@@ -707,4 +719,4 @@ def _prove(
     parity = compare(exact, hf_model, pixels, dtypes=["float64"])
     parity += compare(loaded, hf_model, pixels, dtypes=[natural])
     parity.assert_match()
-    return parity
+    return parity, differences

@@ -36,18 +36,18 @@ from vitconv.parity import Parity, compare
 from vitconv.plan import convert_tensors, make_plan, shapes_of, widest_dtype
 from vitconv.preprocess import (
     PROCESSOR_FILE,
-    PROCESSORS,
     TIMM_PROCESSOR_FILE,
     DataConfig,
-    ProcessorName,
-    huggingface_pixels,
     known_difference,
     load_processor,
     makes_pixels,
     obstacle,
     probe_pixels,
+    process,
     processor_config,
+    processor_file,
     timm_pixels,
+    without_transparency,
 )
 from vitconv.simplify import Made
 from vitconv.timm_models import make_buffers
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor, nn
     from transformers import PreTrainedConfig
+    from transformers.image_processing_utils import BaseImageProcessor
 
 
 @dataclass(frozen=True)
@@ -427,12 +428,12 @@ def check_processor(folder: Path, data: DataConfig) -> None:
         folder: with the image processor, if there is one for such a model.
         data: how timm prepares an image.
     """
-    expected = processor_config(data)
-    if not (folder / PROCESSOR_FILE).exists():
+    expected, file = processor_config(data), processor_file(folder)
+    if file is None:
         return
     if expected is None:
         raise ParityError(
-            f"The folder has a `{PROCESSOR_FILE}`, and none does what timm's transform does. {obstacle(data)}",
+            f"The folder has a `{file}`, and none does what timm's transform does. {obstacle(data)}",
             "Remove the file: with it, Transformers prepares images in another way than timm.",
             stage="pixels",
         )
@@ -498,35 +499,43 @@ def _natural_dtype(stored: torch.dtype | None) -> str:
 
 
 def pixels_for(
-    folder: Path | None, data: DataConfig, images: Sequence[Image]
+    folder: Path | None, data: DataConfig, images: Sequence[Image], *, processor: BaseImageProcessor | None = None
 ) -> tuple[Tensor, bool | None, tuple[str, ...]]:
     """The models' input as timm makes it of the images, whether the folder makes the same, and if not, why.
 
-    Shape (batch, channels, height, width). Without a format for images of so many channels, noise.
+    Shape (batch, channels, height, width). Without a format for images of so many channels, noise. Where there is a
+    known difference, it must be the only one: without it, the pixels must be equal bit for bit.
 
     Args:
         folder: with the image processor; ``None`` to make timm's pixels only.
         data: how timm prepares an image.
         images: any pictures.
+        processor: the image processor, instead of one in a folder.
 
     Raises:
         ParityError: the folder makes other pixels, and no known difference explains it.
+        InputError: Transformers cannot read the image processor, or takes it from another file.
     """
     import torch
 
     if not makes_pixels(data):
         return probe_pixels(data)[:1], None, ()
     pixels = torch.stack([timm_pixels(image, data) for image in images])
-    if folder is None or processor_config(data) is None:
-        return pixels, None, ()
-    if not (folder / PROCESSOR_FILE).exists():
-        raise ParityError(f"The folder has no `{PROCESSOR_FILE}`.", _AGAIN, stage="pixels")
+    if processor is None:
+        if folder is None or processor_config(data) is None:
+            return pixels, None, ()
+        if not (folder / PROCESSOR_FILE).exists():
+            raise ParityError(f"The folder has no `{PROCESSOR_FILE}`.", _AGAIN, stage="pixels")
+        processor = load_processor(folder)
     notes = []
     for image, expected in zip(images, pixels, strict=True):
-        if _makes(expected, image, folder, data, "transformers"):
+        if _makes(expected, image, processor, data, PROCESSOR_FILE):
             continue
         reason = known_difference(image, data)
-        if reason is None:
+        opaque = without_transparency(image, data)
+        if reason is None or not _makes(
+            timm_pixels(opaque, data, early_crop=True), opaque, processor, data, PROCESSOR_FILE
+        ):
             raise _other_pixels(PROCESSOR_FILE, image)
         notes.append(reason)
     return pixels, not notes, tuple(dict.fromkeys(notes))
@@ -543,23 +552,24 @@ def check_timm_processor(folder: Path, data: DataConfig, images: Sequence[Image]
     """
     if not (folder / TIMM_PROCESSOR_FILE).exists() or not makes_pixels(data):
         return None
+    processor = load_processor(folder, "timm")
     for image in images:
-        if not _makes(timm_pixels(image, data), image, folder, data, "timm"):
+        if not _makes(timm_pixels(image, data), image, processor, data, TIMM_PROCESSOR_FILE):
             raise _other_pixels(TIMM_PROCESSOR_FILE, image)
     return True
 
 
-def _makes(expected: Tensor, image: Image, folder: Path, data: DataConfig, processor: ProcessorName) -> bool:
-    """Whether a processor of the folder makes these pixels of the image, bit for bit."""
+def _makes(expected: Tensor, image: Image, processor: BaseImageProcessor, data: DataConfig, file: str) -> bool:
+    """Whether a processor, which is in this file, makes these pixels of the image, bit for bit."""
     import torch
 
     try:
-        return torch.equal(expected[None], huggingface_pixels(image, folder, data, processor))
+        return torch.equal(expected[None], process(image, processor, data.num_channels))
     except VitconvError:
         raise
     except Exception as error:  # a file edited by hand may make a processor fail in any way
         raise ParityError(
-            f"The image processor in `{PROCESSORS[processor]}` fails: {type(error).__name__}: {error}",
+            f"The image processor in `{file}` fails: {type(error).__name__}: {error}",
             _AGAIN,
             stage="pixels",
         ) from error

@@ -410,6 +410,30 @@ def test_a_folder_without_a_processor_is_refused_before_anything_is_written(fold
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("processor", ["transformers", "timm"])
+def test_a_processor_that_goes_before_the_folder_s_own_is_refused(folder, tmp_path, write_images, processor):
+    mine = shutil.copytree(folder, tmp_path / "mine")
+    own = json.loads((mine / "preprocessor_config.json").read_text())
+    (mine / "processor_config.json").write_text(json.dumps({"image_processor": own | {"image_mean": [0.1] * 3}}))
+    with pytest.raises(InputError) as caught:
+        predict(mine, write_images(2), tmp_path / "out", processor=processor)
+    assert "Remove processor_config.json" in caught.value.remedy
+    assert not (tmp_path / "out").exists()
+
+
+def test_code_in_a_folder_is_neither_run_nor_asked_about(folder, tmp_path, write_images):
+    mine = shutil.copytree(folder, tmp_path / "mine")
+    (mine / "evil.py").write_text(f"open({str(tmp_path / 'RUN')!r}, 'w')\nclass Foo: pass\n")
+    processor = {"image_processor_type": "Foo", "auto_map": {"AutoImageProcessor": "evil.Foo"}}
+    (mine / "preprocessor_config.json").write_text(json.dumps(processor))
+    done = CliRunner().invoke(
+        app, ["predict", str(mine), str(write_images(2)), str(tmp_path / "out")], input="y\n" * 9
+    )
+    assert "custom code" not in done.output
+    assert done.exit_code == 1
+    assert not (tmp_path / "RUN").exists()
+
+
 def run_command(*arguments):
     result = CliRunner().invoke(app, ["predict", *map(str, arguments)])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
