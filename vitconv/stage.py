@@ -13,12 +13,14 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 import yaml
+from yaml.constructor import ConstructorError
 
 from vitconv import cli, errors
 from vitconv.cli import errors_for_people
 from vitconv.destination import check_destination
 from vitconv.errors import InputError, VitconvError, shown
 from vitconv.evaluation.digests import write_digests
+from vitconv.inputs import check_file, open_file
 
 PARAMETERS_FILE = Path("params.yaml")
 
@@ -109,15 +111,44 @@ _FORMS = {
 }
 
 
+#: The most bytes of params.yaml: a hundred times what it needs. PyYAML takes a second for 100 kB.
+_MOST_BYTES = 2**18
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML without merge keys, and says where a value stands that is none of its type."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Refuse ``<<``: it copies what it merges, so that a few lines of aliases become immense."""
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise ConstructorError(None, None, "merge keys (<<) are not read: write each value", key.start_mark)
+        super().flatten_mapping(node)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """As in PyYAML, whose constructors raise whatever a text makes them, such as IndexError of ``!!int ""``."""
+        try:
+            return super().construct_object(node, deep)
+        except (yaml.YAMLError, RecursionError, MemoryError):
+            raise
+        except Exception as error:
+            kind = node.tag.rpartition(":")[2]
+            raise ConstructorError(None, None, f"{shown(node.value)} is no {kind}", node.start_mark) from error
+
+
 def read_parameters(*names: str) -> dict[str, Any]:
     """The values of these parameters, each of the form that it has to be of.
 
     Raises:
-        InputError: there is no such file, it is no mapping in YAML, or a parameter is missing or of another form.
+        InputError: there is no such file, it is no regular file or too large, it is no mapping in YAML or has merge
+            keys, or a parameter is missing or of another form.
     """
+    check_file(PARAMETERS_FILE, "file of the parameters", most=_MOST_BYTES)
     try:
-        values = yaml.safe_load(PARAMETERS_FILE.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        with open_file(PARAMETERS_FILE) as file:
+            text = file.read(_MOST_BYTES).decode("utf-8")
+        values = yaml.load(text, _Loader)
+    except Exception as error:  # PyYAML has no common one for what a file may hold
         reason = " ".join(str(error).split())
         raise InputError(f"'{PARAMETERS_FILE}' cannot be read: {reason}", "Run it in the project's root.") from error
     if not isinstance(values, dict):
