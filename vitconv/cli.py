@@ -402,7 +402,10 @@ def predict(
         Processor,
         typer.Option(help="What makes the pixels: MODEL's preprocessor_config.json, or its timm_processor.json."),
     ] = Processor.transformers,
-    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Images that the model takes at once.")] = 8,
+    batch_size: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, help="Images that the model takes at once; 1 GiB of pixels at most."),
+    ] = 8,
     device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda…")] = "auto",
     max_errors: Annotated[
         int, typer.Option(metavar="N", min=0, help="How many images may be missing or broken before it is an error.")
