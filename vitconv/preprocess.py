@@ -30,7 +30,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
-from vitconv.architecture import Architecture
+from vitconv.architecture import MOST_PIXELS, Architecture
 from vitconv.description import DATA, SelfDescription
 from vitconv.errors import InputError, VitconvError
 from vitconv.inputs import MOST_TEXT, NoRegularFileError, check_file, open_file
@@ -565,11 +565,6 @@ def crop_shift(image_size: tuple[int, int], config: DataConfig) -> tuple[int, in
 def _shift(margin: int) -> int:
     return round(margin / 2) - margin // 2 if margin > 0 else -margin % 2
 
-
-#: The most pixels of an image, and of what its resize makes of it: 8192x6144, 50 million. Reading and preparing one
-#: takes up to 31 bytes a pixel (measured: WebP with transparency, Transformers' processor), so that with the model and
-#: its libraries the largest takes less than 2 GiB. Pillow warns from 89 million on, and refuses only twice that.
-MOST_PIXELS = 3 * 2**24
 
 #: The most bytes of an image file: so many pixels have fewer, uncompressed. Some formats are read as a whole.
 MOST_BYTES = 2**28

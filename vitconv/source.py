@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitconv import catalogue, mapping, resize
-from vitconv.architecture import Architecture, Shapes, describe_shapes, fit_to_weights
+from vitconv.architecture import Architecture, Shapes, check_image_size, describe_shapes, fit_to_weights
 from vitconv.checkpoint import Source, open_source, read_json
 from vitconv.description import (
     DATA,
@@ -164,6 +164,8 @@ def identify(path: str | os.PathLike[str], options: SourceOptions) -> Identified
         VitconvError: it cannot be read or is no convertible model, or what it says of itself contradicts what was
             given or its weights.
     """
+    if options.image_size is not None:
+        check_image_size(options.image_size)
     source = open_source(path)
     description, notes = _own_description(source, options.ignore)
     wanted, note = _architecture(source, options, description)

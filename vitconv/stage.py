@@ -7,6 +7,7 @@ with a value before anything is done with it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -16,6 +17,7 @@ import yaml
 from yaml.constructor import ConstructorError
 
 from vitconv import cli, errors
+from vitconv.architecture import MOST_PIXELS
 from vitconv.cli import errors_for_people
 from vitconv.destination import check_destination
 from vitconv.errors import InputError, VitconvError, shown
@@ -55,6 +57,11 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _are_sides(value: list[Any]) -> bool:
+    """Whether an image can have sides of these lengths."""
+    return all(_is_whole(side) and side > 0 for side in value) and math.prod(value) <= MOST_PIXELS
+
+
 def _is_plain(value: Any) -> bool:
     """Whether it is made of what JSON has; papermill writes whatever else YAML has into the notebook as code.
 
@@ -86,7 +93,7 @@ _TEXT = _Form(_is_text, "Write a text, in quotes if YAML takes it for something 
 _TEXTS = _Form(lambda value: isinstance(value, list) and all(map(_is_text, value)), "Write a list of names.", [])
 _SWITCH = _Form(lambda value: isinstance(value, bool), "Write true or false.", False)
 _SIZE = _Form(
-    lambda value: isinstance(value, list) and len(value) in (0, 2) and all(map(_is_whole, value)),
+    lambda value: isinstance(value, list) and len(value) in (0, 2) and _are_sides(value),
     "Write [height, width], or leave it empty.",
     [],
 )

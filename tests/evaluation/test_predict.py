@@ -413,7 +413,7 @@ def test_a_configuration_of_immense_images_is_refused(folder, tmp_path, write_im
     mine = shutil.copytree(folder, tmp_path / "mine")
     content = json.loads((mine / "config.json").read_text()) | {"image_size": 10**9}
     (mine / "config.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match="too large for any batch"):
+    with pytest.raises(InputError, match="too large for a batch"):
         predict(mine, write_images(1), tmp_path / "out", batch_size=1)
 
 

@@ -154,7 +154,7 @@ def _check_batch(size: int, model: Classifier) -> None:
     most = MOST_BATCH // (4 * math.prod(model.shape))
     if not most:
         raise InputError(
-            f"The model in '{model.folder}' takes images of shape {shown(list(model.shape))}, too large for any batch.",
+            f"The model in '{model.folder}' takes images of shape {shown(list(model.shape))}, too large for a batch.",
             "Check the sizes in its config.json.",
         )
     if size > most:
