@@ -201,6 +201,21 @@ def test_an_image_size_that_no_image_has(side, name, tmp_path):
         assert inspect(path, ignore=["img_size"]).architecture.image_size == (224, 224)
 
 
+def test_texts_of_any_length_are_told_shortened(folder, tmp_path):
+    long = "x" * 10**6
+    for name in ("class_map", "input_img_mode", "interpolation", "norm_layer", long):
+        for part in ("model_args", "pretrained_cfg"):
+            original = (folder() / "config.json").read_text()
+            path = folder(lambda config, name=name, part=part: config[part].update({name: long}))
+            try:
+                found = inspect(path)
+            except VitconvError as error:
+                assert len(str(error)) < 6000
+            else:
+                assert max(map(len, [*found.notes, *found.warnings, found.data.values])) < 3000
+            (path / "config.json").write_text(original)
+
+
 def test_a_model_that_takes_any_size(tmp_path):
     path, *_ = as_train_py_saves(tmp_path, model_kwargs={**TINY, "img_size": 96, "dynamic_img_size": True})
     assert "timm feeds it 224x224" in refusal(CheckpointError, path).problem

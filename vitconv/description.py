@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vitconv.architecture import MOST_PIXELS
-from vitconv.errors import ArchitectureError, CheckpointError, InputError
+from vitconv.errors import ArchitectureError, CheckpointError, InputError, shown
 
 #: How timm prepares images: the names in its ``pretrained_cfg`` and its training script's arguments.
 DATA = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
@@ -263,7 +263,7 @@ def check_sizes(
             continue
         if not (is_image_size(stated) if name == "img_size" else type(stated) is int):
             raise CheckpointError(
-                f"The checkpoint's `{description.where(name)}` is {stated!r}, which is no size.",
+                f"The checkpoint's `{description.where(name)}` is {shown(stated)}, which is no size.",
                 f"Correct it there, or pass --ignore {name} to take what the weights tell ({_short(value)}).",
             )
         remedy = f"Check that it is the file you mean; --ignore {name} takes what the weights tell."

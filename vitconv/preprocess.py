@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from vitconv.architecture import MOST_PIXELS, Architecture
 from vitconv.description import DATA, SelfDescription
-from vitconv.errors import InputError, VitconvError
+from vitconv.errors import InputError, VitconvError, shown
 from vitconv.inputs import MOST_TEXT, NoRegularFileError, check_file, open_file
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class DataConfig:
         """The values themselves, in one line for people."""
         mean, std = ("/".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
         size = f"{self.image_size[0]}x{self.image_size[1]}"
-        return f"{size}, {self.interpolation}, crop {self.crop_pct:g} ({self.crop_mode}), mean {mean}, std {std}"
+        return f"{size}, {self.interpolation[:100]}, crop {self.crop_pct:g} ({self.crop_mode}), mean {mean}, std {std}"
 
     @property
     def resize(self) -> tuple[int, int]:
@@ -250,7 +250,7 @@ def _check_given(given: Mapping[str, Any], architecture: Architecture, stated: S
             raise InputError(f"The data configuration has an unknown name '{name}'.", _GIVE)
         if not checks[name](value):
             if stated is None:
-                raise InputError(f"The data configuration's `{name}` is {value!r}.", f"It must be {GIVEN[name]}.")
+                raise InputError(f"The data configuration's `{name}` is {shown(value)}.", f"It must be {GIVEN[name]}.")
             place = name if name in stated.statements else "pretrained_cfg"
             where = f" (`{stated.where(place)}`)" if place in stated.statements else ""
             raise InputError(
@@ -271,7 +271,7 @@ def obstacle(config: DataConfig) -> str | None:
     if config.crop_mode == "border":
         return "Transformers has no image processor that pads the borders with the mean (`crop_mode='border'`)."
     if config.interpolation not in _RESAMPLE:
-        return f"Transformers has no fixed resampling for timm's interpolation '{config.interpolation}'."
+        return f"Transformers has no fixed resampling for timm's interpolation {shown(config.interpolation)}."
     if config.crop_mode != "squash" and config.image_size[0] != config.image_size[1]:
         return "Transformers cannot resize an image to cover a rectangle (`crop_mode='center'`, not square)."
     return None

@@ -35,7 +35,7 @@ from vitconv.description import (
     same_value,
     together,
 )
-from vitconv.errors import ArchitectureError, CheckpointError, InputError, VitconvError, first_few
+from vitconv.errors import ArchitectureError, CheckpointError, InputError, VitconvError, first_few, shown
 from vitconv.labels import check_labels, in_order, read_labels
 from vitconv.plan import Plan, check_names, check_tensors, make_plan, shapes_of
 from vitconv.preprocess import MODES, DataConfig, data_config, missing_processor, read_data_config, tag_config
@@ -279,7 +279,7 @@ def _check_mode(description: SelfDescription, known: Architecture) -> None:
     mode = description.get("input_img_mode")
     if mode is not None and mode != MODES.get(known.num_channels):
         raise CheckpointError(
-            f"The images were converted to '{mode}' (`{description.where('input_img_mode')}`), which no image "
+            f"The images were converted to {shown(mode)} (`{description.where('input_img_mode')}`), which no image "
             "processor of Transformers does.",
             "Pass --ignore input_img_mode if you do that yourself.",
         )
@@ -319,7 +319,7 @@ def _class_names_note(source: Source, description: SelfDescription) -> list[str]
     found = _class_map(source, description)
     if found is not None:
         return [f"The class names are those of {found}, which the checkpoint names (`class_map`)."]
-    return [f"The checkpoint was trained with the class names in '{stated}' (`class_map`): pass --labels."]
+    return [f"The checkpoint was trained with the class names in {shown(stated)} (`class_map`): pass --labels."]
 
 
 @dataclass(frozen=True)
@@ -395,7 +395,9 @@ def _own_description(source: Source, ignore: Collection[str]) -> tuple[SelfDescr
         stated = base_name(stated)  # whose tag says nothing then
     known = _name_of_today(stated)
     if known is None:
-        note = f"The checkpoint says `{description.where('architecture')}` '{stated}', which is no name of timm's."
+        note = (
+            f"The checkpoint says `{description.where('architecture')}` {shown(stated)}, which is no name of timm's."
+        )
         return description.without(["architecture"]), [*said, note]
     return description.stating("architecture", known), said
 
