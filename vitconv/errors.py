@@ -6,8 +6,8 @@ import re
 import reprlib
 from collections.abc import Iterable
 
-#: Some four times the longest sentence on models of ordinary names.
-MOST_CHARACTERS = 5000
+#: More than a sentence with a few paths has, of which Linux opens none above 4096 bytes.
+MOST_CHARACTERS = 20_000
 
 
 class VitconvError(Exception):
