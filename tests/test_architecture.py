@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import KINDS, small_model
 
-from vitconv.architecture import describe_shapes, fit_to_weights
+from vitconv.architecture import MOST_PIXELS, check_image_size, describe_shapes, fit_to_weights
 from vitconv.catalogue import entries
 from vitconv.errors import InputError, WeightsError
 from vitconv.plan import shapes_of
@@ -71,6 +71,13 @@ def test_relative_positions_tell_the_size():
 def test_rotary_positions_fit_any_size():
     known = entries()["vit_small_patch16_dinov3"].architecture
     assert fit_to_weights(known, {"patch_embed.proj.weight": (384, 3, 16, 16)}, (320, 160)).image_size == (320, 160)
+
+
+def test_a_size_must_be_one_that_an_image_may_have():
+    check_image_size((MOST_PIXELS // 2, 2))
+    for size in ((MOST_PIXELS // 2 + 1, 2), (10**30, 32), (10**5000, 1)):
+        with pytest.raises(InputError, match="is too large: an image has 50,331,648 pixels at most"):
+            check_image_size(size)
 
 
 def test_a_size_must_be_positive():

@@ -279,6 +279,23 @@ def test_control_characters_in_names_are_escaped(save):
     assert "\x1b" not in err
 
 
+def test_a_destination_that_is_not_utf8_is_printed_escaped(small_checkpoint, folder, write_images, tmp_path):
+    """Where stdout is strict, as on most systems, half a character in it would end a command that is done."""
+    for command in (
+        ["convert", small_checkpoint, tmp_path / "con\udcff", *ARCH, "--no-verify"],
+        ["revert", folder, tmp_path / "re\udcff", "--no-verify"],
+    ):
+        code, out, _ = run(*command)
+        assert code == 0
+        assert f"{tmp_path}/{command[2].name[:-1]}\\udcff: " in out
+    images = write_images(1)
+    code, _, err = run("predict", folder, images, tmp_path / "pre\udcff")
+    assert code == 1 and "pre\\udcff' is not UTF-8" in err and not (tmp_path / "pre\udcff").exists()
+    images.rename(images.parent / "list\udcff")
+    code, _, err = run("predict", folder, images.parent / "list\udcff", tmp_path / "predictions")
+    assert code == 1 and "list\\udcff' is not UTF-8" in err
+
+
 def test_wrong_usage_is_exit_2():
     assert run("convert")[0] == 2
     assert run("convert", "a", "b", "--dtype", "int3")[0] == 2

@@ -190,6 +190,33 @@ def test_an_impossible_image_size_beside_a_stated_one(tmp_path):
     assert "`pos_embed` was trained for" in refusal(InputError, path, image_size=(8, 8)).problem
 
 
+@pytest.mark.parametrize("side", [100_000, 10**30])
+@pytest.mark.parametrize("name", ["img_size", "input_size"])
+def test_an_image_size_that_no_image_has(side, name, tmp_path):
+    for value in [side, [side, side]] if name == "img_size" else [[3, side, side]]:
+        path, *_ = as_train_py_saves(tmp_path, **{name: value})
+        error = refusal(CheckpointError, path)
+        assert f"`args.{name}` is of more pixels than the 50,331,648 that an image has" in error.problem
+        assert "--ignore img_size" in error.remedy
+        assert inspect(path, ignore=["img_size"]).architecture.image_size == (224, 224)
+
+
+def test_texts_of_any_length_are_told_shortened(folder, tmp_path):
+    long = "x" * 10**6
+    assert len(str(VitconvError(long, long))) < 50_000
+    for name in ("class_map", "input_img_mode", "interpolation", "norm_layer", long):
+        for part in ("model_args", "pretrained_cfg"):
+            original = (folder() / "config.json").read_text()
+            path = folder(lambda config, name=name, part=part: config[part].update({name: long}))
+            try:
+                found = inspect(path)
+            except VitconvError as error:
+                assert len(str(error)) < 6000
+            else:
+                assert max(map(len, [*found.notes, *found.warnings, found.data.values])) < 3000
+            (path / "config.json").write_text(original)
+
+
 def test_a_model_that_takes_any_size(tmp_path):
     path, *_ = as_train_py_saves(tmp_path, model_kwargs={**TINY, "img_size": 96, "dynamic_img_size": True})
     assert "timm feeds it 224x224" in refusal(CheckpointError, path).problem
@@ -373,6 +400,19 @@ def test_a_folder_whose_weights_are_of_another_size(folder):
     assert "--img-size 96 96 to resample the position embedding to that size as timm does" in error.remedy
     path = folder(lambda config: config["model_args"].update(num_classes=9, img_size=224))
     assert "`num_classes` 9" in refusal(CheckpointError, path).problem
+
+
+@pytest.mark.parametrize("side", [100_000, 10**30])
+def test_a_folder_for_images_of_a_size_that_no_image_has(side, folder):
+    path = folder(lambda config: config["model_args"].update(img_size=side))
+    assert "model_args.img_size` is of more pixels" in refusal(CheckpointError, path).problem
+
+    def edit(config):
+        config["model_args"].pop("img_size")
+        config["pretrained_cfg"].update(input_size=[3, side, side])
+
+    path = folder(edit)
+    assert "config.json: input_size` is of more pixels" in refusal(CheckpointError, path).problem
 
 
 @pytest.mark.parametrize("content", ['{"architecture": 3}', '{"architecture": "vit_tiny_patch16_224", "pretrained_cfg": 3}', '{"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"mean": "red"}}', '{"architecture": "vit_tiny_patch16_224", "model_args": [1]}', '{"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {}, "model_args": {"img_size": "x"}}', '{"architecture": "nothing", "pretrained_cfg": {}}'])  # fmt: skip

@@ -187,7 +187,7 @@ def test_an_impossible_dtype(pair, dtype, message):
         compare(*pair, dtypes=[dtype])
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "abacus"])
+@pytest.mark.parametrize("device", ["cuda:99", "abacus", "meta", "hpu", "vulkan"])
 def test_an_impossible_device(pair, device):
     with pytest.raises(InputError, match=f"no device '{device}' here"):
         compare(*pair, device=device)

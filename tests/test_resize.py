@@ -85,3 +85,11 @@ def test_tokens_before_the_patches_keep_their_positions():
     positions = resample(model.state_dict(), known, replace(known, image_size=(96, 96)))["pos_embed"]
     assert positions.shape == (1, 2 + 36, 48)
     assert torch.equal(positions[:, :2], model.pos_embed[:, :2].float().double())
+
+
+@pytest.mark.parametrize("size", [(100_000, 100_000), (10**30, 32)])
+def test_a_size_that_no_image_has_is_refused_before_anything_is_resampled(size, weights, save, tmp_path):
+    for arch in (ARCH, None):
+        with pytest.raises(InputError, match="is too large: an image has 50,331,648 pixels at most"):
+            convert_checkpoint(save(weights), tmp_path / "hf", architecture=arch, image_size=size)
+    assert not (tmp_path / "hf").exists()

@@ -178,6 +178,14 @@ def test_the_encoder_of_a_masked_autoencoder(tmp_path):
     assert done.parity.matches
 
 
+def test_a_size_that_no_image_has(tmp_path):
+    """Rotary positions fit any size, so that nothing else tells."""
+    config = transformers.DINOv3ViTConfig(**SMALL | {"image_size": 100_000}, intermediate_size=256)
+    source = foreign(tmp_path / "hf", transformers.DINOv3ViTModel(config))
+    with pytest.raises(InputError, match="Image size 100000x100000 is too large"):
+        revert_checkpoint(source, tmp_path / "back")
+
+
 def test_a_mask_token(tmp_path):
     config = transformers.Dinov2Config(**SMALL, mlp_ratio=4)
     source = foreign(tmp_path / "dinov2", transformers.Dinov2Model(config))

@@ -223,6 +223,9 @@ def test_a_notebook_gets_every_text_as_it_is(stage, name, project, monkeypatch):
         ("convert", "ignore", "mean", "Write a list of names."),
         ("convert", "img_size", [224], "Write [height, width]"),
         ("convert", "img_size", "224", "Write [height, width]"),
+        ("convert", "img_size", [100_000, 100_000], "Write [height, width]"),
+        ("convert", "img_size", [10**400, 32], "Write [height, width]"),
+        ("convert", "img_size", [-224, -224], "Write [height, width]"),
         ("convert", "architecture", 1, "Write a text"),
         ("evaluate", "metrics", [b"a\"b"], "with texts, numbers"),
         ("evaluate", "thresholds", {b"a\"b": 1}, "with texts, numbers"),
@@ -249,6 +252,60 @@ def test_parameters_that_are_none(content, project):
     root = project()
     (root / "params.yaml").unlink() if content is None else (root / "params.yaml").write_text(content)
     assert_one_error(run("verify"), "params.yaml")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+@pytest.mark.parametrize("kind", ["fifo", "device", "immense"])
+def test_a_parameters_file_that_never_ends_is_not_read(kind, project):
+    root = project()
+    (root / "params.yaml").unlink()
+    if kind == "fifo":
+        os.mkfifo(root / "params.yaml")
+    elif kind == "device":
+        (root / "params.yaml").symlink_to("/dev/zero")
+    else:
+        with open(root / "params.yaml", "wb") as file:
+            file.truncate(2**40)
+    words = {"fifo": "is a pipe", "device": "is a device", "immense": "the most are 262,144"}
+    command = [sys.executable, "-m", "vitconv.stage", "verify"]  # a process of its own, that can be ended
+    done = subprocess.run(
+        command, cwd=root, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: The file of the parameters 'params.yaml' ") and words[kind] in done.stderr
+
+
+def test_merge_keys_are_refused(project):
+    """YAML copies what they merge: seven lines of ten aliases each would be 2 * 10^7 values."""
+    root = project()
+    rest = (root / "params.yaml").read_text()
+    bomb = "a0: &a0 {x: 1, y: 2}\n"
+    bomb += "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}\n" for i in range(1, 8))
+    for text in (bomb, "a: &a {x: 1}\nb: {<<: *a}\n", "a: !!set {<<: {x: 1}}\n"):
+        (root / "params.yaml").write_text(rest + text)
+        assert_one_error(run("verify"), "'params.yaml' cannot be read: merge keys (<<) are not read", "line ")
+    (root / "params.yaml").write_text(rest + "'<<': 1\n")  # a text in quotes is none
+    assert read_parameters("model")
+
+
+@pytest.mark.parametrize(
+    "value, reason",
+    [
+        ('!!int ""', "'' is no int"),
+        ('!!int "_"', "'_' is no int"),
+        ('!!float ""', "'' is no float"),
+        ('!!bool "x"', "'x' is no bool"),
+        ('!!timestamp "x"', "'x' is no timestamp"),
+        (f'!!float "1{":59" * 500}"', "is no float"),
+        ("2001-99-99", "'2001-99-99' is no timestamp"),
+        ("{[1]: 2}", "found unhashable key"),
+    ],
+    ids=lambda value: ascii(value)[:20],
+)
+def test_a_value_that_is_none_of_its_type_is_named_with_its_line(value, reason, project):
+    root = project()
+    (root / "params.yaml").write_text(f"model: model\nheadless: {value}\n")
+    assert_one_error(run("verify"), "'params.yaml' cannot be read: ", reason, "line 2")
 
 
 def test_a_parameter_that_is_missing_and_one_that_is_empty(project):

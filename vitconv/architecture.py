@@ -7,9 +7,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from vitconv.errors import InputError, WeightsError, first_few
+from vitconv.errors import InputError, WeightsError, first_few, shown
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+#: The most pixels of an image, and of what its resize makes of it: 8192x6144, 50 million. Reading and preparing one
+#: takes up to 31 bytes a pixel (measured: WebP with transparency, Transformers' processor), so that with the model and
+#: its libraries the largest takes less than 2 GiB. Pillow warns from 89 million on, and refuses only twice that.
+MOST_PIXELS = 3 * 2**24
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,16 @@ class Architecture:
     def num_positions(self) -> int:
         """Rows of ``pos_embed``."""
         return math.prod(self.grid) + self.num_prefix_tokens * self.class_position
+
+
+def check_image_size(image_size: tuple[int, int]) -> None:
+    """Raise :class:`InputError` if images of this (height, width) have more than :data:`MOST_PIXELS`."""
+    if image_size[0] * image_size[1] > MOST_PIXELS:
+        size = "x".join(map(shown, image_size))
+        raise InputError(
+            f"Image size {size} is too large: an image has {MOST_PIXELS:,} pixels at most.",
+            "Give a smaller height and width.",
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -351,11 +351,13 @@ def revert(
             say=say,
         )
     arguments = ", ".join(f"{name}={value!r}" for name, value in done.model_args.items())
-    typer.echo(f"{done.destination}: timm's {done.timm_name}" + (f" with {arguments}" if arguments else ""))
+    typer.echo(
+        f"{_printable(done.destination)}: timm's {done.timm_name}" + (f" with {arguments}" if arguments else "")
+    )
     if done.dropped:
         typer.echo(f"  left out: {', '.join(done.dropped)}")
     _show_figures(done.parity)
-    typer.echo(f'  load it with timm.create_model("local-dir:{done.destination}", pretrained=True)')
+    typer.echo(f'  load it with timm.create_model("local-dir:{_printable(done.destination)}", pretrained=True)')
     for note in done.notes:
         typer.echo(f"note: {_printable(note)}", err=True)
 
@@ -402,7 +404,10 @@ def predict(
         Processor,
         typer.Option(help="What makes the pixels: MODEL's preprocessor_config.json, or its timm_processor.json."),
     ] = Processor.transformers,
-    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Images that the model takes at once.")] = 8,
+    batch_size: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, help="Images that the model takes at once; 1 GiB of pixels at most."),
+    ] = 8,
     device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda…")] = "auto",
     max_errors: Annotated[
         int, typer.Option(metavar="N", min=0, help="How many images may be missing or broken before it is an error.")
@@ -445,7 +450,9 @@ def predict(
             advance=advance,
         )
     found = f", {done.found:,} of them by an earlier run" if done.found else ""
-    typer.echo(f"{destination}: {done.rows:,} images on {done.device}{found}; {done.errors:,} could not be read")
+    typer.echo(
+        f"{_printable(destination)}: {done.rows:,} images on {done.device}{found}; {done.errors:,} could not be read"
+    )
 
 
 @app.command()
@@ -467,7 +474,7 @@ def report(
         page = destination / "index.html"
         if missed:
             raise VitconvError(" ".join(missed), f"{page} shows it.")
-    typer.echo(f"{page}: passed")
+    typer.echo(f"{_printable(page)}: passed")
 
 
 def _show_verification(found: Verification) -> None:
@@ -499,7 +506,7 @@ def _print(renderable: object) -> None:
 
 
 def _show_conversion(done: Conversion) -> None:
-    typer.echo(f"{done.destination}: {_facts(done.architecture, done.target)}")
+    typer.echo(f"{_printable(done.destination)}: {_facts(done.architecture, done.target)}")
     for line in _made_lines(done.made):
         typer.echo(f"  {line}")
     _show_figures(done.verification.parity if done.verification else None)
@@ -604,9 +611,11 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _printable(text: str) -> str:
-    """Control characters in a name could command the terminal: show them escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def _printable(text: str | Path) -> str:
+    """Control characters in a name could command the terminal, and bytes that are not UTF-8, in Python half a
+    character, cannot be written: show them escaped.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vitconv.errors import ArchitectureError, CheckpointError, InputError
+from vitconv.architecture import MOST_PIXELS
+from vitconv.errors import ArchitectureError, CheckpointError, InputError, shown
 
 #: How timm prepares images: the names in its ``pretrained_cfg`` and its training script's arguments.
 DATA = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
@@ -184,7 +185,7 @@ def describe_folder(
     architecture: str, pretrained_cfg: Mapping[str, Any], model_args: Mapping[str, Any], *, file: str
 ) -> SelfDescription:
     """What a folder's ``config.json`` says, as timm reads it: ``timm.models.load_model_config_from_path``."""
-    cfg = {name: _readable(value) for name, value in pretrained_cfg.items()}
+    cfg = _readable_cfg(pretrained_cfg)
     found = [("architecture", Statement(architecture, file)), ("pretrained_cfg", Statement(cfg, file))]
     found += [*_of_model_args(model_args, f"{file}: model_args.")]
     names = pretrained_cfg.get("label_names")
@@ -262,7 +263,7 @@ def check_sizes(
             continue
         if not (is_image_size(stated) if name == "img_size" else type(stated) is int):
             raise CheckpointError(
-                f"The checkpoint's `{description.where(name)}` is {stated!r}, which is no size.",
+                f"The checkpoint's `{description.where(name)}` is {shown(stated)}, which is no size.",
                 f"Correct it there, or pass --ignore {name} to take what the weights tell ({_short(value)}).",
             )
         remedy = f"Check that it is the file you mean; --ignore {name} takes what the weights tell."
@@ -323,7 +324,7 @@ def _of_configuration(content: Mapping[Any, Any]) -> Iterator[tuple[str, Stateme
             yield "architecture", Statement(content[name], name)
     yield from _of_model_args(_as_mapping(content.get("model_args")), "model_args.")
     if isinstance(content.get("pretrained_cfg"), Mapping):
-        cfg = {name: _readable(value) for name, value in _as_mapping(content["pretrained_cfg"]).items()}
+        cfg = _readable_cfg(_as_mapping(content["pretrained_cfg"]))
         yield "pretrained_cfg", Statement(cfg, "pretrained_cfg")
         if isinstance(cfg.get("architecture"), str):
             yield "architecture", Statement(cfg["architecture"], "pretrained_cfg.architecture")
@@ -398,6 +399,22 @@ def _readable(value: Any, depth: int = 0) -> Any:
     return Unreadable(f"is a {type(value).__name__}, which is not read")
 
 
+def _readable_cfg(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """A ``pretrained_cfg`` of readable values; its ``input_size`` is (channels, height, width)."""
+    values = {name: _readable(value) for name, value in cfg.items()}
+    size = values.get("input_size")
+    if isinstance(size, (list, tuple)) and isinstance(_bounded(tuple(size[-2:])), Unreadable):
+        values["input_size"] = _bounded(tuple(size[-2:]))
+    return values
+
+
+def _bounded(size: Any) -> Any:
+    """A (height, width), or what stands for one that no image has; all else as it is."""
+    if is_image_size(size) and size[0] * size[1] > MOST_PIXELS:
+        return Unreadable(f"is of more pixels than the {MOST_PIXELS:,} that an image has at most")
+    return size
+
+
 def _of_input_size(value: Any, prefix: str) -> Iterator[tuple[str, Statement]]:
     """``input_size``: channels, height and width for timm, the side of a square for some other scripts."""
     where = f"{prefix}input_size"
@@ -437,6 +454,8 @@ def _size(name: str, value: Any, where: str) -> tuple[str, Statement]:
         value = (value, value)
     elif name == "img_size" and isinstance(value, list):
         value = tuple(value)
+    if name == "img_size":
+        value = _bounded(value)
     return "in_chans" if name == "chans" else name, Statement(value, where)
 
 

@@ -6,6 +6,9 @@ import re
 import reprlib
 from collections.abc import Iterable
 
+#: More than a sentence with a few paths has, of which Linux opens none above 4096 bytes.
+MOST_CHARACTERS = 20_000
+
 
 class VitconvError(Exception):
     """The base of every error vitconv raises on purpose.
@@ -13,9 +16,14 @@ class VitconvError(Exception):
     Attributes:
         problem: one sentence on what is wrong, naming the key, file or module.
         remedy: one sentence on what to do.
+
+    Both are cut at :data:`MOST_CHARACTERS`: a name in somebody's file may have any length.
     """
 
     def __init__(self, problem: str, remedy: str) -> None:
+        problem, remedy = (
+            text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…" for text in (problem, remedy)
+        )
         super().__init__(f"{problem}\n{remedy}")
         self.problem = problem
         self.remedy = remedy

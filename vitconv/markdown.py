@@ -45,6 +45,13 @@ def code(text: object) -> str:
     return f"{fence}{space}{line}{space}{fence}"
 
 
+def visible(text: object) -> str:
+    """The text on one line, for HTML as well, where it is still to be escaped: white space as single spaces, and what
+    is not printable, such as what turns the direction of a line, as U+FFFD.
+    """
+    return _one_line(str(text))
+
+
 def _one_line(text: str) -> str:
-    """White space as single spaces; what is not printable, such as what turns the direction of a line, as U+FFFD."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+    line = " ".join(text.split())
+    return line if line.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in line)

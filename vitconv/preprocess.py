@@ -30,9 +30,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
-from vitconv.architecture import Architecture
+from vitconv.architecture import MOST_PIXELS, Architecture
 from vitconv.description import DATA, SelfDescription
-from vitconv.errors import InputError, VitconvError, first_few
+from vitconv.errors import InputError, VitconvError, first_few, shown
 from vitconv.inputs import MOST_TEXT, NoRegularFileError, check_file, open_file
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class DataConfig:
         """The values themselves, in one line for people."""
         mean, std = ("/".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
         size = f"{self.image_size[0]}x{self.image_size[1]}"
-        return f"{size}, {self.interpolation}, crop {self.crop_pct:g} ({self.crop_mode}), mean {mean}, std {std}"
+        return f"{size}, {self.interpolation[:100]}, crop {self.crop_pct:g} ({self.crop_mode}), mean {mean}, std {std}"
 
     @property
     def resize(self) -> tuple[int, int]:
@@ -252,7 +252,7 @@ def _check_given(given: Mapping[str, Any], architecture: Architecture, stated: S
             raise InputError(f"The data configuration has an unknown name '{name}'.", _GIVE)
         if not checks[name](value):
             if stated is None:
-                raise InputError(f"The data configuration's `{name}` is {value!r}.", f"It must be {GIVEN[name]}.")
+                raise InputError(f"The data configuration's `{name}` is {shown(value)}.", f"It must be {GIVEN[name]}.")
             place = name if name in stated.statements else "pretrained_cfg"
             where = f" (`{stated.where(place)}`)" if place in stated.statements else ""
             raise InputError(
@@ -273,7 +273,7 @@ def obstacle(config: DataConfig) -> str | None:
     if config.crop_mode == "border":
         return "Transformers has no image processor that pads the borders with the mean (`crop_mode='border'`)."
     if config.interpolation not in _RESAMPLE:
-        return f"Transformers has no fixed resampling for timm's interpolation '{config.interpolation}'."
+        return f"Transformers has no fixed resampling for timm's interpolation {shown(config.interpolation)}."
     if config.crop_mode != "squash" and config.image_size[0] != config.image_size[1]:
         return "Transformers cannot resize an image to cover a rectangle (`crop_mode='center'`, not square)."
     return None
@@ -658,11 +658,6 @@ def crop_shift(image_size: tuple[int, int], config: DataConfig) -> tuple[int, in
 def _shift(margin: int) -> int:
     return round(margin / 2) - margin // 2 if margin > 0 else -margin % 2
 
-
-#: The most pixels of an image, and of what its resize makes of it: 8192x6144, 50 million. Reading and preparing one
-#: takes up to 31 bytes a pixel (measured: WebP with transparency, Transformers' processor), so that with the model and
-#: its libraries the largest takes less than 2 GiB. Pillow warns from 89 million on, and refuses only twice that.
-MOST_PIXELS = 3 * 2**24
 
 #: The most bytes of an image file: so many pixels have fewer, uncompressed. Some formats are read as a whole.
 MOST_BYTES = 2**28

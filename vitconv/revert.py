@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitconv import mapping
-from vitconv.architecture import Architecture
+from vitconv.architecture import Architecture, check_image_size
 from vitconv.catalogue import entries
 from vitconv.checkpoint import CONFIG_FILE, PARITY_FILE, read_json, write_json
 from vitconv.destination import check_destination, staged_folder
@@ -337,6 +337,7 @@ def _pooled(known: Architecture, family: Family) -> Architecture:
 def _sized(known: Architecture, family: Family, hf_model: PreTrainedModel, any_epsilon: bool) -> Architecture:
     """An architecture of timm's with the sizes that a Transformers model has."""
     config = _settings(hf_model)
+    check_image_size(_pair(config.image_size))
     sized = replace(
         known,
         image_size=_pair(config.image_size),

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitconv import catalogue, mapping, resize
-from vitconv.architecture import Architecture, Shapes, describe_shapes, fit_to_weights
+from vitconv.architecture import Architecture, Shapes, check_image_size, describe_shapes, fit_to_weights
 from vitconv.checkpoint import Source, open_source, read_json
 from vitconv.description import (
     DATA,
@@ -35,7 +35,7 @@ from vitconv.description import (
     same_value,
     together,
 )
-from vitconv.errors import ArchitectureError, CheckpointError, InputError, VitconvError, first_few
+from vitconv.errors import ArchitectureError, CheckpointError, InputError, VitconvError, first_few, shown
 from vitconv.labels import check_labels, in_order, read_labels
 from vitconv.plan import Plan, check_names, check_tensors, make_plan, shapes_of
 from vitconv.preprocess import MODES, DataConfig, data_config, missing_processor, read_data_config, tag_config
@@ -164,6 +164,8 @@ def identify(path: str | os.PathLike[str], options: SourceOptions) -> Identified
         VitconvError: it cannot be read or is no convertible model, or what it says of itself contradicts what was
             given or its weights.
     """
+    if options.image_size is not None:
+        check_image_size(options.image_size)
     source = open_source(path)
     description, notes = _own_description(source, options.ignore)
     wanted, note = _architecture(source, options, description)
@@ -277,7 +279,7 @@ def _check_mode(description: SelfDescription, known: Architecture) -> None:
     mode = description.get("input_img_mode")
     if mode is not None and mode != MODES.get(known.num_channels):
         raise CheckpointError(
-            f"The images were converted to '{mode}' (`{description.where('input_img_mode')}`), which no image "
+            f"The images were converted to {shown(mode)} (`{description.where('input_img_mode')}`), which no image "
             "processor of Transformers does.",
             "Pass --ignore input_img_mode if you do that yourself.",
         )
@@ -317,7 +319,7 @@ def _class_names_note(source: Source, description: SelfDescription) -> list[str]
     found = _class_map(source, description)
     if found is not None:
         return [f"The class names are those of {found}, which the checkpoint names (`class_map`)."]
-    return [f"The checkpoint was trained with the class names in '{stated}' (`class_map`): pass --labels."]
+    return [f"The checkpoint was trained with the class names in {shown(stated)} (`class_map`): pass --labels."]
 
 
 @dataclass(frozen=True)
@@ -393,7 +395,9 @@ def _own_description(source: Source, ignore: Collection[str]) -> tuple[SelfDescr
         stated = base_name(stated)  # whose tag says nothing then
     known = _name_of_today(stated)
     if known is None:
-        note = f"The checkpoint says `{description.where('architecture')}` '{stated}', which is no name of timm's."
+        note = (
+            f"The checkpoint says `{description.where('architecture')}` {shown(stated)}, which is no name of timm's."
+        )
         return description.without(["architecture"]), [*said, note]
     return description.stating("architecture", known), said
 

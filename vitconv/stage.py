@@ -7,19 +7,23 @@ with a value before anything is done with it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
 import yaml
+from yaml.constructor import ConstructorError
 
 from vitconv import cli, errors
+from vitconv.architecture import MOST_PIXELS
 from vitconv.checkpoint import HUB_PREFIX
 from vitconv.cli import errors_for_people
 from vitconv.destination import check_destination
 from vitconv.errors import InputError, VitconvError, shown
 from vitconv.evaluation.digests import write_digests
+from vitconv.inputs import check_file, open_file
 
 PARAMETERS_FILE = Path("params.yaml")
 
@@ -54,6 +58,11 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _are_sides(value: list[Any]) -> bool:
+    """Whether an image can have sides of these lengths."""
+    return all(_is_whole(side) and side > 0 for side in value) and math.prod(value) <= MOST_PIXELS
+
+
 def _is_plain(value: Any) -> bool:
     """Whether it is made of what JSON has; papermill writes whatever else YAML has into the notebook as code.
 
@@ -85,7 +94,7 @@ _TEXT = _Form(_is_text, "Write a text, in quotes if YAML takes it for something 
 _TEXTS = _Form(lambda value: isinstance(value, list) and all(map(_is_text, value)), "Write a list of names.", [])
 _SWITCH = _Form(lambda value: isinstance(value, bool), "Write true or false.", False)
 _SIZE = _Form(
-    lambda value: isinstance(value, list) and len(value) in (0, 2) and all(map(_is_whole, value)),
+    lambda value: isinstance(value, list) and len(value) in (0, 2) and _are_sides(value),
     "Write [height, width], or leave it empty.",
     [],
 )
@@ -110,15 +119,44 @@ _FORMS = {
 }
 
 
+#: The most bytes of params.yaml: a hundred times what it needs. PyYAML takes a second for 100 kB.
+_MOST_BYTES = 2**18
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML without merge keys, and says where a value stands that is none of its type."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Refuse ``<<``: it copies what it merges, so that a few lines of aliases become immense."""
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise ConstructorError(None, None, "merge keys (<<) are not read: write each value", key.start_mark)
+        super().flatten_mapping(node)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """As in PyYAML, whose constructors raise whatever a text makes them, such as IndexError of ``!!int ""``."""
+        try:
+            return super().construct_object(node, deep)
+        except (yaml.YAMLError, RecursionError, MemoryError):
+            raise
+        except Exception as error:
+            kind = node.tag.rpartition(":")[2]
+            raise ConstructorError(None, None, f"{shown(node.value)} is no {kind}", node.start_mark) from error
+
+
 def read_parameters(*names: str) -> dict[str, Any]:
     """The values of these parameters, each of the form that it has to be of.
 
     Raises:
-        InputError: there is no such file, it is no mapping in YAML, or a parameter is missing or of another form.
+        InputError: there is no such file, it is no regular file or too large, it is no mapping in YAML or has merge
+            keys, or a parameter is missing or of another form.
     """
+    check_file(PARAMETERS_FILE, "file of the parameters", most=_MOST_BYTES)
     try:
-        values = yaml.safe_load(PARAMETERS_FILE.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        with open_file(PARAMETERS_FILE) as file:
+            text = file.read(_MOST_BYTES).decode("utf-8")
+        values = yaml.load(text, _Loader)
+    except Exception as error:  # PyYAML has no common one for what a file may hold
         reason = " ".join(str(error).split())
         raise InputError(f"'{PARAMETERS_FILE}' cannot be read: {reason}", "Run it in the project's root.") from error
     if not isinstance(values, dict):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitconv import mapping
 from vitconv.architecture import Architecture
-from vitconv.errors import ArchitectureError, CheckpointError, VitconvError, first_few
+from vitconv.errors import ArchitectureError, CheckpointError, VitconvError, first_few, shown
 from vitconv.timm_state import class_name, contradictions
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def build_timm(name: str, *, pretrained_cfg: Mapping[str, Any] | None = None, **
             return timm.create_model(name, pretrained=False, pretrained_cfg=cfg, **overrides)
     except Exception as error:  # arguments come from files, and timm does not check them
         raise ArchitectureError(
-            f"timm cannot build '{name}' with {', '.join(overrides) or 'its own settings'}: {str(error)[:200]}.",
+            f"timm cannot build '{name}' with {first_few(overrides, 20) or 'its own settings'}: {str(error)[:200]}.",
             "Check the arguments; a folder's are in its config.json.",
         ) from error
 
@@ -85,7 +85,7 @@ def read_config(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
     try:
         cfg, name, arguments = load_model_config_from_path(folder)
         if not isinstance(name, str):
-            raise TypeError(f"its architecture is {name!r}")
+            raise TypeError(f"its architecture is {shown(name)}")
         return name, dict(cfg), dict(arguments or {})
     except Exception as error:  # whatever the file holds, timm does not check it
         raise CheckpointError(

@@ -386,6 +386,35 @@ def test_whatever_the_parameters_file_holds(place, content):
         digest_what_is_named(place)
 
 
+_tags = st.sampled_from(["int", "float", "bool", "timestamp", "binary", "null", "set", "omap", "pairs", "str", "x"])
+_tagged = st.builds(
+    '!!{} "{}"'.format,
+    _tags,
+    st.sampled_from(["", "_", "-", "+", "x", "0x", "0b", ":", "1:", ".", "1" * 5000, "2001-99-99", "1" + ":59" * 500])
+    | st.text("0123456789.:_-+xbeE ", max_size=12),
+)
+_nodes = st.recursive(
+    _tagged | st.sampled_from(["1", "a", "*a", "<<", "=", "null", "2001-01-01"]),
+    lambda inner: (
+        st.builds("&a [{}, {}]".format, inner, inner)
+        | st.builds("{{{}: {}, <<: {}}}".format, inner, inner, inner)
+        | st.builds("{}{{? {} : {}}}".format, st.sampled_from(["", "!!set ", "!!omap ", "!!pairs "]), inner, inner)
+    ),
+    max_leaves=6,
+)
+
+
+@often()
+@given(st.dictionaries(st.sampled_from([*_REAL, "b"]), _nodes, min_size=1, max_size=3))
+def test_whatever_the_parameters_are_in_yaml(place, values):
+    """With tags, anchors, aliases and merge keys, which no writer of YAML makes of plain values."""
+    lines = [f"{name}: {json.dumps(value)}" for name, value in _REAL.items() if name not in values]
+    lines += [f"{name}: {node}" for name, node in values.items()]
+    (place / "params.yaml").write_text("\n".join(lines))
+    with contextlib.suppress(VitconvError):
+        digest_what_is_named(place)
+
+
 # Reports.
 
 

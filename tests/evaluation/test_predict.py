@@ -384,12 +384,37 @@ def test_an_engine_that_loses_rows_or_their_order_is_found_out(folder, tmp_path,
         ({"engine": "spark"}, "There is no engine 'spark'"),
         ({"processor": "torchvision"}, "There is no processor 'torchvision'"),
         ({"batch_size": 0}, "A batch of 0 images"),
+        ({"batch_size": 10**30}, f"A batch of {10**30} images takes too much memory"),
+        ({"batch_size": 10**5000}, "A batch of a value of the type int that cannot be written images takes"),
         ({"device": "cuda:99"}, "There is no device 'cuda:99'"),
     ],
 )
 def test_wrong_arguments_are_refused(folder, tmp_path, write_images, arguments, message):
     with pytest.raises(InputError, match=message):
         predict(folder, write_images(2), tmp_path / "out", **arguments)
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_a_batch_has_so_many_bytes_and_the_error_says_how_many_images_fit(
+    folder, tmp_path, write_images, engine, monkeypatch
+):
+    monkeypatch.setitem(module._ENGINES, engine, None)  # nothing is started
+    images = write_images(3)
+    size = 2**30 // (4 * 3 * 32 * 32) + 1
+    with pytest.raises(InputError, match=f"A batch of {size} images takes too much memory") as caught:
+        predict(folder, images, tmp_path / "out", engine=engine, batch_size=size)
+    assert caught.value.remedy == f"Choose a batch size of {size - 1:,} or less."
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(TypeError):  # as nothing else hinders it
+        predict(folder, images, tmp_path / "out", engine=engine, batch_size=size - 1)
+
+
+def test_a_configuration_of_immense_images_is_refused(folder, tmp_path, write_images):
+    mine = shutil.copytree(folder, tmp_path / "mine")
+    content = json.loads((mine / "config.json").read_text()) | {"image_size": 10**9}
+    (mine / "config.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="too large for a batch"):
+        predict(mine, write_images(1), tmp_path / "out", batch_size=1)
 
 
 def test_a_folder_without_a_processor_is_refused_before_anything_is_written(folder, tmp_path, write_images):

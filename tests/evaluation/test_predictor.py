@@ -105,6 +105,11 @@ def test_a_model_that_cannot_be_run_is_named(folder, tmp_path):
         Predictor(copy, "cpu")(np.zeros((1, 3, 32, 32), np.float32))
 
 
+def test_a_device_that_holds_no_numbers_is_refused(folder):
+    with pytest.raises(InputError, match="There is no device 'meta' here"):
+        Predictor(folder, "meta")
+
+
 def test_a_device_that_is_not_there_is_refused(folder):
     with pytest.raises(InputError, match="There is no device 'cuda:99' here"):
         Predictor(folder, "cuda:99")

@@ -72,6 +72,25 @@ def test_a_pipe_is_not_waited_for(option, evaluation, tmp_path):
         report(evaluation(), tmp_path / "report", **{option: tmp_path / "pipe"})
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+@pytest.mark.parametrize("kind, words", [("fifo", "a pipe"), ("device", "a device"), ("immense", "16,777,216")])
+def test_a_picture_that_never_ends_is_not_read(kind, words, evaluation, tmp_path):
+    picture = evaluation() / "images.png"
+    picture.unlink()
+    if kind == "fifo":
+        os.mkfifo(picture)
+    elif kind == "device":
+        picture.symlink_to("/dev/zero")
+    else:
+        with picture.open("wb") as file:
+            file.truncate(2**40)
+    command = [Path(sys.executable).with_name("vitconv"), "report", picture.parent, tmp_path / "report"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: The picture '{picture}' ") and words in done.stderr
+    assert not (tmp_path / "report").exists()
+
+
 @pytest.mark.parametrize("content", [None, "", "null", "[1]"])
 def test_an_earlier_run_that_is_not_there_is_none(evaluation, tmp_path, content):
     if content is not None:
@@ -182,6 +201,53 @@ def test_an_evaluation_of_another_version_is_refused(evaluation, tmp_path, conte
     with pytest.raises(InputError, match="of another version"):
         report(folder, tmp_path / "report")
     assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"thresholds": [{"text": 5, "passed": False}]}, r"`it.thresholds\[0\].text` is 5, no text"),
+        ({"thresholds": [{"text": "a", "passed": "no"}]}, r"`it.thresholds\[0\].passed` is 'no'"),
+        ({"thresholds": [{"text": "a", "passed": True}]}, "passed, or not, and of its thresholds else"),
+        ({"passed": 1}, "`it.passed` is 1"),
+        ({"figures": {"images": 4, "errors": True}}, "`it.figures.errors` is True, no number"),
+        ({"figures": {"images": 4}}, "`it.figures` has no `errors`"),
+        ({"intervals": {"agreement": ["a", "b"]}}, "no two numbers"),
+        ({"disagreements": [5]}, r"`it.disagreements\[0\]` is 5, no mapping"),
+        ({"errors": [{"path": None, "error": "a"}]}, "`it.errors.0..path` is None, no text"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_an_evaluation_of_another_form_is_refused_before_anything_is_written(evaluation, tmp_path, change, words):
+    folder = evaluation()
+    summary = json.loads((folder / "evaluation.json").read_text())
+    (folder / "evaluation.json").write_text(json.dumps(summary | change))
+    with pytest.raises(InputError, match=words):
+        report(folder, tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_verification_of_another_form_is_refused(evaluation, tmp_path):
+    stages = [{"name": "logits", "max_abs": 1.0}]
+    (tmp_path / "proof.json").write_text(json.dumps({"parity": {"float64": {"same_bits": "no", "stages": stages}}}))
+    with pytest.raises(InputError, match="`it.parity.float64.same_bits` is 'no'"):
+        report(evaluation(), tmp_path / "report", verification=tmp_path / "proof.json")
+
+
+def test_names_are_shown_on_one_line_without_what_is_invisible_and_not_at_any_length(evaluation, tmp_path):
+    folder = evaluation()
+    summary = json.loads((folder / "evaluation.json").read_text())
+    row = {"path": "rtl\u202egnp.png", "expected": "a\0b", "predicted": "\x1b[31m", "label": "z" * 5000}
+    summary["disagreements"] = [row | {"probability": 0.5}]
+    summary["errors"] = [{"path": "y" * 5000, "error": "x" * 5000}]
+    (folder / "evaluation.json").write_text(json.dumps(summary))
+    report(folder, tmp_path / "report")
+    for file in ("index.html", "report.md"):
+        page = (tmp_path / "report" / file).read_text()
+        assert all(character.isprintable() or character == "\n" for character in page)
+        assert "rtl\ufffdgnp.png" in page and "a\ufffdb" in page
+        for character, most in (("z", 200), ("y", 200), ("x", 1000)):
+            assert character * most + "…" in page and character * (most + 1) not in page
 
 
 def test_changes_are_more_than_rounding():

@@ -82,6 +82,8 @@ def read_table(path: str | Path, what: str) -> pa.Table:
         columns = table.column_names  # of which the bytes are looked at here only
     except FileNotFoundError as error:
         raise InputError(f"There is no {what} '{path}'.", "Check the path of the file.") from error
+    except UnicodeEncodeError as error:
+        raise InputError(f"The name of the {what} '{path}' is not UTF-8.", "Rename the file.") from error
     except UnicodeDecodeError as error:
         raise InputError(f"The {what} '{path}' is not CSV that can be read: it is not UTF-8.", _LIST) from error
     except (OSError, pa.ArrowException) as error:

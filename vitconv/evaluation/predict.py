@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,7 +15,7 @@ import pyarrow as pa
 
 import vitconv
 from vitconv.checkpoint import PARITY_FILE, read_state_dict, sha256
-from vitconv.errors import CheckpointError, InputError, VitconvError
+from vitconv.errors import CheckpointError, InputError, VitconvError, shown
 from vitconv.evaluation.cluster import RayEngine
 from vitconv.evaluation.images import Answer, Batches, read_images
 from vitconv.evaluation.local import LocalEngine
@@ -26,6 +27,9 @@ EngineName = Literal["local", "ray"]
 
 #: About as many rows are in a file: what a run that is cut off has to do again at most.
 ROWS_PER_PART = 256
+
+#: The most bytes of the pixels of a batch, in float32: some of them are in memory at once, prepared or on their way.
+MOST_BATCH = 2**30
 
 
 class Engine(Protocol):
@@ -87,7 +91,8 @@ def predict(
         engine: ``"local"``, or ``"ray"`` for a Ray Data pipeline: see docs/scale.md.
         processor: what makes the pixels: ``"transformers"`` for the folder's ``preprocessor_config.json``, ``"timm"``
             for its ``timm_processor.json``, which runs timm's own transform and needs timm.
-        batch_size: images that the model takes at once.
+        batch_size: images that the model takes at once; their pixels may take :data:`MOST_BATCH` bytes, which are 605
+            images of 384x384.
         device: ``"auto"`` for a GPU where there is one, ``"cpu"``, ``"cuda"``…
         max_errors: how many images may be missing or broken before the run ends with an error.
         check_content: whether what an earlier run has done is told by the SHA-256 of each image, instead of its size,
@@ -104,8 +109,9 @@ def predict(
     if engine not in _ENGINES:
         raise InputError(f"There is no engine '{engine}'.", f"Choose one of {', '.join(_ENGINES)}.")
     if batch_size < 1:
-        raise InputError(f"A batch of {batch_size} images cannot be.", "Choose a batch size of 1 or more.")
+        raise InputError(f"A batch of {shown(batch_size)} images cannot be.", "Choose a batch size of 1 or more.")
     classifier = read_classifier(model)
+    _check_batch(batch_size, classifier)
     read_state_dict(classifier.folder)  # its files are whole, before a cluster is started for them
     batches = Batches(read_images(images), batch_size, load_processor(classifier.folder, processor), classifier.shape)
     runner = _ENGINES[engine](device)
@@ -138,6 +144,25 @@ def predict(
         parts.write(number, rows, keys[number])
         count.check()
     return Summary(count.done, count.errors, found, runner.device)
+
+
+def _check_batch(size: int, model: Classifier) -> None:
+    """Raise :class:`InputError` if the pixels of a batch take too much memory.
+
+    It has this size whatever the length of the list: the rows depend on it.
+    """
+    most = MOST_BATCH // (4 * math.prod(model.shape))
+    if not most:
+        raise InputError(
+            f"The model in '{model.folder}' takes images of shape {shown(list(model.shape))}, too large for a batch.",
+            "Check the sizes in its config.json.",
+        )
+    if size > most:
+        raise InputError(
+            f"A batch of {shown(size)} images takes too much memory: {most:,} images of shape "
+            f"{shown(list(model.shape))} have {MOST_BATCH:,} bytes.",
+            f"Choose a batch size of {most:,} or less.",
+        )
 
 
 def _facts(model: Classifier, processor: ProcessorName, batch_size: int, device: str) -> dict[str, object]:

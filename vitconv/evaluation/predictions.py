@@ -153,6 +153,13 @@ class Parts:
         self._folder, self._run, self._overwrite = Path(folder), run, overwrite
         names = {_PART.format(part) for part in range(count)}
         try:
+            str(self._folder).encode()
+        except UnicodeEncodeError as error:
+            raise DestinationError(
+                f"The name of '{self._folder}' is not UTF-8, which Parquet files need.",
+                "Choose another destination.",
+            ) from error
+        try:
             self._folder.mkdir(parents=True, exist_ok=True)
             others = sorted({entry.name for entry in self._folder.iterdir()} - names)
             foreign = [name for name in others if not _WRITTEN.fullmatch(name)]

@@ -5,17 +5,18 @@ from __future__ import annotations
 import base64
 import json
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
 from vitconv.checkpoint import read_json
-from vitconv.errors import CheckpointError, InputError
+from vitconv.errors import CheckpointError, InputError, shown
 from vitconv.evaluation.files import new_file
-from vitconv.inputs import MOST_TEXT, check_file
-from vitconv.markdown import escape
+from vitconv.inputs import MOST_TEXT, check_file, open_file
+from vitconv.markdown import escape, visible
 
 #: The pictures of the evaluation, in the order of the page, and what each shows.
 PICTURES = {
@@ -25,6 +26,12 @@ PICTURES = {
     "logits": "Logits",
     "reliability": "Reliability",
 }
+
+
+#: The most bytes of a picture; the pipeline's have some hundred thousand.
+_MOST_PICTURE = 2**24
+#: The most characters of a name in a table: more would make a page that nobody can read.
+_MOST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -71,17 +78,22 @@ def report(
         the thresholds that are missed, a sentence each.
 
     Raises:
-        InputError: the evaluation is not there, or a file is not what it should be.
+        InputError: the evaluation is not there, or a file is not what it should be; then nothing is written.
     """
     evaluation, destination = Path(evaluation), Path(destination)
     try:
         summary = read_json(evaluation / "evaluation.json")
         proof = read_json(Path(verification)) if verification else None
-        drawn = {name: (evaluation / f"{name}.png").read_bytes() for name in PICTURES}
+        drawn = {name: _read_picture(evaluation / f"{name}.png") for name in PICTURES}
     except CheckpointError as error:
         raise InputError(error.problem, _AGAIN) from error
     except OSError as error:
         raise InputError(f"There is no picture '{error.filename}'.", _AGAIN) from error
+    for content, form, what in ((summary, _SUMMARY, "evaluation"), (proof, _PROOF, "verification")):
+        for place in _misfits(content, form) if content is not None else ():
+            raise InputError(f"The {what} is of another version, or edited: {place}.", _AGAIN)
+    if summary["passed"] != all(one["passed"] for one in summary["thresholds"]):
+        raise InputError(f"'{evaluation}' says of itself that it passed, or not, and of its thresholds else.", _AGAIN)
     try:
         page = _page(summary, proof, _read_last(last))
         html = _render("report.html.j2", page | {"encoded": _encode(drawn)})
@@ -96,6 +108,74 @@ def report(
 
 
 _AGAIN = "Run the steps before this one again."
+
+
+def _read_picture(path: Path) -> bytes:
+    check_file(path, "picture", most=_MOST_PICTURE)
+    with open_file(path) as file:
+        return file.read(_MOST_PICTURE)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+class _Form(NamedTuple):
+    """What a value must be.
+
+    Attributes:
+        fits: whether a value that holds no others is that.
+        words: what it must be, for people.
+    """
+
+    fits: Callable[[Any], bool]
+    words: str
+
+
+_TEXT = _Form(lambda value: isinstance(value, str), "no text")
+_TEXT_OR_NONE = _Form(lambda value: value is None or isinstance(value, str), "neither a text nor null")
+_SWITCH = _Form(lambda value: isinstance(value, bool), "neither true nor false")
+_NUMBER = _Form(_is_number, "no number")
+_NUMBER_OR_NONE = _Form(lambda value: value is None or _is_number(value), "neither a number nor null")
+_RANGE = _Form(
+    lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)), "no two numbers"
+)
+#: What the page takes from an evaluation, and from a verification: of a list its only form is that of each value in
+#: it, and of a mapping the form by the name ``None`` that of each value that has no other.
+_SUMMARY = {
+    "passed": _SWITCH,
+    "thresholds": [{"passed": _SWITCH, "text": _TEXT}],
+    "figures": {"images": _NUMBER, "errors": _NUMBER, None: _NUMBER},
+    "intervals": {None: _RANGE},
+    "disagreements": [
+        {
+            "path": _TEXT,
+            "expected": _TEXT,
+            "predicted": _TEXT_OR_NONE,
+            "label": _TEXT_OR_NONE,
+            "probability": _NUMBER_OR_NONE,
+        }
+    ],
+    "errors": [{"path": _TEXT, "error": _TEXT}],
+}
+_PROOF = {"parity": {None: {"same_bits": _SWITCH, "stages": [{"name": _TEXT, "max_abs": _NUMBER}]}}}
+
+
+def _misfits(value: Any, form: Any, where: str = "it") -> Iterator[str]:
+    """Where a value, or one in it, is not of its form, and what stands there."""
+    if isinstance(form, _Form):
+        if not form.fits(value):
+            yield f"`{where}` is {shown(value)}, {form.words}"
+    elif not isinstance(value, type(form)):
+        yield f"`{where}` is {shown(value)}, no {'list' if isinstance(form, list) else 'mapping'}"
+    elif isinstance(form, list):
+        for number, one in enumerate(value):
+            yield from _misfits(one, form[0], f"{where}[{number}]")
+    else:
+        yield from (f"`{where}` has no `{name}`" for name in form if name is not None and name not in value)
+        for name, one in value.items():
+            if name in form or None in form:
+                yield from _misfits(one, form.get(name, form.get(None)), f"{where}.{name[:_MOST_NAME]}")
 
 
 def _encode(drawn: dict[str, bytes]) -> dict[str, str]:
@@ -160,15 +240,16 @@ def _proof(verification: dict[str, Any]) -> list[str]:
 
 
 def _render(template: str, page: dict[str, Any]) -> str:
-    """Fill a template; whatever is put in is escaped, for HTML or for Markdown."""
+    """Fill a template; whatever is put in is escaped, for HTML or for Markdown, and nothing in it is invisible."""
     markdown = template.endswith(".md.j2")
     environment = Environment(
         loader=PackageLoader("vitconv.evaluation"),
         autoescape=not markdown,
-        finalize=escape if markdown else None,
+        finalize=escape if markdown else visible,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["short"] = lambda text, most=_MOST_NAME: text if len(text) <= most else f"{text[:most]}…"
     environment.filters["number"] = lambda value: "–" if value is None else f"{value:.6g}"
     return environment.get_template(template).render(page)

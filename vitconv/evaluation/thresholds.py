@@ -114,7 +114,8 @@ def _blame(name: str, answers: Answers) -> str:
         return ""
     worst = counts.argmax()
     images = [answers.paths[i] for i in np.flatnonzero(wrong & (truth == worst))]
+    name = first_few([answers.classes[worst]])  # not at any length
     return (
-        f"most of all '{answers.classes[worst]}', {counts[worst]} of {(judged & (truth == worst)).sum()} images wrong "
+        f"most of all '{name}', {counts[worst]} of {(judged & (truth == worst)).sum()} images wrong "
         f"({first_few(images, 2)})."
     )
