@@ -15,11 +15,14 @@ from vitconv.preprocess import MOST_PIXELS
 pytestmark = pytest.mark.integration
 
 #: Predicts in a process of its own, and prints the summary and the peak of memory, in MiB: of this process, and of the
-#: largest of those that prepare images.
+#: largest of those that prepare images. getrusage would tell of the former at least what the tests' process has, which
+#: a process inherits when another program is started in it.
 SCRIPT = """
 import json, resource, sys
 from vitconv.evaluation.predict import predict
-peak = lambda: [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+def peak():
+    (own,) = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
+    return [int(own) / 1024, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024]
 done = predict(*sys.argv[1:4], batch_size=64, max_errors=int(sys.argv[4]))
 print(json.dumps({"rows": done.rows, "errors": done.errors, "peak": peak()}))
 """
