@@ -10,7 +10,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export DO_NOT_TRACK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# Threads of torch's that wait for each other give their core away: what runs beside them needs it, and they of it.
+# torch's threads sleep while they wait, instead of taking a core from the processes beside them.
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help

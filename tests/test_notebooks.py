@@ -69,10 +69,11 @@ def test_it_asserts_what_it_claims(notebook):
 def test_without_a_project_around_it_paths_start_in_the_notebooks_folder(notebook, tmp_path, monkeypatch):
     """A team that copies one notebook has no dvc.yaml beside it."""
     monkeypatch.chdir(tmp_path)
-    scope = {"Path": Path, "root": tmp_path}
-    for line in "\n".join(cell.source for cell in notebook.cells).splitlines():
-        if line.startswith("root = "):
-            exec(line, scope)
+    lines = [line for cell in notebook.cells for line in cell.source.splitlines() if line.startswith("root = ")]
+    if not lines:
+        pytest.skip("it reads no files")
+    scope = {"Path": Path}
+    exec(lines[0], scope)
     assert scope["root"] == tmp_path
 
 

@@ -403,8 +403,9 @@ def _readable_cfg(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """A ``pretrained_cfg`` of readable values; its ``input_size`` is (channels, height, width)."""
     values = {name: _readable(value) for name, value in cfg.items()}
     size = values.get("input_size")
-    if isinstance(size, (list, tuple)) and isinstance(_bounded(tuple(size[-2:])), Unreadable):
-        values["input_size"] = _bounded(tuple(size[-2:]))
+    bounded = _bounded(tuple(size[-2:])) if isinstance(size, (list, tuple)) else size
+    if isinstance(bounded, Unreadable):
+        values["input_size"] = bounded
     return values
 
 
