@@ -7,6 +7,7 @@ import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -347,6 +348,17 @@ def test_a_killed_process_that_prepares_images_is_an_error_and_not_a_hang(folder
     monkeypatch.setattr(local, "_share", _die)
     with pytest.raises(VitconvError, match="A process that prepares images was killed"):
         predict(folder, write_images(4), tmp_path / "out", batch_size=2)
+
+
+def test_a_process_that_uses_ray_is_not_forked(folder, tmp_path, write_images, monkeypatch):
+    """Its next pipeline would wait for ever: see test_cluster.py, whose tests use both engines in one process."""
+    images = write_images(4)
+    predict(folder, images, tmp_path / "forked", batch_size=2)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: True))
+    monkeypatch.setattr(os, "fork", lambda: pytest.fail("forked"))
+    predict(folder, images, tmp_path / "spawned", batch_size=2)
+    forked, spawned = (read_predictions(tmp_path / name).rows for name in ("forked", "spawned"))
+    assert forked.equals(spawned)
 
 
 def test_too_little_memory_to_prepare_images_is_an_error(folder, tmp_path, write_images, monkeypatch):

@@ -32,6 +32,7 @@ class LocalEngine:
             collate_fn=_share,
             num_workers=cores(),
             prefetch_factor=2,
+            multiprocessing_context="spawn" if _uses_ray() else None,
             worker_init_fn=_be_quiet,
         )
         try:
@@ -59,6 +60,16 @@ class LocalEngine:
                 "A process that prepares images was killed, perhaps for want of memory (in a container, /dev/shm).",
                 f"{_AGAIN} Smaller batches take less memory.",
             ) from error
+
+
+def _uses_ray() -> bool:
+    """Whether this process is connected to a Ray cluster, which it must then not be forked from.
+
+    "Forking new processes in application code is unsupported" (Ray's documentation, "Anti-pattern: Forking new
+    processes in application code"): the children share the parent's connections, and its next pipeline waits for ever.
+    """
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
 
 
 _AGAIN = "Run it again: it goes on where it stopped."
