@@ -63,10 +63,10 @@ class LocalEngine:
 
 
 def _uses_ray() -> bool:
-    """Whether this process is connected to a Ray cluster, which it must then not be forked from.
+    """Whether this process is connected to a Ray cluster. Then it must not be forked.
 
-    "Forking new processes in application code is unsupported" (Ray's documentation, "Anti-pattern: Forking new
-    processes in application code"): the children share the parent's connections, and its next pipeline waits for ever.
+    Forked processes share its connections to Ray, and its next Ray pipeline waits for ever. See "Anti-pattern: Forking
+    new processes in application code" in Ray's documentation.
     """
     ray = sys.modules.get("ray")
     return ray is not None and ray.is_initialized()
