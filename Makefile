@@ -38,8 +38,8 @@ test-gpu: $(VENV)/installed ## Run the tests that need a CUDA GPU
 
 fuzz: $(VENV)/installed ## Look for files, lists, names and parameters that are neither taken nor refused: over 200 000 cases
 	mkdir -p build
-	VITCONV_FUZZ_CASES=15000 $(BIN)/pytest tests/test_fuzz.py tests/test_any_arguments.py tests/test_to_huggingface.py tests/test_description.py
-	VITCONV_FUZZ_CASES=10000 OMP_NUM_THREADS=1 $(BIN)/pytest -n auto tests/evaluation/test_any_input.py
+	VITCONV_FUZZ_CASES=15000 $(BIN)/pytest --timeout 0 tests/test_fuzz.py tests/test_any_arguments.py tests/test_to_huggingface.py tests/test_description.py
+	VITCONV_FUZZ_CASES=10000 OMP_NUM_THREADS=1 $(BIN)/pytest --timeout 0 -n auto tests/evaluation/test_any_input.py
 	$(BIN)/python fuzz/fuzz_checkpoint.py -runs=100000 -artifact_prefix=build/
 
 benchmark: $(VENV)/installed ## Time conversions against cp, on a quiet machine (about 20 minutes)
