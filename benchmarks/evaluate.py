@@ -29,9 +29,9 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
-from vitconv.evaluation import pictures
+from vitconv.evaluation import plots
 from vitconv.evaluation.evaluate import Evaluation, evaluate
-from vitconv.evaluation.predictions import Parts, Run, make_rows
+from vitconv.inference.predictions import Parts, Run, make_rows
 
 SIZES = ((500, 7), (500, 2000), (50_000, 7), (50_000, 1000))
 DRAWN = ("logits", "confusion", "reliability", "classes")
@@ -82,7 +82,7 @@ def run(arguments: tuple[Path, Path, Path]) -> Evaluation:
 
 
 def draw(name: str, result: Evaluation) -> None:
-    figure = getattr(pictures, f"draw_{name}")(result)
+    figure = getattr(plots, f"draw_{name}")(result)
     with tempfile.TemporaryFile() as file:
         figure.savefig(file, dpi=100)
     plt.close(figure)

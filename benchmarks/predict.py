@@ -39,11 +39,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from models import full_model
 
 from vitconv.convert import convert_checkpoint
-from vitconv.evaluation.images import Batches, read_images
-from vitconv.evaluation.predict import predict
-from vitconv.evaluation.predictions import Parts, Run, make_rows
-from vitconv.evaluation.predictor import Predictor, read_classifier
-from vitconv.preprocess import load_processor
+from vitconv.inference.images import Batches, read_images
+from vitconv.inference.predict import predict
+from vitconv.inference.predictions import Parts, Run, make_rows
+from vitconv.inference.runtime import Predictor, read_classifier
+from vitconv.models.preprocessing import load_processor
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINES = ("local", "ray")

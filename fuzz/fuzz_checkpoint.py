@@ -16,7 +16,7 @@ import atheris
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 with atheris.instrument_imports(include=["vitconv", "json", "zipfile"]):
-    from vitconv.checkpoint import open_source
+    from vitconv.checkpoints.checkpoint import open_source
     from vitconv.errors import VitconvError
 
 from hostile import headers, pickles

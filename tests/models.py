@@ -8,7 +8,9 @@ import timm
 import torch
 from torch import nn
 
-from vitconv.timm_models import build_timm
+from vitconv import mapping
+from vitconv.models.catalogue import entries
+from vitconv.models.timm import build_timm
 
 #: The commit of the only model in the fixture `hub_cache`.
 HUB_REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -83,3 +85,21 @@ def full_model(name: str, **overrides: Any) -> nn.Module:
 def pixels_for(model: nn.Module, batch: int = 2, seed: int = 1) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(batch, model.patch_embed.proj.in_channels, *model.patch_embed.img_size, generator=generator)
+
+
+def reduced(name: str, **more) -> torch.nn.Module:
+    """The architecture with two narrow blocks on few patches, in float64; nothing else about it is changed."""
+    known = entries()[name].architecture
+    image_size = tuple(4 * patch if size == min(known.image_size) else 5 * patch for size, patch in zip(known.image_size, known.patch_size, strict=True))  # fmt: skip
+    small = {"img_size": image_size, "embed_dim": 48, "depth": 2, "num_heads": 3, **more}
+    if known.split_qkv:
+        small |= {"embed_dim": 64, "num_heads": 4, "num_kv_heads": [4, 2] if known.num_key_value_heads else 4}
+    if known.window_size:
+        small |= {"window_size": 3, "global_attn_indexes": (1,)}
+    if known.classifier:
+        small.setdefault("num_classes", 5)
+    return perturbed(timm.create_model(name, **small)).double()
+
+
+#: One architecture of timm's for each class of Transformers that any of them becomes.
+ONE_EACH = {mapping.class_name(e.architecture): name for name, e in entries().items() if e.architecture}

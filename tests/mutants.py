@@ -21,11 +21,18 @@ from torch import nn
 from vitconv.architecture import Architecture
 from vitconv.convert import convert_checkpoint
 from vitconv.errors import ParityError
-from vitconv.huggingface import load_folder
+from vitconv.models.huggingface import load_folder
+from vitconv.models.preprocessing import (
+    DataConfig,
+    data_config,
+    huggingface_pixels,
+    sample_image,
+    tag_config,
+    timm_pixels,
+)
+from vitconv.models.timm import from_timm
 from vitconv.parity import compare
-from vitconv.preprocess import DataConfig, data_config, huggingface_pixels, sample_image, tag_config, timm_pixels
-from vitconv.timm_models import from_timm
-from vitconv.verify import same_everywhere, verify_folder
+from vitconv.parity.verification import same_everywhere, verify_folder
 
 Tensors = dict[str, torch.Tensor]
 

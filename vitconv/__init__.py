@@ -1,6 +1,6 @@
 """Turn timm Vision Transformer checkpoints into native Transformers models that compute the same numbers.
 
-The public verbs live in :mod:`vitconv.convert` and :mod:`vitconv.parity`; importing this package imports
+The public verbs live in :mod:`vitconv.convert` and :mod:`vitconv.parity.comparison`; importing this package imports
 nothing heavy.
 """
 

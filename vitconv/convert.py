@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vitconv import __version__, mapping
 from vitconv.architecture import Architecture
-from vitconv.card import CARD_FILE, model_card
-from vitconv.checkpoint import (
+from vitconv.checkpoints.checkpoint import (
     CONFIG_FILE,
     HUB_PREFIX,
     PARITY_FILE,
@@ -28,10 +27,11 @@ from vitconv.checkpoint import (
     sha256,
     write_json,
 )
-from vitconv.description import (
+from vitconv.checkpoints.description import (
     SelfDescription,
 )
-from vitconv.destination import check_destination, staged_folder
+from vitconv.checkpoints.labels import check_labels, read_labels
+from vitconv.checkpoints.tensorfile import StoredTensor, dtype_name, load_tensors, write_weights
 from vitconv.errors import (
     ArchitectureError,
     CheckpointError,
@@ -40,11 +40,10 @@ from vitconv.errors import (
     VitconvError,
     WeightsError,
 )
-from vitconv.huggingface import build_model, installed_dialect, make_config
-from vitconv.labels import check_labels, read_labels
-from vitconv.parity import compare
-from vitconv.plan import Plan, check_tensors, convert_tensors, shapes_of, widest_dtype
-from vitconv.preprocess import (
+from vitconv.mapping.plan import Plan, check_tensors, convert_tensors, shapes_of, widest_dtype
+from vitconv.mapping.rewrites import Made
+from vitconv.models.huggingface import build_model, installed_dialect, make_config
+from vitconv.models.preprocessing import (
     PROCESSOR_FILE,
     TIMM_PROCESSOR_FILE,
     DataConfig,
@@ -53,17 +52,18 @@ from vitconv.preprocess import (
     sample_image,
     timm_processor_config,
 )
-from vitconv.revert import Reversion, revert_checkpoint, to_timm
-from vitconv.simplify import Made
-from vitconv.source import Identified, Inspection, SourceOptions, facts_of, identify, sized
-from vitconv.tensorfile import StoredTensor, dtype_name, load_tensors, write_weights
-from vitconv.timm_models import (
+from vitconv.models.timm import (
     describe_regularisation,
     from_timm,
     make_buffers,
     regularisation,
 )
-from vitconv.verify import Verification, verify_folder
+from vitconv.parity.comparison import compare
+from vitconv.parity.verification import Verification, verify_folder
+from vitconv.revert import Reversion, revert_checkpoint, to_timm
+from vitconv.source import Identified, Inspection, SourceOptions, facts_of, identify, sized
+from vitconv.writing.card import CARD_FILE, model_card
+from vitconv.writing.staging import check_destination, staged_folder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -132,7 +132,7 @@ def convert_state_dict(
 ) -> dict[str, Tensor]:
     """Convert a timm state dict to Transformers' names.
 
-    The tensors are views of the input's memory, except those that a rewrite of :mod:`vitconv.simplify` makes;
+    The tensors are views of the input's memory, except those that a rewrite of :mod:`vitconv.mapping.rewrites` makes;
     the input itself is left as it is.
 
     Args:
@@ -368,7 +368,7 @@ def convert_checkpoint(
             or a JSON file.
         ema: take the exponential moving average of the weights where the checkpoint holds both.
         ignore: names of what the checkpoint says of itself and is not to be believed, such as ``"architecture"``,
-            ``"mean"`` or ``"global_pool"``: see :mod:`vitconv.description`.
+            ``"mean"`` or ``"global_pool"``: see :mod:`vitconv.checkpoints.description`.
         headless: convert without a head. A model that has none is otherwise refused where the checkpoint holds
             something that looks like its head; so, it is left out, and named in a note.
         dtype: the dtype to store, ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"float64"``; by default the
@@ -457,7 +457,8 @@ def verify_checkpoint(
         images: image files to verify on; by default a built-in picture.
         image_size, data, ema, ignore, headless: as for :func:`convert_checkpoint`; by default as recorded in
             ``parity.json``.
-        dtypes: what to compare in besides float64: any of :data:`vitconv.parity.DTYPES`; by default what is stored.
+        dtypes: what to compare in besides float64: any of :data:`vitconv.parity.comparison.DTYPES`; by default what
+            is stored.
         device: where to compute: ``"cpu"``, ``"cuda"``…
         say: called with a few words at the beginning of each step.
 

@@ -17,15 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from vitconv import mapping
 from vitconv.architecture import Architecture, check_image_size
-from vitconv.catalogue import entries
-from vitconv.checkpoint import CONFIG_FILE, PARITY_FILE, read_json, write_json
-from vitconv.destination import check_destination, staged_folder
+from vitconv.checkpoints.checkpoint import CONFIG_FILE, PARITY_FILE, read_json, write_json
 from vitconv.errors import ArchitectureError, CheckpointError, InputError, ParityError, WeightsError, first_few
-from vitconv.huggingface import installed_dialect, load_for_timm
 from vitconv.mapping import Family
-from vitconv.parity import Parity, compare
-from vitconv.plan import make_plan, shapes_of
-from vitconv.preprocess import (
+from vitconv.mapping.plan import make_plan, shapes_of
+from vitconv.mapping.rewrites import Rewrite, Simplified, dinov2_width, fold_layer_scale
+from vitconv.models.catalogue import entries
+from vitconv.models.huggingface import installed_dialect, load_for_timm
+from vitconv.models.preprocessing import (
     PROCESSOR_FILE,
     DataConfig,
     data_config,
@@ -36,9 +35,10 @@ from vitconv.preprocess import (
     sample_image,
     tag_config,
 )
-from vitconv.simplify import Rewrite, Simplified, dinov2_width, fold_layer_scale
-from vitconv.timm_models import build_timm, from_timm, make_buffers
-from vitconv.verify import check_bytes, pixels_for
+from vitconv.models.timm import build_timm, from_timm, make_buffers
+from vitconv.parity.comparison import Parity, compare
+from vitconv.parity.verification import check_bytes, pixels_for
+from vitconv.writing.staging import check_destination, staged_folder
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitconv import catalogue, mapping, resize
+from vitconv import mapping
 from vitconv.architecture import Architecture, Shapes, check_image_size, describe_shapes, fit_to_weights
-from vitconv.checkpoint import Source, open_source, read_json
-from vitconv.description import (
+from vitconv.checkpoints.checkpoint import Source, open_source, read_json
+from vitconv.checkpoints.description import (
     DATA,
     SIZES,
     SelfDescription,
@@ -35,13 +35,22 @@ from vitconv.description import (
     same_value,
     together,
 )
+from vitconv.checkpoints.labels import check_labels, in_order, read_labels
+from vitconv.checkpoints.tensorfile import StoredTensor, load_tensors
+from vitconv.checkpoints.unwrap import unwrap
 from vitconv.errors import ArchitectureError, CheckpointError, InputError, VitconvError, first_few, shown
-from vitconv.labels import check_labels, in_order, read_labels
-from vitconv.plan import Plan, check_names, check_tensors, make_plan, shapes_of
-from vitconv.preprocess import MODES, DataConfig, data_config, missing_processor, read_data_config, tag_config
-from vitconv.simplify import Made
-from vitconv.tensorfile import StoredTensor, load_tensors
-from vitconv.timm_models import (
+from vitconv.mapping.plan import Plan, check_names, check_tensors, make_plan, shapes_of
+from vitconv.mapping.rewrites import Made
+from vitconv.models import catalogue, position_embedding
+from vitconv.models.preprocessing import (
+    MODES,
+    DataConfig,
+    data_config,
+    missing_processor,
+    read_data_config,
+    tag_config,
+)
+from vitconv.models.timm import (
     build_timm,
     describe_regularisation,
     from_timm,
@@ -49,7 +58,6 @@ from vitconv.timm_models import (
     read_config,
     regularisation,
 )
-from vitconv.unwrap import unwrap
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -186,8 +194,8 @@ def identify(path: str | os.PathLike[str], options: SourceOptions) -> Identified
     trained, known = _trained_and_wanted(wanted, facts, tensors, description, options)
     sizing = _shape_note(facts.architecture, shapes_of(tensors), trained) if options.image_size else []
     if known != trained:
-        tensors = resize.resample(load_tensors(tensors), trained, known)
-        sizing.append(resize.describe(trained, known))
+        tensors = position_embedding.resample(load_tensors(tensors), trained, known)
+        sizing.append(position_embedding.describe(trained, known))
     rates = {} if isinstance(wanted, str) else regularisation(wanted)
     training = describe_regularisation({**description.rates, **rates})
 
@@ -246,7 +254,7 @@ def _with_sizes_of_timm(description: SelfDescription, facts: Facts, ignore: Coll
 
 
 def _sizes(a: Architecture) -> dict[str, Any]:
-    """The sizes by the names of timm's arguments: :data:`vitconv.description.SIZES`."""
+    """The sizes by the names of timm's arguments: :data:`vitconv.checkpoints.description.SIZES`."""
     return {"num_classes": a.num_labels, "in_chans": a.num_channels, "img_size": a.image_size}
 
 
@@ -328,7 +336,7 @@ class Facts:
 
     Attributes:
         architecture: as timm builds it, with its own sizes.
-        tag: how it wants its images prepared: :func:`vitconv.preprocess.tag_config`.
+        tag: how it wants its images prepared: :func:`vitconv.models.preprocessing.tag_config`.
         input_size: (height, width) that timm prepares images to for a model that takes any; ``None`` for others.
     """
 

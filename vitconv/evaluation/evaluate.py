@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
-from vitconv.checkpoint import write_json
+from vitconv.checkpoints.checkpoint import write_json
 from vitconv.errors import InputError, shown
-from vitconv.evaluation.answers import Answers, read_answers
-from vitconv.evaluation.files import new_file
 from vitconv.evaluation.metrics import BUILT_IN, figures, intervals, proportion
+from vitconv.evaluation.outcomes import Answers, read_answers
 from vitconv.evaluation.thresholds import Threshold, judge
+from vitconv.writing.files import new_file
 
 _DISAGREEMENTS = pa.schema(
     [(name, pa.string()) for name in ("path", "expected", "predicted", "label")] + [("probability", pa.float64())]
@@ -104,7 +104,7 @@ def evaluate(
     """Compare predictions with expected answers and with the truth.
 
     Args:
-        predictions: the folder that :func:`vitconv.evaluation.predict.predict` wrote.
+        predictions: the folder that :func:`vitconv.inference.predict.predict` wrote.
         images: the list they were made of; in its column ``label`` are the true classes, where they are known.
         expected: the answers to compare with: a CSV file with the columns ``path`` and ``class`` and, where they are
             known, the logits in a column for each class; or another folder of predictions.

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
-from vitconv.checkpoint import read_json
+from vitconv.checkpoints.checkpoint import read_json
 from vitconv.errors import CheckpointError, InputError, shown
-from vitconv.evaluation.files import new_file
-from vitconv.inputs import MOST_TEXT, check_file, open_file
-from vitconv.markdown import escape, visible
+from vitconv.files import MOST_TEXT, check_file, open_file
+from vitconv.writing.files import new_file
+from vitconv.writing.markdown import escape, visible
 
 #: The pictures of the evaluation, in the order of the page, and what each shows.
 PICTURES = {

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vitconv.errors import InputError, first_few, shown
-from vitconv.evaluation.answers import Answers
 from vitconv.evaluation.metrics import BUILT_IN
+from vitconv.evaluation.outcomes import Answers
 
 
 @dataclass(frozen=True)

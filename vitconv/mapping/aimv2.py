@@ -6,7 +6,7 @@ from typing import Any
 
 from vitconv.architecture import Architecture
 from vitconv.mapping.family import Family, headless_only, sizes, square
-from vitconv.simplify import Rewrite, zero_patch_bias
+from vitconv.mapping.rewrites import Rewrite, zero_patch_bias
 
 _TABLE = """
 pos_embed[0]                   embeddings.position_embedding.weight          =

@@ -9,8 +9,7 @@ from typing import Any
 
 from vitconv.architecture import Architecture
 from vitconv.mapping.family import Family, one_norm, square
-from vitconv.mapping.vit import transformer_config
-from vitconv.simplify import (
+from vitconv.mapping.rewrites import (
     Rewrite,
     absorb_prefix_positions,
     drop_key_bias,
@@ -22,6 +21,7 @@ from vitconv.simplify import (
     zero_projection_biases,
     zero_query_and_value_bias,
 )
+from vitconv.mapping.vit import transformer_config
 
 _TABLE = """
 cls_token                                     beit.embeddings.cls_token                                                                       =

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from vitconv.mapping.family import Family, one_norm
-from vitconv.mapping.vit import transformer_config
-from vitconv.simplify import (
+from vitconv.mapping.rewrites import (
     Rewrite,
     fold_layer_scale,
     pad_class_position,
     zero_patch_bias,
     zero_projection_biases,
 )
+from vitconv.mapping.vit import transformer_config
 
 _TABLE = """
 cls_token                      deit.embeddings.cls_token                                =

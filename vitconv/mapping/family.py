@@ -6,7 +6,7 @@ files, ``-`` that the row does not hold there; a fourth column names facts (see 
 which the row does not hold at all. ``{i}`` is the block's number. Behind timm's name may stand, in brackets,
 the part of the rows that the row is about (``[q]``, ``[k]``, ``[v]``: thirds, ``[gate]``, ``[up]``: halves) or, as in
 Python, an index of leading dimensions of length 1 (``pos_embed[0]``). A row whose tensor a model does not have is
-skipped; that nothing is left over is proved by :mod:`vitconv.plan`.
+skipped; that nothing is left over is proved by :mod:`vitconv.mapping.plan`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitconv.architecture import Architecture, Shapes
+from vitconv.mapping.rewrites import Rewrite, Simplified
 from vitconv.mapping.timm import holds
-from vitconv.simplify import Rewrite, Simplified
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,7 +108,7 @@ class Family:
         return result
 
     def exactness(self, architecture: Architecture) -> str:
-        """``"moved"``, ``"made"`` or ``"folded"``: see :class:`vitconv.catalogue.Verdict`."""
+        """``"moved"``, ``"made"`` or ``"folded"``: see :class:`vitconv.models.catalogue.Verdict`."""
         needed = [rewrite for rewrite in self.rewrites if rewrite.needed(architecture)]
         return "folded" if any(rewrite.folds for rewrite in needed) else "made" if needed else "moved"
 

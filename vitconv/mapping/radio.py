@@ -6,7 +6,7 @@ from typing import Any
 
 from vitconv.architecture import Architecture
 from vitconv.mapping.family import Family, headless_only, sizes, square
-from vitconv.simplify import (
+from vitconv.mapping.rewrites import (
     Rewrite,
     absorb_prefix_positions,
     patch_bias_into_positions,

@@ -6,7 +6,7 @@ from typing import Any
 
 from vitconv.architecture import Architecture
 from vitconv.mapping.family import Family, sizes, square
-from vitconv.simplify import Rewrite, zero_patch_bias, zero_qkv_bias
+from vitconv.mapping.rewrites import Rewrite, zero_patch_bias, zero_qkv_bias
 
 _TABLE = """
 pos_embed                    vision_encoder.pos_embed                      =

@@ -6,7 +6,7 @@ from typing import Any
 
 from vitconv.architecture import Architecture
 from vitconv.mapping.family import Family, headless_only, one_norm, pooled_by_the_model, rotary_with_registers, sizes
-from vitconv.simplify import Rewrite, zero_patch_bias
+from vitconv.mapping.rewrites import Rewrite, zero_patch_bias
 
 _TABLE = """
 cls_token                        cls_token                      embeddings.cls_token

@@ -6,7 +6,7 @@ from typing import Any
 
 from vitconv.architecture import Architecture
 from vitconv.mapping.family import Family, one_norm, sizes, tokens_only_headless
-from vitconv.simplify import (
+from vitconv.mapping.rewrites import (
     Rewrite,
     fold_layer_scale,
     identity_pooler,

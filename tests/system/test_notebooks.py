@@ -1,0 +1,278 @@
+"""The notebooks' form, and the convert notebook on every family; the others run by `pytest --nbmake notebooks`."""
+
+import ast
+import csv
+import json
+import sys
+import types
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import papermill
+import pytest
+import torch
+from families import CLASSIFIERS, HEADLESS, save_folder
+from markdown_it import MarkdownIt
+from models import full_model
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+from PIL import Image
+from safetensors.torch import load_file
+from transformers.utils import logging
+
+from vitconv.errors import InputError
+from vitconv.inference.predictions import Parts, Run, make_rows
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+CLASSES = ("ash", "beech", "cedar", "elm", "larch", "oak", "pine")
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.name)
+def notebook(request):
+    return nbformat.read(request.param, as_version=4)
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS
+
+
+def test_the_title_and_the_claim_come_first(notebook):
+    assert notebook.cells[0].source.startswith("# ")
+    assert "claim" in notebook.cells[0].source
+
+
+def test_one_cell_of_literal_parameters(notebook):
+    """papermill replaces this cell's values: what is computed from them must come later."""
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    for statement in ast.parse(cell.source).body:
+        assert isinstance(statement, ast.Assign)
+        ast.literal_eval(statement.value)
+
+
+def test_a_failing_cell_fails_the_notebook(notebook):
+    assert not notebook.metadata.get("execution", {}).get("allow_errors")
+    assert not any("raises-exception" in cell.metadata.get("tags", []) for cell in notebook.cells)
+
+
+def test_any_runner_can_start_it(notebook):
+    assert notebook.metadata.kernelspec.language == "python"
+
+
+def test_it_asserts_what_it_claims(notebook):
+    assert sum(cell.source.count("assert") for cell in notebook.cells if cell.cell_type == "code") >= 10
+
+
+def test_without_a_project_around_it_paths_start_in_the_notebooks_folder(notebook, tmp_path, monkeypatch):
+    """A team that copies one notebook has no dvc.yaml beside it."""
+    monkeypatch.chdir(tmp_path)
+    lines = [line for cell in notebook.cells for line in cell.source.splitlines() if line.startswith("root = ")]
+    if not lines:
+        pytest.skip("it reads no files")
+    scope = {"Path": Path}
+    exec(lines[0], scope)
+    assert scope["root"] == tmp_path
+
+
+# The notebooks on other models than the demo's
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a notebook's cells in this process, with parameters in papermill's place; return what they print.
+
+    A kernel of its own would import torch, timm and transformers again for every model.
+    """
+    monkeypatch.chdir(ROOT / "notebooks")
+    backend = matplotlib.get_backend()
+    matplotlib.use("agg")
+
+    def run(name, **parameters):
+        notebook = parameterize_notebook(load_notebook_node(str(ROOT / "notebooks" / f"{name}.ipynb")), parameters)
+        values = {"__name__": "__main__"}
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                exec(compile(cell.source, f"{name}.ipynb, cell {cell.get('id')}", "exec"), values)
+        return capsys.readouterr().out
+
+    yield run
+    plt.close("all")
+    matplotlib.use(backend)
+    logging.enable_progress_bar()
+    logging.set_verbosity_warning()
+
+
+BARE = {"architecture": "", "labels": "", "image": "", "device": "cpu"}
+
+
+@pytest.mark.parametrize("family", CLASSIFIERS)
+def test_a_classifier_of_every_family_gives_the_same_answer(family, run, tmp_path):
+    save_folder(tmp_path / "timm", family, CLASSES)
+    told = run("convert", **BARE, checkpoint=str(tmp_path / "timm"), output=str(tmp_path / "hf"))
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["model_type"].startswith("clip" if family == "clip" else family)
+    assert "It has a head of 7 classes" in told
+    assert str(list(CLASSES)) in told
+    assert f"{config['architectures'][0]}: " in told
+    head = {"clip": "visual_projection", "deit": "distillation_classifier"}.get(family, "classifier")
+    assert f"→ {head}.weight" in told
+
+
+@pytest.mark.parametrize("family", HEADLESS)
+def test_a_headless_model_of_every_family_gives_the_same_features(family, run, tmp_path):
+    save_folder(tmp_path / "timm", family)
+    told = run("convert", **BARE, checkpoint=str(tmp_path / "timm"), output=str(tmp_path / "hf"))
+    assert "the features that timm returns are compared instead of classes" in told
+    assert "no head, and no class names" in told
+    split = {"sam": "one layer for all three", "radio": "one layer for all three", "sapiens2": "three layers"}
+    if family in split:
+        assert f"Both libraries have {split[family]}: nothing is split." in told
+    else:
+        assert "blocks.0.attn.qkv.weight rows 0 to 48 = " in told
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("family", ["vit", "beit", "dinov2_with_registers"])
+def test_weights_in_another_precision(family, dtype, run, tmp_path):
+    model = save_folder(tmp_path / "timm", family, CLASSES)
+    torch.save(model.to(dtype).state_dict(), tmp_path / "timm" / "pytorch_model.bin")
+    (tmp_path / "timm" / "model.safetensors").unlink()
+    run("convert", **BARE, checkpoint=str(tmp_path / "timm"), output=str(tmp_path / "hf"))
+    assert {tensor.dtype for tensor in load_file(tmp_path / "hf" / "model.safetensors").values()} == {dtype}
+
+
+def test_layer_scale_folded_in_16_bits(run, tmp_path):
+    """The folder's weights are rounded by the fold, as far as 16 bits round."""
+    state = full_model("vit_tiny_patch16_224", num_classes=0, init_values=1e-3, depth=2).bfloat16().state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "w.pth").rename(tmp_path / "timm" / "pytorch_model.bin")
+    arguments = {"init_values": 1e-3, "depth": 2}
+    config = {"architecture": "vit_tiny_patch16_224", "num_classes": 0, "pretrained_cfg": {}, "model_args": arguments}
+    (tmp_path / "timm" / "config.json").write_text(json.dumps(config))
+    told = run("convert", **BARE, checkpoint=str(tmp_path / "timm"), output=str(tmp_path / "hf"))
+    assert "LayerScale folded in" in (tmp_path / "hf" / "README.md").read_text()
+    assert "largest |Δ feature|" in told
+
+
+def test_the_parameters_mean_what_the_options_of_the_command_mean(run, tmp_path):
+    """A bare state dict with an EMA copy; another size, preprocessing and family; labels and image from files."""
+    model = full_model("vit_tiny_patch16_224", num_classes=2)
+    trained = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    content = {"state_dict": model.state_dict(), "state_dict_ema": trained}
+    torch.save(content, tmp_path / "tiny.pth")
+    (tmp_path / "labels.txt").write_text("tile\nslate\n")
+    (tmp_path / "data.json").write_text(json.dumps({"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}))
+    Image.effect_noise((300, 260), 80).convert("RGB").save(tmp_path / "photo.png")
+    told = run(
+        "convert",
+        checkpoint=str(tmp_path / "tiny.pth"),
+        architecture="vit_tiny_patch16_224",
+        labels=str(tmp_path / "labels.txt"),
+        image=str(tmp_path / "photo.png"),
+        data_config=str(tmp_path / "data.json"),
+        img_size=[192, 192],
+        target="dinov2",
+        no_ema=True,
+        output=str(tmp_path / "hf"),
+        device="cpu",
+    )
+    assert "resampled" in told and "photo.png, 300 × 260 RGB → (1, 3, 192, 192)" in told
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert (config["model_type"], config["image_size"]) == ("dinov2", 192)
+    assert config["id2label"] == {"0": "tile", "1": "slate"}
+    assert json.loads((tmp_path / "hf" / "preprocessor_config.json").read_text())["image_mean"] == [0.1, 0.2, 0.3]
+    assert json.loads((tmp_path / "hf" / "parity.json").read_text())["ema"] is False
+    bias = load_file(tmp_path / "hf" / "model.safetensors")["dinov2.layernorm.bias"]
+    assert torch.equal(bias, model.norm.bias.data)
+
+
+def test_a_model_on_the_hub(run, hub_cache, tmp_path):
+    save_folder(tmp_path / "timm", "vit", CLASSES)
+    hub_cache({file.name: file.read_bytes() for file in (tmp_path / "timm").iterdir()})
+    told = run("convert", **BARE, checkpoint="hf-hub:our/roofs", output=str(tmp_path / "hf"))
+    assert "note: The checkpoint is hf-hub:our/roofs at revision" in told
+
+
+#: A formula that is none, a script, and what ends a row of a table.
+HOSTILE = "$x^{$ <script>a</script> ![a](http://e.org) | `b`"
+
+
+def test_convert_draws_names_as_they_are(run, tmp_path):
+    save_folder(tmp_path / "timm", "vit", CLASSES)
+    names = [f"{HOSTILE} {name}" for name in CLASSES]
+    (tmp_path / "labels.json").write_text(json.dumps(names))
+    photo = tmp_path / HOSTILE.replace("/", "∕")
+    Image.new("RGB", (40, 40)).save(photo, "png")
+    given = {"labels": str(tmp_path / "labels.json"), "image": str(photo)}
+    told = run("convert", **BARE | given, checkpoint=str(tmp_path / "timm"), output=str(tmp_path / "hf"))
+    assert str(names) in told
+    texts = [text for text in plt.gcf().findobj(matplotlib.text.Text) if "$" in text.get_text()]
+    assert len(texts) >= 6 and not any(text.get_parse_math() for text in texts)
+    plt.gcf().savefig(tmp_path / "figure.png")
+
+
+def test_evaluate_shows_names_as_they_are(run, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.Markdown", shown.append)
+    classes = (HOSTILE, "oak")
+    table = make_rows(0, [HOSTILE, "b.png"], np.eye(2, dtype=np.float32), [None, HOSTILE], classes)
+    Parts(tmp_path / "predictions", Run({}, classes), 1, overwrite=True).write(0, table, "key")
+    rows = [["path", "label"], [HOSTILE, HOSTILE], ["b.png", "oak"]]
+    with (tmp_path / "list.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    metrics = types.ModuleType("hostile_metrics")
+    metrics.share = lambda labels, probabilities, classes: {name: 0.5 for name in classes}
+    monkeypatch.setitem(sys.modules, "hostile_metrics", metrics)
+    paths = {"predictions": str(tmp_path / "predictions"), "images": str(tmp_path / "list.csv"), "expected": ""}
+    paths |= {"output": str(tmp_path / "out"), "scores": str(tmp_path / "out" / "metrics.json"), "model": ""}
+    run("evaluate", **paths, metrics=["accuracy", "hostile_metrics:share"], thresholds={"errors": {"max": 1}})
+    rows, figures = shown
+    for text, times in ((rows, 3), (figures, 1)):
+        tokens = MarkdownIt("commonmark").enable("table").parse(text)
+        children = [child for token in tokens for child in token.children or []]
+        assert {child.type for child in children} <= {"text", "text_special", "code_inline"}
+        assert "".join(child.content for child in children).count(HOSTILE) == times
+        assert sum(token.type == "table_open" for token in tokens) == 1
+
+
+def test_more_channels_than_a_picture_has(run, tmp_path):
+    torch.save(full_model("vit_tiny_patch16_224", num_classes=3, in_chans=6, depth=2).state_dict(), tmp_path / "w")
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "w").rename(tmp_path / "timm" / "pytorch_model.bin")
+    config = {
+        "architecture": "vit_tiny_patch16_224",
+        "num_classes": 3,
+        "pretrained_cfg": {},
+        "model_args": {"in_chans": 6, "depth": 2},
+    }
+    (tmp_path / "timm" / "config.json").write_text(json.dumps(config))
+    told = run("convert", **BARE, checkpoint=str(tmp_path / "timm"), output=str(tmp_path / "hf"))
+    assert "No picture has 6 channels: both models get noise" in told
+
+
+@pytest.mark.parametrize(
+    "family, why", [("beit", "it is a BeitForImageClassification"), ("dinov2_with_registers", "")]
+)
+def test_anatomy_says_which_model_it_is_not_for(family, why, run, tmp_path):
+    save_folder(tmp_path / "timm", family, CLASSES)
+    with pytest.raises(InputError) as caught:
+        run("anatomy", **BARE, checkpoint=str(tmp_path / "timm"))
+    assert f"timm's {CLASSIFIERS[family][0]}" in caught.value.problem and why in caught.value.problem
+    assert "convert.ipynb" in caught.value.remedy
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("family, classes", [("siglip", CLASSES), ("vit", ())])
+def test_papermill_runs_it_in_a_kernel_of_its_own(family, classes, tmp_path):
+    save_folder(tmp_path / "timm", family, classes)
+    parameters = {**BARE, "checkpoint": str(tmp_path / "timm"), "output": str(tmp_path / "hf")}
+    notebook, folder = ROOT / "notebooks" / "convert.ipynb", str(ROOT / "notebooks")
+    papermill.execute_notebook(notebook, tmp_path / "out.ipynb", parameters, cwd=folder, progress_bar=False)
+    done = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    outputs = [output for cell in done.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not any(output.output_type == "stream" and output.name == "stderr" for output in outputs)

@@ -1,0 +1,208 @@
+"""On a real Ray cluster, on this machine."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from vitconv.errors import InputError, VitconvError
+from vitconv.inference.images import Batches, read_images
+from vitconv.inference.predict import predict
+from vitconv.inference.predictions import read_predictions
+from vitconv.inference.ray import RayEngine
+from vitconv.inference.runtime import read_classifier
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    """Start one cluster for all, as the engine does it by itself."""
+    yield RayEngine("cpu")
+    import ray
+
+    ray.shutdown()
+
+
+def workers(name: str) -> list[psutil.Process]:
+    """The processes of this cluster that run a function of this name; Ray calls a process by what it runs."""
+    children = psutil.Process().children(recursive=True)
+    return [process for process in children if "ray::" in _title(process) and name in _title(process)]
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def test_both_engines_write_the_same(folder, tmp_path, write_images):
+    """More images than a batch, a last batch that is not full, and images that cannot be read."""
+    images = write_images(43, broken=(3, 10, 42))
+    local = predict(folder, images, tmp_path / "local", batch_size=8, max_errors=3)
+    ray = predict(folder, images, tmp_path / "ray", engine="ray", batch_size=8, max_errors=3)
+    assert local == ray
+    assert local.errors == 3
+    one, other = (read_predictions(tmp_path / name) for name in ("local", "ray"))
+    assert one.rows.equals(other.rows)  # bit for bit: floats are compared as they are
+    assert one.classes == other.classes
+
+
+def test_both_engines_write_the_same_with_timm_s_processor(folder, tmp_path, write_images):
+    images = write_images(21, broken=(3,))
+    arguments = {"processor": "timm", "batch_size": 8, "max_errors": 1}
+    local = predict(folder, images, tmp_path / "local", **arguments)
+    assert predict(folder, images, tmp_path / "ray", engine="ray", **arguments) == local
+    predict(folder, images, tmp_path / "own", batch_size=8, max_errors=1)
+    one, other, own = (read_predictions(tmp_path / name).rows for name in ("local", "ray", "own"))
+    assert one.equals(other)
+    assert not one.equals(own)  # some of the images are cropped otherwise
+
+
+def test_one_engine_goes_on_where_the_other_stopped(folder, tmp_path, write_images, monkeypatch):
+    monkeypatch.setattr("vitconv.inference.predict.ROWS_PER_PART", 8)
+    images = write_images(24)
+
+    def stop(done, errors, total):
+        if done == 16:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict(folder, images, tmp_path / "out", engine="ray", batch_size=4, advance=stop)
+    assert predict(folder, images, tmp_path / "out", batch_size=4).found == 8
+    predict(folder, images, tmp_path / "local", batch_size=4)
+    assert read_predictions(tmp_path / "out").rows.equals(read_predictions(tmp_path / "local").rows)
+
+
+@pytest.mark.parametrize("victim", ["_Predict", "_Prepare"])
+def test_killed_workers_lose_nothing(folder, tmp_path, write_images, victim):
+    """The actor that holds the model, or the tasks that prepare images, killed by the system in the middle of a run."""
+    images = write_images(240)
+    predict(folder, images, tmp_path / "local", batch_size=2)
+    killed = []
+
+    def kill(done, errors, total):
+        if not killed:
+            until = time.monotonic() + 5  # between two tasks, a worker has no name for a moment
+            while not (found := workers(victim)) and time.monotonic() < until:
+                time.sleep(0.001)
+            for process in found:
+                process.send_signal(signal.SIGKILL)
+                killed.append(process.pid)
+
+    summary = predict(folder, images, tmp_path / "ray", engine="ray", batch_size=2, advance=kill)
+    assert killed, "no worker was there to be killed"
+    assert (summary.rows, summary.errors) == (240, 0)
+    assert read_predictions(tmp_path / "ray").rows.equals(read_predictions(tmp_path / "local").rows)
+
+
+def test_a_pipeline_that_fails_ends_the_run_in_words(folder, tmp_path, write_images):
+    with pytest.raises(VitconvError, match="There is no device 'mps' here"):
+        predict(folder, write_images(4), tmp_path / "ray", engine="ray", device="mps")
+    with pytest.raises(InputError, match="The Ray cluster has no GPU"):
+        predict(folder, write_images(4), tmp_path / "ray", engine="ray", device="cuda")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionResetError(104, "Connection reset by peer"), RuntimeError("the executor\nended"), KeyError("x")],
+)
+def test_whatever_ray_lets_through_ends_the_run_in_words(folder, tmp_path, write_images, monkeypatch, error):
+    """Not all is a RayError: when a worker is killed at the wrong moment, it is one of the connection."""
+    import ray
+
+    def fail(dataset):
+        yield from ()
+        raise error
+
+    monkeypatch.setattr(ray.data.Dataset, "iter_rows", fail)
+    with pytest.raises(VitconvError, match=rf"The Ray pipeline failed: {type(error).__name__}: .") as caught:
+        predict(folder, write_images(4), tmp_path / "ray", engine="ray")
+    assert "Run it again" in caught.value.remedy
+    assert caught.value.__cause__ is error
+
+
+def test_an_error_of_ours_in_a_worker_is_told_as_it_is(cluster, folder, write_images):
+    class Failing(Batches):
+        def __getitem__(self, batch):
+            raise InputError("The disk does not answer.", "Run it again.")
+
+    batches = Failing(read_images(write_images(2)), 2, None, (3, 32, 32))
+    with pytest.raises(VitconvError) as caught:
+        list(RayEngine("cpu").run(read_classifier(folder), batches, [0]))
+    assert (caught.value.problem, caught.value.remedy) == ("The disk does not answer.", "Run it again.")
+
+
+def test_ray_prints_no_traceback_of_its_own(cluster, capfd):
+    import logging
+
+    try:
+        raise ConnectionResetError(104, "Connection reset by peer")
+    except ConnectionResetError:
+        logging.getLogger("ray.data.exceptions").exception("Full stack trace:")
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", [ConnectionError, Exception])
+def test_a_cluster_that_does_not_start_is_an_error_in_words(monkeypatch, kind):
+    import ray
+
+    def fail(*arguments, **more):
+        raise kind("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(InputError, match=r"cannot be reached, or started: The current node timed out"):
+        RayEngine("cpu")
+
+
+def test_without_ray_it_says_what_to_install():
+    script = (
+        "import sys; sys.modules['ray'] = None\n"
+        "from vitconv.inference.ray import RayEngine\n"
+        "from vitconv.errors import InputError\n"
+        "try: RayEngine('cpu')\n"
+        "except InputError as error: print(error)"
+    )
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60).stdout
+    assert "needs Ray Data, which is not installed" in output
+    assert "pip install 'vitconv[ray]'" in output
+
+
+def test_nobody_else_can_use_the_cluster():
+    """Without the token, there is no way in."""
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    script = f"import ray; ray.init('{address}', logging_level='error'); print('in')"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    stranger = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env=environment
+    )
+    assert stranger.returncode != 0
+    assert "in" not in stranger.stdout.split()
+
+
+def test_no_other_machine_can_reach_the_cluster():
+    """Every port that a process of the cluster listens on is one of this machine's alone."""
+    import ray
+
+    @ray.remote
+    def work():
+        return 1
+
+    assert ray.get(work.remote()) == 1  # a worker has ports, too
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    listening = {
+        connection.laddr.ip
+        for process in processes
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening
+    assert listening <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}

@@ -1,0 +1,269 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from markdown_it import MarkdownIt
+
+from vitconv.errors import InputError
+from vitconv.evaluation.evaluate import evaluate
+from vitconv.evaluation.plots import save_pictures
+from vitconv.evaluation.report import Change, changes, report
+from vitconv.inference.predictions import Parts, Run, make_rows
+
+CLASSES = ("ash", "beech & <oak>")
+
+
+@pytest.fixture
+def evaluation(tmp_path, write_images, monkeypatch):
+    """Evaluate two classes on real images; returns the folder."""
+    monkeypatch.setattr("vitconv.evaluation.metrics.RESAMPLES", 50)
+
+    def run(limit=1.0, labels=True, broken=()):
+        images = write_images(4, broken=broken, labels=[CLASSES[i % 2] for i in range(4)] if labels else None)
+        logits = np.array([[3, 1], [0, 2], [1, 2], [0, 1]], np.float32)
+        errors = ["There is no image." if i in broken else None for i in range(4)]
+        paths = images.read_text().splitlines()[1:]
+        table = make_rows(0, [path.partition(",")[0] for path in paths], logits, errors, CLASSES)
+        Parts(tmp_path / "predictions", Run({}, CLASSES), 1, overwrite=True).write(0, table, "key")
+        (tmp_path / "expected.csv").write_text("path,class\nimages/00000.jpg,ash\nimages/00002.jpg,ash\n")
+        thresholds = {"agreement": {"min": limit}}
+        result = evaluate(tmp_path / "predictions", images, expected=tmp_path / "expected.csv", thresholds=thresholds)
+        save_pictures(result, images, tmp_path / "evaluation")
+        result.save(tmp_path / "evaluation", tmp_path / "evaluation" / "metrics.json")
+        return tmp_path / "evaluation"
+
+    return run
+
+
+def test_a_page_that_says_not_passed_and_why(evaluation, tmp_path):
+    (missed,) = report(evaluation(), tmp_path / "report")
+    assert missed == "agreement is 0.5, below 1: most of all 'ash', 1 of 2 images wrong (images/00002.jpg)."
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "<h1>Not passed</h1>" in page
+    assert "agreement is 0.5, below 1" in page
+    assert "50.00% of 2 images get the expected answer. 2 have none to compare with." in page
+    assert "There is no earlier run" in page
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert text.startswith("# ❌ Not passed\n")
+    assert r"| images/00002.jpg | ash | beech \& \<oak\> | ash |" in text
+
+
+def test_a_page_that_says_passed_and_what_changed(evaluation, tmp_path):
+    folder = evaluation(limit=0.5)
+    last = json.loads((folder / "metrics.json").read_text()) | {"accuracy": 0.5, "gone": 1.0}
+    (tmp_path / "last.json").write_text(json.dumps(last))
+    assert report(folder, tmp_path / "report", last=tmp_path / "last.json") == []
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "<h1>Passed</h1>" in page
+    section = page[page.index("What changed") : page.index("</section>", page.index("What changed"))]
+    rows = [re.findall(r">([^<>\n]+)</td>", row) for row in re.findall(r"<tr>(.*)</tr>", section)]
+    assert rows[1:] == [["accuracy", "0.5", "0.75"], ["gone", "1", "–"]]
+
+
+@pytest.mark.parametrize("option", ["last", "verification"])
+def test_a_pipe_is_not_waited_for(option, evaluation, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe' is a pipe, not a file"):
+        report(evaluation(), tmp_path / "report", **{option: tmp_path / "pipe"})
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+@pytest.mark.parametrize("kind, words", [("fifo", "a pipe"), ("device", "a device"), ("immense", "16,777,216")])
+def test_a_picture_that_never_ends_is_not_read(kind, words, evaluation, tmp_path):
+    picture = evaluation() / "images.png"
+    picture.unlink()
+    if kind == "fifo":
+        os.mkfifo(picture)
+    elif kind == "device":
+        picture.symlink_to("/dev/zero")
+    else:
+        with picture.open("wb") as file:
+            file.truncate(2**40)
+    command = [Path(sys.executable).with_name("vitconv"), "report", picture.parent, tmp_path / "report"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: The picture '{picture}' ") and words in done.stderr
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize("content", [None, "", "null", "[1]"])
+def test_an_earlier_run_that_is_not_there_is_none(evaluation, tmp_path, content):
+    if content is not None:
+        (tmp_path / "last.json").write_text(content)
+    report(evaluation(), tmp_path / "report", last=tmp_path / "last.json")
+    assert "There is no earlier run" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_the_page_needs_no_other_file_and_no_network(evaluation, tmp_path):
+    report(evaluation(), tmp_path / "report")
+    page = (tmp_path / "report" / "index.html").read_text()
+    sources = re.findall(r'(?:src|href)="([^"]{0,40})', page)
+    assert len(sources) == 5
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert not re.search(r"https?://", re.sub(r"data:[^\"]*", "", page))
+    pictures = re.findall(r"!\[.*\]\((.*)\)", (tmp_path / "report" / "report.md").read_text())
+    assert len(pictures) == 5
+    assert all((tmp_path / "report" / name).exists() for name in pictures)
+
+
+def test_names_are_not_markup(evaluation, tmp_path):
+    report(evaluation(), tmp_path / "report")
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "beech &amp; &lt;oak&gt;" in page
+    assert "<oak>" not in page
+
+
+#: Where a browser, or a reader of Markdown, would see a script, a picture from elsewhere, a heading, a table's end.
+HOSTILE = "<script>alert(1)</script> ![a](http://e.org/a.png) [b](http://e.org) | `c` *d* _e_ &lt; $f$ \\ \n\n# g\n\n| h |\n|---|\n www.e.org"
+
+
+def test_no_name_is_markup_in_either_page(evaluation, tmp_path):
+    """A class, a path, an error, a figure, a threshold: each shows as it is, and nothing more."""
+    folder = evaluation(broken=(3,))
+
+    def pages(name):
+        summary = json.loads((folder / "evaluation.json").read_text())
+        summary["thresholds"][0]["text"] = name
+        summary["figures"][name] = 0.5
+        summary["intervals"][name] = [0.25, 0.75]
+        summary["disagreements"] = [
+            {"path": name, "expected": name, "predicted": name, "label": name, "probability": 0.5}
+        ]
+        summary["errors"] = [{"path": name, "error": name}]
+        (tmp_path / "hostile").mkdir(exist_ok=True)
+        for file in folder.iterdir():
+            (tmp_path / "hostile" / file.name).write_bytes(file.read_bytes())
+        (tmp_path / "hostile" / "evaluation.json").write_text(json.dumps(summary))
+        (tmp_path / "last.json").write_text(json.dumps({name + " once": 0.5}))
+        proof = {"parity": {name: {"same_bits": True, "stages": [{"name": name, "max_abs": 0.0}]}}}
+        (tmp_path / "proof.json").write_text(json.dumps(proof))
+        files = {"last": tmp_path / "last.json", "verification": tmp_path / "proof.json"}
+        assert report(tmp_path / "hostile", tmp_path / "report", **files) == [name]
+        return [(tmp_path / "report" / file).read_text() for file in ("report.md", "index.html")]
+
+    (text, page), (neutral_text, neutral_page) = pages(HOSTILE), pages("xyz")
+    tokens, neutral = (MarkdownIt("commonmark").enable("table").parse(one) for one in (text, neutral_text))
+    assert [token.type for token in tokens] == [token.type for token in neutral]
+    inline = [child.type for token in tokens for child in token.children or []]
+    assert set(inline) <= {"text", "text_special", "softbreak", "image"}
+    assert inline.count("image") == 5  # its own
+    shown = "".join(child.content for token in tokens for child in token.children or [])
+    assert shown.count(" ".join(HOSTILE.split())) == neutral_text.count("xyz")
+    assert page.count("alert(1)") == neutral_page.count("xyz")
+    assert "<script" not in page and len(re.findall("<[a-z/]", page)) == len(re.findall("<[a-z/]", neutral_page))
+
+
+def test_images_that_could_not_be_read_are_listed(evaluation, tmp_path):
+    report(evaluation(broken=(3,)), tmp_path / "report")
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "Images that could not be read (1)" in page
+    assert "1 of 4 images could not be read." in page
+    assert "There is no image." in page
+
+
+def test_without_labels_there_are_pictures_all_the_same(evaluation, tmp_path):
+    report(evaluation(labels=False), tmp_path / "report")
+    assert "accuracy" not in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_the_proof_of_the_conversion_is_told(evaluation, tmp_path):
+    stages = [{"name": "logits", "max_abs": 3e-16}]
+    parity = {"float64": {"same_bits": True, "stages": stages}, "float32": {"same_bits": False, "stages": stages}}
+    (tmp_path / "proof.json").write_text(json.dumps({"parity": parity}))
+    report(evaluation(), tmp_path / "report", verification=tmp_path / "proof.json")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "- float64: logits equal bit for bit" in text
+    assert "- float32: logits largest difference 3.0e-16" in text
+
+
+def test_what_is_not_there_is_named(tmp_path, evaluation):
+    with pytest.raises(InputError, match="evaluation.json"):
+        report(tmp_path / "nothing", tmp_path / "report")
+    folder = evaluation()
+    (folder / "logits.png").unlink()
+    with pytest.raises(InputError, match="logits.png"):
+        report(folder, tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize("content", ["{}", '{"figures": []}', '{"figures": {"errors": 0}, "thresholds": [{}]}'])
+def test_an_evaluation_of_another_version_is_refused(evaluation, tmp_path, content):
+    folder = evaluation()
+    (tmp_path / "proof.json").write_text('{"other": 1}')
+    with pytest.raises(InputError, match="of another version"):
+        report(folder, tmp_path / "report", verification=tmp_path / "proof.json")
+    (folder / "evaluation.json").write_text(content)
+    with pytest.raises(InputError, match="of another version"):
+        report(folder, tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"thresholds": [{"text": 5, "passed": False}]}, r"`it.thresholds\[0\].text` is 5, no text"),
+        ({"thresholds": [{"text": "a", "passed": "no"}]}, r"`it.thresholds\[0\].passed` is 'no'"),
+        ({"thresholds": [{"text": "a", "passed": True}]}, "passed, or not, and of its thresholds else"),
+        ({"passed": 1}, "`it.passed` is 1"),
+        ({"figures": {"images": 4, "errors": True}}, "`it.figures.errors` is True, no number"),
+        ({"figures": {"images": 4}}, "`it.figures` has no `errors`"),
+        ({"intervals": {"agreement": ["a", "b"]}}, "no two numbers"),
+        ({"disagreements": [5]}, r"`it.disagreements\[0\]` is 5, no mapping"),
+        ({"errors": [{"path": None, "error": "a"}]}, "`it.errors.0..path` is None, no text"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_an_evaluation_of_another_form_is_refused_before_anything_is_written(evaluation, tmp_path, change, words):
+    folder = evaluation()
+    summary = json.loads((folder / "evaluation.json").read_text())
+    (folder / "evaluation.json").write_text(json.dumps(summary | change))
+    with pytest.raises(InputError, match=words):
+        report(folder, tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_verification_of_another_form_is_refused(evaluation, tmp_path):
+    stages = [{"name": "logits", "max_abs": 1.0}]
+    (tmp_path / "proof.json").write_text(json.dumps({"parity": {"float64": {"same_bits": "no", "stages": stages}}}))
+    with pytest.raises(InputError, match="`it.parity.float64.same_bits` is 'no'"):
+        report(evaluation(), tmp_path / "report", verification=tmp_path / "proof.json")
+
+
+def test_names_are_shown_on_one_line_without_what_is_invisible_and_not_at_any_length(evaluation, tmp_path):
+    folder = evaluation()
+    summary = json.loads((folder / "evaluation.json").read_text())
+    row = {"path": "rtl\u202egnp.png", "expected": "a\0b", "predicted": "\x1b[31m", "label": "z" * 5000}
+    summary["disagreements"] = [row | {"probability": 0.5}]
+    summary["errors"] = [{"path": "y" * 5000, "error": "x" * 5000}]
+    (folder / "evaluation.json").write_text(json.dumps(summary))
+    report(folder, tmp_path / "report")
+    for file in ("index.html", "report.md"):
+        page = (tmp_path / "report" / file).read_text()
+        assert all(character.isprintable() or character == "\n" for character in page)
+        assert "rtl\ufffdgnp.png" in page and "a\ufffdb" in page
+        for character, most in (("z", 200), ("y", 200), ("x", 1000)):
+            assert character * most + "…" in page and character * (most + 1) not in page
+
+
+def test_changes_are_more_than_rounding():
+    before, after = {"a": 1.0, "b": 1.0, "gone": 2.0}, {"a": 1 + 1e-9, "b": 1.1, "new": 3.0}
+    assert changes(before, after) == [Change("b", 1.0, 1.1), Change("new", None, 3.0), Change("gone", 2.0, None)]
+
+
+def test_the_command_fails_where_a_threshold_is_missed(evaluation, tmp_path):
+    command = Path(sys.executable).with_name("vitconv")
+    folder = evaluation()
+    done = subprocess.run([command, "report", folder, tmp_path / "report"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: agreement is 0.5, below 1: most of all 'ash', 1 of 2 images wrong (images/00002.jpg).\n"
+        f"{tmp_path}/report/index.html shows it.\n"
+    )
+    folder = evaluation(limit=0.5)
+    done = subprocess.run([command, "report", folder, tmp_path / "report"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/report/index.html: passed\n")

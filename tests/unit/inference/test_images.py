@@ -1,0 +1,161 @@
+import errno
+import os
+import socket
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitconv.errors import InputError
+from vitconv.inference.images import Batches, read_images
+from vitconv.inference.runtime import read_classifier
+from vitconv.models.preprocessing import load_processor, process
+
+
+@pytest.fixture
+def cut(folder):
+    """Cut a list into batches."""
+    model = read_classifier(folder)
+    return lambda path, size: Batches(read_images(path), size, load_processor(folder), model.shape)
+
+
+def test_a_list_has_paths_and_perhaps_labels(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text('path,note,label\na.jpg,1,oak\n"with, comma.jpg",2,\nNA,3,null\n')
+    images = read_images(path)
+    assert images.paths.to_pylist() == ["a.jpg", "with, comma.jpg", "NA"]
+    assert images.labels.to_pylist() == ["oak", "", "null"]
+    assert images.folder == tmp_path
+    path.write_text("path\n1\n2\n")
+    assert read_images(path).paths.to_pylist() == ["1", "2"]
+    assert read_images(path).labels is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file\na.jpg\n", "no column 'path'"),
+        ("path\n", "is empty"),
+        ("", "is not CSV"),
+        ("path,label\na.jpg,x\n,y\n", "a row without a path"),
+        ("path,label\na.jpg,x,z\n", "is not CSV"),
+        ("path\n\xff\n", "is not CSV"),
+    ],
+)
+def test_what_is_no_list_is_refused(tmp_path, text, message):
+    path = tmp_path / "list.csv"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=message) as caught:
+        read_images(path)
+    assert "list.csv" in caught.value.problem
+
+
+def test_a_missing_list_is_named(tmp_path):
+    with pytest.raises(InputError, match="There is no list of images '.*nothing.csv'"):
+        read_images(tmp_path / "nothing.csv")
+
+
+def test_batches_have_one_shape_and_the_folders_pixels(folder, write_images, cut):
+    path = write_images(5)
+    batches = cut(path, 2)
+    assert [list(batches.rows(i)) for i in range(len(batches))] == [[0, 1], [2, 3], [4]]
+    processor = load_processor(folder)
+    for number in range(3):
+        pixels = batches[number]
+        assert pixels.batch == number
+        assert pixels.values.shape == (2, 3, 32, 32)
+        assert pixels.values.dtype == np.float32
+        for place, name in enumerate(batches.images.slice(batches.rows(number))):
+            expected = process(Image.open(path.parent / name), processor, 3)[0]
+            assert np.array_equal(pixels.values[place], expected)
+    assert not batches[2].values[1].any()
+
+
+def test_what_cannot_be_read_has_an_error_and_its_place_stays_empty(write_images, cut):
+    path = write_images(4, broken=(1, 2))
+    (path.parent / "images" / "folder.png").mkdir()
+    path.write_text(path.read_text() + "images/folder.png\n")
+    batches = cut(path, 5)
+    pixels = batches[0]
+    assert pixels.errors == [
+        None,
+        "'images/00001.png' is not an image that can be read.",
+        "There is no image 'images/00002.jpg'.",
+        None,
+        "'images/folder.png' is not an image that can be read.",
+    ]
+    assert [bool(values.any()) for values in pixels.values] == [True, False, False, True, False]
+
+
+def test_pixels_of_another_shape_are_an_error_of_the_image(folder, write_images):
+    path = write_images(1)
+    for shape in ((1, 32, 32), (3, 32, 64)):
+        pixels = Batches(read_images(path), 1, load_processor(folder), shape)[0]
+        assert pixels.errors == [f"'images/00000.jpg' becomes pixels of shape (3, 32, 32), the model takes {shape}."]
+        assert not pixels.values.any()
+
+
+def test_an_image_that_becomes_too_large_is_a_row_with_an_error(write_images, cut):
+    """A file of two kilobytes, whose resize would take gigabytes."""
+    path = write_images(1)
+    Image.new("L", (1, 2_000_000)).save(path.parent / "thin.png")
+    Image.new("1", (10_000, 6_000)).save(path.parent / "large.png")
+    path.write_text("path\nthin.png\nimages/00000.jpg\nlarge.png\n")
+    pixels = cut(path, 3)[0]
+    assert pixels.errors == [
+        "'thin.png' is 1x2000000 pixels, and 35x70000000 while it is resized; the most are 50,331,648.",
+        None,
+        "'large.png' is 10000x6000 pixels; the most are 50,331,648.",
+    ]
+    assert [bool(values.any()) for values in pixels.values] == [False, True, False]
+
+
+def test_what_is_no_regular_file_is_a_row_with_an_error(write_images, cut, monkeypatch):
+    """At once: nothing waits for the other end of a pipe, or reads what has no end."""
+    path = write_images(1)
+    monkeypatch.chdir(path.parent)
+    os.mkfifo("pipe.png")
+    names = {"pipe.png": "it is a pipe", "/dev/zero": "it is a device", "/dev/tty": "it is a device"}
+    names |= {"/proc/self/mem": "it is empty", "socket.png": "it is a socket"}
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket.png")
+        names = {name: why for name, why in names.items() if os.path.exists(name)}
+        path.write_text("\n".join(["path", *names, "images/00000.jpg"]) + "\n")
+        pixels = cut(path, len(names) + 1)[0]
+    assert pixels.errors[:-1] == [f"'{name}' is not an image that can be read: {why}." for name, why in names.items()]
+    assert pixels.errors[-1] is None
+    assert pixels.values[-1].any()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOMEM, errno.ETIMEDOUT])
+def test_an_error_of_the_machine_ends_the_run(write_images, cut, monkeypatch, number):
+    batches = cut(write_images(1), 1)
+    monkeypatch.setattr(
+        "vitconv.models.preprocessing.open_file", lambda path: _raise(OSError(number, os.strerror(number)))
+    )
+    with pytest.raises(
+        InputError, match=f"00000.jpg' is not an image that can be read. {os.strerror(number)}"
+    ) as caught:
+        batches[0]
+    assert "take the image off the list" in caught.value.remedy
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ELOOP, errno.ENXIO, errno.EOVERFLOW, errno.EOPNOTSUPP])
+def test_any_other_error_of_the_system_is_a_row_with_an_error(write_images, cut, monkeypatch, number):
+    batches = cut(write_images(1), 1)
+    monkeypatch.setattr(
+        "vitconv.models.preprocessing.open_file", lambda path: _raise(OSError(number, os.strerror(number)))
+    )
+    assert batches[0].errors == ["'images/00000.jpg' is not an image that can be read."]
+
+
+def _raise(error):
+    raise error
+
+
+def test_a_list_is_a_regular_file(tmp_path):
+    """Not what a shell's <(…) makes: a run that was cut off could not read it again."""
+    os.mkfifo(tmp_path / "list.csv")
+    with pytest.raises(InputError, match="The list of images '.*list.csv' is a pipe, not a file") as caught:
+        read_images(tmp_path / "list.csv")
+    assert "Write its content to a file" in caught.value.remedy

@@ -1,0 +1,293 @@
+import errno
+import os
+import resource
+import shutil
+from contextlib import suppress
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from vitconv.errors import DestinationError, InputError
+from vitconv.inference.predictions import SCHEMA, Parts, Run, make_rows, read_predictions
+
+CLASSES = ("a", "b", "c")
+PATHS = ["0.jpg", "1.jpg"]
+RUN = Run({"batch_size": 8}, CLASSES)
+
+
+def rows(start, count, error=()):
+    logits = np.random.default_rng(start).standard_normal((count, 3), np.float32)
+    errors = ["broken" if i in error else None for i in range(count)]
+    return make_rows(start, [f"{start + i}.jpg" for i in range(count)], logits, errors, CLASSES)
+
+
+def test_a_row_has_the_largest_logits_class_and_its_softmax():
+    logits = np.array([[1, 3, 2], [5, 0, 0], [0, 0, 0]], np.float32)
+    table = make_rows(7, ["x", "y", "z"], logits, [None, None, "broken"], CLASSES)
+    assert table.schema.equals(SCHEMA)
+    first, _, broken = table.to_pylist()
+    assert first["row"] == 7
+    assert first["class"] == "b"
+    assert first["probability"] == pytest.approx(np.exp(3) / np.exp([1, 3, 2]).sum(), abs=1e-15)
+    assert first["logits"] == [1, 3, 2]
+    assert first["error"] is None
+    assert broken == {"row": 9, "path": "z", "class": None, "probability": None, "logits": None, "error": "broken"}
+
+
+def test_logits_that_are_no_numbers_are_an_error_of_the_image():
+    logits = np.array([[1, np.nan, 2], [np.inf, 0, 0], [1, 2, 3]], np.float32)
+    table = make_rows(0, ["x", "y", "z"], logits, [None] * 3, CLASSES)
+    assert table["class"].to_pylist() == [None, None, "c"]
+    assert table["error"][0].as_py() == "The model's logits of 'x' are not finite."
+    assert "'y'" in table["error"][1].as_py()
+
+
+@given(counts=st.lists(st.integers(1, 9), min_size=1, max_size=5), data=st.data())
+def test_what_is_written_is_read(tmp_path_factory, counts, data):
+    folder = tmp_path_factory.mktemp("predictions")
+    parts = Parts(folder, RUN, len(counts), overwrite=False)
+    tables, start = [], 0
+    for number, count in enumerate(counts):
+        tables.append(rows(start, count, data.draw(st.sets(st.integers(0, count - 1)))))
+        parts.write(number, tables[-1], "key")
+        start += count
+    made = read_predictions(folder)
+    written = pa.concat_tables(tables)
+    assert made.rows.equals(written)
+    assert made.classes == CLASSES
+    expected = [row or [np.nan] * 3 for row in written["logits"].to_pylist()]
+    assert np.array_equal(made.logits(), np.array(expected, np.float32), equal_nan=True)
+
+
+def test_a_part_is_found_by_its_key(tmp_path):
+    parts = Parts(tmp_path, RUN, 1, overwrite=False)
+    assert parts.find(0, "key", PATHS) is None
+    parts.write(0, rows(0, 2), "key")
+    assert parts.find(0, "key", PATHS).num_rows == 2
+
+
+@pytest.mark.parametrize("other", ["run", "list"])
+def test_a_part_of_another_run_is_removed_if_it_may_be(tmp_path, other):
+    """At once: if the run is cut off before it is replaced, parts of two runs must not lie side by side."""
+    Parts(tmp_path, RUN, 1, overwrite=False).write(0, rows(0, 2), "key")
+    run = Run({"batch_size": 9}, CLASSES) if other == "run" else RUN
+    paths = ["x.jpg", "y.jpg"] if other == "list" else PATHS
+    with pytest.raises(DestinationError, match="predictions of other weights, images or settings"):
+        Parts(tmp_path, run, 1, overwrite=False).find(0, "another", paths)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert Parts(tmp_path, run, 1, overwrite=True).find(0, "another", paths) is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_part_whose_images_have_changed_is_always_done_again(tmp_path):
+    parts = Parts(tmp_path, RUN, 1, overwrite=False)
+    parts.write(0, rows(0, 2), "key")
+    assert parts.find(0, "another", PATHS) is None
+
+
+def test_parts_of_two_runs_are_refused(tmp_path):
+    Parts(tmp_path, RUN, 2, overwrite=False).write(0, rows(0, 2), "key")
+    Parts(tmp_path, Run({}, CLASSES), 2, overwrite=False).write(1, rows(2, 2), "key")
+    with pytest.raises(InputError, match="are of several runs"):
+        read_predictions(tmp_path)
+
+
+def test_a_part_that_is_cut_off_is_not_found(tmp_path):
+    parts = Parts(tmp_path, RUN, 1, overwrite=False)
+    parts.write(0, rows(0, 2), "key")
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-10])
+    assert parts.find(0, "key", PATHS) is None
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "part-00000-5f.snappy.parquet", "part-1.parquet"])
+def test_nothing_but_predictions_is_ever_removed(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(DestinationError, match=rf"holds what is no prediction \({name}\)"):
+        Parts(tmp_path, RUN, 1, overwrite=True)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_parts_beyond_the_list_go_only_if_they_may(tmp_path):
+    parts = Parts(tmp_path, RUN, 3, overwrite=False)
+    for number in range(3):
+        parts.write(number, rows(2 * number, 2), "key")
+    with pytest.raises(DestinationError, match="part-00000002"):
+        Parts(tmp_path, RUN, 1, overwrite=False)
+    Parts(tmp_path, RUN, 1, overwrite=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["part-00000000.parquet"]
+
+
+def test_an_old_part_is_replaced_and_not_written_into(tmp_path):
+    """DVC links its cache to what it has recorded: what is written into the link changes the cache."""
+    parts = Parts(tmp_path / "predictions", RUN, 1, overwrite=True)
+    parts.write(0, rows(0, 2), "key")
+    (file,) = (tmp_path / "predictions").iterdir()
+    os.link(file, tmp_path / "cache")
+    file.chmod(0o444)
+    before = file.read_bytes()
+    parts.write(0, rows(5, 1), "key")
+    assert (tmp_path / "cache").read_bytes() == before
+    assert parquet.read_table(file).num_rows == 1
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_part_is_as_open_as_any_new_file(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        Parts(tmp_path / "predictions", RUN, 1, overwrite=False).write(0, rows(0, 2), "key")
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+    (file,) = (tmp_path / "predictions").iterdir()
+    assert file.stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EBUSY, errno.EXDEV, errno.EIO])
+def test_a_part_that_cannot_take_its_name_leaves_nothing(tmp_path, monkeypatch, number):
+    """As network file systems may refuse it; what was there stays."""
+    parts = Parts(tmp_path, RUN, 1, overwrite=True)
+    parts.write(0, rows(0, 2), "key")
+    monkeypatch.setattr(os, "replace", lambda *names: _raise(OSError(number, os.strerror(number))))
+    with pytest.raises(DestinationError, match=f"cannot be written: {os.strerror(number)}"):
+        parts.write(0, rows(5, 1), "another")
+    assert [file.name for file in tmp_path.iterdir()] == ["part-00000000.parquet"]
+    assert parts.find(0, "key", PATHS).num_rows == 2
+
+
+def _raise(error):
+    raise error
+
+
+def test_a_full_disk_leaves_nothing(tmp_path):
+    """Writing fails in the middle of the file, as the system limits its size."""
+    parts = Parts(tmp_path, RUN, 1, overwrite=False)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(DestinationError, match="cannot be written: File too large") as caught:
+            parts.write(0, rows(0, 200), "key")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "Check the disk" in caught.value.remedy
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_neither_read_nor_removed(tmp_path, make):
+    make(tmp_path / "part-00000000.parquet")
+    with pytest.raises(DestinationError, match=r"holds what is no prediction \(part-00000000.parquet\)"):
+        Parts(tmp_path, RUN, 1, overwrite=True)
+
+
+def test_the_key_takes_any_time(tmp_path):
+    """Of a clock that was wrong, before 1970 or in the future."""
+    image = tmp_path / "a.jpg"
+    image.touch()
+    keys = set()
+    for seconds in (-(10**9), 0, 10**9, 8 * 10**9):
+        os.utime(image, (seconds, seconds))
+        keys.add(RUN.key([image]))
+    assert len(keys) == 4
+
+
+def test_a_killed_writers_remains_are_removed(tmp_path):
+    (tmp_path / ".part-00000000.parquet.abc").write_bytes(b"half")
+    Parts(tmp_path, RUN, 1, overwrite=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_in_the_way_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DestinationError, match="cannot be written"):
+        Parts(tmp_path / "file", RUN, 1, overwrite=False)
+
+
+def test_the_key_knows_images_settings_and_classes(tmp_path):
+    image = tmp_path / "a.jpg"
+    image.write_bytes(b"1")
+    keys = {Run({"batch_size": 8}, CLASSES).key([image])}
+    keys.add(Run({"batch_size": 9}, CLASSES).key([image]))
+    keys.add(Run({"batch_size": 8}, CLASSES[:2]).key([image]))
+    image.write_bytes(b"22")
+    keys.add(Run({"batch_size": 8}, CLASSES).key([image]))
+    image.unlink()
+    keys.add(Run({"batch_size": 8}, CLASSES).key([image]))
+    assert len(keys) == 5
+    assert Run({"batch_size": 8}, CLASSES).key([image]) in keys
+
+
+def test_the_key_may_know_the_content_instead_of_the_time(tmp_path):
+    image, run = tmp_path / "a.jpg", Run({"check_content": True}, CLASSES)
+    image.write_bytes(b"1")
+    before = run.key([image])
+    os.utime(image, ns=(0, 0))
+    assert run.key([image]) == before
+    status = image.stat()
+    image.write_bytes(b"2")
+    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert run.key([image]) != before
+    assert Run({}, CLASSES).key([image]) == Run({}, CLASSES).key([image])
+    other = tmp_path / "b.jpg"
+    shutil.copyfile(image, other)
+    assert run.key([image]) != run.key([other])
+
+
+def test_the_key_reads_nothing_that_is_no_image(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large").touch()
+    os.truncate(tmp_path / "large", 2**40)
+    files = [tmp_path / "pipe", tmp_path / "large", tmp_path / "none", tmp_path]
+    assert Run({"check_content": True}, CLASSES).key(files) == Run({"check_content": True}, CLASSES).key(files)
+
+
+@pytest.mark.parametrize("name", ["~", "run:1", "a:b", "s3:x", "s3://x", "x=1"])
+def test_the_folder_s_name_is_no_home_no_uri_and_no_data(tmp_path, monkeypatch, name):
+    """pyarrow takes a text for any of them; what is there would not be found, and then be replaced."""
+    monkeypatch.chdir(tmp_path)
+    Parts(name, RUN, 1, overwrite=False).write(0, rows(0, 2), "key")
+    parts = Parts(name, RUN, 1, overwrite=False)
+    assert parts.find(0, "key", PATHS).schema.equals(SCHEMA)
+    with pytest.raises(DestinationError, match="predictions of other weights"):
+        Parts(name, Run({}, CLASSES), 1, overwrite=False).find(0, "another", PATHS)
+    assert read_predictions(name).rows.equals(rows(0, 2))
+
+
+def test_a_part_that_the_system_does_not_read_is_kept(tmp_path, monkeypatch):
+    parts = Parts(tmp_path, RUN, 1, overwrite=True)
+    parts.write(0, rows(0, 2), "key")
+    error = OSError(errno.EMFILE, "Too many open files")
+    monkeypatch.setattr("vitconv.inference.predictions.open_file", lambda file: _raise(error))
+    with pytest.raises(DestinationError, match="Too many open files"):
+        parts.find(0, "key", PATHS)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/proc/kmsg")])
+def test_a_part_that_is_no_regular_file_is_not_waited_for(tmp_path, make):
+    parts = Parts(tmp_path, RUN, 1, overwrite=False)
+    make(tmp_path / "part-00000000.parquet")  # later than the folder was looked at
+    with suppress(DestinationError):
+        parts.find(0, "key", PATHS)
+        make(tmp_path / "part-00000000.parquet")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_predictions(tmp_path)
+
+
+@pytest.mark.parametrize("spoil", ["nothing", "no metadata", "gap", "garbage", "columns"])
+def test_what_is_no_folder_of_predictions_is_refused(tmp_path, spoil):
+    if spoil == "no metadata":
+        parquet.write_table(rows(0, 2), tmp_path / "part-00000000.parquet")
+    elif spoil == "gap":
+        Parts(tmp_path, RUN, 1, overwrite=False).write(0, rows(1, 2), "key")
+    elif spoil == "garbage":
+        (tmp_path / "part-00000000.parquet").write_bytes(b"PAR1")
+    elif spoil == "columns":
+        Parts(tmp_path, RUN, 1, overwrite=False).write(0, rows(0, 2).drop_columns("error"), "key")
+    with pytest.raises(InputError, match=r"no predictions in|cannot be read|lack rows") as caught:
+        read_predictions(tmp_path)
+    assert str(tmp_path) in caught.value.problem

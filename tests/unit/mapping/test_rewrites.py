@@ -1,0 +1,190 @@
+import pytest
+import timm
+import torch
+from models import FOLDED, KINDS, perturbed, pixels_for, small_model
+
+from vitconv.errors import WeightsError
+from vitconv.mapping import family_for
+from vitconv.mapping import rewrites as rewrites_module
+from vitconv.models import timm as timm_models
+from vitconv.models.timm import from_timm
+
+
+def simplify(state_dict, architecture):
+    return family_for(architecture).simplify(state_dict, architecture)
+
+
+REWRITTEN = sorted(FOLDED | {"no class position", "norm after pool", "headless", "no head bias"})
+
+
+def rebuilt(kind: str, state_dict: dict[str, torch.Tensor]) -> torch.nn.Module:
+    """The timm model that has exactly the simplified tensors: no LayerScale, a class position, all biases."""
+    plain = {"init_values": 0, "no_embed_class": False, "proj_bias": True, "fc_norm": False}
+    if kind == "headless":
+        plain["num_classes"] = 64  # the identity pooler, as timm's head
+        state_dict = {name.replace("pooler", "head"): tensor for name, tensor in state_dict.items()}
+    model = small_model("plain" if kind == "no head bias" else kind, **plain).double()
+    model.load_state_dict(state_dict, strict=True)
+    return model
+
+
+@pytest.mark.parametrize("kind", REWRITTEN)
+def test_the_rewritten_timm_model_computes_the_same(kind):
+    model = small_model(kind).double()
+    simple = simplify(model.state_dict(), from_timm(model))
+    twin = rebuilt(kind, simple.state_dict)
+    if kind != "headless":
+        assert from_timm(twin) == simple.architecture
+    pixels = pixels_for(model).double()
+    with torch.no_grad():
+        expected, actual = model(pixels), twin(pixels)
+    assert (actual - expected).abs().max() <= 1e-14 * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_input_is_left_as_it_is(kind):
+    state_dict = small_model(kind).state_dict()
+    before = {name: tensor.clone() for name, tensor in state_dict.items()}
+    simplify(state_dict, from_timm(small_model(kind)))
+    assert list(state_dict) == list(before)
+    assert all(torch.equal(state_dict[name], before[name]) for name in before)
+
+
+def test_what_is_not_rewritten_is_passed_on():
+    model = small_model("layer scale")
+    state_dict = model.state_dict()
+    simple = simplify(state_dict, from_timm(model)).state_dict
+    shared = {name for name in simple if simple[name] is state_dict[name]}
+    assert set(simple) - shared == {
+        f"blocks.{block}.{layer}.{kind}"
+        for block in (0, 1)
+        for layer in ("attn.proj", "mlp.fc2")
+        for kind in ("weight", "bias")
+    }
+
+
+def test_the_record_names_what_was_made_of_what():
+    model = small_model("deit3")
+    made = {record.tensor: record for record in simplify(model.state_dict(), from_timm(model)).made}
+    assert made["blocks.1.mlp.fc2.bias"].sources == ("blocks.1.mlp.fc2.bias", "blocks.1.ls2.gamma")
+    assert made["pos_embed"].how == "a zero row for the class token in front"
+    assert len(made) == 2 * 4 + 1
+
+
+def test_folding_rounds_once():
+    """The product of two float32 is exact in float64, so folding in float32 is that product correctly rounded."""
+    model = small_model("layer scale")
+    single = simplify(model.state_dict(), from_timm(model)).state_dict
+    double = simplify(model.double().state_dict(), from_timm(model)).state_dict
+    assert all(torch.equal(single[name], double[name].float()) for name in single)
+
+
+def test_the_identity_pooler_is_exact():
+    model = small_model("headless")
+    simple = simplify(model.state_dict(), from_timm(model)).state_dict
+    features = torch.randn(7, 64)
+    assert torch.equal(torch.nn.functional.linear(features, simple["pooler.weight"], simple["pooler.bias"]), features)
+
+
+# ---- the rewrites one by one, timm against timm ------------------------------------------------------------------
+
+FIVE = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 5}
+
+
+def vision_transformer(**arguments):
+    return perturbed(timm.create_model("vit_tiny_patch16_224", **{**FIVE, **arguments})).double()
+
+
+def keys_with_zero_bias(tensors, size=64):
+    """drop_key_bias leaves queries' and values' biases: as timm's own names, with zeros for the keys'."""
+    for block in (0, 1):
+        query, value = (tensors.pop(f"blocks.{block}.attn.{part}_bias") for part in ("q", "v"))
+        tensors[f"blocks.{block}.attn.qkv.bias"] = torch.cat([query, torch.zeros(size).double(), value])
+    return tensors
+
+
+def without(model, path):
+    model.get_submodule(path).bias = None
+    return model
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "before", "after", "change"),
+    [
+        ("unit_layer_scale", {}, {"init_values": 1.0}, None),
+        ("absorb_prefix_positions", {"reg_tokens": 4}, {"reg_tokens": 4, "no_embed_class": True}, None),
+        ("absorb_prefix_positions", {}, {"no_embed_class": True}, None),
+        (
+            "register_as_class_token",
+            {"reg_tokens": 3, "class_token": False, "no_embed_class": True, "global_pool": "avg"},
+            {"reg_tokens": 2, "no_embed_class": True, "global_pool": "avg"},
+            None,
+        ),
+        (
+            "register_as_class_token",
+            {"reg_tokens": 1, "class_token": False, "no_embed_class": True, "global_pool": "avg"},
+            {"no_embed_class": True, "global_pool": "avg"},
+            None,
+        ),
+        ("pad_mlp", {"mlp_ratio": 2.6}, {"mlp_ratio": 3}, None),
+        ("zero_qkv_bias", {"qkv_bias": False}, {}, None),
+        ("drop_key_bias", {}, {}, keys_with_zero_bias),
+        ("pad_class_position", {"no_embed_class": True}, {}, None),
+        ("zero_patch_bias", {"pre_norm": True}, {"pre_norm": True, "embed_norm_layer": None}, None),
+    ],
+)  # fmt: skip
+def test_a_rewrite_changes_no_function(rewrite, before, after, change):
+    model = vision_transformer(**before)
+    architecture = timm_models._read(model)
+    result = getattr(rewrites_module, rewrite)(rewrites_module.Simplified(dict(model.state_dict()), architecture))
+    twin = vision_transformer(**after)
+    if rewrite == "zero_patch_bias":
+        twin.patch_embed.proj.bias = torch.nn.Parameter(torch.zeros(64).double())
+    twin.load_state_dict((change or dict)(dict(result.state_dict)), strict=True)
+    pixels = pixels_for(model).double()
+    with torch.no_grad():
+        expected, actual = model(pixels), twin(pixels)
+    assert (actual - expected).abs().max() <= 1e-14 * expected.abs().max()
+    if change is None:
+        assert timm_models._read(twin) == result.architecture
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "path"), [("head_bias_into_norm", "head"), ("patch_bias_into_positions", "patch_embed.proj")]
+)
+def test_a_bias_worked_into_its_neighbour(rewrite, path):
+    model = vision_transformer()
+    twin = without(vision_transformer(), path)
+    result = getattr(rewrites_module, rewrite)(
+        rewrites_module.Simplified(dict(model.state_dict()), timm_models._read(model))
+    )
+    tensors = dict(result.state_dict)
+    if rewrite == "patch_bias_into_positions":  # the class token's position has no patch
+        tensors["pos_embed"] = torch.cat([model.pos_embed[:, :1], tensors["pos_embed"][:, 1:]], dim=1)
+    twin.load_state_dict(tensors, strict=True)
+    pixels = pixels_for(model).double()
+    with torch.no_grad():
+        expected, actual = model(pixels), twin(pixels)
+    assert (actual - expected).abs().max() <= 1e-13 * expected.abs().max()
+
+
+def test_a_head_bias_of_zeros_just_goes():
+    model = vision_transformer()
+    model.head.bias.data.zero_()
+    before = dict(model.state_dict())
+    after = rewrites_module.head_bias_into_norm(
+        rewrites_module.Simplified(before, timm_models._read(model))
+    ).state_dict
+    assert "head.bias" not in after
+    assert all(after[name] is before[name] for name in after)
+
+
+@pytest.mark.parametrize("classes", [65, 5])
+def test_a_head_whose_bias_no_norm_can_take_over_is_refused(classes):
+    """More classes than channels; or two classes with the same weights and other biases."""
+    model = vision_transformer(num_classes=classes)
+    model.head.weight.data[1] = model.head.weight.data[0]
+    with pytest.raises(WeightsError, match=r"The head has a bias \(`head.bias`\), which CLIP's projection has not"):
+        rewrites_module.head_bias_into_norm(
+            rewrites_module.Simplified(dict(model.state_dict()), timm_models._read(model))
+        )

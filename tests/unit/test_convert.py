@@ -1,0 +1,518 @@
+import hashlib
+import json
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+import timm
+import torch
+import transformers
+from families import CLASSIFIERS, HEADLESS, save_folder
+from models import FOLDED, KINDS, full_model, perturbed, pixels_for, small_model
+from PIL import Image
+from safetensors.torch import save_file
+from timm.data import create_transform
+
+from vitconv import convert
+from vitconv.convert import (
+    convert_checkpoint,
+    convert_state_dict,
+    inspect,
+    load_timm,
+    to_huggingface,
+    verify_checkpoint,
+)
+from vitconv.errors import ArchitectureError, CheckpointError, DestinationError, InputError, ParityError, WeightsError
+from vitconv.models.timm import from_timm
+
+FULL_SIZE = [
+    ("vit_tiny_patch16_224", {}),
+    ("vit_tiny_patch16_384", {}),
+    ("vit_tiny_patch16_224", {"patch_size": 32}),  # timm has no name for it
+    ("vit_small_patch16_224", {}),
+    ("vit_small_patch32_224", {}),
+    ("vit_base_patch16_224", {}),
+    ("vit_base_patch32_224", {}),
+    ("vit_large_patch16_224", {"num_classes": 7}),
+    ("vit_large_patch32_224", {"num_classes": 7}),
+    ("deit_small_patch16_224", {}),
+    ("vit_base_patch16_224_miil", {}),
+    ("vit_small_patch16_224", {"img_size": (160, 256)}),
+    ("vit_small_patch16_224", {"in_chans": 1}),
+    ("vit_small_patch16_224", {"num_classes": 0}),
+]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("name", "arguments"), FULL_SIZE, ids=lambda value: str(value))
+def test_float32_logits_are_equal_bit_for_bit(name, arguments):
+    model = full_model(name, **arguments)
+    twin = to_huggingface(model)
+    pixels = pixels_for(model, batch=1)
+    with torch.no_grad():
+        output = twin(pixels)
+        if model.num_classes:
+            assert torch.equal(output.logits, model(pixels))
+        else:
+            assert torch.equal(output.last_hidden_state, model.forward_features(pixels))
+            assert torch.equal(output.pooler_output, model(pixels))
+
+
+@pytest.mark.parametrize("name", ["deit3_small_patch16_224", "vit_small_patch14_dinov2"])
+def test_folded_models_agree_in_float64(name):
+    model = full_model(name, img_size=224).double()
+    pixels = pixels_for(model, batch=1).double()
+    with torch.no_grad():
+        output, expected = to_huggingface(model)(pixels), model(pixels)
+    actual = output.logits if model.num_classes else output.pooler_output
+    assert (actual - expected).abs().max() <= 1e-12 * expected.abs().max()
+
+
+# ---- state dicts --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_converted_state_dict_loads_strictly(kind):
+    model = small_model(kind)
+    twin = to_huggingface(small_model(kind))
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    twin.load_state_dict(convert_state_dict(model.state_dict(), from_timm(model)), strict=True)
+    pixels = pixels_for(model)
+    with torch.no_grad():
+        output, expected = twin(pixels), model(pixels)
+    answer = output.get("logits", output.last_hidden_state if model.global_pool == "" else output.get("pooler_output"))
+    assert (answer - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - FOLDED))
+def test_memory_is_shared_where_nothing_is_made(kind):
+    model = small_model(kind)
+    state_dict = model.state_dict()
+    storages = {tensor.untyped_storage().data_ptr() for tensor in state_dict.values()}
+    new = {
+        name
+        for name, tensor in convert_state_dict(state_dict, model).items()
+        if tensor.untyped_storage().data_ptr() not in storages
+    }
+    made = {
+        "no class position": {"vit.embeddings.position_embeddings"},
+        "no head bias": {"classifier.bias"},
+        "headless": {"pooler.dense.weight", "pooler.dense.bias"},
+        "headless tokens": {"pooler.dense.weight", "pooler.dense.bias"},
+    }
+    assert new == made.get(kind, set())
+
+
+def test_the_source_state_dict_is_left_untouched():
+    for kind in ("plain", "deit3"):
+        model = small_model(kind)
+        state_dict = model.state_dict()
+        before = {name: tensor.clone() for name, tensor in state_dict.items()}
+        convert_state_dict(state_dict, model)
+        assert list(state_dict) == list(before)
+        assert all(torch.equal(state_dict[name], before[name]) for name in before)
+
+
+def test_an_architecture_a_model_and_a_name_say_the_same():
+    model = full_model("vit_tiny_patch16_224", num_classes=7)
+    state_dict = model.state_dict()
+    results = [
+        convert_state_dict(state_dict, known, layout="hub")
+        for known in (model, from_timm(model), "vit_tiny_patch16_224")
+    ]
+    assert all(list(result) == list(results[0]) for result in results)
+    assert "vit.encoder.layer.11.attention.attention.query.weight" in results[0]
+
+
+def test_a_wrong_layout_is_refused():
+    with pytest.raises(InputError, match="no layout 'file'"):
+        convert_state_dict({}, small_model(), layout="file")
+
+
+def test_contradicting_weights_are_refused():
+    state_dict = full_model("vit_tiny_patch16_224").state_dict()
+    with pytest.raises(WeightsError, match="of another shape"):
+        convert_state_dict(state_dict, "vit_small_patch16_224")
+    del state_dict["norm.bias"]
+    with pytest.raises(WeightsError, match=r"1 missing \(norm.bias\)"):
+        convert_state_dict(state_dict, "vit_tiny_patch16_224")
+    with pytest.raises(WeightsError, match=r"missing \(blocks.\{0…11\}.attn.qkv.bias\)"):
+        convert_state_dict(full_model("vit_base_patch16_224_miil").state_dict(), "vit_base_patch16_224")
+
+
+# ---- models -------------------------------------------------------------------------------------------------
+
+
+def test_the_twin_is_independent_and_in_the_same_mode():
+    model = small_model().train()
+    twin = to_huggingface(model)
+    assert twin.training
+    with torch.no_grad():
+        model.cls_token.zero_()
+    assert twin.vit.embeddings.cls_token.abs().sum() > 0
+    assert twin.config._attn_implementation == "sdpa"
+    assert to_huggingface(small_model().double()).dtype == torch.float64
+
+
+def test_the_twin_trains():
+    twin = to_huggingface(small_model())
+    twin(pixels_for(small_model()), labels=torch.tensor([0, 1])).loss.backward()
+    assert all(parameter.grad is not None for parameter in twin.parameters())
+
+
+# ---- folders ------------------------------------------------------------------------------------------------
+
+CLASSES = ("tulip", "rose", "daisy", "lily", "poppy")
+
+
+@pytest.fixture(scope="module")
+def converted(small_checkpoint, tmp_path_factory):
+    return convert_checkpoint(
+        small_checkpoint, tmp_path_factory.mktemp("out") / "model", architecture="vit_tiny_patch16_224", labels=CLASSES
+    )
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 52, 3), dtype=np.uint8)).resize((520, 400))
+
+
+def test_the_folder_holds_what_transformers_needs(converted):
+    names = sorted(path.name for path in converted.destination.iterdir())
+    assert names == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "parity.json",
+        "preprocessor_config.json",
+        "timm_processor.json",
+    ]
+    assert (
+        json.loads((converted.destination / "timm_processor.json").read_text())["architecture"]
+        == "vit_tiny_patch16_224"
+    )
+    assert json.loads((converted.destination / "parity.json").read_text())["same_pixels_timm_processor"] is True
+    config = json.loads((converted.destination / "config.json").read_text())
+    assert config["id2label"] == {str(i): name for i, name in enumerate(CLASSES)}
+    assert converted.verification.parity.matches
+
+
+def test_the_folder_loads_without_a_warning(converted, picture, small_checkpoint, caplog, capsys):
+    transformers.utils.logging.enable_propagation()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model, info = transformers.AutoModelForImageClassification.from_pretrained(
+            converted.destination, output_loading_info=True
+        )
+    transformers.utils.logging.disable_propagation()
+    assert not any(info.values())
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+    assert "LOAD REPORT" not in capsys.readouterr().err
+
+    timm_model = timm.create_model("vit_tiny_patch16_224", num_classes=5).eval()
+    timm_model.load_state_dict(torch.load(small_checkpoint))
+    transform = create_transform(**timm.data.resolve_model_data_config(timm_model), is_training=False)
+    processor = transformers.AutoImageProcessor.from_pretrained(converted.destination, backend="pil")
+    with torch.no_grad():
+        expected = timm_model(transform(picture)[None])
+        actual = model.eval()(**processor(picture, return_tensors="pt")).logits
+    assert torch.equal(actual, expected)
+
+
+def test_the_pipeline_answers_with_class_names(converted, picture):
+    answers = transformers.pipeline("image-classification", model=str(converted.destination))(picture)
+    assert {answer["label"] for answer in answers} == set(CLASSES)
+
+
+def test_the_record_names_source_versions_and_figures(converted, small_checkpoint):
+    record = json.loads((converted.destination / "parity.json").read_text())
+    (source,) = record["source"]
+    assert source["file"] == "tiny.pth"
+    assert source["bytes"] == small_checkpoint.stat().st_size
+    assert source["sha256"] == hashlib.sha256(small_checkpoint.read_bytes()).hexdigest()
+    assert record["versions"]["timm"] == timm.__version__
+    assert record["verified"] is True
+    assert record["parity"]["float64"]["matches"] is True
+    assert str(small_checkpoint.parent) not in json.dumps(record)
+
+
+def test_headless_gives_timm_s_features_from_the_obvious_call(save, tmp_path):
+    model = full_model("vit_tiny_patch16_224", num_classes=0)
+    done = convert_checkpoint(save(model.state_dict()), tmp_path / "model", architecture="vit_tiny_patch16_224")
+    twin, info = transformers.AutoModel.from_pretrained(done.destination, output_loading_info=True)
+    assert type(twin).__name__ == "ViTModel"
+    assert not any(info.values())
+    pixels = pixels_for(model)
+    with torch.no_grad():
+        assert torch.equal(twin.eval()(pixels).pooler_output, model(pixels))
+        classifier = transformers.AutoModelForImageClassification.from_pretrained(done.destination)
+        assert torch.equal(classifier.eval()(pixels).logits, model(pixels))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "image_size"),
+    [({"img_size": (64, 96)}, (64, 96)), ({"img_size": 64}, None), ({"in_chans": 1}, None)],
+)
+def test_sizes_are_read_from_the_weights(arguments, image_size, save, tmp_path):
+    model = perturbed(timm.create_model("vit_tiny_patch16_224", num_classes=3, **arguments))
+    done = convert_checkpoint(
+        save(model.state_dict()), tmp_path / "model", architecture="vit_tiny_patch16_224", image_size=image_size
+    )
+    assert done.architecture == from_timm(model)
+    assert done.verification.parity.matches
+
+
+def test_safetensors_and_pth_give_the_same_folder(small_checkpoint, converted, tmp_path):
+    save_file(torch.load(small_checkpoint), tmp_path / "tiny.safetensors")
+    done = convert_checkpoint(
+        tmp_path / "tiny.safetensors", tmp_path / "model", architecture="vit_tiny_patch16_224", verify=False
+    )
+    one, other = (folder / "model.safetensors" for folder in (done.destination, converted.destination))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_timm_model_of_one_s_own_design(save, tmp_path):
+    model = small_model("quick gelu")
+    done = convert_checkpoint(save(model.state_dict()), tmp_path / "model", architecture=model)
+    assert done.architecture.hidden_act == "quick_gelu"
+    assert done.verification.parity.matches
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"labels": CLASSES[:4]}, InputError, "There are 4 labels, but the weights have 5 classes"),
+        ({"labels": "none.txt"}, InputError, "There is no label file"),
+        ({"image": "none.jpg"}, InputError, "There is no image 'none.jpg'"),
+        ({"dtype": "int8"}, InputError, "There is no dtype 'int8'"),
+        ({"image_size": (8, 384)}, InputError, "`pos_embed` was trained for 196"),
+        (
+            {"architecture": None},
+            ArchitectureError,
+            "the weights fit 3 of timm's",
+        ),
+        ({"architecture": "vit_tiny_patch16_225"}, ArchitectureError, "no architecture named"),
+        ({"architecture": "vit_base_patch16_rpn_224"}, ArchitectureError, "norms after attention"),
+        ({"architecture": "vit_small_patch16_224"}, WeightsError, "of another shape"),
+        ({"source": "none.pth"}, CheckpointError, "There is no file 'none.pth'"),
+    ],
+)
+def test_refusals_write_nothing(changes, error, message, small_checkpoint, tmp_path):
+    arguments = {"source": small_checkpoint, "architecture": "vit_tiny_patch16_224", **changes}
+    with pytest.raises(error, match=message) as caught:
+        convert_checkpoint(arguments.pop("source"), tmp_path / "model", **arguments)
+    assert caught.value.remedy
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_destination_is_refused_before_any_work(converted, monkeypatch):
+    monkeypatch.setattr(convert, "open_source", lambda path: pytest.fail("work was done"))
+    with pytest.raises(DestinationError, match="exists already"):
+        convert_checkpoint("weights.pth", converted.destination, architecture="vit_tiny_patch16_224")
+
+
+def test_models_that_disagree_leave_nothing(small_checkpoint, tmp_path, monkeypatch):
+    """Break the table: read the epsilon wrongly, and see that no folder appears."""
+    right = convert.mapping.config
+    monkeypatch.setattr(convert.mapping, "config", lambda *a: right(*a) | {"layer_norm_eps": 1e-12})
+    with pytest.raises(ParityError, match="diverge at `blocks.0` in float64"):
+        convert_checkpoint(small_checkpoint, tmp_path / "model", architecture="vit_tiny_patch16_224")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inspect_reads_and_writes_nothing(small_checkpoint):
+    before = sorted(small_checkpoint.parent.iterdir())
+    found = inspect(small_checkpoint, "vit_tiny_patch16_224")
+    assert found.architecture.num_labels == 5
+    assert len(found.plan.moves) == 200
+    assert [warning.partition(":")[0] for warning in found.warnings] == ["The preprocessing is an assumption"]
+    assert sorted(small_checkpoint.parent.iterdir()) == before
+
+
+def test_a_missing_processor_is_a_warning(save):
+    model = perturbed(timm.create_model("vit_tiny_patch16_224", num_classes=2, img_size=(64, 96)))
+    found = inspect(save(model.state_dict()), "vit_tiny_patch16_224", image_size=(64, 96))
+    assert "No preprocessor_config.json" in found.warnings[0]
+    assert "Prepare images with timm_processor.json" in found.warnings[0]
+
+
+def test_where_transformers_own_processor_is_missing_timm_s_is_written_and_proved(save, tmp_path):
+    model = small_model("not square")
+    done = convert_checkpoint(save(model.state_dict()), tmp_path / "model", architecture=model)
+    assert done.verification.same_pixels is None
+    assert done.verification.same_pixels_timm_processor is True
+    assert not (tmp_path / "model" / "preprocessor_config.json").exists()
+    convert_checkpoint(save(model.state_dict()), tmp_path / "model", architecture=model, overwrite=True, verify=False)
+    assert (tmp_path / "model" / "timm_processor.json").exists()
+
+
+# ---- verification of existing folders -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_verify_passes_on_every_kind(kind, save, tmp_path):
+    model = small_model(kind)
+    source = save(model.state_dict())
+    convert_checkpoint(source, tmp_path / "model", architecture=model, verify=False)
+    found = verify_checkpoint(source, tmp_path / "model", architecture=model)
+    assert found.parity.matches
+    assert found.account.source == sum(tensor.numel() for tensor in model.state_dict().values())
+
+
+def test_verify_takes_what_the_folder_records(small_checkpoint, tmp_path, picture):
+    picture.save(tmp_path / "photo.png")
+    data = {"crop_pct": 0.875, "mean": [0.4, 0.4, 0.4]}
+    convert_checkpoint(
+        small_checkpoint,
+        tmp_path / "model",
+        architecture="vit_tiny_patch16_224",
+        labels=CLASSES,
+        data=data,
+        verify=False,
+    )
+    found = verify_checkpoint(
+        small_checkpoint, tmp_path / "model", images=[tmp_path / "photo.png"], dtypes=["float32", "bfloat16"]
+    )
+    assert found.same_pixels
+    assert [comparison.dtype for comparison in found.parity.comparisons] == ["float64", "float32", "bfloat16"]
+    with pytest.raises(ParityError, match="labels in config.json"):
+        verify_checkpoint(small_checkpoint, tmp_path / "model", labels=CLASSES[::-1])
+    with pytest.raises(ParityError, match="does not make the pixels"):
+        verify_checkpoint(small_checkpoint, tmp_path / "model", data={"mean": [0.5, 0.5, 0.5]})
+
+
+def test_verify_of_a_folder_that_transformers_saved_again(small_checkpoint, converted, tmp_path):
+    """save_pretrained writes neither parity.json nor the same file, but the same model."""
+    for part in (transformers.AutoModelForImageClassification, transformers.AutoImageProcessor):
+        part.from_pretrained(converted.destination).save_pretrained(tmp_path / "again")
+    found = verify_checkpoint(small_checkpoint, tmp_path / "again", architecture="vit_tiny_patch16_224")
+    assert found.parity.matches
+    with pytest.raises(ArchitectureError, match="The architecture is not given"):
+        verify_checkpoint(small_checkpoint, tmp_path / "again")
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "{", '{"image_size": 3, "architecture": null}'])
+def test_a_damaged_record_is_named(content, small_checkpoint, converted, tmp_path):
+    shutil.copytree(converted.destination, tmp_path / "model")
+    (tmp_path / "model" / "parity.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"parity.json' is (not|no)"):
+        verify_checkpoint(small_checkpoint, tmp_path / "model", architecture="vit_tiny_patch16_224")
+
+
+def test_a_source_with_a_bit_turned_around(small_checkpoint, converted, tmp_path):
+    """In the last bit of a weight: the numbers could not tell it from another checkpoint."""
+    path = tmp_path / "flipped.pth"
+    content = bytearray(small_checkpoint.read_bytes())
+    weight = torch.load(small_checkpoint)["blocks.1.mlp.fc1.weight"].numpy().tobytes()
+    content[content.index(weight)] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"flipped.pth' is damaged or incomplete: the bytes of its record"):
+        convert_checkpoint(path, tmp_path / "model", architecture="vit_tiny_patch16_224")
+    assert not (tmp_path / "model").exists()
+    with pytest.raises(CheckpointError, match="do not fit their checksum"):
+        verify_checkpoint(path, converted.destination)
+    convert_checkpoint(path, tmp_path / "model", architecture="vit_tiny_patch16_224", verify=False)
+
+
+def test_a_given_model_keeps_its_weights(save, tmp_path):
+    model, other = small_model(), small_model().train()
+    with torch.no_grad():
+        other.head.bias += 1
+    before = other.head.bias.clone()
+    convert_checkpoint(save(model.state_dict()), tmp_path / "model", architecture=other)
+    assert torch.equal(other.head.bias, before)
+    assert other.training
+
+
+def test_verify_needs_a_folder(small_checkpoint, tmp_path):
+    with pytest.raises(CheckpointError, match=r"has no config.json"):
+        verify_checkpoint(small_checkpoint, tmp_path)
+
+
+def test_a_photo_with_transparency_is_noted(small_checkpoint, tmp_path, picture):
+    clear = picture.copy()
+    clear.putalpha(99)
+    clear.save(tmp_path / "clear.png")
+    done = convert_checkpoint(
+        small_checkpoint, tmp_path / "model", architecture="vit_tiny_patch16_224", image=tmp_path / "clear.png"
+    )
+    assert done.verification.same_pixels is False
+    assert "blends transparency with white" in done.verification.pixel_notes[0]
+    assert done.verification.parity.matches
+
+
+def test_large_models_are_sharded_and_proved_like_others(small_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("vitconv.checkpoints.tensorfile.SHARD_SIZE", 5_000_000)
+    done = convert_checkpoint(small_checkpoint, tmp_path / "hf", architecture="vit_tiny_patch16_224")
+    assert done.verification.parity["float32"].same_bits
+    assert len(list((tmp_path / "hf").glob("model-0000*-of-0000*.safetensors"))) > 3
+    assert transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "hf").config.num_labels == 5
+    assert verify_checkpoint(small_checkpoint, tmp_path / "hf").parity.matches
+    convert_checkpoint(
+        small_checkpoint, tmp_path / "hf", architecture="vit_tiny_patch16_224", verify=False, overwrite=True
+    )
+
+
+def test_weights_that_are_not_finite_are_counted(tmp_path):
+    weights = full_model("vit_tiny_patch16_224", num_classes=5).state_dict()
+    weights["blocks.3.mlp.fc1.weight"][2, 5:8] = torch.nan
+    weights["head.bias"][1] = torch.inf
+    torch.save(weights, tmp_path / "w.pth")
+    done = convert_checkpoint(tmp_path / "w.pth", tmp_path / "hf", architecture="vit_tiny_patch16_224")
+    (warning,) = (warning for warning in done.warnings if "elements of the weights" in warning)
+    assert "4 elements of the weights are NaN or infinite, in " in warning
+    assert "blocks.3.mlp.fc1.weight" in warning
+    assert "4 elements of the weights" in (tmp_path / "hf" / "README.md").read_text()
+
+
+def test_without_verification_a_file_in_memory_of_any_dtype_is_copied(tmp_path):
+    weights = {
+        name: t.bfloat16() for name, t in full_model("vit_tiny_patch16_224", num_classes=5).state_dict().items()
+    }
+    save_file(weights, tmp_path / "w.safetensors")
+    convert_checkpoint(
+        tmp_path / "w.safetensors",
+        tmp_path / "hf",
+        architecture="vit_tiny_patch16_224",
+        dtype="bfloat16",
+        verify=False,
+    )
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["dtype"] == "bfloat16"
+    record = json.loads((tmp_path / "hf" / "parity.json").read_text())
+    assert record["source"][0]["sha256"] is None
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_a_convolution_in_another_order_of_memory(memory_format, tmp_path):
+    weights = full_model("vit_tiny_patch16_224", num_classes=5).state_dict()
+    weights["patch_embed.proj.weight"] = weights["patch_embed.proj.weight"].contiguous(memory_format=memory_format)
+    torch.save(weights, tmp_path / "w.pth")
+    done = convert_checkpoint(tmp_path / "w.pth", tmp_path / "hf", architecture="vit_tiny_patch16_224")
+    assert done.verification.parity["float32"].same_bits
+
+
+@pytest.mark.parametrize(
+    "family, classes", [*((name, "ab") for name in CLASSIFIERS), *((name, "") for name in HEADLESS)]
+)
+def test_a_conversion_says_what_loads_it_and_where_its_answer_is(family, classes, tmp_path):
+    """And timm's model of the source, with its weights, gives the same answer: constants that no file holds included."""
+    saved = save_folder(tmp_path / "timm", family, classes)
+    done = convert_checkpoint(tmp_path / "timm", tmp_path / "hf", verify=False)
+    timm_model, model = (
+        load_timm(tmp_path / "timm"),
+        getattr(transformers, done.class_name).from_pretrained(done.destination),
+    )
+    pixels = torch.randn(2, 3, *done.architecture.image_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, actual = timm_model(pixels), eval(f"output.{done.answer}", {"output": model.eval()(pixels)})
+        assert torch.equal(expected, saved(pixels))
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_timms_model_of_another_size_has_resampled_positions(small_checkpoint):
+    model = load_timm(small_checkpoint, "vit_tiny_patch16_224", image_size=(192, 160))
+    assert (model.patch_embed.img_size, model.pos_embed.shape) == ((192, 160), (1, 1 + 12 * 10, 192))
+    assert not model.training and all(parameter.is_contiguous() for parameter in model.parameters())

@@ -1,0 +1,52 @@
+"""Every Vision Transformer that timm lists: proved at a reduced size, or refused for the reason that is recorded."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from models import reduced
+
+from vitconv import mapping
+from vitconv.convert import to_huggingface
+from vitconv.models import catalogue
+from vitconv.models.catalogue import entries
+from vitconv.models.timm import build_timm, from_timm
+from vitconv.parity import compare
+from vitconv.parity.verification import treats_tokens_alike
+
+
+@pytest.mark.parametrize("name", entries())
+def test_the_catalogue_says_what_timm_says(name):
+    """What converts and as what, what is refused and why, as read from the installed timm."""
+    written = json.loads(catalogue.FILE.read_text())["architectures"][name]
+    assert json.loads(json.dumps(catalogue._facts(name, build_timm(name)))) == written
+
+
+@pytest.mark.parametrize("name", [name for name, entry in entries().items() if entry.architecture])
+def test_what_converts_computes_the_same(name):
+    model = reduced(name)
+    known, small = entries()[name].architecture, from_timm(model)
+    twin = to_huggingface(model, verify=False)
+    assert type(twin).__name__ == mapping.class_name(known)
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randn(2, small.num_channels, *small.image_size, generator=generator)
+    compare(model, twin, pixels, dtypes=["float64"]).assert_match()
+    if treats_tokens_alike(small):
+        few = compare(model, twin, pixels, dtypes=["float64"], tokens=10)
+        few.assert_match()
+        assert few["float64"].tokens == 10
+
+
+def test_all_of_timm_has_a_verdict():
+    listed = {name for module in catalogue.MODULES for name in timm.list_models(module=module)}
+    assert set(entries()) == listed
+    assert all((entry.architecture is None) != (entry.refusal is None) for entry in entries().values())
+
+
+def test_the_page_says_what_the_catalogue_says():
+    page = (Path(__file__).parents[2] / "docs" / "coverage.md").read_text(encoding="utf-8")
+    assert page == catalogue.coverage_page()
+    converted = [entry for entry in entries().values() if entry.architecture]
+    assert f"**{len(converted)} of the {len(entries())} that timm" in page

@@ -1,0 +1,97 @@
+import os
+import socket
+
+import pytest
+
+from vitconv.checkpoints.checkpoint import read_json
+from vitconv.checkpoints.labels import read_labels
+from vitconv.errors import CheckpointError, InputError
+from vitconv.files import NoRegularFileError, check_file, open_file
+from vitconv.models.preprocessing import read_data_config
+
+
+@pytest.fixture(params=["pipe", "socket", "device", "link"])
+def other(request, tmp_path, monkeypatch):
+    """What is no regular file, and what it is called."""
+    monkeypatch.chdir(tmp_path)  # a socket's name may not be long
+    if request.param == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind("other")
+            yield tmp_path / "other", "a socket"
+        return
+    if request.param == "pipe":
+        os.mkfifo("other")
+    else:
+        os.symlink("/dev/zero", "other")
+    yield tmp_path / "other", "a pipe" if request.param == "pipe" else "a device"
+
+
+def test_only_regular_files_are_opened(other):
+    path, kind = other
+    with pytest.raises(NoRegularFileError) as caught:
+        open_file(path)
+    assert caught.value.strerror == kind
+
+
+def test_a_regular_file_is_opened_by_any_name(tmp_path):
+    (tmp_path / "file").write_bytes(b"bytes\r\n")
+    (tmp_path / "link").symlink_to("file")
+    for name in ("file", "link"):
+        with open_file(tmp_path / name) as stream:
+            assert stream.read() == b"bytes\r\n"
+    with pytest.raises(IsADirectoryError):
+        open_file(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        open_file(tmp_path / "none")
+
+
+def test_what_takes_a_files_place_is_not_read(tmp_path, monkeypatch):
+    """A pipe that comes between the look and the opening is not waited for."""
+    (tmp_path / "file").write_bytes(b"")
+    real = os.stat(tmp_path / "file")
+    (tmp_path / "file").unlink()
+    os.mkfifo(tmp_path / "file")
+    monkeypatch.setattr("vitconv.files.os.stat", lambda path: real)
+    before = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
+    with pytest.raises(NoRegularFileError):
+        open_file(tmp_path / "file")
+    if before:
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_file_that_was_named_must_be_regular(other):
+    path, kind = other
+    with pytest.raises(InputError, match=f"The label file '.*other' is {kind}, not a file") as caught:
+        check_file(path, "label file")
+    assert "Write its content to a file" in caught.value.remedy
+
+
+def test_what_cannot_be_opened_is_left_to_who_opens_it(tmp_path):
+    for path in (tmp_path, tmp_path / "none", "nul\0"):
+        check_file(path, "label file", most=0)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/version"), reason="needs Linux's /proc")
+def test_a_file_of_the_system_s_is_refused(tmp_path):
+    """They say that they are empty, and some are waited for: /proc/kmsg."""
+    for name in ("/proc/version", "/proc/kmsg"):
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(name)
+        if os.access(name, os.R_OK):
+            with pytest.raises(InputError, match="link' is a file of the system's, without a size"):
+                check_file(tmp_path / "link", "label file")
+    (tmp_path / "empty").touch()
+    check_file(tmp_path / "empty", "label file")
+
+
+@pytest.mark.parametrize(
+    ("read", "error"), [(read_labels, InputError), (read_data_config, InputError), (read_json, CheckpointError)]
+)
+def test_whoever_reads_a_named_file_refuses_others_and_too_large_ones(tmp_path, read, error):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(error, match="pipe' is a pipe, not a file"):
+        read(tmp_path / "pipe")
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(2**36)
+    with pytest.raises(error, match="large' has 68,719,476,736 bytes; the most are 67,108,864"):
+        read(tmp_path / "large")

@@ -1,0 +1,454 @@
+import io
+import json
+import shutil
+
+import pytest
+import timm
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from models import KINDS, perturbed, pixels_for, reduced, small_model
+from safetensors.torch import load_file, save_file
+
+from vitconv import mapping
+from vitconv.architecture import Architecture
+from vitconv.convert import convert_checkpoint, revert_checkpoint, to_huggingface, to_timm
+from vitconv.errors import ArchitectureError, CheckpointError, InputError, ParityError, VitconvError, WeightsError
+from vitconv.models.catalogue import entries
+from vitconv.models.preprocessing import (
+    DataConfig,
+    data_config,
+    from_processor,
+    known_difference,
+    processor_config,
+    sample_image,
+    tag_config,
+)
+from vitconv.models.timm import from_timm
+
+CLASSES = ("ash", "birch", "cedar", "elm", "fir")
+SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+
+
+@pytest.mark.parametrize("name", [name for name, entry in entries().items() if entry.architecture])
+def test_there_and_back(name):
+    """The same function for all; the same bytes where nothing was folded."""
+    model = reduced(name)
+    known = from_timm(model)
+    # A table of relative positions does not tell the network that computed it: timm's Beit has such a table.
+    back = to_timm(to_huggingface(model), architecture=None if known.relative_network else name)
+    pixels = pixels_for(model).double()
+    with torch.no_grad():
+        assert torch.allclose(model(pixels), back(pixels), rtol=0, atol=1e-8)
+    # An MLP that was padded stays so, where its width is not timm's own.
+    if mapping.family_for(known).exactness(known) != "folded" and from_timm(back) == known:
+        before, after = model.state_dict(), back.state_dict()
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("no head bias", "headless tokens")])
+def test_every_kind_of_vit_finds_an_architecture_by_itself(kind):
+    model = small_model(kind)
+    back = to_timm(to_huggingface(model))
+    pixels = pixels_for(model)
+    with torch.no_grad():
+        assert torch.allclose(model(pixels), back(pixels), rtol=0, atol=1e-5)
+
+
+def test_the_twin_has_weights_dtype_and_mode_of_its_own():
+    model = to_huggingface(small_model()).bfloat16().train()
+    back = to_timm(model)
+    assert back.training
+    assert {tensor.dtype for tensor in back.state_dict().values()} == {torch.bfloat16}
+    with torch.no_grad():
+        back.cls_token.zero_()
+    assert model.vit.embeddings.cls_token.abs().max() > 0
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """A small model with labels and preprocessing of its own, converted from timm."""
+    folder = tmp_path_factory.mktemp("converted")
+    model = perturbed(timm.create_model("deit_tiny_patch16_224", num_classes=5))
+    torch.save(model.state_dict(), folder / "timm.pth")
+    data = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25], "crop_pct": 0.95, "interpolation": "bilinear"}
+    convert_checkpoint(
+        folder / "timm.pth", folder / "hf", architecture="deit_tiny_patch16_224", labels=CLASSES, data=data
+    )
+    return folder / "hf", model, data
+
+
+def test_a_folder_comes_back_with_labels_and_preprocessing(converted, tmp_path):
+    folder, model, data = converted
+    done = revert_checkpoint(folder, tmp_path / "back")
+    assert done.timm_name == "deit_tiny_patch16_224"
+    assert done.parity.matches and all(comparison.same_bits for comparison in done.parity.comparisons)
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'back'}", pretrained=True)
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in loaded.state_dict().items())
+    resolved = tag_config(loaded.pretrained_cfg)
+    assert {name: resolved[name] for name in data} == data
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["label_names"] == list(CLASSES)
+
+
+def test_and_there_again(converted, tmp_path):
+    """The folder for timm is a source like any other: no --arch, no labels, no preprocessing to give."""
+    folder, _, _ = converted
+    revert_checkpoint(folder, tmp_path / "back")
+    again = convert_checkpoint(tmp_path / "back", tmp_path / "again")
+    assert again.labels == CLASSES
+    before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "again" / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    for name in ("config.json", "preprocessor_config.json"):
+        assert json.loads((folder / name).read_text()) == json.loads((tmp_path / "again" / name).read_text())
+
+
+# ---- folders that vitconv never saw ---------------------------------------------------------------------------
+
+
+def foreign(folder, model, **more):
+    """Save a Transformers model as Transformers does, perturbed, with more tensors in its file."""
+    perturbed(model)
+    model.save_pretrained(folder)
+    if more:
+        tensors = {**load_file(folder / "model.safetensors"), **more}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def vit(**settings):
+    return transformers.ViTConfig(
+        **{**SMALL, "intermediate_size": 256, "layer_norm_eps": 1e-6, "num_labels": 3, **settings}
+    )
+
+
+def pooler():
+    return {"vit.pooler.dense.weight": torch.randn(64, 64), "vit.pooler.dense.bias": torch.randn(64)}
+
+
+def test_google_s_layout_with_its_pooler(tmp_path):
+    source = foreign(tmp_path / "google", transformers.ViTForImageClassification(vit()), **pooler())
+    processor = transformers.ViTImageProcessor(
+        size={"height": 32, "width": 32}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    processor.save_pretrained(source)
+    with pytest.raises(WeightsError, match=r"a pooler, a layer on the class token \(`vit.pooler.dense") as caught:
+        revert_checkpoint(source, tmp_path / "back")
+    assert "--drop pooler" in caught.value.remedy
+    assert not (tmp_path / "back").exists()
+    done = revert_checkpoint(source, tmp_path / "back", drop=["pooler"])
+    assert done.dropped == ("pooler",)
+    assert done.parity.matches
+    assert (done.data.crop_mode, done.data.crop_pct, done.data.interpolation) == ("squash", 1.0, "bilinear")
+
+
+def test_another_epsilon_is_refused_in_a_folder_and_set_in_memory(tmp_path):
+    model = perturbed(transformers.ViTForImageClassification(vit(layer_norm_eps=1e-12)))
+    model.save_pretrained(tmp_path / "hf")
+    with pytest.raises(ArchitectureError, match="epsilon is 1e-12, that of timm's .* is 1e-06"):
+        revert_checkpoint(tmp_path / "hf", tmp_path / "back")
+    back = to_timm(model)
+    assert back.norm.eps == 1e-12
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(back(pixels), model.eval()(pixels).logits)
+
+
+def test_a_bare_model_with_a_tanh_pooler(tmp_path):
+    source = foreign(tmp_path / "hf", transformers.ViTModel(vit()))
+    with pytest.raises(WeightsError, match="has a pooler"):
+        revert_checkpoint(source, tmp_path / "back")
+    done = revert_checkpoint(source, tmp_path / "back", drop=["pooler"])
+    assert done.architecture.num_labels == 0
+    assert done.parity.matches
+
+
+def test_the_encoder_of_a_masked_autoencoder(tmp_path):
+    config = transformers.ViTMAEConfig(
+        **SMALL, intermediate_size=256, layer_norm_eps=1e-6, decoder_hidden_size=32, decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=2, decoder_intermediate_size=64,
+    )  # fmt: skip
+    source = foreign(tmp_path / "mae", transformers.ViTMAEForPreTraining(config))
+    with pytest.raises(WeightsError, match="a decoder for masked patches"):
+        revert_checkpoint(source, tmp_path / "back")
+    done = revert_checkpoint(source, tmp_path / "back", drop=["decoder"])
+    assert done.dropped == ("decoder",)
+    assert done.parity.matches
+
+
+def test_a_size_that_no_image_has(tmp_path):
+    """Rotary positions fit any size, so that nothing else tells."""
+    config = transformers.DINOv3ViTConfig(**SMALL | {"image_size": 100_000}, intermediate_size=256)
+    source = foreign(tmp_path / "hf", transformers.DINOv3ViTModel(config))
+    with pytest.raises(InputError, match="Image size 100000x100000 is too large"):
+        revert_checkpoint(source, tmp_path / "back")
+
+
+def test_a_mask_token(tmp_path):
+    config = transformers.Dinov2Config(**SMALL, mlp_ratio=4)
+    source = foreign(tmp_path / "dinov2", transformers.Dinov2Model(config))
+    with pytest.raises(WeightsError, match="a token for masked patches"):
+        revert_checkpoint(source, tmp_path / "back")
+    done = revert_checkpoint(source, tmp_path / "back", drop=["mask_token"])
+    assert done.architecture.layer_scale
+    assert done.parity.matches
+
+
+def test_a_head_on_class_token_and_patches_has_no_place(tmp_path):
+    config = transformers.Dinov2Config(**SMALL, mlp_ratio=4, num_labels=3, use_mask_token=False)
+    source = foreign(tmp_path / "dinov2", transformers.Dinov2ForImageClassification(config))
+    with pytest.raises(WeightsError, match="`head.weight` is not 0 throughout"):
+        revert_checkpoint(source, tmp_path / "back")
+
+
+def test_names_of_transformers_5_in_the_file(tmp_path):
+    model = perturbed(transformers.ViTForImageClassification(vit()))
+    model.save_pretrained(tmp_path / "hf")
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, tmp_path / "hf" / "model.safetensors", metadata={"format": "pt"})
+    assert revert_checkpoint(tmp_path / "hf", tmp_path / "back").parity.matches
+
+
+def test_without_a_processor_a_note_says_whose_preprocessing_it_is(tmp_path):
+    source = foreign(tmp_path / "hf", transformers.ViTForImageClassification(vit()))
+    done = revert_checkpoint(source, tmp_path / "back")
+    assert "No preprocessor_config.json" in done.notes[0]
+
+
+def test_the_processor_is_the_one_that_transformers_loads(converted, tmp_path):
+    """As CLIPProcessor saves it: in processor_config.json, which goes before preprocessor_config.json."""
+    source = shutil.copytree(converted[0], tmp_path / "source")
+    own = json.loads((source / "preprocessor_config.json").read_text())
+    nested = own | {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4] * 3}
+    (source / "processor_config.json").write_text(json.dumps({"image_processor": nested}))
+    for name in ("both", "nested only"):
+        data = revert_checkpoint(source, tmp_path / name).data
+        assert (data.mean, data.std) == ((0.1, 0.2, 0.3), (0.4,) * 3)
+        (source / "preprocessor_config.json").unlink(missing_ok=True)
+    del nested["image_std"]  # CLIP's own is taken
+    (source / "processor_config.json").write_text(json.dumps({"image_processor": nested}))
+    data = revert_checkpoint(source, tmp_path / "default").data
+    assert data.std == tuple(transformers.CLIPImageProcessor().image_std)
+
+
+def test_code_in_the_folder_is_neither_run_nor_asked_about(converted, tmp_path, monkeypatch):
+    source = shutil.copytree(converted[0], tmp_path / "source")
+    (source / "evil.py").write_text(f"open({str(tmp_path / 'RUN')!r}, 'w')\nclass Foo: pass\n")
+    (source / "preprocessor_config.json").write_text('{"auto_map": {"AutoImageProcessor": "evil.Foo"}}')
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    with pytest.raises(InputError, match="preprocessor_config.json in '.*' asks for code of the folder's own"):
+        revert_checkpoint(source, tmp_path / "back")
+    assert not (tmp_path / "RUN").exists()
+
+
+@pytest.mark.parametrize("size", [(600, 448), (601, 449)])
+def test_a_wrong_preprocessing_never_hides_behind_a_known_difference(converted, tmp_path, monkeypatch, size):
+    sample_image(size).save(tmp_path / "image.png")
+    done = revert_checkpoint(converted[0], tmp_path / "right", image=tmp_path / "image.png")
+    assert done.notes == tuple(filter(None, [known_difference(sample_image(size), done.data)]))
+    given = {**converted[2], "mean": (0.1, 0.2, 0.3)}
+    monkeypatch.setattr("vitconv.revert.from_processor", lambda *arguments: given)
+    with pytest.raises(ParityError, match="does not make the pixels"):
+        revert_checkpoint(converted[0], tmp_path / "wrong", image=tmp_path / "image.png")
+
+
+def test_a_rectangle_cut_from_the_short_edge_has_no_way_back():
+    architecture = Architecture((32, 64), (8, 8), 3, 64, 1, 1, 64, "gelu", 1e-6, 0)
+    content = processor_config(DataConfig((32, 32), 3, "bicubic", (0.5,) * 3, (0.5,) * 3, 1.0, "center"))
+    with pytest.raises(InputError, match=r"does what preprocessor_config.json does \(size\)"):
+        from_processor(content | {"crop_size": {"height": 32, "width": 64}}, architecture)
+
+
+@pytest.mark.parametrize("hidden_act", ["silu", "gelu", "mish"])
+def test_swiglu_computes_silu_whatever_hidden_act_says(hidden_act, tmp_path):
+    config = transformers.Dinov2Config(
+        **SMALL, mlp_ratio=4, use_swiglu_ffn=True, hidden_act=hidden_act, use_mask_token=False
+    )
+    source = foreign(tmp_path / "hf", transformers.Dinov2Model(config))
+    done = revert_checkpoint(source, tmp_path / "back")
+    assert done.architecture.hidden_act == "silu"
+    assert done.parity.matches
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_class_position_beside_registers_is_added_to_the_token(dtype, tmp_path):
+    config = transformers.Dinov2WithRegistersConfig(**SMALL, mlp_ratio=4, num_register_tokens=4)
+    model = transformers.Dinov2WithRegistersModel(config)
+    source = foreign(tmp_path / "hf", model.to(dtype))
+    assert model.embeddings.position_embeddings[:, 0].abs().max() > 0
+    done = revert_checkpoint(source, tmp_path / "back", drop=["mask_token"])
+    assert done.parity.matches
+    assert done.parity.comparisons[-1].same_bits
+    assert any("position was added to `cls_token`" in note for note in done.notes)
+    stored = load_file(tmp_path / "back" / "model.safetensors")
+    with torch.no_grad():
+        expected = model.embeddings.cls_token + model.embeddings.position_embeddings[:, :1]
+    assert torch.equal(stored["cls_token"], expected)
+    assert torch.equal(stored["pos_embed"], model.embeddings.position_embeddings[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [
+        ("gelu_python", "gelu"),
+        ("swish", "silu"),
+        ("gelu_new", "gelu_pytorch_tanh"),
+        ("gelu_accurate", "gelu_pytorch_tanh"),
+        ("gelu_python_tanh", "gelu_pytorch_tanh"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_another_name_of_an_activation(alias, name, dtype, tmp_path):
+    model = transformers.ViTForImageClassification(vit(hidden_act=alias)).to(dtype)
+    done = revert_checkpoint(foreign(tmp_path / "hf", model), tmp_path / "back")
+    assert done.architecture.hidden_act == name
+    assert [comparison.dtype for comparison in done.parity.comparisons] == ["float64", "float32"]
+    assert done.parity.matches
+
+
+@pytest.mark.parametrize("name", transformers.activations.ACT2FN)
+def test_every_activation_of_transformers_is_accepted_or_named(name):
+    """Those that are accepted are timm's function to the rounding of float64."""
+    if name in ("prelu", "xielu"):  # they have parameters of their own
+        return
+    model = perturbed(transformers.ViTForImageClassification(vit(hidden_act=name, num_hidden_layers=1))).double()
+    try:
+        back = to_timm(model)
+    except ArchitectureError as error:
+        assert f"is '{name}' (`hidden_act`)" in error.problem
+        return
+    x = torch.linspace(-12, 12, 4001, dtype=torch.float64)
+    assert (transformers.activations.ACT2FN[name](x) - back.blocks[0].mlp.act(x)).abs().max() < 1e-14
+
+
+@pytest.mark.parametrize("setting", [{"return_dict": False}, {"_attn_implementation": "flash_attention_2"}, {"output_hidden_states": True}])  # fmt: skip
+def test_how_a_model_answers_is_no_part_of_it(converted, setting, tmp_path):
+    copy = tmp_path / "hf"
+    shutil.copytree(converted[0], copy)
+    content = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(content | setting))
+    assert revert_checkpoint(copy, tmp_path / "back").parity.matches
+
+
+def test_quantised_weights_are_named(converted, tmp_path):
+    copy = tmp_path / "hf"
+    shutil.copytree(converted[0], copy)
+    content = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(content | {"quantization_config": {"quant_method": "bitsandbytes"}}))
+    with pytest.raises(VitconvError, match="`quantization_config` in config.json"):
+        revert_checkpoint(copy, tmp_path / "back")
+
+
+# ---- refusals -------------------------------------------------------------------------------------------------
+
+
+def test_a_class_without_a_way_back_is_named(tmp_path):
+    transformers.ResNetModel(transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])).save_pretrained(tmp_path / "hf")  # fmt: skip
+    with pytest.raises(CheckpointError, match="holds ResNetModel, from which there is no way back"):
+        revert_checkpoint(tmp_path / "hf", tmp_path / "back")
+
+
+def test_an_architecture_that_does_not_fit(converted, tmp_path):
+    folder, _, _ = converted
+    with pytest.raises(ArchitectureError, match="timm's vit_base_patch16_clip_224 does not compute"):
+        revert_checkpoint(folder, tmp_path / "back", architecture="vit_base_patch16_clip_224")
+    with pytest.raises(ArchitectureError, match="no architecture named 'vit_none'"):
+        revert_checkpoint(folder, tmp_path / "back", architecture="vit_none")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_part_to_drop(converted, tmp_path):
+    with pytest.raises(InputError, match="There is no part 'head' to drop"):
+        revert_checkpoint(converted[0], tmp_path / "back", drop=["head"])
+
+
+def test_missing_weights(converted, tmp_path):
+    folder, _, _ = converted
+    copy = tmp_path / "hf"
+    copy.mkdir()
+    (copy / "config.json").write_text((folder / "config.json").read_text())
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["vit.layernorm.bias"]
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(WeightsError, match="lacks weights that its configuration names: vit.layernorm.bias"):
+        revert_checkpoint(copy, tmp_path / "back")
+    (copy / "model.safetensors").write_bytes(b"garbage")
+    with pytest.raises(CheckpointError):
+        revert_checkpoint(copy, tmp_path / "back")
+    (copy / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has no config.json"):
+        revert_checkpoint(copy, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_processor_that_timm_cannot_follow(converted, tmp_path):
+    content = json.loads((converted[0] / "preprocessor_config.json").read_text()) | {"do_normalize": False}
+    with pytest.raises(InputError, match="timm has no transform that does what preprocessor_config.json does"):
+        from_processor(content, entries()["deit_tiny_patch16_224"].architecture)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": []},
+        {"size": {"shortest_edge": "a"}},
+        {"size": {"shortest_edge": 0}},
+        {"crop_size": 7},
+        {"resample": [3]},
+        {"rescale_factor": "1/255"},
+        {"rescale_factor": 1.0},
+        {"image_mean": None},
+    ],
+)
+def test_a_processor_that_makes_no_sense(converted, change):
+    content = json.loads((converted[0] / "preprocessor_config.json").read_text()) | change
+    with pytest.raises(InputError, match="timm has no transform that does what"):
+        from_processor(content, entries()["deit_tiny_patch16_224"].architecture)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_size": "wide"},
+        {"hidden_size": 0},
+        {"num_hidden_layers": 10**6},
+        {"image_size": None},
+        {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}},
+        {"architectures": None},
+        {"hidden_act": "none"},
+        {"num_attention_heads": 5},
+    ],
+)
+def test_a_hostile_configuration_is_refused_in_words(converted, change, tmp_path):
+    folder, _, _ = converted
+    copy = tmp_path / "hf"
+    copy.mkdir()
+    (copy / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | change))
+    (copy / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    with pytest.raises(VitconvError) as caught:
+        revert_checkpoint(copy, tmp_path / "back")
+    assert caught.value.remedy
+    assert not (tmp_path / "back").exists()
+
+
+@given(
+    size=st.sampled_from([224, 256, 384, 448]),
+    crop_pct=st.one_of(st.floats(0.5, 1.0), st.sampled_from([0.875, 0.9, 0.95, 1.0])),
+    crop_mode=st.sampled_from(["center", "squash"]),
+    interpolation=st.sampled_from(["bicubic", "bilinear", "nearest"]),
+)
+def test_a_written_processor_is_read_back(size, crop_pct, crop_mode, interpolation):
+    """The same processor again, though perhaps by another share that is rounded to the same size."""
+    architecture = Architecture((size, size), (16, 16), 3, 64, 1, 1, 64, "gelu", 1e-6, 0)
+    config = DataConfig((size, size), 3, interpolation, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1), crop_pct, crop_mode)
+    written = processor_config(config)
+    tag = {
+        "mean": (0, 0, 0),
+        "std": (1, 1, 1),
+        "interpolation": "box",
+        "crop_pct": 1,
+        "crop_mode": "border",
+        "tag": "",
+    }
+    assert processor_config(data_config(tag, architecture, from_processor(written, architecture))) == written

@@ -1,0 +1,122 @@
+"""Names in Markdown, read back by two parsers: none is markup, and each reads as it was."""
+
+import doctest
+
+import mistune
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from vitconv.writing import markdown
+from vitconv.writing.markdown import code, escape
+
+COMMONMARK = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+PLUGINS = ["strikethrough", "footnotes", "table", "url", "task_lists", "def_list", "abbr", "mark", "insert", "superscript", "subscript", "math", "ruby", "spoiler"]  # fmt: skip
+MISTUNE = mistune.create_markdown(renderer="ast", plugins=PLUGINS)
+#: Every place where a name stands.
+PLACES = [
+    "{}",
+    "# {}",
+    "- {}",
+    "- {}: {}",
+    "- ✓ {} is 0.5.",
+    "| |\n|---|\n| {} |",
+    "a {}, {} b",
+    "1. {}",
+    "x\n\n{}\n\ny",
+]
+
+MARKS = st.text(st.sampled_from(list("\\`*_{}[]()<>#+-.!|&~$@^=:;/'\"%?, \n\t0123459aiwhtpéß屋")))
+TEXTS = st.one_of(MARKS, st.text(), st.lists(st.sampled_from(["http://a.b", "www.a.b", "![a](http://b.c/d)", "<script>", "&amp;", "&#58;", "---", "***", "```", "~~~", "$$", "[^1]", "[a]: b", "- ", "1. ", "# ", "> ", "a@b.c", "\n\n", "| --- |", "<!--", "-->", "*[a]: b", "__", "_", "a", " ", "\\"])).map("".join))  # fmt: skip
+given_text = lambda test: given(TEXTS)(  # noqa: E731
+    example("a\n# b")(example("![x](http://e.org/x.png)")(example("<script>alert(1)</script>")(example("1. a")(test))))
+)
+
+
+def shape_and_text(tokens):
+    """The kinds of all tokens, however deep; and the text in them."""
+    kinds, text = [], []
+    for token in tokens:
+        if token.type in ("text", "text_special", "code_inline"):
+            text.append(token.content)
+        else:
+            kinds.append((token.type, token.tag))
+        for attribute in token.attrs:
+            kinds.append(attribute)
+        more = shape_and_text(token.children or [])
+        kinds += more[0]
+        text.append(more[1])
+    return kinds, "".join(text)
+
+
+def mistune_shape_and_text(tokens):
+    kinds, text = [], []
+    for token in tokens:
+        if token["type"] == "text":
+            text.append(token["raw"])
+        elif token["type"] == "codespan":
+            text.append(token["raw"])
+            kinds.append("codespan")
+        else:
+            kinds.append(token["type"])
+        more = mistune_shape_and_text(token.get("children", []))
+        kinds += more[0]
+        text.append(more[1])
+    return kinds, "".join(text)
+
+
+def line(text):
+    return markdown._one_line(text)
+
+
+@given_text
+@pytest.mark.parametrize("place", PLACES)
+def test_a_name_is_text(place, text):
+    page, neutral = place.replace("{}", escape(text)), place.replace("{}", "xyz")
+    found, expected = shape_and_text(COMMONMARK.parse(page)), shape_and_text(COMMONMARK.parse(neutral))
+    if line(text):  # an empty one leaves no token of text
+        assert found[0] == expected[0], page
+    else:
+        assert set(found[0]) <= set(expected[0]), page
+    assert " ".join(found[1].split()) == " ".join(expected[1].replace("xyz", line(text)).split())
+
+
+@given_text
+@pytest.mark.parametrize("place", PLACES)
+def test_a_name_is_text_to_jupyter(place, text):
+    """Whose parser, of nbconvert, knows formulas, addresses and footnotes, too."""
+    page, neutral = place.replace("{}", escape(text)), place.replace("{}", "xyz")
+    found, expected = mistune_shape_and_text(MISTUNE(page)), mistune_shape_and_text(MISTUNE(neutral))
+    if line(text):
+        assert [kind for kind in found[0] if kind != "blank_line"] == [
+            kind for kind in expected[0] if kind != "blank_line"
+        ], page
+
+
+@given_text
+def test_code_is_code(text):
+    found = shape_and_text(COMMONMARK.parse(f"a {code(text)} b"))
+    assert found[0] == [("paragraph_open", "p"), ("inline", ""), ("paragraph_close", "p")]
+    assert found[1] == f"a {line(text)} b"
+
+
+def test_what_has_no_meaning_stays_as_it_is():
+    for text in (
+        "images/00002.jpg",
+        "max_logit_difference is 0.5, below 1: most of all 'oak' (3).",
+        "3.0e-16",
+        "–",
+        "größe",
+    ):
+        assert escape(text) == text
+    assert escape(1) == code("1").strip("`") == "1"
+
+
+def test_control_characters_and_lone_surrogates_can_be_written():
+    assert escape("a\x00b\x1bc\ud800\u2028d").encode().decode() == "a\ufffdb\ufffdc\ufffd d"
+    assert escape("a\u202eb") == "a\ufffdb"  # which turns the direction of what follows
+
+
+def test_the_examples():
+    assert doctest.testmod(markdown).failed == 0

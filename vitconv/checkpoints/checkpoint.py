@@ -1,0 +1,512 @@
+"""Open the checkpoints people have: files of torch's or safetensors, folders, and names on the Hub."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import pickle
+import re
+import shlex
+import struct
+import sys
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+
+from vitconv.checkpoints.pickled import Pickled, scan
+from vitconv.checkpoints.tensorfile import (
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    StoredTensor,
+    dtype_name,
+    is_tensor,
+    itemsize,
+    load_tensors,
+    read_header,
+)
+from vitconv.errors import CheckpointError, first_few
+from vitconv.files import MOST_TEXT, check_file, open_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CONFIG_FILE = "config.json"
+PARITY_FILE = "parity.json"
+#: As torch's users save weights in a folder, in one file or in several.
+TORCH_FILE = "pytorch_model.bin"
+TORCH_INDEX_FILE = "pytorch_model.bin.index.json"
+HUB_PREFIX = re.compile(r"hf[-_]hub:")
+
+_FLOATS = ("float64", "float32", "float16", "bfloat16")
+_SAVE_INSTEAD = "Save the weights with torch.save(model.state_dict(), path) and pass that file."
+_AGAIN = "Copy or download the file again."
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened checkpoint, as far as a file can tell.
+
+    Attributes:
+        content: what the weights' file holds: tensors by name, perhaps within wrappers.
+        files: the files that hold the weights.
+        config: the ``config.json`` that lies beside the weights, if one does.
+        records: of a file in torch's format, where the bytes of its tensors are: start -> length.
+        notes: where it comes from, in sentences for people.
+    """
+
+    content: Mapping[Any, Any]
+    files: tuple[Path, ...]
+    config: Path | None = None
+    records: Mapping[int, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def tensors(self, content: Mapping[Any, Any], *, integers: bool = False) -> dict[str, StoredTensor | Tensor]:
+        """A part of the content as plain floating-point tensors by name, in their files wherever that is possible.
+
+        Args:
+            content: of ``self.content``, what holds tensors only.
+            integers: let tensors of integers pass, too.
+
+        Raises:
+            CheckpointError: it holds anything else, or nothing.
+        """
+        where = os.fspath(self.files[0] if len(self.files) == 1 else self.files[0].parent)
+        found = _only_tensors(content, where, (*_FLOATS, "int64") if integers else _FLOATS)
+        return {name: self._located(name, tensor) for name, tensor in found.items()}
+
+    def _located(self, name: str, tensor: StoredTensor | Tensor) -> StoredTensor | Tensor:
+        """A tensor on ``meta``, found in the file it was read from; any other with its signs in its bytes."""
+        if isinstance(tensor, StoredTensor):
+            return tensor
+        if not tensor.is_meta:
+            return tensor.resolve_conj().resolve_neg()
+        start = tensor.untyped_storage()._checkpoint_offset
+        first, size = tensor.storage_offset() * tensor.itemsize, tensor.numel() * tensor.itemsize
+        if start not in self.records or first + size > self.records[start]:
+            raise _damaged(self.files[0], f"`{name}` has more elements than the file has bytes for it")
+        if tensor.is_contiguous() and not tensor.is_neg():
+            return StoredTensor(self.files[0], start + first, dtype_name(tensor), tuple(tensor.shape))
+        # Such as a convolution in channels-last order: torch views its bytes as they lie.
+        whole = StoredTensor(self.files[0], start, "uint8", (self.records[start],))
+        stored = load_tensors({name: whole})[name].view(tensor.dtype)
+        try:
+            stored = stored.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+        except RuntimeError as error:
+            raise _damaged(
+                self.files[0], f"`{name}` has elements beyond the bytes that the file has for it"
+            ) from error
+        # A view of a complex tensor's conjugate is marked as negated: the file has its values with the other sign.
+        return stored.neg() if tensor.is_neg() else stored
+
+
+def open_source(path: str | os.PathLike[str]) -> Source:
+    """Open a file of weights, a folder as timm saves it for the Hub, or such a folder on the Hub.
+
+    Args:
+        path: a file, be it the index of several; a folder with ``config.json`` and weights, perhaps sharded; or
+            ``"hf-hub:org/name"``, perhaps with ``@revision``.
+
+    Raises:
+        CheckpointError: there is no such file or folder, or it is damaged, or it holds no dictionary.
+    """
+    if HUB_PREFIX.match(str(path)):
+        from vitconv.checkpoints.hub import download
+
+        folder = download(HUB_PREFIX.sub("", str(path)))
+        note = f"The checkpoint is {path} at revision {folder.name}."
+        return replace(_open_folder(folder), notes=(note,))
+    path = Path(path)
+    if path.is_dir():
+        return _open_folder(path)
+    if path.name in (INDEX_FILE, TORCH_INDEX_FILE) and path.is_file():
+        return _open_folder(path.parent, path.name)
+    content, records = _read_mapping(path)
+    return Source(content, (path,), records=records)
+
+
+def _open_folder(path: Path, weights: str | None = None) -> Source:
+    config = read_json(path / CONFIG_FILE) if (path / CONFIG_FILE).exists() else {}
+    if "model_type" in config:
+        raise CheckpointError(f"'{path}' is a Transformers folder already.", "Pass a timm checkpoint.")
+    if (path / "adapter_config.json").exists():
+        raise CheckpointError(
+            f"'{path}' is a PEFT adapter, not a model.", "Merge it into its model with `merge_and_unload()` first."
+        )
+    return replace(_read_folder(path, weights), config=path / CONFIG_FILE if config else None)
+
+
+def _read_folder(path: Path, weights: str | None = None) -> Source:
+    """The weights in a folder: those of the file named, or the first there are, safetensors before pickles."""
+    known = (WEIGHTS_FILE, INDEX_FILE, TORCH_FILE, TORCH_INDEX_FILE)
+    name = weights or next((name for name in known if (path / name).exists()), None)
+    if name is None:
+        _refuse_distributed(path)
+        raise CheckpointError(
+            f"The folder '{path}' holds neither {' nor '.join(known)}.", "Pass the file of weights inside it."
+        )
+    if name in (INDEX_FILE, TORCH_INDEX_FILE):
+        return _read_shards(path / name)
+    content, records = _read_mapping(path / name)
+    return Source(content, (path / name,), records=records)
+
+
+def _refuse_distributed(path: Path) -> None:
+    """Refuse a folder as ``torch.distributed.checkpoint`` (FSDP, torchtitan, Lightning) writes it."""
+    if (path / ".metadata").exists() or any(path.glob("*.distcp")):
+        target = shlex.quote(f"{path.resolve().name or 'weights'}.pth")
+        raise CheckpointError(
+            f"'{path}' is a checkpoint of torch.distributed.checkpoint, in pieces for several processes.",
+            "Join it into one file, and pass that: python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
+            f"{shlex.quote(os.fspath(path))} {target}",
+        )
+
+
+def _read_shards(index: Path) -> Source:
+    """Read the files that an index names: each tensor is in the file that the index says, and in no other."""
+    path = index.parent
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise CheckpointError(f"'{index}' has no `weight_map` of file names.", "Download the folder again.")
+    files = sorted(set(shards.values()))
+    outside = [name for name in files if Path(name).name != name or name in ("", ".", "..") or "\0" in name]
+    if outside:
+        raise CheckpointError(
+            f"'{index}' names files outside of its folder: {first_few(outside)}.", "Do not use this checkpoint."
+        )
+    content: dict[str, Any] = {}
+    for name in files:
+        found, records = _read_mapping(path / name)
+        shard = Source(found, (path / name,), records=records)
+        for tensor, value in found.items():
+            if tensor in content or shards.get(tensor) != name:
+                raise CheckpointError(
+                    f"'{path / name}' holds `{tensor}`, which the index does not place there.",
+                    "Download the folder again.",
+                )
+            if not is_tensor(value):
+                raise CheckpointError(
+                    f"`{tensor}` in '{path / name}' is a {type(value).__name__}, not a tensor.", _SAVE_INSTEAD
+                )
+            # Where its bytes are can only be told while it is known which of the files it is from. What is no weight
+            # is left for `Source.tensors` to refuse, if it is asked for.
+            weight = not _is_unusual(value) and dtype_name(value) in (*_FLOATS, "int64")
+            content[tensor] = shard._located(tensor, value) if weight else value
+    missing = [name for name in shards if name not in content]
+    if missing:
+        raise CheckpointError(
+            f"The shards of '{path}' lack tensors that the index names: {first_few(missing)}.",
+            "Download the folder again.",
+        )
+    return Source(content, tuple(path / name for name in files))
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read a file that holds tensors by name and nothing else, or the weights of a folder, perhaps sharded.
+
+    The tensors are views of the memory-mapped file wherever its format allows.
+
+    Raises:
+        CheckpointError: there is no such file, it is damaged, or it holds something else.
+    """
+    path = Path(path)
+    source = _read_folder(path) if path.is_dir() else open_source(path)
+    for file in source.files:
+        check_checksums(file)
+    return load_tensors(source.tensors(source.content, integers=True))
+
+
+def _read_mapping(path: Path) -> tuple[Mapping[Any, Any], Mapping[int, int]]:
+    """Read a file of weights, recognised by its content: torch's (zip or older pickle) or safetensors.
+
+    Pickles are opened with ``weights_only=True``: nothing in them is executed.
+    """
+    if "\0" in os.fspath(path) or not os.path.exists(path):
+        raise CheckpointError(f"There is no file '{path}'.", "Check the path of the checkpoint.")
+    if not path.is_file():
+        raise CheckpointError(f"'{path}' is not a file.", "Pass the file of weights.")
+    if path.name == ".metadata" or path.suffix == ".distcp":
+        _refuse_distributed(path.parent)
+    records: Mapping[int, int] = {}
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+        kind = _format_of(start)
+        if kind == "safetensors":
+            content: Any = read_header(path)
+        elif kind == "zip":
+            records = _check_zip(path)
+            content = _read_torch(path, mapped=True)
+        elif kind == "pickle":
+            content = _read_torch(path, mapped=False)
+        else:
+            raise CheckpointError(
+                f"'{path}' is not a checkpoint: it is neither torch's format nor safetensors.", _SAVE_INSTEAD
+            )
+    except OSError as error:
+        raise CheckpointError(
+            f"'{path}' cannot be read: {error.strerror or error}.", "Check the file and its permissions."
+        ) from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"'{path}' holds a {type(content).__name__}, not a state dict.", _SAVE_INSTEAD)
+    return content, records
+
+
+def _format_of(start: bytes) -> Literal["safetensors", "zip", "pickle"] | None:
+    """The format of a file of weights, by its first 16 bytes."""
+    # A header's length may happen to look like a zip's or a pickle's first bytes; a brace after it decides.
+    if start[8:9] == b"{":
+        return "safetensors"
+    if start[:2] == b"PK":
+        return "zip"
+    return "pickle" if start[:1] == b"\x80" else None
+
+
+def _damaged(path: Path, how: str) -> CheckpointError:
+    return CheckpointError(f"'{path}' is damaged or incomplete: {how}.", _AGAIN)
+
+
+def _compressed(where: str | Path) -> CheckpointError:
+    return CheckpointError(
+        f"'{where}' holds sparse or quantised tensors.", "Pass the checkpoint as it was before it was compressed."
+    )
+
+
+def _check_zip(path: Path) -> dict[int, int]:
+    """Check that a zip is one that torch writes, before torch reads it: nothing in it is compressed or overlaps.
+
+    So it cannot grow in memory. Returns where the bytes of each entry are: start -> length.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+            entries = archive.infolist()
+            _refuse_other_archives(path, [entry.filename for entry in entries])
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise _damaged(path, "it is compressed, which no checkpoint is")
+            if sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise _damaged(path, "it claims to hold more bytes than it has")
+            records = {_data_start(file, entry): entry.file_size for entry in entries}
+            # What is read at once; the tensors' bytes are left to :func:`check_checksums`.
+            _compare_checksums(path, file, entries, [entry for entry in entries if not _is_tensor_data(entry)])
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OverflowError, EOFError) as error:
+        raise _damaged(path, "its table of contents cannot be read") from error
+    return records
+
+
+def check_checksums(path: Path, stopped: Callable[[], bool] = lambda: False) -> None:
+    """Compare every byte of a file in torch's zip format with the checksums (CRC-32) in it; torch itself does not.
+
+    Other formats have none, nor has a file saved after ``torch.serialization.set_crc32_options(False)``: they pass.
+
+    Args:
+        path: a file that :func:`open_source` has read.
+        stopped: asked before each record; nothing more is read once it says so.
+
+    Raises:
+        CheckpointError: the bytes are not those that were written.
+    """
+    with path.open("rb") as file:
+        if _format_of(file.read(16)) == "zip":
+            entries = zipfile.ZipFile(file).infolist()
+            _compare_checksums(path, file, entries, entries, stopped)
+
+
+def _compare_checksums(
+    path: Path,
+    file: BinaryIO,
+    entries: Sequence[zipfile.ZipInfo],
+    chosen: Sequence[zipfile.ZipInfo],
+    stopped: Callable[[], bool] = lambda: False,
+) -> None:
+    if not any(entry.CRC for entry in entries):
+        return  # torch was told not to compute them, and writes zeros
+    for entry in chosen:
+        if stopped():
+            return
+        file.seek(_data_start(file, entry))
+        found, left = 0, entry.file_size
+        while left and (chunk := file.read(min(left, 1 << 20))):
+            found, left = zlib.crc32(chunk, found), left - len(chunk)
+        if found != entry.CRC:
+            raise _damaged(path, f"the bytes of its record '{entry.filename}' do not fit their checksum")
+
+
+def _is_tensor_data(entry: zipfile.ZipInfo) -> bool:
+    return "/data/" in entry.filename
+
+
+def _refuse_other_archives(path: Path, names: list[str]) -> None:
+    if names and all(name.endswith(".npy") for name in names):
+        raise CheckpointError(
+            f"'{path}' is a NumPy archive, as the original JAX models have it.",
+            "Load it into the timm model with `model.load_pretrained(path)`, and save that model's state_dict().",
+        )
+    if any("/code/" in name or name.endswith("/constants.pkl") for name in names):
+        raise CheckpointError(f"'{path}' is a TorchScript model, not a state dict.", _SAVE_INSTEAD)
+
+
+def _data_start(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
+    """Where an entry's bytes begin: after its own header, which has names and fields of its own length."""
+    file.seek(entry.header_offset + 26)
+    name, extra = struct.unpack("<HH", file.read(4))
+    return entry.header_offset + 30 + name + extra
+
+
+def _read_torch(path: Path, *, mapped: bool) -> Any:
+    import torch
+
+    # On `meta`, torch only notes where each tensor is in the file. Bytes in another order it must turn around itself.
+    try:
+        find = mapped and hasattr(torch.UntypedStorage, "_checkpoint_offset") and _has_native_bytes(path)
+        # timm's training script saves its arguments; a Namespace only holds values. By a path that ends in
+        # .safetensors, torch.load would read safetensors; an open file has no name.
+        with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]), _quietly():
+            return torch.load(file, map_location="meta" if find else "cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise _refused_pickle(path, str(error)) from error
+    except NotImplementedError as error:  # what has no place on `meta`
+        raise _compressed(path) from error
+    except Exception as error:  # a hostile pickle can make torch's reader raise anything
+        raise _damaged(path, "torch cannot read it") from error
+
+
+#: How torch says which object it did not make.
+_UNSAFE = re.compile(r"GLOBAL (.*?) (?:was not an allowed global|whose module)")
+#: What no checkpoint has a use for: these run commands, or read other files.
+_HOSTILE = re.compile(
+    r"(os|posix|nt|sys|subprocess|pty|runpy|socket|shutil)\.|(builtins\.)?(eval|exec|compile|__import__)$"
+)
+
+
+def _refused_pickle(path: Path, message: str) -> CheckpointError:
+    """Say which objects in a pickle torch did not make, and how somebody who trusts the file gets at its weights."""
+    found = scan(path) or Pickled()
+    by_torch = _UNSAFE.search(message)
+    unsafe = list(dict.fromkeys([*([by_torch[1]] if by_torch else []), *found.unsafe]))
+    problem = f"'{path}' holds Python objects, not only tensors"
+    if unsafe:
+        problem += f": {first_few(f'`{name}`' for name in unsafe)}"
+    problem += "; opening them could run code, so vitconv does not."
+    if not unsafe and found.protocol <= 2:
+        return CheckpointError(problem, _SAVE_INSTEAD)
+    if any(_HOSTILE.match(name) for name in unsafe):
+        return CheckpointError(problem, "No checkpoint needs these: do not open it, and get the weights elsewhere.")
+    if not unsafe:
+        problem = (
+            f"'{path}' is a pickle of protocol {found.protocol}; torch can open only protocol 2 without running it."
+        )
+    code = (
+        f"import torch; c = torch.load({os.fspath(path)!r}, weights_only=False); "
+        f"torch.save({found.weights}, 'weights.pth')"
+    )
+    quoted = f'"{code}"' if not set(code) & set('"$`\\!') else shlex.quote(code)
+    return CheckpointError(
+        problem, f"{_SAVE_INSTEAD[:-1]}; or, only if you trust where it comes from: python -c {quoted}"
+    )
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without torch's warnings on the format: what matters of it is an error here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _has_native_bytes(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        entries = [entry for entry in archive.infolist() if entry.filename.endswith("/byteorder")]
+        for entry in entries:
+            entry.CRC = None  # type: ignore[assignment]  # compared before, unless the file has none
+        orders = [archive.read(entry) for entry in entries]
+    return all(order == sys.byteorder.encode() for order in orders)
+
+
+def _only_tensors(content: Mapping[Any, Any], where: str, dtypes: Collection[str]) -> dict[str, StoredTensor | Tensor]:
+    named = {str(name): value for name, value in content.items()}
+    others = [name for name, value in named.items() if not is_tensor(value)]
+    if others or not named:
+        raise CheckpointError(
+            f"'{where}' is not a plain state dict: "
+            + (f"{first_few(others)} {'is' if len(others) == 1 else 'are'} no tensors." if others else "it is empty."),
+            _SAVE_INSTEAD,
+        )
+    if any(map(_is_unusual, named.values())):
+        raise _compressed(where)
+    exotic = [name for name, tensor in named.items() if dtype_name(tensor) not in dtypes]
+    if exotic:
+        raise CheckpointError(
+            f"'{where}' holds tensors that are no floating-point weights ({first_few(exotic, 2)}: "
+            f"{dtype_name(named[exotic[0]])}).",
+            _SAVE_INSTEAD,
+        )
+    expanded = [name for name, tensor in named.items() if _is_expanded(tensor)]
+    if expanded:
+        raise CheckpointError(
+            f"'{where}' holds tensors that show the same bytes several times ({first_few(expanded)}).",
+            "Save them with `.clone()`.",
+        )
+    return {name: tensor if isinstance(tensor, StoredTensor) else tensor.detach() for name, tensor in named.items()}
+
+
+def _is_unusual(tensor: StoredTensor | Tensor) -> bool:
+    if isinstance(tensor, StoredTensor):
+        return False
+    return str(tensor.layout) != "torch.strided" or tensor.is_quantized
+
+
+def _is_expanded(tensor: StoredTensor | Tensor) -> bool:
+    """Whether its elements lie on one another: it could be of any size, and made of nothing."""
+    if isinstance(tensor, StoredTensor):
+        return False
+    size = itemsize(dtype_name(tensor)) or 1
+    return tensor.numel() * size > tensor.untyped_storage().nbytes() or any(
+        stride == 0 and length > 1 for stride, length in zip(tensor.stride(), tensor.shape, strict=True)
+    )
+
+
+def write_json(content: Any, path: Path) -> None:
+    """Write JSON for people and diffs: indented, keys in the order given, UTF-8."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: the file is not one.
+    """
+    check_file(path, "JSON file", most=MOST_TEXT, error=CheckpointError)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"'{path}' is not readable JSON.", "Restore the file, or remove it.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"'{path}' is no JSON object.", "Restore the file, or remove it.")
+    return content
+
+
+def sha256(file: Path, stopped: Callable[[], bool] = lambda: False) -> str:
+    """A file's SHA-256, in hexadecimal; of as much as was read, if ``stopped`` says so.
+
+    Raises:
+        InputError: it is a pipe, a device, or a file of the system's that says that it is empty, and is not.
+        OSError: it cannot be read.
+    """
+    check_file(file, "file")
+    with open_file(file) as stream:
+        return sha256_of(stream, stopped)
+
+
+def sha256_of(stream: BinaryIO, stopped: Callable[[], bool] = lambda: False) -> str:
+    """As :func:`sha256`, of a file that is open."""
+    digest = hashlib.sha256()
+    while (chunk := stream.read(1 << 20)) and not stopped():
+        digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,65 @@
+"""What the pipeline reads, by its bytes.
+
+DVC has no dependency that may be absent, and none that is a model on the Hub. So a stage that always runs writes the
+SHA-256 of what each parameter names, and the other stages depend on what it writes: where that has not changed, they
+do not run again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from vitconv.checkpoints.checkpoint import HUB_PREFIX, TORCH_INDEX_FILE, sha256, write_json
+from vitconv.checkpoints.tensorfile import INDEX_FILE
+from vitconv.errors import InputError
+from vitconv.writing.files import new_file
+
+
+def digest(value: str | None) -> dict[str, str]:
+    """The SHA-256 of every file that a parameter names, by its path within what is named; empty for nothing.
+
+    Args:
+        value: a file, a folder, ``hf-hub:org/name``, or nothing. Of an index of several files, all in its folder.
+
+    Raises:
+        InputError: there is no such file, or it cannot be read.
+        CheckpointError: the Hub has no such model, or cannot be reached.
+    """
+    if not value:
+        return {}
+    if HUB_PREFIX.match(value):
+        from vitconv.checkpoints.hub import download
+
+        path = download(HUB_PREFIX.sub("", value))
+    else:
+        path = Path(value).parent if Path(value).name in (INDEX_FILE, TORCH_INDEX_FILE) else Path(value)
+    try:
+        if path.is_dir():
+            return {str(file.relative_to(path)): sha256(file) for file in sorted(path.rglob("*")) if file.is_file()}
+        if path.is_file():
+            return {path.name: sha256(path)}
+    except OSError as error:
+        raise InputError(f"'{value}' cannot be read: {error.strerror or error}.", _CORRECT) from error
+    raise InputError(f"There is no file '{value}'.", _CORRECT)
+
+
+_CORRECT = "Correct it in params.yaml; what is optional may be empty."
+
+
+def write_digests(values: Mapping[str, str | None], destination: str | os.PathLike[str]) -> None:
+    """Write a file for each parameter: ``NAME.json``.
+
+    Args:
+        values: what each parameter names, by the parameter's name.
+        destination: a folder.
+
+    Raises:
+        InputError: a parameter names no file that can be read.
+        CheckpointError: the Hub has no such model, or cannot be reached.
+    """
+    for name, value in values.items():
+        found = digest(value)
+        with new_file(Path(destination) / f"{name}.json") as file:
+            write_json(found, file)

@@ -1,0 +1,309 @@
+"""Find the model's tensors in whatever a checkpoint holds around them.
+
+Training scripts wrap: ``{"state_dict": …, "optimizer": …}``, an EMA copy beside the weights, ``module.`` from DDP,
+``_orig_mod.`` from torch.compile, ``model.`` or ``backbone.`` from Lightning, ``visual.trunk.`` from open_clip, in any
+order and nesting. A wrapper is not recognised by its name but by what it leaves: a *reading* is a place in the
+nesting and a prefix, and it fits if what remains are exactly the architecture's tensor names, with or without a head.
+A reading without a head is only taken if nothing else in the file looks like the head it may have been trained with,
+or if the caller says so. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from vitconv.checkpoints import unsupported
+from vitconv.checkpoints.tensorfile import dtype_name, is_tensor
+from vitconv.errors import CheckpointError, first_few
+
+# A tensor that every Vision Transformer has, and nothing else: where it is, a model begins.
+_ANCHOR = "patch_embed.proj.weight"
+_HEAD = frozenset({"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"})
+_DEPTH = 4
+
+#: Words that name a head, whatever the shape; within a longer word, too (`decode_head`, `my_classifier`).
+_HEAD_WORDS = re.compile(r"head|classif|logits|clf|arcface|cosface")
+#: Words that name a head where the tensor is a matrix; as a word of their own (`fc`, `fc2`, `cls_layer`, `out_proj`).
+_MATRIX_WORDS = re.compile(
+    r"fc|linear|lin|out(put)?|proj(ection|ector)?|cls|class(es)?|category|predict(or|ion)?|prototypes?|probe|scores?|mlp"
+    r"|dense|softmax"
+)
+#: What lies beside a model and has matrices, but is no head of it: a text tower, a token, an optimizer's state.
+_NO_HEAD = re.compile(
+    r"(^|\.)(text|textual|text_model|text_encoder|text_tower|text_projection|token_embedding|resblocks|mask_token"
+    r"|optim(izer)?s?(_\w+)?)(\.|$)"
+)
+#: The modules that are a head among a model's own: timm's, and what training code puts in its place (`head.0.weight`).
+_HEAD_MODULE = re.compile(r"\w*(head|classif)\w*")
+#: A head may read the class token beside the mean of the others (twice the width), or the last blocks' (DINO: four).
+_WIDTHS = range(1, 9)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to read a model out of a checkpoint.
+
+    Attributes:
+        place: the keys that lead to the mapping, such as ``("state_dict",)``.
+        prefix: what all its names begin with, such as ``"module."``.
+        tensors: by their names without the prefix.
+        others: names of what lies beside them in the same mapping.
+        mapping: all of it.
+        left_out: paths of the tensors of a head that were taken out of it.
+    """
+
+    place: tuple[str, ...]
+    prefix: str
+    tensors: dict[str, Any]
+    others: tuple[str, ...]
+    mapping: Mapping[Any, Any] = field(repr=False, compare=False)
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def headed(self) -> bool:
+        """Whether it has a head."""
+        return "head.weight" in self.tensors
+
+    @property
+    def ema(self) -> bool:
+        """Whether these are the weights' exponential moving average."""
+        return "ema" in "_".join((*self.place, self.prefix)).replace(".", "_").lower().split("_")
+
+    def __str__(self) -> str:
+        where = "".join(f"['{key}']" for key in self.place) or "the top level"
+        return f"{where}, names beginning with '{self.prefix}'" if self.prefix else where
+
+
+@dataclass(frozen=True)
+class Unwrapped:
+    """The tensors, and what was done to get at them, in sentences for people."""
+
+    tensors: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def unwrap(
+    content: Mapping[Any, Any],
+    names: Set[str] | None,
+    *,
+    ema: bool = True,
+    headless: bool = False,
+    respell: Callable[[Mapping[str, Any]], dict[str, Any] | None] = lambda tensors: None,
+) -> Unwrapped:
+    """Find the model in ``content``.
+
+    Args:
+        content: what the file holds.
+        names: the architecture's tensor names; ``None`` to take the only model there is, whatever its names.
+        ema: take the EMA weights where there are both.
+        headless: take the model without a head; a note names what looks like one and is left out.
+        respell: gives tensors in an older spelling their names of today; ``None`` if it cannot.
+
+    Raises:
+        CheckpointError: there is no model, several fit, it has no head and something in the file looks like one, or
+            it is another library's, another family's, quantised, or an adapter.
+    """
+    everything = [name for name, _ in _flat(content)]
+    _refuse(unsupported.added_parts(everything))
+    found = list(_readings(content))
+    if headless:
+        found = [_without_head(reading, names) for reading in found]
+
+    def fits(tensors: Mapping[str, Any]) -> bool:
+        return names is None or set(tensors) | _HEAD == set(names) | _HEAD
+
+    notes = []
+    fitting = [reading for reading in found if fits(reading.tensors)]
+    if not fitting and names is not None:
+        respelled = [replace(reading, tensors=respell(reading.tensors) or {}) for reading in found]
+        fitting = [reading for reading in respelled if fits(reading.tensors)]
+        notes += ["Names of an older spelling were renamed by timm's own checkpoint_filter_fn."] if fitting else []
+    if not fitting:
+        _refuse(unsupported.family(everything))
+    if not found:
+        raise CheckpointError(
+            f"There is no Vision Transformer in the checkpoint: no tensor is called `{_ANCHOR}`"
+            f" (there is {first_few(everything) or 'nothing'}).",
+            "Pass the state dict of a timm Vision Transformer.",
+        )
+    if not fitting:
+        # None fits: take the nearest, so that the message can name what is missing from it.
+        fitting = [max(found, key=lambda reading: len(set(reading.tensors) & set(names or ())))]
+    reading, said = _choose(fitting, ema, headless)
+    notes += said
+    without = _without_head(reading, names)
+    suspects = [] if reading.headed else [*without.left_out, *_heads_outside(reading, found, content)]
+    if suspects and not headless:
+        where = "in its place" if suspects[0] in without.left_out else "beside it"
+        raise CheckpointError(
+            f"The model at {reading} has no head, but `{suspects[0]}` {where} looks like one"
+            + (f" (and so do {first_few(suspects[1:])})." if suspects[1:] else "."),
+            "Save the head with the model, as timm names it: `head.weight` and `head.bias`; or convert the model "
+            "without a head (--headless).",
+        )
+    if suspects:
+        notes.append(
+            f"The model is converted without a head (--headless): {first_few(suspects, limit=12)} "
+            f"{'is' if len(suspects) == 1 else 'are'} left out."
+        )
+    if reading.place or reading.prefix:
+        notes.append(f"The weights are those at {reading}.")
+    if reading.others:
+        notes.append(f"Beside them {len(reading.others)} entries are left out: {first_few(reading.others)}.")
+    return Unwrapped(reading.tensors, tuple(notes))
+
+
+def _refuse(found: tuple[str, str, str] | None) -> None:
+    if found is not None:
+        name, what, remedy = found
+        raise CheckpointError(f"This is {what}: it has `{name}`.", remedy)
+
+
+def _flat(content: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Every tensor with its own name, wherever it is."""
+    for _, mapping in _mappings(content):
+        for name, value in mapping.items():
+            if is_tensor(value):
+                yield str(name), value
+
+
+def _mappings(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
+    """Every mapping in the nesting with the keys that lead there, each once: a file may repeat one without end."""
+    seen: set[int] = set()
+    waiting: list[tuple[tuple[str, ...], Mapping[Any, Any]]] = [((), content)]
+    for place, mapping in waiting:
+        if id(mapping) in seen:
+            continue
+        seen.add(id(mapping))
+        yield place, mapping
+        if len(place) < _DEPTH:
+            waiting += [((*place, str(key)), value) for key, value in mapping.items() if isinstance(value, Mapping)]
+
+
+def _readings(content: Mapping[Any, Any]) -> Iterator[Reading]:
+    for place, mapping in _mappings(content):
+        tensors = {str(name): value for name, value in mapping.items() if is_tensor(value)}
+        for anchor in (name for name in tensors if name == _ANCHOR or name.endswith(f".{_ANCHOR}")):
+            prefix = anchor[: -len(_ANCHOR)]
+            inside = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+            others = tuple(str(name) for name in mapping if not str(name).startswith(prefix) or name not in tensors)
+            yield Reading(place, prefix, inside, others, mapping)
+
+
+def _choose(fitting: list[Reading], ema: bool, headless: bool) -> tuple[Reading, list[str]]:
+    if len(fitting) == 1:
+        return fitting[0], []
+    averaged = [reading for reading in fitting if reading.ema]
+    plain = [reading for reading in fitting if not reading.ema]
+    if not len(averaged) == len(plain) == 1:
+        raise CheckpointError(
+            f"The checkpoint holds {len(fitting)} models that fit: {first_few(map(str, fitting))}.",
+            "Save the state dict of the one that is meant to a file of its own.",
+        )
+    taken, left = (averaged[0], plain[0]) if ema else (plain[0], averaged[0])
+    if left.headed and not taken.headed and not headless:
+        words = ("EMA", "trained weights")
+        one, other = words if ema else words[::-1]
+        raise CheckpointError(
+            f"The {one} at {taken} {'has' if ema else 'have'} no head, but the {other} at {left} "
+            f"{'have' if ema else 'has'} one.",
+            f"Take the {other} {'with --no-ema' if ema else 'without --no-ema'}, or the {one} without a head with "
+            "--headless.",
+        )
+    if ema:
+        return taken, ["Of the trained weights and their EMA, the EMA was taken (--no-ema takes the others)."]
+    return taken, ["Of the trained weights and their EMA, the trained weights were taken."]
+
+
+def _without_head(reading: Reading, names: Set[str] | None) -> Reading:
+    """The reading without what is in the place of its head, whatever its form: but for what the model needs."""
+    needed = set(names or ()) - _HEAD
+    head = {
+        name: None for name in reading.tensors if _HEAD_MODULE.fullmatch(name.partition(".")[0]) and name not in needed
+    }
+    paths = (".".join((*reading.place, reading.prefix + name)) for name in head)
+    kept = {name: tensor for name, tensor in reading.tensors.items() if name not in head}
+    return replace(reading, tensors=kept, left_out=(*reading.left_out, *paths))
+
+
+def _heads_outside(reading: Reading, found: Iterable[Reading], content: Mapping[Any, Any]) -> list[str]:
+    """Names of tensors anywhere in the file that may be the head of a model that has none, the likeliest first.
+
+    That is what is called like a head, and any matrix that takes what the model gives, or what another such gives:
+    but for the model's own tensors, other copies of them (an EMA, a teacher), and the state of optimizers.
+    """
+    original = next(one for one in found if one.mapping is reading.mapping and one.prefix == reading.prefix)
+    shape = original.tensors[_ANCHOR].shape
+    width = shape[0] if len(shape) else 0
+    trunk = {name.partition(".")[0] for tensors in (reading.tensors, original.tensors) for name in tensors}
+    trunk = {module for module in trunk if not _HEAD_MODULE.fullmatch(module)}
+    prefixes: dict[int, set[str]] = {}
+    for one in found:
+        prefixes.setdefault(id(one.mapping), set()).add(one.prefix)
+
+    def own(mapping: Mapping[Any, Any], name: str) -> bool:
+        """Whether it belongs to this model, or to the same part of another."""
+        if mapping is reading.mapping and name.startswith(reading.prefix):
+            return True
+        starts = [0, *(match.end() for match in re.finditer(r"\.", name[:1000]))]
+        known = prefixes.get(id(mapping), ())
+        return any(name[:start] in known and name[start:].partition(".")[0] in trunk for start in starts)
+
+    outside = [
+        (path, tensor)
+        for path, mapping, name, tensor in _everywhere(content)
+        if not own(mapping, name) and not _NO_HEAD.search(path)
+    ]
+    named = [path for path, tensor in outside if _is_called_a_head(path, len(tensor.shape))]
+    # From the model's width on, from matrix to matrix.
+    taking: dict[int, list[tuple[str, int]]] = {}
+    for path, tensor in outside:
+        if len(tensor.shape) == 2 and "float" in dtype_name(tensor):
+            gives, takes = tensor.shape
+            taking.setdefault(takes, []).append((path, gives))
+    fitting: dict[str, None] = {}
+    waiting = [width * times for times in _WIDTHS]
+    for size in waiting:
+        for path, gives in taking.pop(size, ()):
+            fitting[path] = None
+            waiting.append(gives)
+    both = [path for path in named if path in fitting]
+    return list(dict.fromkeys([*both, *named, *fitting]))
+
+
+def _is_called_a_head(path: str, dimensions: int) -> bool:
+    words = re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", path).lower())
+    if dimensions and any(map(_HEAD_WORDS.search, words)):
+        return True
+    return dimensions >= 2 and any(map(_MATRIX_WORDS.fullmatch, words))
+
+
+def _everywhere(content: Mapping[Any, Any]) -> Iterator[tuple[str, Mapping[Any, Any], str, Any]]:
+    """Every tensor that has a name, at any depth: (its path, its mapping, its name, it); but an optimizer's state.
+
+    A mapping that the file repeats comes once.
+    """
+    seen: set[int] = set()
+    # A path is a pair of the one above and a key: whole ones would fill the memory where a file nests very deep.
+    waiting: list[tuple[Any, Any]] = [((), content)]
+    for path, inner in waiting:
+        if id(inner) in seen:
+            continue
+        seen.add(id(inner))
+        named = isinstance(inner, Mapping)
+        for key, value in inner.items() if named else enumerate(inner):
+            if named and is_tensor(value):
+                yield _dotted((path, str(key))), inner, str(key), value
+            elif isinstance(value, (Mapping, list, tuple)) and not (key == "state" and "param_groups" in inner):
+                waiting.append(((path, str(key)), value))
+
+
+def _dotted(path: tuple[Any, ...]) -> str:
+    keys: list[str] = []
+    while path and len(keys) < 20:
+        path, key = path
+        keys.append(key)
+    return ".".join(reversed(keys))

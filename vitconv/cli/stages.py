@@ -1,0 +1,267 @@
+"""A stage of the pipeline, with the values in params.yaml: ``python -m vitconv.cli.stages NAME``
+
+DVC runs the command of a stage in a shell, which would take an apostrophe in a path, or worse, for its own. So no
+value stands in a command of dvc.yaml: a stage reads params.yaml itself, in the project's root, and says what is wrong
+with a value before anything is done with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+import yaml
+from yaml.constructor import ConstructorError
+
+from vitconv import cli, errors
+from vitconv.architecture import MOST_PIXELS
+from vitconv.checkpoints.checkpoint import HUB_PREFIX
+from vitconv.checkpoints.digests import write_digests
+from vitconv.cli import errors_for_people
+from vitconv.errors import InputError, VitconvError, shown
+from vitconv.files import check_file, open_file
+from vitconv.writing.staging import check_destination
+
+PARAMETERS_FILE = Path("params.yaml")
+
+app = typer.Typer(
+    help="Run a stage of dvc.yaml, with the values in params.yaml.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class _Form(NamedTuple):
+    """What a parameter may be.
+
+    Attributes:
+        fits: whether a value is that; of an empty one, ``null`` in YAML, it is not asked.
+        remedy: the sentence on what to write.
+        empty: what an empty parameter stands for; ``None`` where it may not be empty.
+    """
+
+    fits: Callable[[Any], bool]
+    remedy: str
+    empty: Any = None
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is a text that can name a file: no NUL, and nothing that UTF-8 has not."""
+    return isinstance(value, str) and "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _are_sides(value: list[Any]) -> bool:
+    """Whether an image can have sides of these lengths."""
+    return all(_is_whole(side) and side > 0 for side in value) and math.prod(value) <= MOST_PIXELS
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is made of what JSON has; papermill writes whatever else YAML has into the notebook as code.
+
+    With its aliases, a few lines of YAML can be immense, or hold themselves: it may have so many values only.
+    """
+    waiting, count = [value], 0
+    while waiting:
+        value, count = waiting.pop(), count + 1
+        if isinstance(value, dict):
+            waiting += [*value, *value.values()]
+            fits = all(map(_is_text, value))
+        elif isinstance(value, list):
+            waiting += value
+            fits = True
+        elif _is_whole(value):
+            fits = abs(value) < 10**300  # of more digits than Python writes, papermill makes a traceback
+        else:
+            fits = value is None or isinstance(value, bool | float) or _is_text(value)
+        if not fits or count > _MOST_VALUES:
+            return False
+    return True
+
+
+_MOST_VALUES = 100_000
+
+
+_PATH = _Form(lambda value: _is_text(value) and value != "", "Write a path.")
+_TEXT = _Form(_is_text, "Write a text, in quotes if YAML takes it for something else; or leave it empty.", "")
+_TEXTS = _Form(lambda value: isinstance(value, list) and all(map(_is_text, value)), "Write a list of names.", [])
+_SWITCH = _Form(lambda value: isinstance(value, bool), "Write true or false.", False)
+_SIZE = _Form(
+    lambda value: isinstance(value, list) and len(value) in (0, 2) and _are_sides(value),
+    "Write [height, width], or leave it empty.",
+    [],
+)
+_PLAIN = _Form(_is_plain, "Write it with texts, numbers, lists and mappings only.", [])
+_ENGINE = _Form(
+    lambda value: value in [engine.value for engine in cli.Engine],
+    f"Choose from {', '.join(engine.value for engine in cli.Engine)}.",
+)
+
+_FORMS = {
+    **dict.fromkeys(("checkpoint", "model", "images"), _PATH),
+    **dict.fromkeys(("architecture", "labels", "image", "data_config", "target", "expected"), _TEXT),
+    **dict.fromkeys(("no_ema", "headless"), _SWITCH),
+    "ignore": _TEXTS,
+    "img_size": _SIZE,
+    "engine": _ENGINE,
+    "batch_size": _Form(lambda value: _is_whole(value) and 0 < value < 2**31, "Write a whole number from 1."),
+    "max_errors": _Form(lambda value: _is_whole(value) and 0 <= value < 2**63, "Write a whole number from 0."),
+    "device": _Form(lambda value: _is_text(value) and value != "", "Write auto, cpu, cuda…"),
+    "metrics": _PLAIN,
+    "thresholds": _PLAIN._replace(empty={}),
+}
+
+
+#: The most bytes of params.yaml: a hundred times what it needs. PyYAML was seen to take 5.6 s for as many.
+_MOST_BYTES = 2**18
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML without merge keys, and says where a value stands that is none of its type."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Refuse ``<<``: it copies what it merges, so that a few lines of aliases become immense."""
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise ConstructorError(None, None, "merge keys (<<) are not read: write each value", key.start_mark)
+        super().flatten_mapping(node)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """As in PyYAML, whose constructors raise whatever a text makes them, such as IndexError of ``!!int ""``."""
+        try:
+            return super().construct_object(node, deep)
+        except (yaml.YAMLError, RecursionError, MemoryError):
+            raise
+        except Exception as error:
+            kind = node.tag.rpartition(":")[2]
+            raise ConstructorError(None, None, f"{shown(node.value)} is no {kind}", node.start_mark) from error
+
+
+def read_parameters(*names: str) -> dict[str, Any]:
+    """The values of these parameters, each of the form that it has to be of.
+
+    Raises:
+        InputError: there is no such file, it is no regular file or too large, it is no mapping in YAML or has merge
+            keys, or a parameter is missing or of another form.
+    """
+    check_file(PARAMETERS_FILE, "file of the parameters", most=_MOST_BYTES)
+    try:
+        with open_file(PARAMETERS_FILE) as file:
+            text = file.read(_MOST_BYTES).decode("utf-8")
+        values = yaml.load(text, _Loader)
+    except Exception as error:  # PyYAML has no common one for what a file may hold
+        reason = " ".join(str(error).split())
+        raise InputError(f"'{PARAMETERS_FILE}' cannot be read: {reason}", "Run it in the project's root.") from error
+    if not isinstance(values, dict):
+        raise InputError(f"'{PARAMETERS_FILE}' is no mapping.", "Write a value for each parameter's name.")
+    return {name: _value(name, values) for name in names}
+
+
+def _value(name: str, values: dict[str, Any]) -> Any:
+    form = _FORMS[name]
+    if name not in values:
+        raise InputError(f"The parameter `{name}` is missing in '{PARAMETERS_FILE}'.", form.remedy)
+    value = values[name]
+    if value is None and form.empty is not None:
+        return form.empty
+    if not form.fits(value):
+        raise InputError(f"The parameter `{name}` is {shown(value)}.", form.remedy)
+    return value
+
+
+def _given(*names: str) -> dict[str, Any]:
+    with errors_for_people():
+        return read_parameters(*names)
+
+
+@app.command()
+def sources() -> None:
+    """Write the digests of what the parameters name.
+
+    DVC empties the folder of a stage before it runs it. So what else is in the model's, and what the parameters
+    name there, is refused here.
+    """
+    with errors_for_people():
+        names = ("checkpoint", "labels", "image", "data_config", "expected")
+        given, model = read_parameters(*names), read_parameters("model")["model"]
+        write_digests(given, "build/sources")
+        inputs = [given[name] for name in names[1:] if given[name]]
+        source = None if HUB_PREFIX.match(given["checkpoint"]) else given["checkpoint"]
+        check_destination(model, overwrite=True, source=source, inputs=inputs)
+
+
+@app.command()
+def convert() -> None:
+    """Run notebooks/convert.ipynb."""
+    names = ("checkpoint", "architecture", "labels", "image", "data_config", "img_size", "target", "no_ema", "ignore")
+    given = _given(*names, "headless", "device", "model")
+    _run_notebook("convert", {"output": given.pop("model"), **given})
+
+
+@app.command()
+def verify() -> None:
+    """Do what `vitconv verify --json` does."""
+    given = _given("checkpoint", "model")
+    cli.verify(Path(given["checkpoint"]), Path(given["model"]), as_json=True)
+
+
+@app.command()
+def predict(
+    processor: Annotated[cli.Processor, typer.Option(help="As for `vitconv predict`.")] = cli.Processor.transformers,
+) -> None:
+    """Do what `vitconv predict` does, into build/predictions."""
+    given = _given("model", "images", "engine", "batch_size", "device", "max_errors")
+    cli.predict(
+        Path(given["model"]),
+        Path(given["images"]),
+        Path("build/predictions"),
+        engine=cli.Engine(given["engine"]),
+        processor=processor,
+        batch_size=given["batch_size"],
+        device=given["device"],
+        max_errors=given["max_errors"],
+        overwrite=True,
+    )
+
+
+@app.command()
+def evaluate() -> None:
+    """Run notebooks/evaluate.ipynb on build/predictions; what it misses, the report says."""
+    given = _given("images", "expected", "metrics", "thresholds")
+    own = {"model": "", "predictions": "build/predictions", "output": "build/evaluation", "scores": "metrics.json"}
+    _run_notebook("evaluate", given | own | {"must_pass": False})
+
+
+def _run_notebook(name: str, parameters: dict[str, Any]) -> None:
+    """Run a notebook into ``build/NAME.ipynb``; an error of vitconv's in it is one of this command's."""
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    where = f"build/{name}.ipynb"
+    with errors_for_people():
+        try:
+            papermill.execute_notebook(f"notebooks/{name}.ipynb", where, parameters, cwd="notebooks")
+        except PapermillExecutionError as error:
+            kind = getattr(errors, error.ename, None)
+            if isinstance(kind, type) and issubclass(kind, VitconvError):
+                problem, _, remedy = error.evalue.rpartition("\n")
+            else:
+                problem, remedy = f"{error.ename}: {error.evalue}", f"{where} shows the cell that it is of."
+            raise VitconvError(problem, remedy) from error
+        except DeadKernelError as error:
+            raise VitconvError(
+                f"The process that ran {where} ended before the notebook did.",
+                "Perhaps there was too little memory, or a metric of your own ended it.",
+            ) from error
+
+
+if __name__ == "__main__":
+    cli.run(app)

@@ -1,0 +1,177 @@
+"""What is known of each image, side by side: the model's answer, the expected one, the truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from vitconv.errors import InputError, first_few
+from vitconv.inference.images import ImageList, read_images, read_table
+from vitconv.inference.predictions import Predictions, read_predictions, softmax
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What is known of each image, in the order of the list; classes are numbers, -1 where there is none.
+
+    Attributes:
+        classes: the names of the model's classes.
+        paths: as in the list.
+        errors: path and reason of every image that could not be read.
+        predicted: the model's answers; -1 where the image could not be read.
+        probabilities: float64, (images, classes); NaN where the image could not be read.
+        logits: float32, likewise.
+        labels: the true classes; ``None`` if none is known.
+        expected: the answers to compare with, timm's; ``None`` without any.
+        expected_logits: float64, (images, classes), NaN where there are none; ``None`` without any.
+    """
+
+    classes: tuple[str, ...]
+    paths: tuple[str, ...]
+    errors: tuple[tuple[str, str], ...]
+    predicted: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+    logits: NDArray[np.float32]
+    labels: NDArray[np.int64] | None
+    expected: NDArray[np.int64] | None
+    expected_logits: NDArray[np.float64] | None
+
+    def name(self, number: int) -> str | None:
+        """The name of a class by its number; ``None`` for -1."""
+        return self.classes[number] if number >= 0 else None
+
+    @cached_property
+    def differences(self) -> NDArray[np.float64] | None:
+        """The absolute differences of the logits, (images, classes); NaN where one has none."""
+        return None if self.expected_logits is None else np.abs(self.logits - self.expected_logits)
+
+    @property
+    def disagreeing(self) -> NDArray[np.int64]:
+        """The numbers of the images whose answer is not the expected one."""
+        if self.expected is None:
+            return np.array([], np.int64)
+        return np.flatnonzero((self.expected >= 0) & (self.predicted != self.expected))
+
+
+def read_answers(predictions: str | Path, images: str | Path, expected: str | Path | None) -> Answers:
+    """Read the three files, and bring them into one order: see :func:`vitconv.evaluation.evaluate.evaluate`.
+
+    Raises:
+        InputError: a file is not what it should be, the predictions are of another list, or a class is unknown.
+    """
+    made, listed = read_predictions(predictions), read_images(images)
+    _check_same_list(made, listed, predictions, images)
+    return _align(made, listed, _read_expected(expected, made.classes) if expected else None, str(images))
+
+
+def _check_same_list(made: Predictions, listed: ImageList, predictions: str | Path, images: str | Path) -> None:
+    if not made.rows["path"].combine_chunks().equals(listed.paths.combine_chunks()):
+        raise InputError(
+            f"The predictions in '{predictions}' ({len(made.rows)} rows) are not of the list '{images}' "
+            f"({len(listed)} rows).",
+            "Predict again; a run that was cut off goes on where it stopped.",
+        )
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """Answers to compare with: their paths, their classes' numbers (-1: none), and logits where they are known."""
+
+    paths: pa.ChunkedArray
+    classes: NDArray[np.int64]
+    logits: NDArray[np.float64] | None
+
+
+def _read_expected(path: str | Path, classes: tuple[str, ...]) -> _Expected:
+    if Path(path).is_dir():
+        other = read_predictions(path)
+        if set(other.classes) != set(classes):
+            raise InputError(f"The expected answers in '{path}' are of other classes.", _same_classes(classes))
+        order = [other.classes.index(name) for name in classes]
+        numbers = _numbers(other.rows["class"], classes, f"The expected answers in '{path}'")
+        return _Expected(other.rows["path"], numbers, other.logits()[:, order].astype(np.float64))
+    table = read_table(path, "file of expected answers")
+    if not len(table):
+        raise InputError(f"The expected answers '{path}' have no row.", "Write one for each image, or give no file.")
+    if "class" not in table.column_names:
+        raise InputError(f"The expected answers '{path}' have no column 'class'.", _same_classes(classes))
+    if pc.count_distinct(table["path"]).as_py() != len(table):
+        raise InputError(f"The expected answers '{path}' name an image more than once.", "Remove the repeated rows.")
+    numbers = _numbers(table["class"], classes, f"The expected answers '{path}'")
+    others = [name for name in table.column_names if name not in ("path", "class")]
+    if not others:
+        return _Expected(table["path"], numbers, None)
+    if set(others) != set(classes):
+        wrong = sorted(set(others) ^ set(classes))
+        raise InputError(
+            f"The expected answers '{path}' have logits of other classes than the model: {first_few(wrong)}.",
+            _same_classes(classes),
+        )
+    try:
+        if any(pa.types.is_boolean(table[name].type) for name in classes):  # pyarrow makes 1 and 0 of true and false
+            raise ValueError("true or false.")
+        logits = np.stack([table[name].cast(pa.float64()).to_numpy() for name in classes], axis=1)
+        if not np.isfinite(logits).all():
+            raise ValueError("not all of them are finite.")
+    except (ValueError, pa.ArrowException) as error:
+        raise InputError(
+            f"The expected answers '{path}' have logits that are no numbers: {error}",
+            "Write a number in every column of a class, or leave these columns out.",
+        ) from error
+    return _Expected(table["path"], numbers, logits)
+
+
+def _same_classes(classes: tuple[str, ...]) -> str:
+    return f"Use the names in the model's config.json: {first_few(classes)}."
+
+
+def _numbers(names: pa.ChunkedArray, classes: tuple[str, ...], where: str) -> NDArray[np.int64]:
+    """The numbers of classes by their names; -1 for null and empty ones."""
+    numbers = pc.index_in(names, value_set=pa.array(classes))
+    unknown = pc.and_(pc.is_null(numbers), pc.not_equal(pc.fill_null(names, ""), ""))
+    if pc.any(unknown).as_py():
+        name = names.filter(unknown)[0].as_py()
+        raise InputError(f"{where} name a class that the model has not: '{name}'.", _same_classes(classes))
+    return pc.fill_null(numbers, -1).to_numpy().astype(np.int64)
+
+
+def _align(made: Predictions, listed: ImageList, expected: _Expected | None, images: str) -> Answers:
+    """Bring the expected answers into the order of the list."""
+    logits = made.logits()
+    readable = ~np.isnan(logits).any(axis=1)
+    probabilities = np.full(logits.shape, np.nan)
+    probabilities[readable] = softmax(logits[readable])
+    labels = None
+    if listed.labels is not None:
+        labels = _numbers(listed.labels, made.classes, f"The labels in '{images}'")
+    classes = values = None
+    if expected is not None:
+        places = pc.index_in(made.rows["path"], value_set=expected.paths.combine_chunks())
+        known = pc.is_valid(places).to_numpy()
+        places = pc.fill_null(places, 0).to_numpy()
+        classes = np.where(known, expected.classes[places], -1)
+        if (classes < 0).all():
+            raise InputError(
+                f"None of the expected answers is of an image in '{images}'.",
+                "Write the paths alike in both files, and a class for each.",
+            )
+        if expected.logits is not None:
+            values = np.where(known[:, None], expected.logits[places], np.nan)
+    unreadable = made.rows.filter(pc.is_valid(made.rows["error"]))
+    return Answers(
+        classes=made.classes,
+        paths=tuple(made.rows["path"].to_pylist()),
+        errors=tuple(zip(unreadable["path"].to_pylist(), unreadable["error"].to_pylist(), strict=True)),
+        predicted=_numbers(made.rows["class"], made.classes, "The predictions"),
+        probabilities=probabilities,
+        logits=logits,
+        labels=labels if labels is not None and (labels >= 0).any() else None,
+        expected=classes,
+        expected_logits=values,
+    )

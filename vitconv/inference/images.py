@@ -1,0 +1,200 @@
+"""The list of images, and how its images become batches of pixels."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import csv
+
+from vitconv.errors import InputError, VitconvError
+from vitconv.files import check_file
+from vitconv.models.preprocessing import load_image, process
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers.image_processing_utils import BaseImageProcessor
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """The rows of a CSV file with a column ``path`` and, where the truth is known, ``label``.
+
+    Attributes:
+        paths: as in the file, a string a row.
+        labels: the true classes; ``None`` without such a column, null or empty where it is not known.
+        folder: what relative paths start from: the file's folder.
+    """
+
+    paths: pa.ChunkedArray
+    labels: pa.ChunkedArray | None
+    folder: Path
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def slice(self, rows: range) -> list[str]:
+        """The paths of these rows."""
+        return self.paths[rows.start : rows.stop].to_pylist()
+
+
+def read_images(path: str | Path) -> ImageList:
+    """Read a list of images.
+
+    Args:
+        path: a CSV file. Of its columns, only ``path`` and ``label`` are read.
+
+    Raises:
+        InputError: there is no such file, it is not CSV, has no column ``path``, or a row has no path.
+    """
+    table = read_table(path, "list of images")
+    paths = table["path"]
+    if paths.null_count or "" in paths.unique().to_pylist():
+        raise InputError(f"The list of images '{path}' has a row without a path.", _LIST)
+    if not len(paths):
+        raise InputError(f"The list of images '{path}' is empty.", _LIST)
+    labels = table["label"] if "label" in table.column_names else None
+    return ImageList(paths, labels, Path(path).resolve().parent)
+
+
+def read_table(path: str | Path, what: str) -> pa.Table:
+    """Read a CSV file with a column ``path``; the names in it, and in ``class`` and ``label``, stay as they are.
+
+    Args:
+        path: the file.
+        what: what it should be, for people.
+
+    Raises:
+        InputError: there is no such file, it is no regular file, is not CSV, or has no column ``path``.
+    """
+    check_file(path, what)
+    try:
+        # An empty field is an empty string, and a class may be called "NA", "null" or "7".
+        names = dict.fromkeys(("path", "class", "label"), pa.string())
+        options = csv.ConvertOptions(column_types=names, strings_can_be_null=False)
+        # Absolute, because pyarrow takes a leading ~ for somebody's home.
+        table = csv.read_csv(Path(path).absolute(), convert_options=options).combine_chunks()
+        columns = table.column_names  # of which the bytes are looked at here only
+    except FileNotFoundError as error:
+        raise InputError(f"There is no {what} '{path}'.", "Check the path of the file.") from error
+    except UnicodeEncodeError as error:
+        raise InputError(f"The name of the {what} '{path}' is not UTF-8.", "Rename the file.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"The {what} '{path}' is not CSV that can be read: it is not UTF-8.", _LIST) from error
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"The {what} '{path}' is not CSV that can be read: {reason}", _LIST) from error
+    if "path" not in columns:
+        raise InputError(f"The {what} '{path}' has no column 'path'.", _LIST)
+    if len(set(columns)) < len(columns):
+        raise InputError(f"The {what} '{path}' has two columns of the same name.", _LIST)
+    return table
+
+
+_LIST = "Write a CSV file with a header, and a column 'path' with a path in every row."
+
+
+class Pixels(NamedTuple):
+    """A batch that is ready for the model.
+
+    Attributes:
+        batch: the batch's number.
+        values: float32, (batch_size, channels, height, width); zeros where an image cannot be read, and behind the
+            last row of the list: so a batch always has the same shape, and a row always its place in it.
+        errors: for each image, what is wrong with it, or ``None``.
+    """
+
+    batch: int
+    values: NDArray[np.float32]
+    errors: list[str | None]
+
+
+class Answer(NamedTuple):
+    """What the model says of a batch.
+
+    Attributes:
+        batch: the batch's number.
+        logits: float32, (batch_size, classes); anything where there is an error, and behind the last row.
+        errors: as :attr:`Pixels.errors`.
+    """
+
+    batch: int
+    logits: NDArray[np.float32]
+    errors: list[str | None]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The list cut into batches: ``batches[k]`` reads the rows from ``k * batch_size`` and prepares their pixels.
+
+    What an image's logits are, to the last bit, may depend on the shape of the batch and on its place in it. Both are
+    fixed here, whoever computes a batch, and whichever images cannot be read: that is why every engine gives the same.
+
+    Attributes:
+        images: the list.
+        size: images in a batch.
+        processor: the folder's: see :func:`vitconv.models.preprocessing.load_processor`.
+        shape: (channels, height, width) of the model's input.
+    """
+
+    images: ImageList
+    size: int
+    processor: BaseImageProcessor
+    shape: tuple[int, int, int]
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.size)
+
+    def rows(self, batch: int) -> range:
+        """The rows of a batch."""
+        return range(batch * self.size, min((batch + 1) * self.size, len(self.images)))
+
+    def __getitem__(self, batch: int) -> Pixels:
+        values = np.zeros((self.size, *self.shape), np.float32)
+        paths = self.images.slice(self.rows(batch))
+        errors = [self._read(path, place) for path, place in zip(paths, values, strict=False)]
+        return Pixels(batch, values, errors)
+
+    def _read(self, path: str, place: NDArray[np.float32]) -> str | None:
+        """Put an image's pixels into its place of the batch; or say what is wrong with it."""
+        file = self.images.folder / path
+        try:
+            pixels = process(load_image(file), self.processor, self.shape[0])[0]
+            if pixels.shape != self.shape:  # numpy would repeat one channel for three
+                return f"'{path}' becomes pixels of shape {tuple(pixels.shape)}, the model takes {self.shape}."
+            place[:] = pixels
+        except VitconvError as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in _OF_THE_MACHINE:
+                # Another time, the image may be there: a row that says otherwise would be found in every later run.
+                reason = error.__cause__.strerror or error.__cause__
+                raise InputError(f"{error.problem} {reason}.", _MACHINE) from error.__cause__
+            return error.problem.replace(str(file), path)
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow and the processors have no common one, and one image must not end a run
+            return f"'{path}' cannot be prepared: {type(error).__name__}: {error}"
+        return None
+
+
+#: What the system says of itself, or of a disk or network behind it. All else that it says is of the file, and stays.
+_OF_THE_MACHINE = {
+    getattr(errno, name)
+    for name in (
+        *("EIO", "ENOMEM", "EMFILE", "ENFILE", "EAGAIN", "EINTR", "EBUSY", "ENOLCK", "EREMOTEIO", "ENODEV"),
+        *("ESTALE", "ETIMEDOUT", "ENETDOWN", "ENETUNREACH", "ENETRESET", "EHOSTDOWN", "EHOSTUNREACH", "ENOTCONN"),
+        *("ECONNRESET", "ECONNABORTED", "ECONNREFUSED", "ESHUTDOWN", "EPIPE", "EPROTO", "ENOLINK", "ECOMM"),
+        *("ENOKEY", "EKEYEXPIRED", "EKEYREVOKED", "EKEYREJECTED"),
+    )
+    if hasattr(errno, name)
+}
+_MACHINE = "Check the disk or the network and run it again, to go on where it stopped; or take the image off the list."
+
+
+def cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

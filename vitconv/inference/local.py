@@ -1,0 +1,100 @@
+"""The engine for one machine: processes prepare the images while this one runs the model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+
+from vitconv.errors import VitconvError, in_traceback
+from vitconv.inference.images import Answer, Batches, Pixels, cores
+from vitconv.inference.runtime import Classifier, Predictor, choose_device
+
+
+class LocalEngine:
+    """Runs a model over batches: see :class:`vitconv.inference.predict.Engine`."""
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self.device = choose_device(device, torch.cuda.device_count())
+
+    def run(self, model: Classifier, batches: Batches, todo: Sequence[int]) -> Iterator[Answer]:
+        """The answers to the batches of these numbers, in this order."""
+        import torch
+        from torch.utils.data import DataLoader
+
+        predictor = Predictor(model.folder, self.device)
+        # Two prepared batches a process are what is in memory at any time.
+        loader = DataLoader(
+            batches,
+            sampler=todo,
+            batch_size=None,
+            collate_fn=_share,
+            num_workers=cores(),
+            prefetch_factor=2,
+            multiprocessing_context="spawn" if _uses_ray() else None,
+            worker_init_fn=_be_quiet,
+        )
+        try:
+            for pixels in loader:
+                yield Answer(pixels.batch, predictor(pixels.values.numpy()), pixels.errors)
+        except torch.OutOfMemoryError as error:
+            raise VitconvError(
+                f"The device '{self.device}' has too little memory for a batch of {batches.size} images.",
+                "Choose a smaller batch size.",
+            ) from error
+        except MemoryError as error:
+            raise VitconvError(
+                f"There is too little memory to prepare {batches.size} images in each of {cores()} processes.",
+                f"{_AGAIN} Smaller batches take less memory.",
+            ) from error
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            if "Caught" in str(error):  # the other process's traceback
+                reason = str(error).strip().rpartition("\n")[2]
+                raise in_traceback(str(error)) or VitconvError(
+                    f"Images cannot be prepared: {reason}", _AGAIN
+                ) from error
+            raise VitconvError(
+                "A process that prepares images was killed, perhaps for want of memory (in a container, /dev/shm).",
+                f"{_AGAIN} Smaller batches take less memory.",
+            ) from error
+
+
+def _uses_ray() -> bool:
+    """Whether this process is connected to a Ray cluster. Then it must not be forked.
+
+    Forked processes share its connections to Ray, and its next Ray pipeline waits for ever. See "Anti-pattern: Forking
+    new processes in application code" in Ray's documentation.
+    """
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
+
+
+_AGAIN = "Run it again: it goes on where it stopped."
+
+
+def _share(pixels: Pixels) -> Pixels:
+    """Put the pixels into shared memory, as torch passes them on: through a pipe, they would be copied twice.
+
+    It would do so itself, but in a thread, whose errors nobody hears of: the run would wait for ever.
+    """
+    import torch
+
+    try:
+        return pixels._replace(values=torch.from_numpy(pixels.values).share_memory_())
+    except (RuntimeError, OSError) as error:
+        raise VitconvError(
+            f"There is too little shared memory for a batch of {len(pixels.values)} images ({pixels.values.nbytes:,} "
+            "bytes) in each process.",
+            f"{_AGAIN} Choose a smaller batch size, or make /dev/shm larger (docker run --shm-size).",
+        ) from error
+
+
+def _be_quiet(worker: int) -> None:
+    """Have a process print nothing when this one is interrupted while a thread of the former hands it pixels.
+
+    What goes wrong with a batch is no matter of this: it is raised in this process.
+    """
+    sys.excepthook = lambda *error: None

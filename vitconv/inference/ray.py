@@ -1,0 +1,141 @@
+"""The engine for many machines: a Ray Data pipeline, tasks that prepare images and actors that run the model."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vitconv.errors import InputError, VitconvError, in_traceback
+from vitconv.inference.images import Answer, Batches
+from vitconv.inference.runtime import Classifier, Predictor, choose_device
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class RayEngine:
+    """Runs a model over batches: see :class:`vitconv.inference.predict.Engine`.
+
+    It uses the cluster that this process or ``RAY_ADDRESS`` names, or else starts one on this machine, for itself
+    alone. The machines of a cluster must see the images and the model's folder under the same paths.
+    """
+
+    def __init__(self, device: str) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it warns of how Ray Data itself starts actors
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        if address == "local" and "ray" not in sys.modules:  # which reads these when it is imported
+            # No other machine has anything to do here: with this, named after where it is the default, every port of
+            # Ray's is one of 127.0.0.1. A token keeps out other users of this machine.
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        try:
+            import ray
+            import ray.data
+        except ImportError as error:
+            raise InputError(
+                "The engine 'ray' needs Ray Data, which is not installed.",
+                "Install it with pip install 'vitconv[ray]', or choose the engine 'local'.",
+            ) from error
+        if not ray.is_initialized():
+            alone = {"include_dashboard": False} if address == "local" else {}
+            try:
+                ray.init(address, log_to_driver=False, logging_level="error", **alone)
+            except Exception as error:  # Ray has no class of its own for this: a time-out is a bare Exception
+                raise InputError(
+                    f"The Ray cluster at '{address}' cannot be reached, or started: {str(error).strip()[:200]}",
+                    "Check RAY_ADDRESS and Ray's logs, in /tmp/ray/session_latest/logs.",
+                ) from error
+        logger = logging.getLogger("ray.data")
+        logger.setLevel("ERROR")
+        for handler in logger.handlers:
+            if isinstance(handler, logging.StreamHandler):  # stderr, where it prints tracebacks; the log file has them
+                handler.setLevel(logging.CRITICAL + 1)
+        try:
+            self._gpus = int(ray.cluster_resources().get("GPU", 0))
+        except Exception as error:
+            raise _failed(error) from error
+        self.device = choose_device(device, self._gpus)
+        if self.device.startswith("cuda") and not self._gpus:
+            raise InputError("The Ray cluster has no GPU.", "Choose the device auto or cpu.")
+
+    def run(self, model: Classifier, batches: Batches, todo: Sequence[int]) -> Iterator[Answer]:
+        """The answers to the batches of these numbers, in this order."""
+        # Ray lets through more than its own errors, such as ConnectionResetError when a process is killed at the wrong
+        # moment. What is raised here is of the pipeline, whatever its class: what takes the answers is outside.
+        try:
+            for row in self._rows(model, batches, todo):
+                yield Answer(row["batch"], row["logits"], list(row["errors"]))
+        except Exception as error:
+            raise _failed(error) from error
+
+    def _rows(self, model: Classifier, batches: Batches, todo: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """The pipeline's rows, one a batch: ``batch``, its number, ``errors`` and ``logits``."""
+        import ray
+        import torch
+
+        context = ray.data.DataContext.get_current()
+        context.execution_options.preserve_order = True
+        context.enable_progress_bars = False
+        # One model a GPU; without GPUs one a machine, which computes beside the tasks that prepare images.
+        kind = self.device.partition(":")[0]
+        models = self._gpus if kind == "cuda" else sum(node["Alive"] for node in ray.nodes())
+        answers = (
+            ray.data.range(len(todo), override_num_blocks=len(todo))
+            .map(_Prepare(batches, todo), num_cpus=1)
+            .map(
+                _Predict,
+                fn_constructor_args=(model, kind, torch.get_num_threads()),
+                compute=ray.data.ActorPoolStrategy(size=models),
+                num_cpus=0,
+                num_gpus=1 if kind == "cuda" else 0,
+            )
+        )
+        yield from answers.iter_rows()
+
+
+def _failed(error: Exception) -> VitconvError:
+    """What to tell of an error in the pipeline: vitconv's own as it is, of others the last line, which says most."""
+    import ray
+
+    ours = in_traceback(str(error))
+    if ours:
+        return ours
+    reason = str(error).strip().rpartition("\n")[2]
+    if not isinstance(error, ray.exceptions.RayError):
+        reason = f"{type(error).__name__}: {reason}"
+    return VitconvError(
+        f"The Ray pipeline failed: {reason}",
+        "Ray's logs, in /tmp/ray/session_latest/logs, say more. Run it again: it goes on where it stopped.",
+    )
+
+
+class _Prepare:
+    """A task's work: the number of a place in ``todo`` → its batch of pixels."""
+
+    def __init__(self, batches: Batches, todo: Sequence[int]) -> None:
+        self._batches, self._todo = batches, todo
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return self._batches[self._todo[row["id"]]]._asdict()
+
+
+class _Predict:
+    """An actor's work: a batch of pixels → its logits."""
+
+    def __init__(self, model: Classifier, device: str, threads: int) -> None:
+        import torch
+
+        # Ray gives an actor one thread. As many as the driver's: sums may depend on how they are cut up.
+        torch.set_num_threads(threads)
+        self._predictor = Predictor(model.folder, device)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        logits: NDArray[np.float32] = self._predictor(row.pop("values"))
+        return row | {"logits": logits}

@@ -1,0 +1,341 @@
+"""What timm's Vision Transformers are, known without importing timm: its names, their facts, their preprocessing.
+
+``catalogue.json`` is generated from timm (``make catalogue``) and kept honest by a test against the installed one. It
+speaks for that version of timm alone: with another one installed, timm itself is asked. Nothing here imports torch,
+but :func:`generate`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitconv import mapping
+from vitconv.architecture import Architecture, Shapes, fit_to_weights
+from vitconv.errors import ArchitectureError, VitconvError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FILE = Path(__file__).with_name("catalogue.json")
+
+#: timm's modules that define Vision Transformers.
+MODULES = (
+    "vision_transformer",
+    "deit",
+    "beit",
+    "eva",
+    "naflexvit",
+    "vision_transformer_hybrid",
+    "vision_transformer_relpos",
+    "vision_transformer_sam",
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One of timm's architectures.
+
+    Attributes:
+        name: timm's, without a tag.
+        architecture: what it is, with timm's own classes and image size; ``None`` if it is refused.
+        refusal: why no Transformers class computes the same; ``None`` if one does.
+        tags: for each pretrained tag, the default first, how it wants its images prepared.
+    """
+
+    name: str
+    architecture: Architecture | None
+    refusal: str | None
+    tags: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An architecture that weights fit.
+
+    Attributes:
+        name: timm's.
+        architecture: with the weights' classes, channels and image size.
+        data: how its default tag wants its images prepared.
+        image_size: (height, width) of timm's own model of this name.
+    """
+
+    name: str
+    architecture: Architecture
+    data: Mapping[str, Any]
+    image_size: tuple[int, int]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All that its numbers depend on."""
+        return asdict(self.architecture) | {name: value for name, value in self.data.items() if name != "tag"}
+
+
+@functools.cache
+def entries() -> dict[str, Entry]:
+    """All of timm's Vision Transformers, by name."""
+    content = json.loads(FILE.read_text(encoding="utf-8"))
+    return {name: _entry(name, facts) for name, facts in content["architectures"].items()}
+
+
+def _entry(name: str, facts: Mapping[str, Any]) -> Entry:
+    architecture = facts.get("architecture")
+    if architecture is not None:
+        architecture = Architecture(**{k: tuple(v) if isinstance(v, list) else v for k, v in architecture.items()})
+    tags = {tag: {**values, "tag": tag or None} for tag, values in facts["tags"].items()}
+    return Entry(name, architecture, facts.get("refusal"), tags)
+
+
+@functools.cache
+def is_current() -> bool:
+    """Whether the installed timm is the one that the catalogue was made from."""
+    content = json.loads(FILE.read_text(encoding="utf-8"))
+    try:
+        return importlib.metadata.version("timm") == content["timm"]
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+def look_up(name: str) -> Candidate | None:
+    """A convertible architecture by its name, perhaps with a tag; ``None`` where timm itself should be asked."""
+    base, _, tag = name.partition(".")
+    entry = entries().get(base) if is_current() else None
+    if entry is None or entry.architecture is None or (tag and tag not in entry.tags):
+        return None
+    data = entry.tags[tag or next(iter(entry.tags))]
+    return Candidate(name, entry.architecture, data, entry.architecture.image_size)
+
+
+def candidates(shapes: Shapes, image_size: tuple[int, int] | None = None) -> list[Candidate]:
+    """The architectures whose tensors have exactly these names and, but for classes and image size, shapes.
+
+    Those whose own image size is that of the weights come first.
+    """
+    found = []
+    for entry in entries().values():
+        if entry.architecture is None or not _is_near(entry.architecture, shapes):
+            continue
+        try:
+            fitted = fit_to_weights(entry.architecture, shapes, image_size)
+        except VitconvError:
+            continue
+        if mapping.timm_shapes(fitted) == dict(shapes):
+            found.append(Candidate(entry.name, fitted, next(iter(entry.tags.values())), entry.architecture.image_size))
+    return sorted(found, key=lambda candidate: candidate.image_size != candidate.architecture.image_size)
+
+
+def _is_near(architecture: Architecture, shapes: Shapes) -> bool:
+    """Whether it is worth a closer look: the same width and patches."""
+    patch = shapes.get("patch_embed.proj.weight", ())
+    return (patch[:1], patch[2:]) == ((architecture.hidden_size,), architecture.patch_size)
+
+
+def differences(found: list[Candidate]) -> dict[str, str]:
+    """For each candidate, in words, what the others have otherwise; empty if all compute the same.
+
+    Where they do differ, the image size of timm's own model of each name is told, too.
+    """
+    facts = {candidate.name: candidate.facts for candidate in found}
+    differing = [key for key in found[0].facts if len({str(values[key]) for values in facts.values()}) > 1]
+    if not differing:
+        return {}
+    return {
+        candidate.name: ", ".join(
+            [
+                "image {}x{}".format(*candidate.image_size),
+                *(f"{key} {_short(candidate.facts[key])}" for key in differing),
+            ]
+        )
+        for candidate in found
+    }
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return "/".join(_short(one) for one in value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of one of timm's architectures.
+
+    Attributes:
+        name: timm's, without a tag.
+        class_name: the Transformers class that computes the same; ``None`` if none does.
+        answer: where in its output is what timm returns, as Python.
+        exactness: ``"moved"``: every tensor is a timm tensor or a part of one, unchanged; ``"made"``: some are
+            constants, or timm's in another arrangement; ``"folded"``: some were worked into others, and rounded once;
+            empty if it is refused.
+        refusal: why no class computes the same.
+    """
+
+    name: str
+    class_name: str | None
+    answer: str | None
+    exactness: str
+    refusal: str | None
+
+    @property
+    def obstacles(self) -> str:
+        """The features that stand in the way, without the rest of the sentence; empty if none does."""
+        return (self.refusal or "").partition(": it has ")[2].rstrip(".")
+
+
+def verdicts(target: str | None = None) -> list[Verdict]:
+    """The verdict on each of timm's Vision Transformers, by name.
+
+    Args:
+        target: only ask whether this family computes the same; by default any.
+
+    Raises:
+        InputError: there is no such target.
+    """
+    found = []
+    for entry in entries().values():
+        if entry.architecture is None:
+            found.append(Verdict(entry.name, None, None, "", entry.refusal))
+            continue
+        try:
+            family = mapping.family_for(entry.architecture, target)
+        except ArchitectureError as error:
+            found.append(Verdict(entry.name, None, None, "", error.problem))
+            continue
+        known = entry.architecture
+        found.append(
+            Verdict(entry.name, family.class_name(known), family.answer(known), family.exactness(known), None)
+        )
+    return found
+
+
+def coverage_page() -> str:
+    """The contents of docs/coverage.md: every verdict, with the counts at the top."""
+    found = verdicts()
+    converted = [verdict for verdict in found if verdict.class_name]
+    refused = [verdict for verdict in found if not verdict.class_name]
+    version = json.loads(FILE.read_text(encoding="utf-8"))["timm"]
+    classes = Counter(verdict.class_name for verdict in converted)
+    reasons = Counter(verdict.obstacles for verdict in refused)
+    kinds = ("moved", "made", "folded")
+    lines = [
+        "# Which of timm's Vision Transformers convert",
+        "",
+        "<!-- Written by `make catalogue` from vitconv/catalogue.json: do not edit. -->",
+        "",
+        f"**{len(converted)} of the {len(found)} that timm {version} lists convert, {len(refused)} are refused.** "
+        "Every line is tested: each architecture that converts is built with two narrow blocks and random weights, "
+        "converted, and compared in float64 to 1e-12 of the values' scale (tests/test_coverage.py).",
+        "",
+        "| Transformers class | what timm returns is its | architectures | moved | made | folded |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for name, count in classes.most_common():
+        mine = [verdict for verdict in converted if verdict.class_name == name]
+        answers = ", ".join(f"`{answer}`" for answer in dict.fromkeys(str(verdict.answer) for verdict in mine))
+        counts = Counter(verdict.exactness for verdict in mine)
+        lines.append(f"| `{name}` | {answers} | {count} | {' | '.join(str(counts[kind]) for kind in kinds)} |")
+    totals = Counter(verdict.exactness for verdict in converted)
+    lines.append(f"| **all** | | **{len(converted)}** | {' | '.join(f'**{totals[kind]}**' for kind in kinds)} |")
+    lines += [
+        "",
+        "*Moved*: every tensor is one of timm's or a part of one, unchanged. *Made*: some are constants (zeros for a "
+        "bias that timm has not) or timm's in another arrangement; no value is computed. *Folded*: some were worked "
+        "into others (LayerScale, a head's bias, the keys' bias that softmax cancels): exact in real arithmetic, "
+        "rounded once in floating point, and not told apart again on the way back.",
+        "",
+        "Weights may be refused where their architecture is not: a CLIP head with a bias and more classes than "
+        "channels, which Transformers' bias-free projection cannot take over.",
+        "",
+        "## Refused",
+        "",
+        "No class of Transformers computes these.",
+        "",
+        "| it has | architectures |",
+        "|---|---|",
+    ]
+    for reason, count in reasons.most_common():
+        names = ", ".join(f"`{verdict.name}`" for verdict in refused if verdict.obstacles == reason)
+        lines.append(f"| {reason} | {count}: {names} |")
+    lines += ["", "## Converted", "", "| timm | Transformers | exactness |", "|---|---|---|"]
+    lines += [f"| `{verdict.name}` | `{verdict.class_name}` | {verdict.exactness} |" for verdict in converted]
+    return "\n".join(lines) + "\n"
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Making it.
+
+
+def generate() -> dict[str, Any]:
+    """Ask the installed timm for everything that is in ``catalogue.json``."""
+    import timm
+
+    from vitconv.models.timm import build_timm
+
+    names = sorted({name for module in MODULES for name in timm.list_models(module=module)})
+    facts: dict[str, dict[str, Any]] = {}
+    tensors: dict[str, frozenset[tuple[str, tuple[int, ...]]]] = {}
+    for name in names:
+        model = build_timm(name)
+        facts[name] = _facts(name, model)
+        tensors[name] = _fixed_shapes({key: tuple(tensor.shape) for key, tensor in model.state_dict().items()})
+    for refused in (name for name in names if "refusal" in facts[name]):
+        twins = [name for name in names if "architecture" in facts[name] and tensors[name] == tensors[refused]]
+        if twins:
+            # Then weights alone could not tell one from the other, and `candidates` must not choose.
+            raise NotImplementedError(f"{refused} is refused, but has the tensors of {twins}.")
+    return {"timm": timm.__version__, "architectures": facts}
+
+
+def _fixed_shapes(shapes: Shapes) -> frozenset[tuple[str, tuple[int, ...]]]:
+    """Names and shapes, but for what a user may choose: classes, channels, image size."""
+    fixed = {name: shape for name, shape in shapes.items() if name not in ("head.weight", "head.bias")}
+    fixed["pos_embed"] = shapes.get("pos_embed", (0,))[-1:]
+    patch = shapes.get("patch_embed.proj.weight", ())
+    fixed["patch_embed.proj.weight"] = (*patch[:1], *patch[2:])
+    return frozenset(fixed.items())
+
+
+def _facts(name: str, model: nn.Module) -> dict[str, Any]:
+    import timm
+
+    from vitconv.models.preprocessing import tag_config
+    from vitconv.models.timm import from_timm
+
+    configs = {model.pretrained_cfg.get("tag") or "": model.pretrained_cfg}
+    for full in timm.list_pretrained(f"{name}.*"):
+        configs.setdefault(full.partition(".")[2], timm.get_pretrained_cfg(full).to_dict())
+    if any(config.get("global_pool") for config in configs.values()):
+        raise NotImplementedError(f"A tag of {name} changes its architecture.")
+    data = {tag: tag_config(config) for tag, config in configs.items()}
+    data = {tag: {key: value for key, value in config.items() if key != "tag"} for tag, config in data.items()}
+    try:
+        return {"architecture": _unusual(from_timm(model)), "tags": data}
+    except ArchitectureError as error:
+        return {"refusal": error.problem, "tags": data}
+
+
+def _unusual(architecture: Architecture) -> dict[str, Any]:
+    """The fields that differ from their defaults."""
+    values = asdict(architecture)
+    return {field.name: values[field.name] for field in fields(Architecture) if values[field.name] != field.default}
+
+
+def write(page: Path) -> None:
+    """Write ``catalogue.json``, one architecture a line, and the page that people read."""
+    content = generate()
+    lines = ",\n".join(
+        f"  {json.dumps(name)}: {json.dumps(facts)}" for name, facts in content["architectures"].items()
+    )
+    FILE.write_text(f'{{"timm": "{content["timm"]}", "architectures": {{\n{lines}\n}}}}\n', encoding="utf-8")
+    entries.cache_clear()
+    page.write_text(coverage_page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write(Path("docs/coverage.md"))

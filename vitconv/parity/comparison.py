@@ -1,0 +1,530 @@
+"""Run a timm model and its Transformers twin on the same pixels and say where, and by how much, they differ.
+
+The criteria, all of them:
+
+========  =====================================================================================================
+float64   |Δ| ≤ 1e-12 of the stage's scale. Rounding is about 1e-16 of it and grows to 1e-14 over a deep model; a
+          wrong epsilon, activation or tensor moves something by 1e-8 or, mostly, far more.
+float32   |Δ| ≤ 16 ε √(n + 1) of the stage's scale after n blocks, with ε = 2⁻²³: what rounding in another order of
+          summation can add up to, if roundings are independent. On most CPUs both models run the same sums in the
+          same order and agree bit for bit; that is reported when it holds.
+float16,  The converted model may be no further from the float64 reference than 1.5 × the original model is, in the
+bfloat16  mean over the stage's values: in low precision the original is itself off by far more than a mistake.
+tf32      float32 with a GPU's TF32 matrix products, judged like float16.
+========  =====================================================================================================
+
+The blocks may be given a few tokens of the picture instead of all, where they treat every token alike: each of those
+tokens still meets every weight and setting of theirs, and the criterion stays. The embeddings are compared in full.
+
+The stage's scale is the largest absolute value that the timm model has there, but at least a hundredth of the stage's
+before: a sum that happens to cancel to almost nothing still carries the rounding of its terms.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from vitconv.errors import InputError, ParityError
+from vitconv.mapping import CLASSES
+from vitconv.parity.lockstep import Staged, in_step
+
+if TYPE_CHECKING:
+    import torch
+    from matplotlib.axes import Axes
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+DTYPES = ("float64", "float32", "tf32", "float16", "bfloat16")
+
+FLOAT64_TOLERANCE = 1e-12
+FLOAT32_EPSILON = 2.0**-23
+LOW_PRECISION_RATIO = 1.5
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How far two models are apart after one stage of the computation.
+
+    Attributes:
+        name: ``"embeddings"``, ``"blocks.0"``…, ``"norm"``, and ``"logits"`` or ``"features"``.
+        max_abs, mean_abs: the largest and the mean |Δ| between the two models.
+        scale: what ``max_abs`` is compared with: see above.
+        cosine: of the two models' values, all of them as one vector; 1 means the same direction.
+        limit: the largest ``badness`` allowed.
+        finite: the share of the values that are neither NaN nor infinite: of the others the models must have the
+            same, and all figures leave them out.
+        badness: what the criterion looks at. In float64 and float32 ``max_abs / scale``; in low precision the
+            converted model's mean distance from the float64 reference, divided by the original's.
+    """
+
+    name: str
+    max_abs: float
+    mean_abs: float
+    scale: float
+    cosine: float
+    badness: float
+    limit: float
+    finite: float = 1.0
+
+    @property
+    def relative(self) -> float:
+        """``max_abs`` as a share of ``scale``."""
+        return self.max_abs / self.scale if self.scale else self.max_abs
+
+    @property
+    def within(self) -> bool:
+        """Whether the criterion holds; never for NaN."""
+        return self.badness <= self.limit
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All stages in one dtype.
+
+    Attributes:
+        dtype: one of :data:`DTYPES`.
+        tokens: how many tokens of an image went through the blocks; ``None`` for all.
+        stages: in the order of the computation.
+        top1, topk: the share of the batch with the same best class, and with the same best ``k`` as a set
+            (k is 5, or the number of classes if that is less); 1 for a model without classes.
+    """
+
+    dtype: str
+    stages: tuple[Stage, ...]
+    top1: float
+    topk: float
+    tokens: int | None = None
+
+    @property
+    def same_bits(self) -> bool:
+        """Whether every stage is equal bit for bit."""
+        return all(stage.max_abs == 0 for stage in self.stages)
+
+    @property
+    def diverges_at(self) -> Stage | None:
+        """The first stage that breaks its criterion."""
+        return next((stage for stage in self.stages if not stage.within), None)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far a timm model and a Transformers model are apart, dtype by dtype and stage by stage.
+
+    It prints as a table with ``rich.print``, draws itself with :meth:`plot`, and becomes JSON with :meth:`to_dict`.
+    """
+
+    comparisons: tuple[Comparison, ...]
+
+    @property
+    def matches(self) -> bool:
+        """Whether every stage meets its criterion in every dtype."""
+        return all(comparison.diverges_at is None for comparison in self.comparisons)
+
+    def __getitem__(self, dtype: str) -> Comparison:
+        return {comparison.dtype: comparison for comparison in self.comparisons}[dtype]
+
+    def __add__(self, other: Parity) -> Parity:
+        return Parity(self.comparisons + other.comparisons)
+
+    def assert_match(self) -> None:
+        """Raise :class:`~vitconv.errors.ParityError`, naming the first stage that diverges, unless they match."""
+        for comparison in self.comparisons:
+            stage = comparison.diverges_at
+            if stage is None:
+                continue
+            if comparison.dtype in ("float64", "float32"):
+                figures = f"|Δ| is {stage.badness:.1e} of the values' scale, and rounding explains {stage.limit:.0e}"
+            else:
+                figures = (
+                    f"the converted model is {stage.badness:.2g} times as far from the float64 reference as the "
+                    f"original, and {stage.limit:g} times is allowed"
+                )
+            raise ParityError(
+                f"The models diverge at `{stage.name}` in {comparison.dtype}: {figures}.",
+                "Do not use the converted model; report the architecture and this message.",
+                stage=stage.name,
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as plain data, for JSON."""
+        return {
+            comparison.dtype: {
+                "matches": comparison.diverges_at is None,
+                "same_bits": comparison.same_bits,
+                "top1": comparison.top1,
+                "topk": comparison.topk,
+                "tokens": comparison.tokens,
+                "stages": [asdict(stage) for stage in comparison.stages],
+            }
+            for comparison in self.comparisons
+        }
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.table import Table
+
+        for comparison in self.comparisons:
+            ratio = comparison.dtype not in ("float64", "float32")
+            title = f"{comparison.dtype}: " + ("equal bit for bit" if comparison.same_bits else "within its criterion")
+            if comparison.diverges_at:
+                title = f"{comparison.dtype}: diverges at {comparison.diverges_at.name}"
+            table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+            for heading in (
+                "stage",
+                "max |Δ|",
+                "mean |Δ|",
+                "scale",
+                "1 - cosine",
+                "error ratio" if ratio else "relative",
+                "limit",
+            ):
+                table.add_column(heading, justify="left" if heading == "stage" else "right")
+            for stage in comparison.stages:
+                figures = [stage.max_abs, stage.mean_abs, stage.scale, 1 - stage.cosine, stage.badness, stage.limit]
+                table.add_row(
+                    stage.name, *(f"{figure:.2g}" for figure in figures), style=None if stage.within else "red"
+                )
+            yield table
+            yield f"same best class: {comparison.top1:.0%} of the batch, same best five: {comparison.topk:.0%}\n"
+
+    def plot(self, axes: Axes | None = None) -> Axes:
+        """Draw the largest relative |Δ| by stage on a logarithmic axis, a line for each dtype (needs matplotlib).
+
+        A stage that is equal bit for bit has no logarithm: it is drawn at the axis' foot, at 1e-18.
+
+        Raises:
+            InputError: matplotlib is not installed.
+        """
+        try:
+            import matplotlib.pyplot as plt
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] != "matplotlib":
+                raise  # it is there, and something of its own is missing
+            raise InputError(
+                "Drawing needs matplotlib, which is not installed.", "Install it: pip install 'vitconv[plot]'"
+            ) from error
+
+        axes = axes or plt.subplots(figsize=(10, 4), layout="constrained")[1]
+        for comparison in self.comparisons:
+            heights = [max(stage.relative, 1e-18) for stage in comparison.stages]
+            names = [stage.name for stage in comparison.stages]
+            (line,) = axes.plot(names, heights, marker="o", markersize=4, label=comparison.dtype)
+            if comparison.dtype in ("float64", "float32"):
+                limits = [stage.limit for stage in comparison.stages]
+                axes.plot(names, limits, color=line.get_color(), linestyle=":", linewidth=1)
+        axes.set(yscale="log", ylim=(5e-19, 10), ylabel="largest |Δ| / scale")
+        axes.tick_params(axis="x", rotation=90)
+        axes.legend(title="dotted: the limit")
+        return axes
+
+
+def compare(
+    timm_model: nn.Module,
+    hf_model: PreTrainedModel,
+    pixel_values: Tensor,
+    *,
+    dtypes: Sequence[str] = ("float64", "float32"),
+    device: str | torch.device = "cpu",
+    tokens: int | None = None,
+) -> Parity:
+    """Compare the two models stage by stage on one batch of pixels.
+
+    Both run their ordinary ``forward`` in evaluation mode, in step, and each stage is compared as soon as both have
+    reached it: no more than one stage's values are held. The models come back in the dtype, mode and place they came
+    in. In low precision a float64 copy of the timm model runs along as the reference.
+
+    Some layers compute in float32 whatever the dtype; in float64 they are made to compute in float64, too: see
+    :mod:`vitconv.parity.float64`.
+
+    Args:
+        timm_model: a ``timm`` VisionTransformer.
+        hf_model: ``ViTForImageClassification`` or ``ViTModel``.
+        pixel_values: shape (batch, channels, height, width), normalised.
+        dtypes: any of :data:`DTYPES`; ``"tf32"`` is float32 on a GPU with TF32 matrix products.
+        device: where to compute.
+        tokens: how many tokens of each image to send through the blocks, evenly spread over the picture and with all
+            that stand before its patches; ``None`` for all. Only for models whose blocks treat all tokens alike:
+            :func:`vitconv.parity.verification.treats_tokens_alike`.
+
+    Raises:
+        InputError: a dtype is unknown, there is no such device, or TF32 is asked for without a GPU.
+        ParityError: the two models do not have the same stages.
+
+    Example:
+        >>> import timm, torch
+        >>> from vitconv.convert import to_huggingface
+        >>> model = timm.create_model("vit_tiny_patch16_224")
+        >>> compare(model, to_huggingface(model), torch.randn(1, 3, 224, 224), dtypes=["float64"]).matches
+        True
+    """
+    for dtype in dtypes:
+        if dtype not in DTYPES:
+            raise InputError(f"There is no dtype '{dtype}' to compare in.", f"Choose from {', '.join(DTYPES)}.")
+    check_device(str(device))
+    return Parity(tuple(_compare(timm_model, hf_model, pixel_values, dtype, str(device), tokens) for dtype in dtypes))
+
+
+def check_device(device: str) -> None:
+    """Raise :class:`InputError` if there is no such device here, or it computes nothing, as torch's ``meta``."""
+    import torch
+
+    try:
+        (torch.ones(1, device=device) + 1).item()
+    except Exception as error:  # torch has no common one: some kinds of devices look for a module of their own
+        raise InputError(f"There is no device '{device}' here.", "Compute on 'cpu', or where there is one.") from error
+
+
+def _compare(
+    timm_model: nn.Module, hf_model: PreTrainedModel, pixels: Tensor, dtype: str, device: str, tokens: int | None
+) -> Comparison:
+    import torch
+
+    if dtype == "tf32" and not device.startswith("cuda"):
+        raise InputError("TF32 is a mode of GPUs.", "Compare in float32, or on a GPU.")
+    kind = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
+    low = dtype not in ("float64", "float32")
+    with ExitStack() as stack:
+        stack.enter_context(_tf32(dtype == "tf32"))
+        reference = copy.deepcopy(timm_model) if low else None
+        runs = [] if reference is None else [(reference, torch.float64)]
+        runs += [(timm_model, kind), (hf_model, kind)]
+        for model, model_dtype in runs:
+            stack.enter_context(_moved(model, model_dtype, device))
+        # Where one norms before the pooling and the other after it, the norms see other tokens: the rest is compared.
+        norms = _final_norm(timm_model) is not None and _final_norm(hf_model) is not None
+        choose = functools.partial(_spread, count=tokens, prefix=timm_model.num_prefix_tokens) if tokens else None
+        staged = [
+            _staged(model, pixels.to(device=device, dtype=model_dtype), norms, choose) for model, model_dtype in runs
+        ]
+        stages: list[Stage] = []
+        for names, values in in_step(staged):
+            if len(set(names)) > 1:
+                raise ParityError(
+                    f"One model is at `{names[0]}` where the other is at `{names[-1]}`.",
+                    "Compare two models of the same depth and kind.",
+                    stage=names[0],
+                )
+            if names[0] == "output":
+                *references, output = values
+                actual, name = _answer(output, references[-1], timm_model)
+                values = [*references, actual]
+                stages.append(_judge(name, values, dtype, stages))
+            else:
+                *references, actual = values
+                values = [*references, actual[:, _hidden_tokens(timm_model) :]]
+                if tokens and not stages and tokens >= values[0].shape[1]:
+                    tokens = None  # that is all of them
+                stages.append(_judge(names[0], values, dtype, stages))
+    return Comparison(dtype, tuple(stages), *_agreement(values[-2], values[-1], stages[-1].name), tokens)
+
+
+def _spread(total: int, count: int, prefix: int) -> list[int]:
+    """The positions of ``count`` tokens of so many, evenly spread, behind the first ones that are no patches."""
+    patches = total - prefix
+    chosen = min(max(count - prefix, 1), patches)
+    return [*range(prefix), *(prefix + patches * i // chosen for i in range(chosen))]
+
+
+def _judge(name: str, values: list[Tensor], dtype: str, before: Sequence[Stage]) -> Stage:
+    """Measure one stage: ``values`` are the reference's (in low precision only), the original's, the converted."""
+    import torch
+
+    *reference, original, converted = (value.double() for value in values)
+    if original.shape != converted.shape:
+        raise ParityError(
+            f"At `{name}` one model has shape {list(original.shape)}, the other {list(converted.shape)}.",
+            "Compare two models of the same architecture.",
+            stage=name,
+        )
+    finite = torch.stack([value.isfinite() for value in (*reference, original, converted)]).all(0)
+    # NaN and infinities, which weights may hold, must be the same in both; the figures are those of the rest.
+    same = (original == converted) | (original.isnan() & converted.isnan())
+    broken = not (finite | same).all().item()
+    original, converted, *reference = (torch.where(finite, value, 0.0) for value in (original, converted, *reference))
+    difference = (converted - original).abs()
+    max_abs, scale = difference.max().item(), original.abs().max().item()
+    if before:
+        scale = max(scale, before[-1].scale / 100)
+    if broken:
+        max_abs = badness = math.nan
+    elif reference:
+        far = (converted - reference[0]).abs().mean().item()
+        near = (original - reference[0]).abs().mean().item()
+        # An original without any rounding leaves none to the converted model either.
+        badness = far / near if near else math.inf if far else 0.0
+    else:
+        badness = max_abs / scale if scale else max_abs
+    # Each of the n blocks before adds its rounding to the sum that the blocks share.
+    limits = {"float64": FLOAT64_TOLERANCE, "float32": 16 * FLOAT32_EPSILON * math.sqrt(len(before) + 1)}
+    limit = limits.get(dtype, LOW_PRECISION_RATIO)
+    mean_abs, cosine = difference.mean().item(), _cosine(original, converted)
+    return Stage(name, max_abs, mean_abs, scale, cosine, badness, limit, finite.double().mean().item())
+
+
+def _cosine(one: Tensor, other: Tensor) -> float:
+    lengths = (one.norm() * other.norm()).item()
+    return min(1.0, (one * other).sum().item() / lengths) if lengths else float(one.norm() == other.norm())
+
+
+def _agreement(expected: Tensor, actual: Tensor, name: str) -> tuple[float, float]:
+    if name != "logits":
+        return 1.0, 1.0
+    k = min(5, expected.shape[-1])
+    one, other = (values.topk(k).indices for values in (expected, actual))
+    top1 = (one[:, 0] == other[:, 0]).double().mean().item()
+    topk = (one.sort().values == other.sort().values).all(-1).double().mean().item()
+    return top1, topk
+
+
+def _answer(output: Any, expected: Tensor, timm_model: nn.Module) -> tuple[Tensor, str]:
+    """The part of a Transformers output that corresponds to what timm returns, and its name."""
+    for name in ("logits", "image_embeds"):
+        if name in output:
+            return output[name], "logits"
+    if "summary" in output and expected.ndim == 2:
+        return output.summary, "features"
+    if expected.ndim > 2:  # timm's global_pool=''
+        return output.last_hidden_state, "features"
+    if output.last_hidden_state.ndim == 4:
+        return output.last_hidden_state.mean((2, 3)), "features"
+    if timm_model.global_pool == "avg":
+        return output.last_hidden_state[:, timm_model.num_prefix_tokens :].mean(1), "features"
+    pooled = output.get("pooler_output")
+    return (output.last_hidden_state[:, 0] if pooled is None else pooled), "features"
+
+
+def _hidden_tokens(timm_model: nn.Module) -> int:
+    """How many tokens the twin has in front of all of timm's, for form's sake: no patch attends to them."""
+    relative = any(
+        getattr(block.attn, "rel_pos", None) is not None for block in timm_model.blocks if hasattr(block, "attn")
+    )
+    return int(relative and timm_model.cls_token is None)
+
+
+def _blocks(model: nn.Module) -> nn.Module:
+    """The list of a model's blocks."""
+    if hasattr(model, "blocks"):
+        return model.blocks
+    lists = {path.rpartition(".")[2]: module for path, module in model.named_modules()}
+    return lists["layers"] if "layers" in lists else lists["layer"]
+
+
+def _final_norm(model: nn.Module) -> nn.Module | None:
+    """The norm that sees every token after the last block, if there is one."""
+    if hasattr(model, "blocks"):
+        found = getattr(model, "norm", None)
+    else:
+        if not CLASSES[type(model).__name__].norms_every_token:
+            return None
+        base = getattr(model, "vision_model", model.base_model)
+        names = ("layernorm", "post_layernorm", "norm", "rms_norm")
+        found = next((getattr(base, name) for name in names if hasattr(base, name)), None)
+    return None if found is None or type(found).__name__ == "Identity" else found
+
+
+def _staged(
+    model: nn.Module, pixels: Tensor, with_norm: bool, choose: Callable[[int], list[int]] | None = None
+) -> Staged:
+    """The model's ordinary forward pass, announcing its stages: what enters the blocks, leaves each, and the norm.
+
+    ``choose`` names, of so many tokens, the positions of those that go into the blocks.
+    """
+    import torch
+
+    from vitconv.parity.float64 import float64_throughout
+
+    def run(arrive: Callable[[str, Any], None]) -> Any:
+        def after(name: str) -> Callable[..., None]:
+            return lambda module, inputs, output: arrive(name, output[0] if isinstance(output, tuple) else output)
+
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            tokens = args[0] if args else kwargs["hidden_states"]
+            arrive("embeddings", tokens)
+            if choose is None:
+                return None
+            few = tokens[:, choose(tokens.shape[1])]
+            return ((few, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": few})
+
+        blocks, norm = list(_blocks(model)), _final_norm(model)
+        handles = [blocks[0].register_forward_pre_hook(before, with_kwargs=True)]
+        handles += [block.register_forward_hook(after(f"blocks.{i}")) for i, block in enumerate(blocks)]
+        if with_norm and norm is not None:
+            handles.append(norm.register_forward_hook(after("norm")))
+        try:
+            with torch.no_grad(), float64_throughout(model) if pixels.dtype == torch.float64 else nullcontext():
+                return model(pixels)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    return run
+
+
+@contextmanager
+def _moved(model: nn.Module, dtype: torch.dtype, device: str) -> Iterator[None]:
+    """The model in evaluation mode, in another dtype and place, and afterwards exactly as it was.
+
+    A block's parameters are there only while it computes: of a whole model in float64, the memory alone would take the
+    operating system longer to find than the blocks take to compute with a few tokens.
+    """
+
+    def move(parameters: Iterable[nn.Parameter]) -> None:
+        for parameter in parameters:
+            parameter.data = parameter.data.to(device=device, dtype=dtype)
+
+    def enter(block: nn.Module, inputs: Any) -> None:
+        move(block.parameters())
+
+    def leave(block: nn.Module, inputs: Any, output: Any) -> None:
+        for parameter in block.parameters():
+            parameter.data = original[parameter]
+
+    blocks = list(_blocks(model))
+    in_blocks = {parameter for block in blocks for parameter in block.parameters()}
+    handles = []
+    before = [(tensor, tensor.data, tensor.grad) for tensor in model.parameters()]
+    buffers = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]
+    training = {module: module.training for module in model.modules()}
+    original = {tensor: data for tensor, data, _ in before}
+    try:
+        for tensor, _, _ in before:
+            tensor.grad = None
+        model.eval()
+        move(parameter for parameter in model.parameters() if parameter not in in_blocks)
+        for module, name, buffer in buffers:
+            if buffer is not None:
+                module._buffers[name] = buffer.to(device, dtype if buffer.is_floating_point() else None)
+        for block in blocks:
+            handles += [block.register_forward_pre_hook(enter), block.register_forward_hook(leave)]
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for tensor, data, grad in before:
+            tensor.data, tensor.grad = data, grad
+        for module, name, buffer in buffers:
+            module._buffers[name] = buffer
+        for module, mode in training.items():
+            module.training = mode
+
+
+@contextmanager
+def _tf32(wanted: bool) -> Iterator[None]:
+    """Switch TF32 on or off for matrix products and convolutions (whose default is on), and back."""
+    import torch
+
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = wanted
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value

@@ -1,0 +1,207 @@
+"""The model card of a converted folder: how it was made, how close it came, how to load it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vitconv import __version__
+from vitconv.mapping import family_for
+from vitconv.models.preprocessing import (
+    MODES,
+    PROCESSOR_FILE,
+    TIMM_PROCESSOR_FILE,
+    crop_shift,
+    makes_pixels,
+    processor_config,
+)
+from vitconv.writing.markdown import code, escape
+
+if TYPE_CHECKING:
+    from vitconv.architecture import Architecture
+    from vitconv.mapping import Family
+    from vitconv.mapping.rewrites import Made
+    from vitconv.models.preprocessing import DataConfig
+    from vitconv.parity.comparison import Comparison
+    from vitconv.parity.verification import Verification
+
+CARD_FILE = "README.md"
+
+
+def model_card(
+    source: str,
+    timm_name: str | None,
+    architecture: Architecture,
+    target: str | None,
+    labels: tuple[str, ...],
+    made: tuple[Made, ...],
+    data: DataConfig,
+    warnings: tuple[str, ...],
+    verification: Verification | None,
+) -> str:
+    """Write the card, with the metadata that the Hub reads: https://huggingface.co/docs/hub/model-cards"""
+    family = family_for(architecture, target)
+    is_classifier = "ForImageClassification" in family.class_name(architecture)
+    task = "image-classification" if is_classifier else "image-feature-extraction"
+    sections = [
+        f"---\nlibrary_name: transformers\npipeline_tag: {task}\n"
+        f"tags:\n- vision\n- {family.name}\n- timm\n- vitconv\n---",
+        f"# {escape(timm_name or 'A timm Vision Transformer')}, as {family.class_name(architecture)}",
+        f"Converted from the timm weights {code(source)} by vitconv {__version__}.",
+        _loading(family, architecture, data),
+        _timm_pixels(family, architecture, data),
+        _preprocessing(data, warnings),
+        _classes(labels),
+        _changes(made),
+        _proof(verification),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _loading(family: Family, architecture: Architecture, data: DataConfig) -> str:
+    if not makes_pixels(data):
+        return f"## Load it\n\n{_code(family, architecture, '', '', _OWN_PIXELS.format(*_shape(data)))}"
+    if processor_config(data) is None:
+        return f"## Load it\n\n{_NEEDS_TIMM}\n\n{_timm_code(family, architecture, data)}"
+    comment = "see below where they are not timm's pixels" if _always_shifted(data) else "timm's pixels, bit for bit"
+    image = _OPEN + (f'.convert("{MODES[data.num_channels]}")' if data.num_channels == 1 else "")
+    code = _code(
+        family,
+        architecture,
+        "AutoImageProcessor",
+        f'AutoImageProcessor.from_pretrained(folder, backend="pil")  # {comment}',
+        f'processor({image}, return_tensors="pt")',
+    )
+    return f"## Load it\n\n{code}"
+
+
+def _timm_pixels(family: Family, architecture: Architecture, data: DataConfig) -> str:
+    """The section on ``timm_processor.json``, where it is not the only processor, which :func:`_loading` shows."""
+    if processor_config(data) is None:
+        return ""
+    differences = []
+    if _always_shifted(data):
+        differences.append("Transformers begins the crop of every image one pixel earlier than timm.")
+    elif data.crop_mode != "squash":
+        differences.append(
+            "Where the margin around the centre crop is 3, 7, 11… pixels (3 modulo 4) in height or width, "
+            "Transformers begins the crop one pixel earlier than timm."
+        )
+    if data.num_channels == 3:
+        differences.append("Where an image has transparency, Transformers blends it with white, and timm drops it.")
+    text = f"`{TIMM_PROCESSOR_FILE}` runs timm's own transform, and makes timm's pixels of every image. {_NEEDS_TIMM}"
+    if differences:
+        text = f"`{PROCESSOR_FILE}` does not make timm's pixels of every image. {' '.join(differences)} {text}"
+    return f"## timm's pixels for every image (needs timm)\n\n{text}\n\n{_timm_code(family, architecture, data)}"
+
+
+_OPEN = 'Image.open("photo.jpg")'
+_NEEDS_TIMM = "It needs timm (`pip install timm`), and does not convert images to the model's channels: do that first."
+_OWN_PIXELS = '{{"pixel_values": torch.zeros(1, {}, {}, {})}}  # your pixels, normalised as below'
+
+
+def _timm_code(family: Family, architecture: Architecture, data: DataConfig) -> str:
+    load = f'TimmWrapperImageProcessor.from_pretrained(folder, image_processor_filename="{TIMM_PROCESSOR_FILE}")'
+    image = f'{_OPEN}.convert("{MODES[data.num_channels]}")'
+    return _code(family, architecture, "TimmWrapperImageProcessor", load, f'processor({image}, return_tensors="pt")')
+
+
+def _code(family: Family, architecture: Architecture, processor: str, load: str, inputs: str) -> str:
+    """An example that runs as it is, from the folder and a photo to what the timm model returns.
+
+    Args:
+        processor: the class to import from Transformers; empty for a model that no image file fits.
+        load: the expression that loads the processor.
+        inputs: the expression that makes the model's inputs.
+    """
+    name, answer = family.class_name(architecture), family.answer(architecture)
+    auto = "AutoModelForImageClassification" if name.endswith("ForImageClassification") else name
+    what = "logits" if architecture.classifier else "features"
+    names = ", ".join(sorted(filter(None, [auto, processor]), key=str.lower))
+    lines = [
+        "from PIL import Image" if processor else "import torch",
+        f"from transformers import {names}",
+        "",
+        'folder = "path/to/this/folder"',
+        *([f"processor = {load}"] if processor else []),
+        f"model = {auto}.from_pretrained(folder)",
+        f"inputs = {inputs}",
+        f"{what} = model(**inputs).{answer}  # what the timm model returns",
+    ]
+    return "\n".join(["```python", *lines, "```"])
+
+
+def _shape(data: DataConfig) -> tuple[int, int, int]:
+    return data.num_channels, *data.image_size
+
+
+def _always_shifted(data: DataConfig) -> bool:
+    """Whether Transformers' crop begins earlier than timm's whatever the image: the short edge's margin is fixed."""
+    return crop_shift((1, 1), data) != (0, 0)
+
+
+def _preprocessing(data: DataConfig, warnings: tuple[str, ...]) -> str:
+    text = (
+        f"Images of {data.image_size[0]} × {data.image_size[1]} pixels, {data.interpolation}, "
+        f"crop {data.crop_pct:g} ({data.crop_mode}), mean {_numbers(data.mean)}, std {_numbers(data.std)}: "
+        f"from {data.origin}."
+    )
+    return "\n\n".join(["## Preprocessing", *map(escape, (text, *warnings))])
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _classes(labels: tuple[str, ...]) -> str:
+    if not labels or labels[0] == "LABEL_0":
+        return ""
+    return (
+        f"## Classes\n\n{escape(', '.join(labels))}"
+        if len(labels) <= 100
+        else f"## Classes\n\n{len(labels)}: see config.json."
+    )
+
+
+def _changes(made: tuple[Made, ...]) -> str:
+    if not made:
+        return ""
+    lines = [f"- {how}" for how in dict.fromkeys(record.how for record in made)]
+    return "\n".join(
+        ["## What was rewritten", "", "Transformers has no place for some of timm's tensors:", "", *lines]
+    )
+
+
+def _proof(verification: Verification | None) -> str:
+    if verification is None:
+        return "## Proof\n\nNot verified: the conversion was told not to (`--no-verify`)."
+    account = verification.account
+    lines = [
+        "## Proof",
+        "",
+        f"Of {account.source:,} elements of the source {account.moved:,} are in this folder, {account.how},"
+        + f" and {account.folded:,} were folded into others. The two models on the same pixels:",
+        "",
+        "| computed in | largest difference at any stage | at the end | same best class |",
+        "|---|---|---|---|",
+        *map(_line, verification.parity.comparisons),
+        "",
+        *filter(None, map(_tokens_note, verification.parity.comparisons)),
+        "The figures of every stage are in `parity.json`.",
+    ]
+    return "\n".join(lines)
+
+
+def _tokens_note(comparison: Comparison) -> str:
+    if comparison.tokens is None:
+        return ""
+    return (
+        f"In {comparison.dtype} {comparison.tokens} tokens of the picture went through the blocks: in float32, with "
+        "all of them, every value at every stage is equal bit for bit.\n"
+    )
+
+
+def _line(comparison: Comparison) -> str:
+    worst = max(comparison.stages, key=lambda stage: stage.relative)
+    last = comparison.stages[-1]
+    figures = ["none" if stage.max_abs == 0 else f"{stage.relative:.1e} of the scale" for stage in (worst, last)]
+    return f"| {comparison.dtype} | {figures[0]} | {figures[1]} | {comparison.top1:.0%} |"
