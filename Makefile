@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help convert evaluate test test-gpu fuzz benchmark lint format catalogue artifacts clean
+.PHONY: help convert evaluate test test-all test-gpu fuzz benchmark lint format catalogue artifacts clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -28,28 +28,33 @@ convert: $(VENV)/installed artifacts/outputs.csv ## Convert the demo checkpoint 
 evaluate: $(VENV)/installed artifacts/outputs.csv ## Convert, verify, predict, evaluate: dvc.yaml, into build/report/index.html
 	PATH="$(abspath $(BIN)):$$PATH" dvc repro
 
-test: $(VENV)/installed $(VENV)/transformers-4.57.6 artifacts/outputs.csv ## Run all tests and the notebooks
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not integration" tests
-	$(BIN)/pytest -n auto --dist loadfile -m integration tests
+test: $(VENV)/installed artifacts/outputs.csv ## Run the unit tests, the docstrings' examples and the notebooks (under 10 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto tests/unit
+	$(BIN)/pytest --doctest-modules vitconv
 	$(BIN)/pytest -n auto --nbmake --nbmake-timeout=600 notebooks
 
+test-all: test $(VENV)/transformers-4.57.6 ## Also full-size models, clusters, pipelines and another Transformers (under 40 minutes)
+	$(BIN)/pytest -n auto --dist loadfile tests/system
+
 test-gpu: $(VENV)/installed ## Run the tests that need a CUDA GPU
-	$(BIN)/pytest -m gpu tests
+	$(BIN)/pytest -m gpu tests/system
 
 fuzz: $(VENV)/installed ## Look for files, lists, names and parameters that are neither taken nor refused: over 200 000 cases
 	mkdir -p build
-	VITCONV_FUZZ_CASES=15000 $(BIN)/pytest --timeout 0 tests/test_fuzz.py tests/test_any_arguments.py tests/test_to_huggingface.py tests/test_description.py
-	VITCONV_FUZZ_CASES=10000 OMP_NUM_THREADS=1 $(BIN)/pytest --timeout 0 -n auto tests/evaluation/test_any_input.py
+	VITCONV_FUZZ_CASES=15000 $(BIN)/pytest --timeout 0 tests/unit/checkpoints/test_fuzz.py tests/unit/test_any_arguments.py tests/unit/test_to_huggingface.py tests/unit/checkpoints/test_description.py
+	VITCONV_FUZZ_CASES=10000 OMP_NUM_THREADS=1 $(BIN)/pytest --timeout 0 -n auto tests/unit/evaluation/test_any_input.py
 	$(BIN)/python fuzz/fuzz_checkpoint.py -runs=100000 -artifact_prefix=build/
 
 benchmark: $(VENV)/installed ## Time conversions against cp, on a quiet machine (about 20 minutes)
 	mkdir -p build
 	$(BIN)/python benchmarks/convert.py --json build/benchmark.json
 
-lint: $(VENV)/installed ## Check style and format, and that no notebook holds outputs
+lint: $(VENV)/installed ## Check style, format, types, who imports whom, and that no notebook holds outputs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
+	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 format: $(VENV)/installed ## Mend what `make lint` can mend
 	$(BIN)/ruff check --fix .
