@@ -9,8 +9,9 @@ import re
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
-from sphinx.addnodes import pending_xref
+from sphinx.addnodes import literal_strong, pending_xref
 from sphinx.application import Sphinx
+from sphinx.domains.python import PyObject
 from sphinx.environment import BuildEnvironment
 from sphinx.writers.html5 import HTML5Translator
 
@@ -20,7 +21,6 @@ import vitconv
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1", RAY_USAGE_STATS_ENABLED="0")
 
 project = "vitconv"
-author = "the vitconv authors"
 version = release = vitconv.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 
@@ -32,8 +32,11 @@ exclude_patterns = [".*", "artifacts", "benchmarks", "build", "converted", "demo
 html_theme = "furo"
 html_title = f"vitconv {version}"
 templates_path = ["_templates"]
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_additional_pages = {"index": "redirect.html"}  # build/docs/index.html leads to the guide's first page
 html_show_sourcelink = False
+html_show_copyright = False
 html_copy_source = False
 html_math_renderer = "mathml"
 
@@ -46,13 +49,14 @@ nb_execution_mode = "force"
 nb_execution_timeout = 1800
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # with tables
 nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # the default loads them from the network
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_preserve_defaults = True
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_default_options = {"members": True, "no-value": True}  # a table of names is no line of a signature
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
@@ -110,6 +114,13 @@ def prepare_docstring(app: Sphinx, what: str, name: str, thing: object, options:
     lines[:] = [line.replace("|Δ|", r"\|Δ\|") for line in lines]  # not a substitution
 
 
+def separate_names(app: Sphinx, doctree: nodes.document) -> None:
+    """Put the spaces back between the names that :func:`prepare_docstring` joined."""
+    for node in doctree.findall(literal_strong):
+        for text in list(node.findall(nodes.Text)):
+            node.replace(text, nodes.Text(text.replace(",", ", ")))
+
+
 def write_formula(writer: HTML5Translator, node: nodes.math) -> None:
     """Write a formula as MathML, which browsers show without a script."""
     writer.body.append(tex2mathml(node.astext(), as_block=False))
@@ -118,6 +129,10 @@ def write_formula(writer: HTML5Translator, node: nodes.math) -> None:
 
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
+    for field in PyObject.doc_field_types:
+        if field.name == "variable":
+            field.label = "Attributes"  # as the docstrings call them
     app.connect("missing-reference", resolve_as_code_does)
+    app.connect("doctree-read", separate_names)
     app.connect("autodoc-process-docstring", prepare_docstring, priority=100)
     app.add_html_math_renderer("mathml", inline_renderers=(write_formula, None), block_renderers=(write_formula, None))
