@@ -60,6 +60,8 @@ format: $(VENV)/installed ## Mend what `make lint` can mend
 # notebooks out: make docs SPHINXOPTS="-D nb_execution_mode=off"
 docs: $(VENV)/installed artifacts/outputs.csv ## Build the guide, the executed notebooks and the API reference, into build/docs/index.html
 	$(BIN)/sphinx-build -b html -c docs -d build/doctrees -E -W --keep-going -n $(SPHINXOPTS) . build/docs
+	@! grep -rlE '<(script|link|img|iframe)[^>]+(src|href)="(https?:)?//' build/docs --include=*.html || (echo "These pages load from the network."; exit 1)
+	@! grep -rlE '(url\(|@import )["'"'"']?(https?:)?//' build/docs --include=*.css || (echo "These styles load from the network."; exit 1)
 
 catalogue: $(VENV)/installed ## Ask the installed timm again what its ViTs are; write docs/coverage.md
 	$(BIN)/python -m vitconv.models.catalogue

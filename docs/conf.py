@@ -9,7 +9,7 @@ import re
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
-from sphinx.addnodes import literal_strong, pending_xref
+from sphinx.addnodes import desc_annotation, literal_strong, pending_xref
 from sphinx.application import Sphinx
 from sphinx.domains.python import PyObject
 from sphinx.environment import BuildEnvironment
@@ -56,7 +56,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_preserve_defaults = True
-autodoc_default_options = {"members": True, "no-value": True}  # a table of names is no line of a signature
+autodoc_default_options = {"members": True}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
@@ -114,11 +114,14 @@ def prepare_docstring(app: Sphinx, what: str, name: str, thing: object, options:
     lines[:] = [line.replace("|Δ|", r"\|Δ\|") for line in lines]  # not a substitution
 
 
-def separate_names(app: Sphinx, doctree: nodes.document) -> None:
-    """Put the spaces back between the names that :func:`prepare_docstring` joined."""
+def tidy(app: Sphinx, doctree: nodes.document) -> None:
+    """Separate the names that :func:`prepare_docstring` joined, and leave out a constant's value that is a table."""
     for node in doctree.findall(literal_strong):
         for text in list(node.findall(nodes.Text)):
             node.replace(text, nodes.Text(text.replace(",", ", ")))
+    for node in list(doctree.findall(desc_annotation)):
+        if node.astext().startswith(" = ") and len(node.astext()) > 80:
+            node.parent.remove(node)
 
 
 def write_formula(writer: HTML5Translator, node: nodes.math) -> None:
@@ -133,6 +136,6 @@ def setup(app: Sphinx) -> None:
         if field.name == "variable":
             field.label = "Attributes"  # as the docstrings call them
     app.connect("missing-reference", resolve_as_code_does)
-    app.connect("doctree-read", separate_names)
+    app.connect("doctree-read", tidy)
     app.connect("autodoc-process-docstring", prepare_docstring, priority=100)
     app.add_html_math_renderer("mathml", inline_renderers=(write_formula, None), block_renderers=(write_formula, None))
