@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help convert evaluate test test-all test-gpu fuzz benchmark lint format catalogue artifacts clean
+.PHONY: help convert evaluate test test-all test-gpu fuzz benchmark lint format docs catalogue artifacts clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -60,6 +60,13 @@ format: $(VENV)/installed ## Mend what `make lint` can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/nbstripout notebooks/*.ipynb
+
+# -E reads everything anew: what a page shows depends on code that Sphinx does not watch. While you write, leave the
+# notebooks out: make docs SPHINXOPTS="-D nb_execution_mode=off"
+docs: $(VENV)/installed artifacts/outputs.csv ## Build the guide, the executed notebooks and the API reference, into build/docs/index.html
+	$(BIN)/sphinx-build -b html -c docs -d build/doctrees -E -W --keep-going -n $(SPHINXOPTS) . build/docs
+	@! grep -rlE '<(script|link|img|iframe)[^>]+(src|href)="(https?:)?//' build/docs --include=*.html || (echo "These pages load from the network."; exit 1)
+	@! grep -rlE '(url\(|@import )["'"'"']?(https?:)?//' build/docs --include=*.css || (echo "These styles load from the network."; exit 1)
 
 catalogue: $(VENV)/installed ## Ask the installed timm again what its ViTs are; write docs/coverage.md
 	$(BIN)/python -m vitconv.models.catalogue

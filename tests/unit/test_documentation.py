@@ -1,0 +1,127 @@
+"""What the README and the pages say is true: figures, links, paths, options and imports.
+
+``make docs`` checks the links and references of the pages that it builds; the README is not among them.
+"""
+
+import ast
+import importlib
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from click import Context
+from markdown_it import MarkdownIt
+from mutants import BASES, MUTANTS, judge, make_base
+from typer.main import get_command
+
+from vitconv.cli import app
+from vitconv.models.catalogue import entries, verdicts
+
+ROOT = Path(__file__).parents[2]
+PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"))]
+PAGES += sorted((ROOT / "docs").rglob("*.md"))
+
+
+@pytest.fixture(params=PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def page(request):
+    return request.param
+
+
+def tokens(path):
+    """The page's Markdown tokens, with those inside of paragraphs, tables and headings."""
+    for token in MarkdownIt().enable("table").parse(path.read_text("utf-8")):
+        yield token
+        yield from token.children or ()
+
+
+def anchors(path):
+    """The headings' addresses, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+# ---- figures ------------------------------------------------------------------------------------------------------
+
+
+def test_how_many_architectures_convert():
+    converting = sum(verdict.class_name is not None for verdict in verdicts())
+    text = f"{converting} of the {len(entries())} Vision Transformers that timm"
+    for name in ("README.md", "CHANGELOG.md"):
+        assert text in (ROOT / name).read_text("utf-8"), text
+
+
+def test_how_many_mutants_allclose_catches(tmp_path):
+    """That vitconv catches all of them is tested one by one, in parity/test_mutants.py."""
+    bases = {name: make_base(name, tmp_path / name) for name in BASES}
+    noticed = 0
+    for number, mutant in enumerate(MUTANTS):
+        shutil.copytree(bases[mutant.base].folder.parent, tmp_path / str(number))
+        mutant.edit(tmp_path / str(number) / "hf")
+        noticed += not judge(bases[mutant.base], tmp_path / str(number) / "hf").allclose
+        shutil.rmtree(tmp_path / str(number))
+    for name in ("README.md", "docs/proof.md"):
+        text = (ROOT / name).read_text("utf-8")
+        assert f"in {len(MUTANTS)} ways" in text, name
+        assert re.search(rf"allclose\(logits, atol=1e-3\)`[^.]*, catches {noticed}\.", text), (name, noticed)
+    assert f"`: {len(MUTANTS)} broken conversions" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+# ---- links and paths ----------------------------------------------------------------------------------------------
+
+
+def test_links_lead_somewhere(page):
+    for token in tokens(page):
+        target = token.attrGet("href") or token.attrGet("src")
+        if target is None or re.match(r"https?:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path), target
+
+
+def test_files_that_are_named_exist(page):
+    for token in tokens(page):
+        if token.type == "code_inline":
+            path = re.match(r"(tests|benchmarks|demo|docs|fuzz|notebooks|vitconv)/[\w./-]+$", token.content)
+            assert not path or (ROOT / path[0]).exists(), token.content
+
+
+# ---- commands and code --------------------------------------------------------------------------------------------
+
+
+def commands(path):
+    """Each call of vitconv on the page, as words."""
+    for token in tokens(path):
+        if token.type in ("fence", "code_inline"):
+            for line in token.content.replace("\\\n", " ").splitlines():
+                found = re.search(r"(?:^|\$ |[\w=:]+ )(vitconv [a-z-].*)", line)
+                if found and (token.type == "code_inline" or token.info == "console"):
+                    yield shlex.split(found[1], comments=True)
+
+
+def test_commands_and_options_exist(page):
+    root = get_command(app)
+    for _, name, *words in commands(page):
+        command = root if name.startswith("--") else root.commands[name]
+        parameters = command.get_params(Context(command))  # with --help
+        known = {option for parameter in parameters for option in parameter.opts}
+        for word in [name, *words]:
+            if word.startswith("--"):
+                assert word in known, f"vitconv {name} has no {word}"
+
+
+def test_the_code_s_imports_exist(page):
+    for token in tokens(page):
+        if token.type == "fence" and token.info == "python":
+            for node in ast.walk(ast.parse(token.content)):
+                if isinstance(node, ast.ImportFrom) and node.module.startswith("vitconv"):
+                    for alias in node.names:
+                        assert hasattr(importlib.import_module(node.module), alias.name), alias.name
+
+
+def test_there_are_commands_and_code_to_check():
+    assert len(list(commands(ROOT / "README.md"))) >= 3
+    assert any(token.info == "python" for token in tokens(ROOT / "README.md") if token.type == "fence")
