@@ -359,7 +359,7 @@ def test_verify_passes_on_every_kind(kind, save, tmp_path):
     convert_checkpoint(source, tmp_path / "model", architecture=model, verify=False)
     found = verify_checkpoint(source, tmp_path / "model", architecture=model)
     assert found.parity.matches
-    assert found.account.source == sum(tensor.numel() for tensor in model.state_dict().values())
+    assert found.elements.source == sum(tensor.numel() for tensor in model.state_dict().values())
 
 
 def test_verify_takes_what_the_folder_records(small_checkpoint, tmp_path, picture):

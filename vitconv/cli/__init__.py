@@ -232,7 +232,7 @@ def convert(
             dtype=dtype.value if dtype else None,
             verify=not no_verify,
             overwrite=overwrite,
-            say=say,
+            on_step=say,
         )
     _show_conversion(done)
 
@@ -306,7 +306,7 @@ def verify(
             headless=headless or None,  # not said: as DST records it
             dtypes=[one.value for one in dtype or ()],
             device=device,
-            say=say,
+            on_step=say,
         )
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
@@ -348,7 +348,7 @@ def revert(
             image=image,
             verify=not no_verify,
             overwrite=overwrite,
-            say=say,
+            on_step=say,
         )
     arguments = ", ".join(f"{name}={value!r}" for name, value in done.model_args.items())
     typer.echo(
@@ -478,9 +478,9 @@ def report(
 
 
 def _show_verification(found: Verification) -> None:
-    account = found.account
+    account = found.elements
     typer.echo(
-        f"bytes: of {account.source:,} elements {account.moved:,} moved {account.how}, "
+        f"bytes: of {account.source:,} elements {account.moved:,} moved {account.exactness}, "
         f"{account.folded:,} folded into others"
     )
     typer.echo(_pixel_line(found))

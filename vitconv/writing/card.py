@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from vitconv import __version__
 from vitconv.mapping import family_for
+from vitconv.markdown import code, escape
 from vitconv.models.preprocessing import (
     MODES,
     PROCESSOR_FILE,
@@ -14,7 +15,6 @@ from vitconv.models.preprocessing import (
     makes_pixels,
     processor_config,
 )
-from vitconv.writing.markdown import code, escape
 
 if TYPE_CHECKING:
     from vitconv.architecture import Architecture
@@ -174,12 +174,12 @@ def _changes(made: tuple[Made, ...]) -> str:
 def _proof(verification: Verification | None) -> str:
     if verification is None:
         return "## Proof\n\nNot verified: the conversion was told not to (`--no-verify`)."
-    account = verification.account
+    elements = verification.elements
     lines = [
         "## Proof",
         "",
-        f"Of {account.source:,} elements of the source {account.moved:,} are in this folder, {account.how},"
-        + f" and {account.folded:,} were folded into others. The two models on the same pixels:",
+        f"Of {elements.source:,} elements of the source {elements.moved:,} are in this folder, {elements.exactness},"
+        + f" and {elements.folded:,} were folded into others. The two models on the same pixels:",
         "",
         "| computed in | largest difference at any stage | at the end | same best class |",
         "|---|---|---|---|",
