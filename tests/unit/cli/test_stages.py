@@ -91,8 +91,8 @@ def test_a_stage_runs_again_when_a_parameter_that_it_reads_changes(name, project
     )
     for module, attribute in [
         ("papermill", "execute_notebook"),
-        ("vitconv.cli", "verify"),
-        ("vitconv.cli", "predict"),
+        ("vitconv.cli.verify", "verify"),
+        ("vitconv.cli.predict", "predict"),
     ]:
         monkeypatch.setattr(f"{module}.{attribute}", lambda *arguments, **values: None)
     monkeypatch.setattr("vitconv.cli.stages.write_digests", lambda values, folder: None)
