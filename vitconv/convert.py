@@ -67,6 +67,7 @@ from vitconv.writing.record import ConversionRecord, conversion_record, read_rec
 from vitconv.writing.staging import check_destination, staged_folder
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
     from torch import Tensor, nn
     from transformers import PreTrainedModel
@@ -227,7 +228,7 @@ def to_huggingface(timm_model: nn.Module, *, target: str | None = None, verify: 
     sentence = describe_regularisation(regularisation(timm_model))
     if sentence:
         warnings.warn(sentence, stacklevel=2)
-    kind = timm_model.patch_embed.proj.weight.device.type
+    kind = _device(timm_model).type
     with ExitStack() as stack:
         # The caller's contexts would make constants on `meta`, or the rewrites' products in bfloat16.
         stack.enter_context(torch.device("cpu"))
@@ -239,6 +240,11 @@ def to_huggingface(timm_model: nn.Module, *, target: str | None = None, verify: 
         if verify and not any(parameter.is_meta for parameter in timm_model.parameters()):
             _verify_twin(timm_model, model, architecture, target)
     return model.train(timm_model.training)
+
+
+def _device(timm_model: Any) -> torch.device:
+    """Where a timm model computes."""
+    return timm_model.patch_embed.proj.weight.device
 
 
 def _verify_twin(
@@ -256,12 +262,13 @@ def _verify_twin(
         # Constants and folded weights are rounded differently in the two models, which float32 would show. Two models
         # that are made from the same weights in float32 do not differ in this.
         timm_model = copy.deepcopy(timm_model).float()
+        module: Any
         for module in timm_model.modules():
             if hasattr(module, "init_non_persistent_buffers"):
                 module.init_non_persistent_buffers()
         tensors = convert_tensors(timm_model.state_dict(), architecture, installed_dialect(), target=target)
         hf_model = build_model(hf_model.config, tensors)
-    device = timm_model.patch_embed.proj.weight.device
+    device = _device(timm_model)
     shape = (1, architecture.num_channels, *architecture.image_size)
     pixels = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
     try:
@@ -410,7 +417,7 @@ def convert_checkpoint(
     local = None if HUB_PREFIX.match(str(source)) else source
     check_destination(destination, overwrite=overwrite, source=local, inputs=named)
     names = _read_names(labels)
-    picture = load_image(image) if image else None
+    picture = load_image(os.fspath(image)) if image else None
     on_step("Reading the checkpoint")
     opened = identify(source, SourceOptions(architecture, image_size, data, target, ema, ignore, headless))
     check_destination(destination, overwrite=overwrite, inputs=opened.source.files)  # an index's, the Hub's cache's
@@ -419,7 +426,8 @@ def convert_checkpoint(
 
     with staged_folder(destination, overwrite=overwrite) as folder:
         on_step("Writing the folder")
-        verification, hashes = None, {}
+        verification: Verification | None = None
+        hashes: dict[Path, str] = {}
         if verify:
             verification, hashes = _write_and_prove(folder, opened, names, dtype, picture or sample_image(), on_step)
         else:  # the kernel copies the bytes, so that there is no chance to hash them
@@ -494,7 +502,7 @@ def verify_checkpoint(
         raise CheckpointError(f"'{folder}' is not a model's folder: it has no {CONFIG_FILE}.", "Check its path.")
     recorded = read_record(folder)
     names = _read_names(labels) or recorded.labels
-    pictures = [load_image(image) for image in images] or [sample_image()]
+    pictures = [load_image(os.fspath(image)) for image in images] or [sample_image()]
     options = SourceOptions(
         architecture or recorded.architecture,
         image_size or recorded.image_size,
@@ -570,7 +578,7 @@ def _of_another_source(
 def _read_names(labels: Sequence[str] | str | os.PathLike[str] | None) -> tuple[str, ...] | None:
     if labels is None:
         return None
-    return read_labels(labels) if isinstance(labels, (str, os.PathLike)) else check_labels(labels)
+    return read_labels(os.fspath(labels)) if isinstance(labels, (str, os.PathLike)) else check_labels(labels)
 
 
 def _fitting_labels(labels: Sequence[str] | None, architecture: Architecture) -> tuple[str, ...]:
@@ -590,7 +598,8 @@ def _write(folder: Path, opened: Identified, labels: tuple[str, ...], dtype: str
     stored = {dtype_name(tensor) for tensor in opened.tensors.values()}
     family = mapping.family_for(inspection.architecture, inspection.target)
     if family.is_simple(inspection.architecture) and dtype in (None, *(stored if len(stored) == 1 else ())):
-        tensors = inspection.plan.apply(opened.tensors)
+        in_file: Any = opened.tensors  # not read into memory: each is only cut into its rows
+        tensors = inspection.plan.apply(in_file)
     else:
         import torch
 

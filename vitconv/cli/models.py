@@ -36,7 +36,7 @@ def models(
     )
     for verdict in found:
         cells = [verdict.refusal] if refused else [verdict.class_name, verdict.exactness]
-        table.add_row(verdict.name, *map(escape, cells))
+        table.add_row(verdict.name, *(escape(cell or "") for cell in cells))
     print_rich(table)
     what = "are refused" if refused else "convert" + (f" to '{target}'" if target else "")
     typer.echo(f"{len(found)} of timm's {len(all_verdicts)} Vision Transformers {what}.")

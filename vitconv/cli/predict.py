@@ -11,8 +11,8 @@ from vitconv.cli.options import one_of
 from vitconv.cli.output import printable, show_count
 from vitconv.cli.process import errors_for_people
 from vitconv.errors import VitconvError
-from vitconv.inference import ENGINES
-from vitconv.models.preprocessing import PROCESSORS
+from vitconv.inference import ENGINES, EngineName
+from vitconv.models.preprocessing import PROCESSORS, ProcessorName
 
 
 def predict(
@@ -22,10 +22,10 @@ def predict(
     ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder for the predictions, in Parquet.")],
     engine: Annotated[
-        str, one_of(ENGINES, "Run on this machine, or as a Ray Data pipeline on many: docs/scale.md.")
+        EngineName, one_of(ENGINES, "Run on this machine, or as a Ray Data pipeline on many: docs/scale.md.")
     ] = "local",
     processor: Annotated[
-        str,
+        ProcessorName,
         one_of(PROCESSORS, "What makes the pixels: MODEL's preprocessor_config.json, or its timm_processor.json."),
     ] = "transformers",
     batch_size: Annotated[

@@ -25,7 +25,7 @@ from vitconv.cli.process import errors_for_people
 from vitconv.errors import InputError, VitconvError, shown
 from vitconv.files import check_file, open_file
 from vitconv.inference import ENGINES
-from vitconv.models.preprocessing import PROCESSORS
+from vitconv.models.preprocessing import PROCESSORS, ProcessorName
 from vitconv.writing.staging import check_destination
 
 PARAMETERS_FILE = Path("params.yaml")
@@ -217,7 +217,7 @@ def verify() -> None:
 
 @app.command()
 def predict(
-    processor: Annotated[str, one_of(PROCESSORS, "As for `vitconv predict`.")] = "transformers",
+    processor: Annotated[ProcessorName, one_of(PROCESSORS, "As for `vitconv predict`.")] = "transformers",
 ) -> None:
     """Do what `vitconv predict` does, into build/predictions."""
     given = _given("model", "images", "engine", "batch_size", "device", "max_errors")

@@ -289,7 +289,7 @@ def check_device(device: str) -> None:
 
 
 def _compare(
-    timm_model: nn.Module, hf_model: PreTrainedModel, pixels: Tensor, dtype: str, device: str, tokens: int | None
+    timm_model: Any, hf_model: PreTrainedModel, pixels: Tensor, dtype: str, device: str, tokens: int | None
 ) -> Comparison:
     import torch
 
@@ -415,7 +415,7 @@ def matching_output(output: Any, expected: Tensor, timm_model: nn.Module) -> tup
     return (output.last_hidden_state[:, 0] if pooled is None else pooled), "features"
 
 
-def _hidden_tokens(timm_model: nn.Module) -> int:
+def _hidden_tokens(timm_model: Any) -> int:
     """How many tokens the Transformers model has in front of timm's, as placeholders: no patch attends to them."""
     relative = any(
         getattr(block.attn, "rel_pos", None) is not None for block in timm_model.blocks if hasattr(block, "attn")
@@ -423,7 +423,7 @@ def _hidden_tokens(timm_model: nn.Module) -> int:
     return int(relative and timm_model.cls_token is None)
 
 
-def _blocks(model: nn.Module) -> nn.Module:
+def _blocks(model: Any) -> Any:
     """The list of a model's blocks."""
     if hasattr(model, "blocks"):
         return model.blocks
@@ -431,7 +431,7 @@ def _blocks(model: nn.Module) -> nn.Module:
     return lists["layers"] if "layers" in lists else lists["layer"]
 
 
-def _final_norm(model: nn.Module) -> nn.Module | None:
+def _final_norm(model: Any) -> nn.Module | None:
     """The norm that sees every token after the last block, if there is one."""
     if hasattr(model, "blocks"):
         found = getattr(model, "norm", None)
@@ -535,7 +535,7 @@ def _tf32(wanted: bool) -> Iterator[None]:
     """Switch TF32 on or off for matrix products and convolutions (whose default is on), and back."""
     import torch
 
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [switch.allow_tf32 for switch in switches]
     try:
         for switch in switches:
