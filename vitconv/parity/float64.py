@@ -36,7 +36,7 @@ def _wide(value: Any) -> Any:
 
 @contextmanager
 def float64_throughout(model: nn.Module) -> Iterator[None]:
-    """Run ``model``, which is in float64, without any float32 in this thread; its constants are computed again, too."""
+    """Run ``model``, which is in float64, without float32 in this thread; its constants are computed again, too."""
     code = sys.modules[type(model).__module__]
     cached = {name: value for name, value in vars(code).items() if _is_cached(value)}
     with _NoFloat32():

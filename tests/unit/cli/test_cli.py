@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import vitconv.convert
-from vitconv.cli.options import complete_architecture as complete
 from vitconv.cli import app
+from vitconv.cli.options import complete_architecture as complete
 
 ARCH = ["--arch", "vit_tiny_patch16_224"]
 
