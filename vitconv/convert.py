@@ -1,4 +1,4 @@
-"""The public verbs: convert a state dict, a model or a checkpoint, and look before converting."""
+"""The public functions: convert a state dict, a model or a checkpoint, or inspect one before."""
 
 from __future__ import annotations
 
@@ -152,16 +152,16 @@ def convert_state_dict(
 ) -> dict[str, Tensor]:
     """Convert a timm state dict to Transformers' names.
 
-    The tensors are views of the input's memory, except those that a rewrite of :mod:`vitconv.mapping.rewrites` makes;
-    the input itself is left as it is.
+    The tensors are views of the input's memory, except those that a rewrite of :mod:`vitconv.mapping.rewrites` makes.
+    The input is not changed.
 
     Args:
         state_dict: timm's names, as ``model.state_dict()`` gives them; any dtypes, any device.
-        architecture: an :class:`~vitconv.architecture.Architecture`, a timm model, or a timm name. Of a name
+        architecture: an :class:`~vitconv.architecture.Architecture`, a timm model, or a timm name. With a name,
             the classes, channels and image size are read from the weights.
         layout: ``"module"`` for ``load_state_dict(strict=True)`` into the installed transformers' model,
             ``"hub"`` for the names in files, which every transformers reads.
-        target: Transformers' name of the family to convert to, such as ``"dinov2"``; by default the plainest that
+        target: Transformers' name of the family to convert to, such as ``"dinov2"``; by default the simplest that
             computes the same.
 
     Raises:
@@ -195,7 +195,8 @@ def convert_state_dict(
 
 
 def to_huggingface(timm_model: nn.Module, *, target: str | None = None, verify: bool = True) -> PreTrainedModel:
-    """Build the Transformers twin of a timm model, with weights of its own (same dtype, device and mode).
+    """Build the Transformers model that computes the same as a timm model, with copied weights (same dtype, device and
+    mode).
 
     For a plain model that is ``ViTForImageClassification``, or without a head ``ViTModel``, whose ``pooler_output`` is
     what timm returns; docs/coverage.md lists what it is for each of timm's architectures.
@@ -204,15 +205,15 @@ def to_huggingface(timm_model: nn.Module, *, target: str | None = None, verify: 
         timm_model: any of timm's Vision Transformers.
         target: as for :func:`convert_state_dict`.
         verify: run both models on an image of noise, in float32 and where the timm model is, and raise unless they
-            agree. Weights on ``meta`` hold no numbers: a model with any of them is converted without.
+            agree. Weights on ``meta`` hold no numbers, so a model with any of them is not verified.
 
     Warns:
         UserWarning: the timm model has dropout or stochastic depth, which the converted model does not have.
 
     Raises:
         ArchitectureError: no Transformers class can express the model, or it does not run.
-        WeightsError: weights were taken out, added or reshaped, so that they contradict the rest.
-        ParityError: the twin computes something else; the message names the stage.
+        WeightsError: weights were removed, added or reshaped, so that they contradict the rest.
+        ParityError: the built model computes something else; the message names the stage.
 
     Example:
         >>> import timm
@@ -291,7 +292,7 @@ def read_weights(
     ignore: Collection[str] = (),
     headless: bool = False,
 ) -> Mapping[str, Tensor]:
-    """Read the state dict of a timm model, in timm's names, out of whatever the checkpoint wraps around it.
+    """Read the state dict of a timm model, in timm's names, from a checkpoint of any supported form.
 
     Args:
         source, architecture, ema, headless, ignore: as for :func:`convert_checkpoint`.
@@ -312,7 +313,7 @@ def load_timm(
     ignore: Collection[str] = (),
     headless: bool = False,
 ) -> nn.Module:
-    """Build timm's own model of a checkpoint and load the weights into it: what a conversion is compared with.
+    """Build timm's own model of a checkpoint and load the weights. A conversion is compared with this model.
 
     Args:
         source, architecture, image_size, ema, ignore, headless: as for :func:`convert_checkpoint`.
@@ -326,7 +327,7 @@ def load_timm(
     options = SourceOptions(architecture, image_size, ema=ema, ignore=ignore, headless=headless)
     opened = identify(source, options)
     model = opened.timm_model()
-    # Copies, which are aligned in memory as torch's kernels like it, and do not hold the file open.
+    # Copies are aligned in memory, as torch's kernels need it for speed, and do not keep the file open.
     tensors = {name: tensor.clone() for name, tensor in opened.state_dict.items()}
     model.load_state_dict(tensors, strict=True, assign=True)
     make_buffers(model)
@@ -344,7 +345,7 @@ def inspect_checkpoint(
     ignore: Collection[str] = (),
     headless: bool = False,
 ) -> Inspection:
-    """Say what converting ``source`` would do; read names and shapes, write nothing.
+    """Find out what converting ``source`` would do. Only names and shapes are read, and nothing is written.
 
     Raises:
         VitconvError: what :func:`convert_checkpoint` would refuse, for the same reason.
@@ -380,18 +381,18 @@ def convert_checkpoint(
     The number of classes and channels and the image size are read from the weights.
 
     Args:
-        source: a file with the weights of a timm Vision Transformer (torch's format or safetensors, whatever its
-            name, wrapped by a training script or not), a folder as timm saves it for the Hub, or such a folder's name
+        source: a file with the weights of a timm Vision Transformer (torch's format or safetensors, with any name,
+            wrapped by a training script or not), a folder as timm saves it for the Hub, or such a folder's name
             on the Hub: ``"hf-hub:org/name"``.
-        destination: the folder to write; it appears whole or not at all.
-        architecture: the timm name, or a timm model; by default what the checkpoint says of itself (its
+        destination: the folder to write; it appears complete or not at all.
+        architecture: the timm name, or a timm model; by default what the checkpoint names (in its
             ``config.json``, ``arch``, ``args`` or ``hyper_parameters``), or the only architecture of timm's that the
             weights fit.
-        target: Transformers' name of the family to convert to, such as ``"dinov2"``; by default the plainest that
+        target: Transformers' name of the family to convert to, such as ``"dinov2"``; by default the simplest that
             computes the same.
         labels: class names, or a file of them (one per line, or JSON); by default what the checkpoint says.
         image: an image file to verify on; by default a built-in picture.
-        image_size: (height, width), where the weights leave it open; another one than theirs resamples the position
+        image_size: (height, width), if the weights do not determine it; another size resamples the position
             embedding with timm's own routine.
         data: how images are prepared for the model, if neither the checkpoint nor timm's pretrained tag has the right
             settings: a mapping with any of timm's ``mean``, ``std``, ``interpolation``, ``crop_pct`` and
@@ -422,7 +423,7 @@ def convert_checkpoint(
     opened = identify(source, SourceOptions(architecture, image_size, data, target, ema, ignore, headless))
     check_destination(destination, overwrite=overwrite, inputs=opened.source.files)  # an index's, the Hub's cache's
     inspection, known = opened.inspection, opened.inspection.architecture
-    names = _fitting_labels(names, known) if names else opened.labels() or _fitting_labels(None, known)
+    names = _labels_for(names, known) if names else opened.labels() or _labels_for(None, known)
 
     with staged_folder(destination, overwrite=overwrite) as folder:
         on_step("Writing the folder")
@@ -543,9 +544,9 @@ def verify_checkpoint(
 def _of_another_source(
     error: VitconvError, folder: Path, recorded: ConversionRecord, source: Source
 ) -> ParityError | None:
-    """Where a folder's record says that it was made from other files, an error that says so; else ``None``.
+    """An error if a folder's record says that it was made from other files; else ``None``.
 
-    The same weights may be in another file, so that other files alone are no error.
+    The same weights may be in another file, so other files alone are not an error.
 
     Args:
         error: why the folder does not fit the source.
@@ -581,7 +582,7 @@ def _read_names(labels: Sequence[str] | str | os.PathLike[str] | None) -> tuple[
     return read_labels(os.fspath(labels)) if isinstance(labels, (str, os.PathLike)) else check_labels(labels)
 
 
-def _fitting_labels(labels: Sequence[str] | None, architecture: Architecture) -> tuple[str, ...]:
+def _labels_for(labels: Sequence[str] | None, architecture: Architecture) -> tuple[str, ...]:
     count = architecture.num_labels
     if labels is None:
         return tuple(f"LABEL_{i}" for i in range(count))
@@ -626,17 +627,17 @@ def _write_and_prove(
 ) -> tuple[Verification, dict[Path, str]]:
     """Write the folder and verify it; also compare the checksums in the source's files, and hash them.
 
-    Writing, comparing and hashing leave Python free: they run in a thread beside this one, which imports timm
-    meanwhile and Transformers, for longer than they take. What goes wrong there is raised here.
+    Writing, comparing and hashing do not hold Python's lock. They run in another thread while this one imports timm
+    and Transformers, which takes longer. Exceptions of that thread are raised here.
     """
     import torch  # noqa: F401  # before the other thread does: two should not import the same package at once
 
-    left = threading.Event()
-    with ThreadPoolExecutor(max_workers=1) as beside:
+    stopping = threading.Event()
+    with ThreadPoolExecutor(max_workers=1) as pool:
         try:
-            writing = beside.submit(_write, folder, opened, labels, dtype)
-            checking = [beside.submit(check_checksums, file, left.is_set) for file in opened.source.files]
-            hashing = {file: beside.submit(sha256, file, left.is_set) for file in opened.source.files}
+            writing = pool.submit(_write, folder, opened, labels, dtype)
+            checking = [pool.submit(check_checksums, file, stopping.is_set) for file in opened.source.files]
+            hashing = {file: pool.submit(sha256, file, stopping.is_set) for file in opened.source.files}
             timm_model = opened.timm_model()
             for running in (writing, *checking):
                 running.result()
@@ -654,7 +655,7 @@ def _write_and_prove(
             )
             return verification, {file: running.result() for file, running in hashing.items()}
         finally:
-            left.set()
+            stopping.set()
 
 
 def _widest(tensors: Mapping[str, StoredTensor | Tensor]) -> str:

@@ -1,4 +1,4 @@
-"""Run a timm model and its Transformers twin on the same pixels and say where, and by how much, they differ.
+"""Run a timm model and its Transformers model on the same pixels and measure where, and by how much, they differ.
 
 How large a difference may be is in :mod:`vitconv.parity.criteria`.
 

@@ -8,7 +8,7 @@ So the proof has four parts, and all must hold:
 * **the bytes**: every tensor in the file, read back, and every parameter that Transformers loads, equals bit for bit
   what the plan moves, or a rewrite makes, of the source; and joined back into timm's tensors they are the source;
 * **the pixels**: the image processors in the folder make timm's pixels of an image file;
-* **the numbers**: the timm model and its twin compute the same, stage by stage (:mod:`vitconv.parity.comparison`).
+* **the numbers**: both models compute the same, stage by stage (:mod:`vitconv.parity.comparison`).
 
 Not looked at: other files in the folder (the model card, the figures in ``parity.json``, adapters, code); versions of
 Transformers other than the installed one; backends of the image processor other than PIL's; and what the code around

@@ -95,7 +95,7 @@ def _timm_pixels(family: Family, architecture: Architecture, data: DataConfig) -
 
 
 _OPEN = 'Image.open("photo.jpg")'
-_NEEDS_TIMM = "It needs timm (`pip install timm`), and does not convert images to the model's channels: do that first."
+_NEEDS_TIMM = "It needs timm (`pip install timm`). It does not convert images to the model's channels: do that before."
 _OWN_PIXELS = '{{"pixel_values": torch.zeros(1, {}, {}, {})}}  # your pixels, normalised as below'
 
 
@@ -113,7 +113,7 @@ def _code(family: Family, architecture: Architecture, processor: str, load: str,
         load: the expression that loads the processor.
         inputs: the expression that makes the model's inputs.
     """
-    name, answer = family.class_name(architecture), family.answer(architecture)
+    name, expression = family.class_name(architecture), family.answer(architecture)
     auto = "AutoModelForImageClassification" if name.endswith("ForImageClassification") else name
     what = "logits" if architecture.classifier else "features"
     names = ", ".join(sorted(filter(None, [auto, processor]), key=str.lower))
@@ -125,7 +125,7 @@ def _code(family: Family, architecture: Architecture, processor: str, load: str,
         *([f"processor = {load}"] if processor else []),
         f"model = {auto}.from_pretrained(folder)",
         f"inputs = {inputs}",
-        f"{what} = model(**inputs).{answer}  # what the timm model returns",
+        f"{what} = model(**inputs).{expression}  # what the timm model returns",
     ]
     return "\n".join(["```python", *lines, "```"])
 
@@ -173,7 +173,7 @@ def _changes(made: tuple[Made, ...]) -> str:
 
 def _proof(verification: Verification | None) -> str:
     if verification is None:
-        return "## Proof\n\nNot verified: the conversion was told not to (`--no-verify`)."
+        return "## Proof\n\nNot verified: the conversion ran with `--no-verify`."
     elements = verification.elements
     lines = [
         "## Proof",
@@ -186,7 +186,7 @@ def _proof(verification: Verification | None) -> str:
         *map(_line, verification.parity.comparisons),
         "",
         *filter(None, map(_tokens_note, verification.parity.comparisons)),
-        "The figures of every stage are in `parity.json`.",
+        "The numbers of every stage are in `parity.json`.",
     ]
     return "\n".join(lines)
 

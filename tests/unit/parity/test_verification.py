@@ -337,7 +337,7 @@ def test_the_way_back_finds_what_the_way_there_would_repeat(monkeypatch):
 
 def test_the_folder_must_be_vitconv_s(tmp_path):
     transformers.ResNetConfig(architectures=["ResNetModel"]).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="is no folder that vitconv writes"):
+    with pytest.raises(CheckpointError, match="was not written by vitconv"):
         load_config(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="has no config.json that Transformers can read"):
@@ -551,7 +551,7 @@ def test_a_folder_made_from_other_weights(small_checkpoint, tmp_path, save, name
         )
     elif not same_size:
         assert f"'{mine}' was not made from '{path}'" in caught.value.problem
-    assert "convert these to a folder of their own" in caught.value.remedy
+    assert "convert these to another folder" in caught.value.remedy
 
 
 def test_the_same_weights_in_another_file_are_the_same_source(small_checkpoint, folder, tmp_path):
