@@ -248,7 +248,7 @@ def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[
             raise CheckpointError(
                 f"'{folder}' holds {first_few(config.architectures or ['no named class'])}, which cannot be "
                 "converted to timm.",
-                f"It converts {', '.join(mapping.CLASSES)}.",
+                f"Pass one of {', '.join(mapping.CLASSES)}.",
             )
         _check_depth(folder, config, len(stored))
         options = {}
