@@ -371,7 +371,9 @@ def test_missing_weights(converted, tmp_path):
     tensors = load_file(folder / "model.safetensors")
     del tensors["vit.layernorm.bias"]
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(WeightsError, match="Weights that the configuration names are missing in the folder: vit.layernorm.bias"):
+    with pytest.raises(
+        WeightsError, match="Weights that the configuration names are missing in the folder: vit.layernorm.bias"
+    ):
         revert_checkpoint(copy, tmp_path / "back")
     (copy / "model.safetensors").write_bytes(b"garbage")
     with pytest.raises(CheckpointError):
