@@ -31,9 +31,9 @@ def main() -> None:
         for attention in ("sdpa", "eager"):
             twin.set_attn_implementation(attention)
             comparison = compare(model, twin, pixels, dtypes=[dtype], device="cuda")[dtype]
-            worst = max(comparison.stages, key=lambda stage: stage.badness / stage.limit)
+            worst = max(comparison.stages, key=lambda stage: stage.error / stage.limit)
             largest = max(stage.relative for stage in comparison.stages)
-            figures = [largest, comparison.stages[-1].relative, worst.badness, worst.limit]
+            figures = [largest, comparison.stages[-1].relative, worst.error, worst.limit]
             cells = [dtype, attention, *(f"{figure:.1e}" for figure in figures), f"{comparison.top1:.0%}"]
             print(f"| {' | '.join(cells)} |")
 

@@ -17,7 +17,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from mutants import BASES, MUTANTS, judge, make_base
+from mutants import BASES, MUTANTS, make_base, run_checks
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
             folder = Path(root) / str(number)
             shutil.copytree(bases[mutant.base].folder.parent, folder)
             mutant.edit(folder / "hf")
-            outcome = judge(bases[mutant.base], folder / "hf")
+            outcome = run_checks(bases[mutant.base], folder / "hf")
             caught += outcome.caught(mutant)
             noticed += not outcome.allclose
             table.add_row(

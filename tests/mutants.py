@@ -115,7 +115,7 @@ def make_base(name: str, folder: Path) -> Base:
 FEW = 6
 
 
-def judge(base: Base, folder: Path, *, converting: bool = False) -> Outcome:
+def run_checks(base: Base, folder: Path, *, converting: bool = False) -> Outcome:
     """Ask every check about ``folder``, a mutant of ``base``: as ``vitconv verify`` does, or as ``vitconv convert``."""
     image = sample_image()
     state_dict = base.model.state_dict()

@@ -1,7 +1,56 @@
 """Turn timm Vision Transformer checkpoints into native Transformers models that compute the same numbers.
 
-The public verbs live in :mod:`vitconv.convert` and :mod:`vitconv.parity.comparison`; importing this package imports
-nothing heavy.
+>>> import vitconv
+>>> vitconv.convert_checkpoint("model.pth", "model", architecture="vit_base_patch16_384")  # doctest: +SKIP
+
+Each function is imported when it is first used: importing this package imports nothing heavy.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vitconv.convert import (
+        convert_checkpoint,
+        convert_state_dict,
+        inspect_checkpoint,
+        revert_checkpoint,
+        to_huggingface,
+        to_timm,
+        verify_checkpoint,
+    )
+    from vitconv.evaluation.evaluate import evaluate
+    from vitconv.inference.predict import predict
+    from vitconv.parity.comparison import compare
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "compare",
+    "convert_checkpoint",
+    "convert_state_dict",
+    "evaluate",
+    "inspect_checkpoint",
+    "predict",
+    "revert_checkpoint",
+    "to_huggingface",
+    "to_timm",
+    "verify_checkpoint",
+]
+
+#: The module that each name is in, if it is not in ``vitconv.convert``.
+_MODULES = {
+    "compare": "vitconv.parity.comparison",
+    "evaluate": "vitconv.evaluation.evaluate",
+    "predict": "vitconv.inference.predict",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'vitconv' has no attribute '{name}'")
+    return getattr(importlib.import_module(_MODULES.get(name, "vitconv.convert")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,20 +1,19 @@
-"""The public verbs: convert a state dict, a model or a checkpoint, and look before converting."""
+"""The public functions: convert a state dict, a model or a checkpoint, or inspect one before."""
 
 from __future__ import annotations
 
 import copy
-import importlib.metadata
 import os
 import threading
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vitconv import __version__, mapping
+from vitconv import mapping
 from vitconv.architecture import Architecture
 from vitconv.checkpoints.checkpoint import (
     CONFIG_FILE,
@@ -23,7 +22,6 @@ from vitconv.checkpoints.checkpoint import (
     Source,
     check_checksums,
     open_source,
-    read_json,
     sha256,
     write_json,
 )
@@ -42,6 +40,8 @@ from vitconv.errors import (
 )
 from vitconv.mapping.plan import Plan, check_tensors, convert_tensors, shapes_of, widest_dtype
 from vitconv.mapping.rewrites import Made
+from vitconv.mapping.summary import summarise_architecture, summarise_rewrites
+from vitconv.markdown import code, escape, table
 from vitconv.models.huggingface import build_model, installed_dialect, make_config
 from vitconv.models.preprocessing import (
     PROCESSOR_FILE,
@@ -63,9 +63,11 @@ from vitconv.parity.verification import Verification, verify_folder
 from vitconv.revert import Reversion, revert_checkpoint, to_timm
 from vitconv.source import Identified, Inspection, SourceOptions, facts_of, identify, sized
 from vitconv.writing.card import CARD_FILE, model_card
+from vitconv.writing.record import ConversionRecord, conversion_record, read_record
 from vitconv.writing.staging import check_destination, staged_folder
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
     from torch import Tensor, nn
     from transformers import PreTrainedModel
@@ -77,6 +79,7 @@ __all__ = [
     "convert_checkpoint",
     "convert_state_dict",
     "inspect",
+    "inspect_checkpoint",
     "load_timm",
     "read_weights",
     "revert_checkpoint",
@@ -90,7 +93,7 @@ DTYPES = ("float32", "float16", "bfloat16", "float64")
 FLOAT64_TOKENS = 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Conversion:
     """A finished conversion.
 
@@ -118,9 +121,26 @@ class Conversion:
         return mapping.class_name(self.architecture, self.target)
 
     @property
-    def answer(self) -> str:
-        """Where in the model's output is what timm returns, as Python: ``"logits"``, ``"pooler_output"``…"""
+    def output_expression(self) -> str:
+        """The attribute of the model's output that holds what timm returns: ``"logits"``, ``"pooler_output"``…"""
         return mapping.family_for(self.architecture, self.target).answer(self.architecture)
+
+    def __repr__(self) -> str:
+        verified = repr(self.verification) if self.verification else "not verified"
+        return f"Conversion({str(self.destination)!r}, {self.class_name}, {verified})"
+
+    def _repr_markdown_(self) -> str:
+        """What was converted and what was proved, for notebooks."""
+        rewrites = [(code(names), escape(how)) for names, how in summarise_rewrites(self.made)]
+        parts = [
+            f"**{escape(self.destination)}**: {escape(summarise_architecture(self.architecture, self.target))}",
+            f"preprocessing: {escape(self.data.values)}: {escape(self.data.origin)}",
+            *(f"Note: {escape(note)}" for note in self.notes),
+            *(f"**Warning:** {escape(warning)}" for warning in self.warnings),
+            *([table(("rewritten before it was moved", "how"), rewrites)] if rewrites else []),
+            self.verification._repr_markdown_() if self.verification else "not verified",
+        ]
+        return "\n\n".join(parts)
 
 
 def convert_state_dict(
@@ -132,16 +152,16 @@ def convert_state_dict(
 ) -> dict[str, Tensor]:
     """Convert a timm state dict to Transformers' names.
 
-    The tensors are views of the input's memory, except those that a rewrite of :mod:`vitconv.mapping.rewrites` makes;
-    the input itself is left as it is.
+    The tensors are views of the input's memory, except those that a rewrite of :mod:`vitconv.mapping.rewrites` makes.
+    The input is not changed.
 
     Args:
         state_dict: timm's names, as ``model.state_dict()`` gives them; any dtypes, any device.
-        architecture: an :class:`~vitconv.architecture.Architecture`, a timm model, or a timm name. Of a name
+        architecture: an :class:`~vitconv.architecture.Architecture`, a timm model, or a timm name. With a name,
             the classes, channels and image size are read from the weights.
         layout: ``"module"`` for ``load_state_dict(strict=True)`` into the installed transformers' model,
             ``"hub"`` for the names in files, which every transformers reads.
-        target: Transformers' name of the family to convert to, such as ``"dinov2"``; by default the plainest that
+        target: Transformers' name of the family to convert to, such as ``"dinov2"``; by default the simplest that
             computes the same.
 
     Raises:
@@ -169,13 +189,14 @@ def convert_state_dict(
             architecture = from_timm(architecture)
         check_tensors(mapping.timm_shapes(architecture), shapes)
     dialect = "hub" if layout == "hub" else installed_dialect()
-    # Others write a tensor's memory as it is, where values that are only marked as negated have the other sign.
+    # safetensors writes a tensor's memory, in which values that are only marked as negated have the other sign.
     state_dict = {name: tensor.resolve_neg() for name, tensor in state_dict.items()}
     return convert_tensors(state_dict, architecture, dialect, target=target)
 
 
 def to_huggingface(timm_model: nn.Module, *, target: str | None = None, verify: bool = True) -> PreTrainedModel:
-    """Build the Transformers twin of a timm model, with weights of its own (same dtype, device and mode).
+    """Build the Transformers model that computes the same as a timm model, with copied weights (same dtype, device and
+    mode).
 
     For a plain model that is ``ViTForImageClassification``, or without a head ``ViTModel``, whose ``pooler_output`` is
     what timm returns; docs/coverage.md lists what it is for each of timm's architectures.
@@ -184,15 +205,15 @@ def to_huggingface(timm_model: nn.Module, *, target: str | None = None, verify: 
         timm_model: any of timm's Vision Transformers.
         target: as for :func:`convert_state_dict`.
         verify: run both models on an image of noise, in float32 and where the timm model is, and raise unless they
-            agree. Weights on ``meta`` hold no numbers: a model with any of them is converted without.
+            agree. Weights on ``meta`` hold no numbers, so a model with any of them is not verified.
 
     Warns:
-        UserWarning: the timm model has dropout or stochastic depth, which the twin has not.
+        UserWarning: the timm model has dropout or stochastic depth, which the converted model does not have.
 
     Raises:
         ArchitectureError: no Transformers class can express the model, or it does not run.
-        WeightsError: weights were taken out, added or reshaped, so that they contradict the rest.
-        ParityError: the twin computes something else; the message names the stage.
+        WeightsError: weights were removed, added or reshaped, so that they contradict the rest.
+        ParityError: the built model computes something else; the message names the stage.
 
     Example:
         >>> import timm
@@ -208,9 +229,9 @@ def to_huggingface(timm_model: nn.Module, *, target: str | None = None, verify: 
     sentence = describe_regularisation(regularisation(timm_model))
     if sentence:
         warnings.warn(sentence, stacklevel=2)
-    kind = timm_model.patch_embed.proj.weight.device.type
+    kind = _device(timm_model).type
     with ExitStack() as stack:
-        # Whatever is on around the call: it would make constants on `meta`, or the rewrites' products in bfloat16.
+        # The caller's contexts would make constants on `meta`, or the rewrites' products in bfloat16.
         stack.enter_context(torch.device("cpu"))
         stack.enter_context(torch.autocast("cpu" if kind == "meta" else kind, enabled=False))
         stack.enter_context(torch.random.fork_rng(devices=[]))  # Transformers draws weights that are replaced at once
@@ -220,6 +241,11 @@ def to_huggingface(timm_model: nn.Module, *, target: str | None = None, verify: 
         if verify and not any(parameter.is_meta for parameter in timm_model.parameters()):
             _verify_twin(timm_model, model, architecture, target)
     return model.train(timm_model.training)
+
+
+def _device(timm_model: Any) -> torch.device:
+    """Where a timm model computes."""
+    return timm_model.patch_embed.proj.weight.device
 
 
 def _verify_twin(
@@ -234,25 +260,26 @@ def _verify_twin(
     import torch
 
     if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in timm_model.parameters()):
-        # Constants, and weights that are folded, are rounded in each model, which float32 would show: not so in two
-        # models that are made of the same weights in float32.
+        # Constants and folded weights are rounded differently in the two models, which float32 would show. Two models
+        # that are made from the same weights in float32 do not differ in this.
         timm_model = copy.deepcopy(timm_model).float()
+        module: Any
         for module in timm_model.modules():
             if hasattr(module, "init_non_persistent_buffers"):
                 module.init_non_persistent_buffers()
         tensors = convert_tensors(timm_model.state_dict(), architecture, installed_dialect(), target=target)
         hf_model = build_model(hf_model.config, tensors)
-    device = timm_model.patch_embed.proj.weight.device
+    device = _device(timm_model)
     shape = (1, architecture.num_channels, *architecture.image_size)
     pixels = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
     try:
         parity = compare(timm_model, hf_model, pixels, dtypes=("float32",), device=str(device))
     except VitconvError:
         raise
-    except Exception as error:  # whatever a model that was edited raises
+    except Exception as error:  # a model that was edited may raise anything
         raise ArchitectureError(
-            f"The models cannot be compared, as one does not run: {type(error).__name__}: {str(error)[:200]}.",
-            "Run the timm model on an image of its size; where it does run, pass verify=False and compare yourself.",
+            f"The models cannot be compared, because one does not run: {type(error).__name__}: {str(error)[:200]}.",
+            "Check that the timm model runs on an image of its size. If it does, pass verify=False.",
         ) from error
     parity.assert_match()
 
@@ -265,7 +292,7 @@ def read_weights(
     ignore: Collection[str] = (),
     headless: bool = False,
 ) -> Mapping[str, Tensor]:
-    """Read the state dict of a timm model, in timm's names, out of whatever the checkpoint wraps around it.
+    """Read the state dict of a timm model, in timm's names, from a checkpoint of any supported form.
 
     Args:
         source, architecture, ema, headless, ignore: as for :func:`convert_checkpoint`.
@@ -286,7 +313,7 @@ def load_timm(
     ignore: Collection[str] = (),
     headless: bool = False,
 ) -> nn.Module:
-    """Build timm's own model of a checkpoint and load the weights into it: what a conversion is compared with.
+    """Build timm's own model of a checkpoint and load the weights. A conversion is compared with this model.
 
     Args:
         source, architecture, image_size, ema, ignore, headless: as for :func:`convert_checkpoint`.
@@ -300,14 +327,14 @@ def load_timm(
     options = SourceOptions(architecture, image_size, ema=ema, ignore=ignore, headless=headless)
     opened = identify(source, options)
     model = opened.timm_model()
-    # Copies, which are aligned in memory as torch's kernels like it, and do not hold the file open.
+    # Copies are aligned in memory, as torch's kernels need it for speed, and do not keep the file open.
     tensors = {name: tensor.clone() for name, tensor in opened.state_dict.items()}
     model.load_state_dict(tensors, strict=True, assign=True)
     make_buffers(model)
     return model.eval()
 
 
-def inspect(
+def inspect_checkpoint(
     source: str | os.PathLike[str],
     architecture: nn.Module | str | None = None,
     *,
@@ -318,13 +345,17 @@ def inspect(
     ignore: Collection[str] = (),
     headless: bool = False,
 ) -> Inspection:
-    """Say what converting ``source`` would do; read names and shapes, write nothing.
+    """Find out what converting ``source`` would do. Only names and shapes are read, and nothing is written.
 
     Raises:
         VitconvError: what :func:`convert_checkpoint` would refuse, for the same reason.
     """
     options = SourceOptions(architecture, image_size, data, target, ema, ignore, headless)
     return identify(source, options).inspection
+
+
+#: The former name.
+inspect = inspect_checkpoint
 
 
 def convert_checkpoint(
@@ -343,40 +374,40 @@ def convert_checkpoint(
     dtype: str | None = None,
     verify: bool = True,
     overwrite: bool = False,
-    say: Callable[[str], None] = lambda step: None,
+    on_step: Callable[[str], None] = lambda step: None,
 ) -> Conversion:
     """Convert a file of timm weights to a Transformers folder and prove, before it appears, that it is right.
 
     The number of classes and channels and the image size are read from the weights.
 
     Args:
-        source: a file with the weights of a timm Vision Transformer (torch's format or safetensors, whatever its
-            name, wrapped by a training script or not), a folder as timm saves it for the Hub, or such a folder's name
+        source: a file with the weights of a timm Vision Transformer (torch's format or safetensors, with any name,
+            wrapped by a training script or not), a folder as timm saves it for the Hub, or such a folder's name
             on the Hub: ``"hf-hub:org/name"``.
-        destination: the folder to write; it appears whole or not at all.
-        architecture: the timm name, or a timm model; by default what the checkpoint says of itself (its
+        destination: the folder to write; it appears complete or not at all.
+        architecture: the timm name, or a timm model; by default what the checkpoint names (in its
             ``config.json``, ``arch``, ``args`` or ``hyper_parameters``), or the only architecture of timm's that the
             weights fit.
-        target: Transformers' name of the family to convert to, such as ``"dinov2"``; by default the plainest that
+        target: Transformers' name of the family to convert to, such as ``"dinov2"``; by default the simplest that
             computes the same.
         labels: class names, or a file of them (one per line, or JSON); by default what the checkpoint says.
         image: an image file to verify on; by default a built-in picture.
-        image_size: (height, width), where the weights leave it open; another one than theirs resamples the position
+        image_size: (height, width), if the weights do not determine it; another size resamples the position
             embedding with timm's own routine.
-        data: how the model wants its images prepared, where neither the checkpoint nor timm's pretrained tag says it
-            right: a mapping with any of timm's ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode``,
-            or a JSON file.
+        data: how images are prepared for the model, if neither the checkpoint nor timm's pretrained tag has the right
+            settings: a mapping with any of timm's ``mean``, ``std``, ``interpolation``, ``crop_pct`` and
+            ``crop_mode``, or a JSON file.
         ema: take the exponential moving average of the weights where the checkpoint holds both.
-        ignore: names of what the checkpoint says of itself and is not to be believed, such as ``"architecture"``,
+        ignore: names of settings in the checkpoint that are wrong and must not be used, such as ``"architecture"``,
             ``"mean"`` or ``"global_pool"``: see :mod:`vitconv.checkpoints.description`.
-        headless: convert without a head. A model that has none is otherwise refused where the checkpoint holds
-            something that looks like its head; so, it is left out, and named in a note.
+        headless: convert without a head. Tensors that look like a head are left out and named in a note. By default,
+            a model without a head is refused if the checkpoint holds such tensors.
         dtype: the dtype to store, ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"float64"``; by default the
             source's.
         verify: run both models on the image and refuse to write if they disagree. Without, a safetensors file is
             copied by the kernel, and neither torch nor timm is imported where the catalogue knows the architecture.
         overwrite: replace a model folder that has the destination's name.
-        say: called with a few words at the beginning of each step.
+        on_step: called with a few words at the beginning of each step.
 
     Raises:
         VitconvError: with the reason, and nothing written.
@@ -387,22 +418,23 @@ def convert_checkpoint(
     local = None if HUB_PREFIX.match(str(source)) else source
     check_destination(destination, overwrite=overwrite, source=local, inputs=named)
     names = _read_names(labels)
-    picture = load_image(image) if image else None
-    say("Reading the checkpoint")
+    picture = load_image(os.fspath(image)) if image else None
+    on_step("Reading the checkpoint")
     opened = identify(source, SourceOptions(architecture, image_size, data, target, ema, ignore, headless))
     check_destination(destination, overwrite=overwrite, inputs=opened.source.files)  # an index's, the Hub's cache's
     inspection, known = opened.inspection, opened.inspection.architecture
-    names = _fitting_labels(names, known) if names else opened.labels() or _fitting_labels(None, known)
+    names = _labels_for(names, known) if names else opened.labels() or _labels_for(None, known)
 
     with staged_folder(destination, overwrite=overwrite) as folder:
-        say("Writing the folder")
-        verification, hashes = None, {}
+        on_step("Writing the folder")
+        verification: Verification | None = None
+        hashes: dict[Path, str] = {}
         if verify:
-            verification, hashes = _write_and_prove(folder, opened, names, dtype, picture or sample_image(), say)
-        else:  # a kernel's copy does not show the bytes to anyone, so there is no hash
+            verification, hashes = _write_and_prove(folder, opened, names, dtype, picture or sample_image(), on_step)
+        else:  # the kernel copies the bytes, so that there is no chance to hash them
             _write(folder, opened, names, dtype)
         warnings = (*inspection.warnings, *(verification.warnings if verification else ()))
-        write_json(_record(opened, names, verification, hashes), folder / PARITY_FILE)
+        write_json(conversion_record(opened, names, verification, hashes), folder / PARITY_FILE)
         card = model_card(
             opened.source.files[0].name,
             opened.timm_name,
@@ -443,7 +475,7 @@ def verify_checkpoint(
     headless: bool | None = None,
     dtypes: Sequence[str] = (),
     device: str = "cpu",
-    say: Callable[[str], None] = lambda step: None,
+    on_step: Callable[[str], None] = lambda step: None,
 ) -> Verification:
     """Prove an existing Transformers folder against the timm weights it was made from.
 
@@ -460,7 +492,7 @@ def verify_checkpoint(
         dtypes: what to compare in besides float64: any of :data:`vitconv.parity.comparison.DTYPES`; by default what
             is stored.
         device: where to compute: ``"cpu"``, ``"cuda"``…
-        say: called with a few words at the beginning of each step.
+        on_step: called with a few words at the beginning of each step.
 
     Raises:
         ParityError: the folder is not what the source makes of it; the message names the tensor or the stage.
@@ -469,17 +501,19 @@ def verify_checkpoint(
     folder = Path(folder)
     if not (folder / CONFIG_FILE).is_file():
         raise CheckpointError(f"'{folder}' is not a model's folder: it has no {CONFIG_FILE}.", "Check its path.")
-    recorded = _recorded(folder)
-    architecture = architecture or recorded.get("architecture")
-    image_size = image_size or recorded.get("image_size")
-    data = data or recorded.get("given")
-    names = _read_names(labels) or recorded.get("labels")
-    pictures = [load_image(image) for image in images] or [sample_image()]
-    ema = recorded.get("ema", True) if ema is None else ema
-    headless = recorded.get("headless", False) if headless is None else headless
-    say("Reading the checkpoint")
-    ignore = recorded.get("ignore", ()) if ignore is None else ignore
-    options = SourceOptions(architecture, image_size, data, recorded.get("target"), ema, ignore, headless)
+    recorded = read_record(folder)
+    names = _read_names(labels) or recorded.labels
+    pictures = [load_image(os.fspath(image)) for image in images] or [sample_image()]
+    options = SourceOptions(
+        architecture or recorded.architecture,
+        image_size or recorded.image_size,
+        data or recorded.data,
+        recorded.target,
+        recorded.ema if ema is None else ema,
+        recorded.ignore if ignore is None else ignore,
+        recorded.headless if headless is None else headless,
+    )
+    on_step("Reading the checkpoint")
     try:
         opened = identify(source, options)
     except (ArchitectureError, CheckpointError, WeightsError, InputError) as error:
@@ -499,7 +533,7 @@ def verify_checkpoint(
             probes=True,
             dtypes=dtypes,
             device=device,
-            say=say,
+            on_step=on_step,
         )
     except ParityError as error:
         if error.stage not in ("config", "labels", "bytes"):
@@ -508,34 +542,36 @@ def verify_checkpoint(
 
 
 def _of_another_source(
-    error: VitconvError, folder: Path, recorded: Mapping[str, Any], source: Source
+    error: VitconvError, folder: Path, recorded: ConversionRecord, source: Source
 ) -> ParityError | None:
-    """Where a folder's record says that it was made from other files, an error that says so; else ``None``.
+    """An error if a folder's record says that it was made from other files; else ``None``.
 
-    The same weights may be in another file, so that other files alone are no error.
+    The same weights may be in another file, so other files alone are not an error.
 
     Args:
         error: why the folder does not fit the source.
         folder: the folder.
-        recorded: what :func:`_recorded` says of it.
+        recorded: how it was made.
         source: what was given.
     """
-    before = recorded.get("files") or []
-    digests = [file.get("sha256") for file in before]
-    if digests and all(digests):
+    before = recorded.files
+    if not before:
+        return None
+    digests = [file.sha256 for file in before]
+    sizes = [file.stat().st_size for file in source.files]
+    if all(digests):
         now = [sha256(file) for file in source.files]
-        if sorted(now) == sorted(digests):
-            return None
-        how = f"SHA-256 {digests[0][:12]}…", f"{now[0][:12]}…"
+        same = sorted(now) == sorted(map(str, digests))
+        recorded_as, given = f"SHA-256 {str(digests[0])[:12]}…", f"SHA-256 {now[0][:12]}…"
     else:
-        sizes = [file.stat().st_size for file in source.files]
-        if not before or sorted(sizes) == sorted(file["bytes"] for file in before):
-            return None
-        how = f"{before[0]['bytes']:,} bytes", f"{sizes[0]:,} bytes"
+        same = sorted(sizes) == sorted(file.bytes for file in before)
+        recorded_as, given = f"{before[0].bytes:,} bytes", f"{sizes[0]:,} bytes"
+    if same:
+        return None
     return ParityError(
-        f"'{folder}' was not made from '{source.files[0]}': its {PARITY_FILE} records '{before[0]['file']}' with "
-        f"{how[0]}, and this file has {how[1]}. {error.problem}",
-        "Pass the weights that the folder was made from, or convert these to a folder of their own.",
+        f"'{folder}' was not made from '{source.files[0]}': its {PARITY_FILE} records '{before[0].file}' with "
+        f"{recorded_as}, and this file has {given}. {error.problem}",
+        "Pass the weights that the folder was made from, or convert these to another folder.",
         stage=getattr(error, "stage", "bytes"),
     )
 
@@ -543,10 +579,10 @@ def _of_another_source(
 def _read_names(labels: Sequence[str] | str | os.PathLike[str] | None) -> tuple[str, ...] | None:
     if labels is None:
         return None
-    return read_labels(labels) if isinstance(labels, (str, os.PathLike)) else check_labels(labels)
+    return read_labels(os.fspath(labels)) if isinstance(labels, (str, os.PathLike)) else check_labels(labels)
 
 
-def _fitting_labels(labels: Sequence[str] | None, architecture: Architecture) -> tuple[str, ...]:
+def _labels_for(labels: Sequence[str] | None, architecture: Architecture) -> tuple[str, ...]:
     count = architecture.num_labels
     if labels is None:
         return tuple(f"LABEL_{i}" for i in range(count))
@@ -563,7 +599,8 @@ def _write(folder: Path, opened: Identified, labels: tuple[str, ...], dtype: str
     stored = {dtype_name(tensor) for tensor in opened.tensors.values()}
     family = mapping.family_for(inspection.architecture, inspection.target)
     if family.is_simple(inspection.architecture) and dtype in (None, *(stored if len(stored) == 1 else ())):
-        tensors = inspection.plan.apply(opened.tensors)
+        in_file: Any = opened.tensors  # not read into memory: each is only cut into its rows
+        tensors = inspection.plan.apply(in_file)
     else:
         import torch
 
@@ -586,21 +623,21 @@ def _write_and_prove(
     labels: tuple[str, ...],
     dtype: str | None,
     image: Image,
-    say: Callable[[str], None],
+    on_step: Callable[[str], None],
 ) -> tuple[Verification, dict[Path, str]]:
     """Write the folder and verify it; also compare the checksums in the source's files, and hash them.
 
-    Writing, comparing and hashing leave Python free: they run in a thread beside this one, which imports timm
-    meanwhile and Transformers, for longer than they take. What goes wrong there is raised here.
+    Writing, comparing and hashing do not hold Python's lock. They run in another thread while this one imports timm
+    and Transformers, which takes longer. Exceptions of that thread are raised here.
     """
     import torch  # noqa: F401  # before the other thread does: two should not import the same package at once
 
-    left = threading.Event()
-    with ThreadPoolExecutor(max_workers=1) as beside:
+    stopping = threading.Event()
+    with ThreadPoolExecutor(max_workers=1) as pool:
         try:
-            writing = beside.submit(_write, folder, opened, labels, dtype)
-            checking = [beside.submit(check_checksums, file, left.is_set) for file in opened.source.files]
-            hashing = {file: beside.submit(sha256, file, left.is_set) for file in opened.source.files}
+            writing = pool.submit(_write, folder, opened, labels, dtype)
+            checking = [pool.submit(check_checksums, file, stopping.is_set) for file in opened.source.files]
+            hashing = {file: pool.submit(sha256, file, stopping.is_set) for file in opened.source.files}
             timm_model = opened.timm_model()
             for running in (writing, *checking):
                 running.result()
@@ -614,74 +651,14 @@ def _write_and_prove(
                 target=opened.inspection.target,
                 labels=labels,
                 tokens=FLOAT64_TOKENS,
-                say=say,
+                on_step=on_step,
             )
             return verification, {file: running.result() for file, running in hashing.items()}
         finally:
-            left.set()
+            stopping.set()
 
 
 def _widest(tensors: Mapping[str, StoredTensor | Tensor]) -> str:
     """The dtype that Transformers should load the tensors in."""
     stored = {dtype_name(tensor) for tensor in tensors.values()} - {"int64"}
     return stored.pop() if len(stored) == 1 else str(widest_dtype(load_tensors(tensors))).removeprefix("torch.")
-
-
-def _recorded(folder: Path) -> dict[str, Any]:
-    """What ``parity.json`` says of how the folder was made; nothing, if there is none."""
-    path = folder / PARITY_FILE
-    if not path.exists():
-        return {}
-    content = read_json(path)
-    try:
-        height, width = content["image_size"]
-        return {
-            "architecture": content["architecture"] and str(content["architecture"]),
-            "target": content.get("target"),
-            "image_size": (int(height), int(width)),
-            "given": dict(content["preprocessing"]["given"] or {}) or None,
-            "labels": check_labels(content["labels"]) if content["labels"] else None,
-            "ema": bool(content["ema"]),
-            "ignore": tuple(map(str, content.get("ignore", ()))),
-            "headless": bool(content.get("headless", False)),
-            "files": [
-                {
-                    "file": str(file["file"]),
-                    "bytes": int(file["bytes"]),
-                    "sha256": file["sha256"] and str(file["sha256"]),
-                }
-                for file in content["source"]
-            ],
-        }
-    except (KeyError, TypeError, ValueError, InputError) as error:
-        raise CheckpointError(
-            f"'{path}' is not a record that vitconv has written.", "Restore the file, or remove it."
-        ) from error
-
-
-def _record(
-    opened: Identified, labels: tuple[str, ...], verification: Verification | None, hashes: Mapping[Path, str]
-) -> dict[str, Any]:
-    """The contents of ``parity.json``: what was converted, by which versions, and how close the models came."""
-    inspection = opened.inspection
-    versions = {name: importlib.metadata.version(name) for name in ("timm", "transformers", "torch", "safetensors")}
-    return {
-        "schema": 1,
-        "source": [
-            {"file": file.name, "bytes": file.stat().st_size, "sha256": hashes.get(file)}
-            for file in opened.source.files
-        ],
-        "notes": list(inspection.notes),
-        "ema": opened.options.ema,
-        "ignore": list(opened.options.ignore),
-        "headless": opened.options.headless,
-        "versions": {"vitconv": __version__, **versions},
-        "architecture": opened.timm_name,
-        "target": inspection.target,
-        "image_size": list(inspection.architecture.image_size),
-        "labels": list(labels),
-        "preprocessing": asdict(inspection.data),
-        "made": [asdict(made) for made in inspection.made],
-        "verified": verification is not None,
-        **(verification.to_dict() if verification else {}),
-    }

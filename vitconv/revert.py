@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitconv import mapping
 from vitconv.architecture import Architecture, check_image_size
-from vitconv.checkpoints.checkpoint import CONFIG_FILE, PARITY_FILE, read_json, write_json
+from vitconv.checkpoints.checkpoint import CONFIG_FILE, PARITY_FILE, write_json
 from vitconv.errors import ArchitectureError, CheckpointError, InputError, ParityError, WeightsError, first_few
 from vitconv.mapping import Family
 from vitconv.mapping.plan import make_plan, shapes_of
@@ -37,7 +37,8 @@ from vitconv.models.preprocessing import (
 )
 from vitconv.models.timm import build_timm, from_timm, make_buffers
 from vitconv.parity.comparison import Parity, compare
-from vitconv.parity.verification import check_bytes, pixels_for
+from vitconv.parity.verification import check_bytes, pixels_for, usual_dtype
+from vitconv.writing.record import recorded_architecture, reversion_record
 from vitconv.writing.staging import check_destination, staged_folder
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def revert_checkpoint(
     image: str | os.PathLike[str] | None = None,
     verify: bool = True,
     overwrite: bool = False,
-    say: Callable[[str], None] = lambda step: None,
+    on_step: Callable[[str], None] = lambda step: None,
 ) -> Reversion:
     """Write a folder that ``timm.create_model("local-dir:…", pretrained=True)`` loads, and prove it before it appears.
 
@@ -131,7 +132,7 @@ def revert_checkpoint(
         image: an image file to verify on; by default a built-in picture.
         verify: load the folder with timm, run both models and refuse to write if they disagree.
         overwrite: replace a model folder that has the destination's name.
-        say: called with a few words at the beginning of each step.
+        on_step: called with a few words at the beginning of each step.
 
     Raises:
         VitconvError: with the reason, and nothing written.
@@ -142,10 +143,10 @@ def revert_checkpoint(
     picture = load_image(image) if image else sample_image()
     if not (source / CONFIG_FILE).is_file():
         raise CheckpointError(f"'{source}' is not a model's folder: it has no {CONFIG_FILE}.", "Check its path.")
-    say("Reading the folder")
+    on_step("Reading the folder")
     hf_model, extra = load_for_timm(source, pooler="pooler" not in drop)
     dropped = _allowed(extra, drop)
-    recorded = _recorded_name(source) if architecture is None else None
+    recorded = recorded_architecture(source) if architecture is None else None
     try:
         found = _revert(hf_model, architecture or recorded, drop, any_epsilon=False)
     except WeightsError:
@@ -156,14 +157,14 @@ def revert_checkpoint(
     processor, data, notes = _data(source, found)
 
     with staged_folder(destination, overwrite=overwrite) as folder:
-        say("Writing the folder")
+        on_step("Writing the folder")
         _write(folder, found, hf_model.config, data)
         parity = None
         if verify:
-            say("Comparing the models")
+            on_step("Comparing the models")
             parity, differences = _prove(folder, found, hf_model, processor, data, picture)
             notes = (*notes, *differences)
-            write_json({"schema": 1, "architecture": found.name, "parity": parity.to_dict()}, folder / PARITY_FILE)
+            write_json(reversion_record(found.name, parity), folder / PARITY_FILE)
     return Reversion(
         Path(destination),
         found.architecture,
@@ -622,13 +623,6 @@ def _allowed(extra: Sequence[str], drop: Collection[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(_part(name)) for name in extra))
 
 
-def _recorded_name(folder: Path) -> str | None:
-    """The architecture that ``parity.json`` says the folder was made from."""
-    path = folder / PARITY_FILE
-    name = read_json(path).get("architecture") if path.is_file() else None
-    return name if isinstance(name, str) else None
-
-
 def _data(source: Path, found: _Found) -> tuple[BaseImageProcessor | None, DataConfig, tuple[str, ...]]:
     """The folder's image processor, and how timm does what it does; without one, what the architecture's tag says.
 
@@ -705,12 +699,10 @@ def _prove(
     loaded.to(dtype)
     check_bytes(found.model.state_dict(), loaded.state_dict())
     pixels, _, differences = pixels_for(None, data, [picture], processor=processor)
-    natural = str(dtype).removeprefix("torch.")
     # Under another name, an activation is the same function, rounded after each step of its formula: in 16 bits that
     # is farther from float64 than timm's, so that the two are compared where rounding is small.
     alias = _settings(hf_model).hidden_act in _ALIASES
-    if alias or natural not in ("float16", "bfloat16"):
-        natural = "float32"
+    natural = "float32" if alias else usual_dtype(dtype)
     # What was folded is rounded once in the folder; in float64 it is not, so the timm model there is made anew.
     exact = loaded
     if found.folded:

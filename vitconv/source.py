@@ -41,6 +41,8 @@ from vitconv.checkpoints.unwrap import unwrap
 from vitconv.errors import ArchitectureError, CheckpointError, InputError, VitconvError, first_few, shown
 from vitconv.mapping.plan import Plan, check_names, check_tensors, make_plan, shapes_of
 from vitconv.mapping.rewrites import Made
+from vitconv.mapping.summary import summarise_architecture, summarise_rewrites
+from vitconv.markdown import code, escape, table
 from vitconv.models import catalogue, position_embedding
 from vitconv.models.preprocessing import (
     MODES,
@@ -76,7 +78,7 @@ class SourceOptions:
     headless: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inspection:
     """What a conversion would do, before it does it.
 
@@ -97,6 +99,22 @@ class Inspection:
     data: DataConfig
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"Inspection({summarise_architecture(self.architecture, self.target)})"
+
+    def _repr_markdown_(self) -> str:
+        """What would be converted and how, for notebooks."""
+        rewrites = [(code(names), escape(how)) for names, how in summarise_rewrites(self.made)]
+        parts = [
+            f"**{escape(summarise_architecture(self.architecture, self.target))}**",
+            f"preprocessing: {escape(self.data.values)}: {escape(self.data.origin)}",
+            *(f"Note: {escape(note)}" for note in self.notes),
+            *(f"**Warning:** {escape(warning)}" for warning in self.warnings),
+            self.plan._repr_markdown_(),
+            *([table(("rewritten before it is moved", "how"), rewrites)] if rewrites else []),
+        ]
+        return "\n\n".join(parts)
 
 
 @dataclass(frozen=True)

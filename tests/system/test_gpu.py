@@ -5,7 +5,8 @@ import torch
 from models import full_model, pixels_for
 
 from vitconv.convert import to_huggingface
-from vitconv.parity.comparison import FLOAT32_EPSILON, LOW_PRECISION_RATIO, compare
+from vitconv.parity.comparison import compare
+from vitconv.parity.criteria import FLOAT32_EPSILON, LOW_PRECISION_RATIO
 
 pytestmark = [
     pytest.mark.gpu,

@@ -82,7 +82,7 @@ def test_without_a_project_around_it_paths_start_in_the_notebooks_folder(noteboo
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Run a notebook's cells in this process, with parameters in papermill's place; return what they print.
+    """Run a notebook's cells in this process, with papermill's parameters; return what they print and show as Markdown.
 
     A kernel of its own would import torch, timm and transformers again for every model.
     """
@@ -93,9 +93,10 @@ def run(monkeypatch, capsys):
     def run(name, **parameters):
         notebook = parameterize_notebook(load_notebook_node(str(ROOT / "notebooks" / f"{name}.ipynb")), parameters)
         values = {"__name__": "__main__"}
+        SHOWN.clear()
         for cell in notebook.cells:
             if cell.cell_type == "code":
-                exec(compile(cell.source, f"{name}.ipynb, cell {cell.get('id')}", "exec"), values)
+                _show(_execute(cell.source, f"{name}.ipynb, cell {cell.get('id')}", values))
         return capsys.readouterr().out
 
     yield run
@@ -104,6 +105,24 @@ def run(monkeypatch, capsys):
     logging.enable_progress_bar()
     logging.set_verbosity_warning()
 
+
+def _execute(source, name, values):
+    """Run a cell; return the value of its last line, if that is an expression."""
+    tree = ast.parse(source)
+    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, name, "exec"), values)
+    return None if last is None else eval(compile(ast.Expression(last.value), name, "eval"), values)
+
+
+def _show(value):
+    """As a notebook shows the value of a cell."""
+    if hasattr(value, "_repr_markdown_"):
+        SHOWN.append(value._repr_markdown_())
+        print(SHOWN[-1])
+
+
+#: The Markdown of the notebook that was run last.
+SHOWN = []
 
 BARE = {"architecture": "", "labels": "", "image": "", "device": "cpu"}
 
@@ -194,7 +213,7 @@ def test_a_model_on_the_hub(run, hub_cache, tmp_path):
     save_folder(tmp_path / "timm", "vit", CLASSES)
     hub_cache({file.name: file.read_bytes() for file in (tmp_path / "timm").iterdir()})
     told = run("convert", **BARE, checkpoint="hf-hub:our/roofs", output=str(tmp_path / "hf"))
-    assert "note: The checkpoint is hf-hub:our/roofs at revision" in told
+    assert "Note: The checkpoint is hf-hub:our/roofs at revision" in told
 
 
 #: A formula that is none, a script, and what ends a row of a table.
@@ -216,8 +235,6 @@ def test_convert_draws_names_as_they_are(run, tmp_path):
 
 
 def test_evaluate_shows_names_as_they_are(run, tmp_path, monkeypatch):
-    shown = []
-    monkeypatch.setattr("IPython.display.Markdown", shown.append)
     classes = (HOSTILE, "oak")
     table = make_rows(0, [HOSTILE, "b.png"], np.eye(2, dtype=np.float32), [None, HOSTILE], classes)
     Parts(tmp_path / "predictions", Run({}, classes), 1, overwrite=True).write(0, table, "key")
@@ -230,8 +247,8 @@ def test_evaluate_shows_names_as_they_are(run, tmp_path, monkeypatch):
     paths = {"predictions": str(tmp_path / "predictions"), "images": str(tmp_path / "list.csv"), "expected": ""}
     paths |= {"output": str(tmp_path / "out"), "scores": str(tmp_path / "out" / "metrics.json"), "model": ""}
     run("evaluate", **paths, metrics=["accuracy", "hostile_metrics:share"], thresholds={"errors": {"max": 1}})
-    rows, figures = shown
-    for text, times in ((rows, 3), (figures, 1)):
+    rows, metrics = SHOWN
+    for text, times in ((rows, 3), (metrics, 1)):
         tokens = MarkdownIt("commonmark").enable("table").parse(text)
         children = [child for token in tokens for child in token.children or []]
         assert {child.type for child in children} <= {"text", "text_special", "code_inline"}

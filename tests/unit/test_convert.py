@@ -359,7 +359,7 @@ def test_verify_passes_on_every_kind(kind, save, tmp_path):
     convert_checkpoint(source, tmp_path / "model", architecture=model, verify=False)
     found = verify_checkpoint(source, tmp_path / "model", architecture=model)
     assert found.parity.matches
-    assert found.account.source == sum(tensor.numel() for tensor in model.state_dict().values())
+    assert found.elements.source == sum(tensor.numel() for tensor in model.state_dict().values())
 
 
 def test_verify_takes_what_the_folder_records(small_checkpoint, tmp_path, picture):
@@ -507,7 +507,10 @@ def test_a_conversion_says_what_loads_it_and_where_its_answer_is(family, classes
     )
     pixels = torch.randn(2, 3, *done.architecture.image_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected, actual = timm_model(pixels), eval(f"output.{done.answer}", {"output": model.eval()(pixels)})
+        expected, actual = (
+            timm_model(pixels),
+            eval(f"output.{done.output_expression}", {"output": model.eval()(pixels)}),
+        )
         assert torch.equal(expected, saved(pixels))
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 

@@ -14,7 +14,7 @@ from vitconv.mapping import family_for
 from vitconv.mapping.plan import make_plan, shapes_of
 from vitconv.models.huggingface import installed_dialect
 from vitconv.models.timm import from_timm, regularisation
-from vitconv.parity.comparison import _answer
+from vitconv.parity.comparison import matching_output
 from vitconv.parity.float64 import float64_throughout
 
 LABELS = torch.tensor([0, 3])
@@ -24,7 +24,7 @@ def loss_of(model, pixels, timm_model):
     """Cross entropy of what timm returns, features taken as logits where there is no head."""
     with float64_throughout(model):
         output = model(pixels)
-        answer = output if model is timm_model else _answer(output, torch.empty(2, 2), timm_model)[0]
+        answer = output if model is timm_model else matching_output(output, torch.empty(2, 2), timm_model)[0]
         return cross_entropy(answer, LABELS)
 
 
@@ -79,7 +79,7 @@ def test_a_lora_adapter_trains_and_merges(name):
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
     losses = []
     for _ in range(20):
-        loss = cross_entropy(_answer(adapted(pixels), torch.empty(2, 2), timm_model)[0], LABELS)
+        loss = cross_entropy(matching_output(adapted(pixels), torch.empty(2, 2), timm_model)[0], LABELS)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -90,9 +90,9 @@ def test_a_lora_adapter_trains_and_merges(name):
 
     adapted.eval()
     with torch.no_grad():
-        expected = _answer(adapted(pixels), torch.empty(2, 2), timm_model)[0]
+        expected = matching_output(adapted(pixels), torch.empty(2, 2), timm_model)[0]
         merged = adapted.merge_and_unload()
-        assert torch.allclose(_answer(merged(pixels), torch.empty(2, 2), timm_model)[0], expected, atol=1e-4)
+        assert torch.allclose(matching_output(merged(pixels), torch.empty(2, 2), timm_model)[0], expected, atol=1e-4)
         # And back: timm runs what was trained in Transformers.
         assert torch.allclose(to_timm(merged, architecture=name)(pixels), expected, atol=1e-4)
 

@@ -345,7 +345,7 @@ def test_quantised_weights_are_named(converted, tmp_path):
 
 def test_a_class_without_a_way_back_is_named(tmp_path):
     transformers.ResNetModel(transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])).save_pretrained(tmp_path / "hf")  # fmt: skip
-    with pytest.raises(CheckpointError, match="holds ResNetModel, from which there is no way back"):
+    with pytest.raises(CheckpointError, match="holds ResNetModel, which cannot be converted to timm"):
         revert_checkpoint(tmp_path / "hf", tmp_path / "back")
 
 
@@ -371,7 +371,9 @@ def test_missing_weights(converted, tmp_path):
     tensors = load_file(folder / "model.safetensors")
     del tensors["vit.layernorm.bias"]
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(WeightsError, match="lacks weights that its configuration names: vit.layernorm.bias"):
+    with pytest.raises(
+        WeightsError, match="Weights that the configuration names are missing in the folder: vit.layernorm.bias"
+    ):
         revert_checkpoint(copy, tmp_path / "back")
     (copy / "model.safetensors").write_bytes(b"garbage")
     with pytest.raises(CheckpointError):

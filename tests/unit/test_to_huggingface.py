@@ -21,7 +21,7 @@ from vitconv.errors import ArchitectureError, ParityError, VitconvError
 from vitconv.models import timm as timm_models
 from vitconv.models.timm import build_timm, from_timm
 from vitconv.models.timm_state import SETTINGS, class_name
-from vitconv.parity.comparison import _answer
+from vitconv.parity.comparison import matching_output
 from vitconv.parity.float64 import float64_throughout
 
 #: One small model of each design, and of each option that reads attributes of its own: name -> (timm name, arguments).
@@ -112,7 +112,7 @@ def wrong(model: nn.Module, pixels: torch.Tensor, tolerance: float) -> str | Non
     if expected is None:
         return None
     with torch.no_grad(), float64_throughout(twin):
-        found = _answer(twin(pixels), expected, model)[0]
+        found = matching_output(twin(pixels), expected, model)[0]
     if found.shape != expected.shape:
         return f"shape {tuple(found.shape)} instead of {tuple(expected.shape)}"
     difference = (found - expected).abs().max().item()

@@ -20,9 +20,12 @@ from vitconv import cli, errors
 from vitconv.architecture import MOST_PIXELS
 from vitconv.checkpoints.checkpoint import HUB_PREFIX
 from vitconv.checkpoints.digests import write_digests
-from vitconv.cli import errors_for_people
+from vitconv.cli.options import one_of
+from vitconv.cli.process import errors_for_people
 from vitconv.errors import InputError, VitconvError, shown
 from vitconv.files import check_file, open_file
+from vitconv.inference import ENGINES
+from vitconv.models.preprocessing import PROCESSORS, ProcessorName
 from vitconv.writing.staging import check_destination
 
 PARAMETERS_FILE = Path("params.yaml")
@@ -100,8 +103,8 @@ _SIZE = _Form(
 )
 _PLAIN = _Form(_is_plain, "Write it with texts, numbers, lists and mappings only.", [])
 _ENGINE = _Form(
-    lambda value: value in [engine.value for engine in cli.Engine],
-    f"Choose from {', '.join(engine.value for engine in cli.Engine)}.",
+    lambda value: _is_text(value) and value in ENGINES,
+    f"Choose from {', '.join(ENGINES)}.",
 )
 
 _FORMS = {
@@ -209,20 +212,20 @@ def convert() -> None:
 def verify() -> None:
     """Do what `vitconv verify --json` does."""
     given = _given("checkpoint", "model")
-    cli.verify(Path(given["checkpoint"]), Path(given["model"]), as_json=True)
+    cli.verify.verify(Path(given["checkpoint"]), Path(given["model"]), as_json=True)
 
 
 @app.command()
 def predict(
-    processor: Annotated[cli.Processor, typer.Option(help="As for `vitconv predict`.")] = cli.Processor.transformers,
+    processor: Annotated[ProcessorName, one_of(PROCESSORS, "As for `vitconv predict`.")] = "transformers",
 ) -> None:
     """Do what `vitconv predict` does, into build/predictions."""
     given = _given("model", "images", "engine", "batch_size", "device", "max_errors")
-    cli.predict(
+    cli.predict.predict(
         Path(given["model"]),
         Path(given["images"]),
         Path("build/predictions"),
-        engine=cli.Engine(given["engine"]),
+        engine=given["engine"],
         processor=processor,
         batch_size=given["batch_size"],
         device=given["device"],

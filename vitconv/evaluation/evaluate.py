@@ -16,6 +16,8 @@ from vitconv.errors import InputError, shown
 from vitconv.evaluation.metrics import BUILT_IN, figures, intervals, proportion
 from vitconv.evaluation.outcomes import Answers, read_answers
 from vitconv.evaluation.thresholds import Threshold, judge
+from vitconv.markdown import escape
+from vitconv.markdown import table as markdown_table
 from vitconv.writing.files import new_file
 
 _DISAGREEMENTS = pa.schema(
@@ -23,7 +25,7 @@ _DISAGREEMENTS = pa.schema(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """The result.
 
@@ -91,6 +93,20 @@ class Evaluation:
         for name, table in (("classes.csv", self.per_class), ("disagreements.csv", disagreements)):
             with new_file(folder / name) as file:
                 csv.write_csv(table, file)
+
+    def __repr__(self) -> str:
+        missed = sum(not threshold.passed for threshold in self.thresholds)
+        return f"Evaluation({len(self.answers.paths):,} images, {missed} of {len(self.thresholds)} thresholds missed)"
+
+    def _repr_markdown_(self) -> str:
+        """The metrics with their intervals, and the thresholds, for notebooks."""
+        rows = []
+        for name, value in self.figures.items():
+            low, high = self.intervals.get(name, (None, None))
+            rows.append((escape(name), f"{value:.6g}", "" if low is None else f"{low:.4g} to {high:.4g}"))
+        marks = [f"- {'✓' if one.passed else '✗'} {escape(one)}" for one in self.thresholds]
+        parts = [markdown_table(("metric", "value", "95 % interval"), rows), "\n".join(marks)]
+        return "\n\n".join(part for part in parts if part)
 
 
 def evaluate(

@@ -15,8 +15,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from vitconv.checkpoints.checkpoint import read_json
 from vitconv.errors import CheckpointError, InputError, shown
 from vitconv.files import MOST_TEXT, check_file, open_file
+from vitconv.markdown import escape, visible
 from vitconv.writing.files import new_file
-from vitconv.writing.markdown import escape, visible
 
 #: The pictures of the evaluation, in the order of the page, and what each shows.
 PICTURES = {

@@ -9,21 +9,20 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import pyarrow as pa
 
 import vitconv
 from vitconv.checkpoints.checkpoint import PARITY_FILE, read_state_dict, sha256
 from vitconv.errors import CheckpointError, InputError, VitconvError, shown
+from vitconv.inference import EngineName
 from vitconv.inference.images import Answer, Batches, read_images
 from vitconv.inference.local import LocalEngine
 from vitconv.inference.predictions import Parts, Run, make_rows
 from vitconv.inference.ray import RayEngine
 from vitconv.inference.runtime import Classifier, read_classifier
 from vitconv.models.preprocessing import ProcessorName, load_processor
-
-EngineName = Literal["local", "ray"]
 
 #: About as many rows are in a file: what a run that is cut off has to do again at most.
 ROWS_PER_PART = 256

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 from vitconv import mapping
 from vitconv.architecture import Architecture, Shapes
 from vitconv.errors import WeightsError, first_few
+from vitconv.markdown import code
+from vitconv.markdown import table as markdown_table
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +50,7 @@ class Move:
         return part if tuple(part.shape) == self.shape else part.reshape(self.shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """The moves of a conversion, proved to use every source element once."""
 
@@ -81,6 +83,17 @@ class Plan:
             else torch.cat([tensors[move.target] for move in sorted(moves, key=lambda move: move.rows or (0, 0))])
             for source, moves in parts.items()
         }
+
+    def __repr__(self) -> str:
+        return f"Plan({len({move.source for move in self.moves})} tensors become {len(self.moves)})"
+
+    def _repr_markdown_(self) -> str:
+        """The table for notebooks; the rows of a tensor that is split are in bold."""
+        rows = []
+        for source, target, shape in self.table():
+            name = f"**{code(source)}**" if "[" in source else code(source)
+            rows.append((name, code(target), " × ".join(map(str, shape))))
+        return markdown_table(("timm", "Transformers (in files)", "shape"), rows)
 
     def table(self) -> list[tuple[str, str, tuple[int, ...]]]:
         """The moves for people: (source with its rows, target, shape); the same move in every block is one line."""

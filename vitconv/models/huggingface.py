@@ -68,9 +68,8 @@ def load_config(folder: Path) -> PreTrainedConfig:
     """Load a folder's ``config.json``.
 
     Raises:
-        CheckpointError: it is missing, or no configuration of a class that vitconv converts to.
-        ParityError: it has a setting with which Transformers would load, or return, something else than the model and
-            its outputs by name.
+        CheckpointError: it is missing, or the class is not one that vitconv converts to.
+        ParityError: it has a setting that changes what Transformers loads, or in which form it returns the outputs.
     """
     import transformers
 
@@ -80,16 +79,16 @@ def load_config(folder: Path) -> PreTrainedConfig:
     try:
         with _quiet():
             config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # configurations are checked by Transformers, each in its own way
+    except Exception as error:  # each configuration class raises its own kinds of errors
         raise CheckpointError(f"'{folder}' has no config.json that Transformers can read.", _CONVERT) from error
     names = config.architectures
     if not isinstance(names, list) or len(names) != 1 or str(names[0]) not in mapping.CLASSES:
-        raise CheckpointError(f"'{folder}' is no folder that vitconv writes: it holds {shown(names)}.", _CONVERT)
+        raise CheckpointError(f"'{folder}' was not written by vitconv: its architecture is {shown(names)}.", _CONVERT)
     cls = getattr(transformers, names[0], None)
     if cls is None or not isinstance(config, cls.config_class):
         raise CheckpointError(
-            f"The config.json in '{folder}' names {names[0]}, and its `model_type` '{config.model_type}' is of "
-            "another class or of a newer transformers.",
+            f"The config.json in '{folder}' names {names[0]}, but its `model_type` '{config.model_type}' belongs to "
+            "another class or to a newer transformers.",
             _CONVERT,
         )
     labels = config.id2label
@@ -106,11 +105,11 @@ def load_config(folder: Path) -> PreTrainedConfig:
 
 
 def _refuse_many_labels(folder: Path) -> None:
-    """Raise :class:`CheckpointError` for a number of classes that Transformers would take gigabytes to name."""
+    """Raise :class:`CheckpointError` for so many classes that Transformers would need gigabytes for their names."""
     try:
         parts = [json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))]
     except (OSError, ValueError, RecursionError):
-        return  # Transformers says so
+        return  # Transformers reports it
     while parts:
         part = parts.pop()
         if not isinstance(part, dict):
@@ -128,7 +127,7 @@ _CONVERT = "Pass a folder that `vitconv convert` has written."
 
 
 def _refuse_settings(config: PreTrainedConfig) -> None:
-    """Raise :class:`ParityError` for a setting with which no model can run, or would run or answer in another form."""
+    """Raise :class:`ParityError` for a setting that keeps a model from running, or changes the form of its output."""
     import torch
 
     for name, usual in (
@@ -155,7 +154,7 @@ def _refuse_settings(config: PreTrainedConfig) -> None:
         sides = found if isinstance(found, (list, tuple)) and len(found) == 2 else [found]
         if not all(type(side) is int and side > 0 for side in sides):
             raise ParityError(
-                f"`{name}` in config.json is {shown(found)}, which is no size.",
+                f"`{name}` in config.json is {shown(found)}, which is not a size.",
                 "Correct this setting, or convert the source again.",
                 stage="config",
             )
@@ -174,7 +173,7 @@ def shown(value: object) -> str:
 
 
 def load_folder(folder: Path) -> PreTrainedModel:
-    """Load a folder with ``from_pretrained``, and refuse what Transformers would only warn of.
+    """Load a folder with ``from_pretrained``, and refuse what Transformers only warns about.
 
     Raises:
         ParityError: Transformers cannot load it; or weights are missing, unexpected or misshapen.
@@ -187,7 +186,7 @@ def load_folder(folder: Path) -> PreTrainedModel:
     try:
         with _quiet():
             model, info = cls.from_pretrained(folder, output_loading_info=True)
-    except Exception as error:  # which of its settings it cannot follow, Transformers finds out in many ways
+    except Exception as error:  # Transformers raises many kinds of errors for settings that it does not support
         raise ParityError(
             f"Transformers cannot load '{folder}': {first_line(error)}", _CONVERT_AGAIN, stage="loading"
         ) from error
@@ -201,7 +200,7 @@ def load_folder(folder: Path) -> PreTrainedModel:
     return model.eval()
 
 
-_CONVERT_AGAIN = "Convert the source again; if it stays, report the architecture and this message."
+_CONVERT_AGAIN = "Convert the source again. If the error remains, report the architecture and this message."
 
 
 def _check_depth(folder: Path, config: PreTrainedConfig, tensors: int) -> None:
@@ -209,8 +208,8 @@ def _check_depth(folder: Path, config: PreTrainedConfig, tensors: int) -> None:
     depth = getattr(getattr(config, "vision_config", config), "num_hidden_layers", 0)
     if depth > tensors:
         raise CheckpointError(
-            f"The config.json in '{folder}' asks for {depth} layers, and its weights are {tensors} tensors.",
-            "Check that the folder is whole.",
+            f"The config.json in '{folder}' asks for {depth} layers, but the folder has only {tensors} tensors.",
+            "Check that the folder is complete.",
         )
 
 
@@ -220,7 +219,7 @@ def first_line(error: Exception) -> str:
 
 
 def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[str]]:
-    """Load any folder of a class that vitconv knows, for the way back; masked autoencoders as their encoder.
+    """Load any folder of a class that vitconv converts to timm; of a masked autoencoder, the encoder.
 
     Args:
         folder: with ``config.json`` and weights.
@@ -238,7 +237,7 @@ def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[
 
     stored = read_state_dict(folder)  # strictly, before anything else opens the file
     try:
-        # Without the last argument, a folder with code of its own makes Transformers ask on the terminal.
+        # Without the last argument, Transformers asks on the terminal if the folder has its own code.
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if config.model_type in _ENCODERS:
             config = _encoder_config(config)
@@ -247,13 +246,13 @@ def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[
         names = [name for name in config.architectures or [] if name in mapping.CLASSES]
         if not names:
             raise CheckpointError(
-                f"'{folder}' holds {first_few(config.architectures or ['no named class'])}, from which there is no "
-                "way back.",
-                f"It knows one from {', '.join(mapping.CLASSES)}.",
+                f"'{folder}' holds {first_few(config.architectures or ['no named class'])}, which cannot be "
+                "converted to timm.",
+                f"Pass one of {', '.join(mapping.CLASSES)}.",
             )
         _check_depth(folder, config, len(stored))
         options = {}
-        if names[0] == "ViTModel":  # which makes itself a pooler where the file has none
+        if names[0] == "ViTModel":  # which creates a pooler with random weights if the file has none
             options["add_pooling_layer"] = pooler and any(".pooler." in f".{name}" for name in stored)
         with _quiet():
             model, info = getattr(transformers, names[0]).from_pretrained(
@@ -261,14 +260,15 @@ def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[
             )
     except VitconvError:
         raise
-    except Exception as error:  # configurations are checked by Transformers, each in its own way
+    except Exception as error:  # each configuration class raises its own kinds of errors
         raise CheckpointError(
-            f"Transformers cannot load '{folder}': {first_line(error)}", "Check that the folder is whole."
+            f"Transformers cannot load '{folder}': {first_line(error)}", "Check that the folder is complete."
         ) from error
     lost = [*info["missing_keys"], *map(str, info["mismatched_keys"])]
     if lost:
         raise WeightsError(
-            f"The folder lacks weights that its configuration names: {first_few(lost)}.", "Check that it is whole."
+            f"Weights that the configuration names are missing in the folder: {first_few(lost)}.",
+            "Check that the folder is complete.",
         )
     return model.eval(), sorted(info["unexpected_keys"])
 
@@ -303,7 +303,7 @@ def installed_dialect() -> mapping.Dialect:
     """What the installed transformers calls a ViT's parameters in memory: 5.x renamed them, files kept theirs.
 
     Raises:
-        VitconvError: neither; vitconv does not know this transformers.
+        VitconvError: vitconv does not know the names in this transformers.
     """
     import torch
     import transformers
@@ -323,7 +323,7 @@ def installed_dialect() -> mapping.Dialect:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Transformers' progress bars and reports: a command shows its own, and what they report is an error."""
+    """Without Transformers' progress bars and reports: commands show their own, and vitconv raises errors instead."""
     from transformers.utils import logging
 
     was_on, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()

@@ -1,23 +1,9 @@
-"""Run a timm model and its Transformers twin on the same pixels and say where, and by how much, they differ.
+"""Run a timm model and its Transformers model on the same pixels and measure where, and by how much, they differ.
 
-The criteria, all of them:
-
-========  =====================================================================================================
-float64   |Δ| ≤ 1e-12 of the stage's scale. Rounding is about 1e-16 of it and grows to 1e-14 over a deep model; a
-          wrong epsilon, activation or tensor moves something by 1e-8 or, mostly, far more.
-float32   |Δ| ≤ 16 ε √(n + 1) of the stage's scale after n blocks, with ε = 2⁻²³: what rounding in another order of
-          summation can add up to, if roundings are independent. On most CPUs both models run the same sums in the
-          same order and agree bit for bit; that is reported when it holds.
-float16,  The converted model may be no further from the float64 reference than 1.5 × the original model is, in the
-bfloat16  mean over the stage's values: in low precision the original is itself off by far more than a mistake.
-tf32      float32 with a GPU's TF32 matrix products, judged like float16.
-========  =====================================================================================================
+How large a difference may be is in :mod:`vitconv.parity.criteria`.
 
 The blocks may be given a few tokens of the picture instead of all, where they treat every token alike: each of those
 tokens still meets every weight and setting of theirs, and the criterion stays. The embeddings are compared in full.
-
-The stage's scale is the largest absolute value that the timm model has there, but at least a hundredth of the stage's
-before: a sum that happens to cancel to almost nothing still carries the rounding of its terms.
 """
 
 from __future__ import annotations
@@ -32,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from vitconv.errors import InputError, ParityError
 from vitconv.mapping import CLASSES
+from vitconv.markdown import table
+from vitconv.parity.criteria import CRITERIA, DTYPES, Criterion
 from vitconv.parity.lockstep import Staged, in_step
 
 if TYPE_CHECKING:
@@ -41,12 +29,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-DTYPES = ("float64", "float32", "tf32", "float16", "bfloat16")
-
-FLOAT64_TOLERANCE = 1e-12
-FLOAT32_EPSILON = 2.0**-23
-LOW_PRECISION_RATIO = 1.5
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -55,13 +37,13 @@ class Stage:
     Attributes:
         name: ``"embeddings"``, ``"blocks.0"``…, ``"norm"``, and ``"logits"`` or ``"features"``.
         max_abs, mean_abs: the largest and the mean |Δ| between the two models.
-        scale: what ``max_abs`` is compared with: see above.
+        scale: what ``max_abs`` is compared with: see :mod:`vitconv.parity.criteria`.
         cosine: of the two models' values, all of them as one vector; 1 means the same direction.
-        limit: the largest ``badness`` allowed.
-        finite: the share of the values that are neither NaN nor infinite: of the others the models must have the
-            same, and all figures leave them out.
-        badness: what the criterion looks at. In float64 and float32 ``max_abs / scale``; in low precision the
+        error: what the criterion measures. In float64 and float32 ``max_abs / scale``; in low precision the
             converted model's mean distance from the float64 reference, divided by the original's.
+        limit: the largest ``error`` allowed.
+        finite: the share of the values that are neither NaN nor infinite. The other values must be the same in both
+            models, and the other attributes leave them out.
     """
 
     name: str
@@ -69,7 +51,7 @@ class Stage:
     mean_abs: float
     scale: float
     cosine: float
-    badness: float
+    error: float
     limit: float
     finite: float = 1.0
 
@@ -79,9 +61,15 @@ class Stage:
         return self.max_abs / self.scale if self.scale else self.max_abs
 
     @property
+    def cells(self) -> tuple[str, ...]:
+        """The name and the rounded numbers, as a row of a table."""
+        numbers = (self.max_abs, self.mean_abs, self.scale, 1 - self.cosine, self.error, self.limit)
+        return (self.name, *(f"{number:.2g}" for number in numbers))
+
+    @property
     def within(self) -> bool:
         """Whether the criterion holds; never for NaN."""
-        return self.badness <= self.limit
+        return self.error <= self.limit
 
 
 @dataclass(frozen=True)
@@ -103,9 +91,36 @@ class Comparison:
     tokens: int | None = None
 
     @property
+    def criterion(self) -> Criterion:
+        """What counts as equal in this dtype."""
+        return CRITERIA[self.dtype]
+
+    @property
     def same_bits(self) -> bool:
         """Whether every stage is equal bit for bit."""
         return all(stage.max_abs == 0 for stage in self.stages)
+
+    @property
+    def verdict(self) -> str:
+        """Equal bit for bit, within the criterion, or where not, in a few words."""
+        if self.diverges_at:
+            return f"diverges at {self.diverges_at.name}"
+        return "equal bit for bit" if self.same_bits else "within its criterion"
+
+    @property
+    def title(self) -> str:
+        """The dtype and the verdict, as the title of a table."""
+        return f"{self.dtype}: {self.verdict}"
+
+    @property
+    def headings(self) -> tuple[str, ...]:
+        """The columns of a table whose rows are :attr:`Stage.cells`."""
+        return ("stage", "max |Δ|", "mean |Δ|", "scale", "1 - cosine", self.criterion.error_name, "limit")
+
+    @property
+    def agreement(self) -> str:
+        """How often both models choose the same classes, in a few words."""
+        return f"same best class: {self.top1:.0%} of the batch, same best five: {self.topk:.0%}"
 
     @property
     def diverges_at(self) -> Stage | None:
@@ -113,11 +128,11 @@ class Comparison:
         return next((stage for stage in self.stages if not stage.within), None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Parity:
     """How far a timm model and a Transformers model are apart, dtype by dtype and stage by stage.
 
-    It prints as a table with ``rich.print``, draws itself with :meth:`plot`, and becomes JSON with :meth:`to_dict`.
+    It is a table with ``rich.print`` and in a notebook, a figure with :meth:`plot`, and JSON with :meth:`to_dict`.
     """
 
     comparisons: tuple[Comparison, ...]
@@ -139,21 +154,15 @@ class Parity:
             stage = comparison.diverges_at
             if stage is None:
                 continue
-            if comparison.dtype in ("float64", "float32"):
-                figures = f"|Δ| is {stage.badness:.1e} of the values' scale, and rounding explains {stage.limit:.0e}"
-            else:
-                figures = (
-                    f"the converted model is {stage.badness:.2g} times as far from the float64 reference as the "
-                    f"original, and {stage.limit:g} times is allowed"
-                )
+            reason = comparison.criterion.explain(stage.error, stage.limit)
             raise ParityError(
-                f"The models diverge at `{stage.name}` in {comparison.dtype}: {figures}.",
+                f"The models diverge at `{stage.name}` in {comparison.dtype}: {reason}.",
                 "Do not use the converted model; report the architecture and this message.",
                 stage=stage.name,
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures as plain data, for JSON."""
+        """All numbers as plain data, for JSON."""
         return {
             comparison.dtype: {
                 "matches": comparison.diverges_at is None,
@@ -166,37 +175,34 @@ class Parity:
             for comparison in self.comparisons
         }
 
+    def __repr__(self) -> str:
+        return f"Parity({', '.join(f'{c.dtype}: {c.verdict}' for c in self.comparisons)})"
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.table import Table
 
         for comparison in self.comparisons:
-            ratio = comparison.dtype not in ("float64", "float32")
-            title = f"{comparison.dtype}: " + ("equal bit for bit" if comparison.same_bits else "within its criterion")
-            if comparison.diverges_at:
-                title = f"{comparison.dtype}: diverges at {comparison.diverges_at.name}"
-            table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-            for heading in (
-                "stage",
-                "max |Δ|",
-                "mean |Δ|",
-                "scale",
-                "1 - cosine",
-                "error ratio" if ratio else "relative",
-                "limit",
-            ):
+            table = Table(title=comparison.title, title_justify="left", box=None, pad_edge=False)
+            for heading in comparison.headings:
                 table.add_column(heading, justify="left" if heading == "stage" else "right")
             for stage in comparison.stages:
-                figures = [stage.max_abs, stage.mean_abs, stage.scale, 1 - stage.cosine, stage.badness, stage.limit]
-                table.add_row(
-                    stage.name, *(f"{figure:.2g}" for figure in figures), style=None if stage.within else "red"
-                )
+                table.add_row(*stage.cells, style=None if stage.within else "red")
             yield table
-            yield f"same best class: {comparison.top1:.0%} of the batch, same best five: {comparison.topk:.0%}\n"
+            yield f"{comparison.agreement}\n"
+
+    def _repr_markdown_(self) -> str:
+        """The same tables, for notebooks; a stage that breaks its criterion is in bold."""
+        parts = []
+        for comparison in self.comparisons:
+            rows = [s.cells if s.within else tuple(f"**{cell}**" for cell in s.cells) for s in comparison.stages]
+            headings = [heading.replace("|", "&#124;") for heading in comparison.headings]
+            parts += [f"**{comparison.title}**", table(headings, rows), comparison.agreement]
+        return "\n\n".join(parts)
 
     def plot(self, axes: Axes | None = None) -> Axes:
         """Draw the largest relative |Δ| by stage on a logarithmic axis, a line for each dtype (needs matplotlib).
 
-        A stage that is equal bit for bit has no logarithm: it is drawn at the axis' foot, at 1e-18.
+        The difference at a stage that is equal bit for bit is 0, which has no logarithm: it is drawn at 1e-18.
 
         Raises:
             InputError: matplotlib is not installed.
@@ -205,7 +211,7 @@ class Parity:
             import matplotlib.pyplot as plt
         except ModuleNotFoundError as error:
             if error.name is None or error.name.partition(".")[0] != "matplotlib":
-                raise  # it is there, and something of its own is missing
+                raise  # matplotlib is installed, and a package that it needs is missing
             raise InputError(
                 "Drawing needs matplotlib, which is not installed.", "Install it: pip install 'vitconv[plot]'"
             ) from error
@@ -215,7 +221,7 @@ class Parity:
             heights = [max(stage.relative, 1e-18) for stage in comparison.stages]
             names = [stage.name for stage in comparison.stages]
             (line,) = axes.plot(names, heights, marker="o", markersize=4, label=comparison.dtype)
-            if comparison.dtype in ("float64", "float32"):
+            if not comparison.criterion.uses_reference:
                 limits = [stage.limit for stage in comparison.stages]
                 axes.plot(names, limits, color=line.get_color(), linestyle=":", linewidth=1)
         axes.set(yscale="log", ylim=(5e-19, 10), ylabel="largest |Δ| / scale")
@@ -236,8 +242,8 @@ def compare(
     """Compare the two models stage by stage on one batch of pixels.
 
     Both run their ordinary ``forward`` in evaluation mode, in step, and each stage is compared as soon as both have
-    reached it: no more than one stage's values are held. The models come back in the dtype, mode and place they came
-    in. In low precision a float64 copy of the timm model runs along as the reference.
+    reached it: no more than one stage's values are held. Afterwards the models have the dtype, mode and device that
+    they had before. In low precision a float64 copy of the timm model runs along as the reference.
 
     Some layers compute in float32 whatever the dtype; in float64 they are made to compute in float64, too: see
     :mod:`vitconv.parity.float64`.
@@ -277,21 +283,23 @@ def check_device(device: str) -> None:
     try:
         (torch.ones(1, device=device) + 1).item()
     except Exception as error:  # torch has no common one: some kinds of devices look for a module of their own
-        raise InputError(f"There is no device '{device}' here.", "Compute on 'cpu', or where there is one.") from error
+        raise InputError(
+            f"There is no device '{device}' here.", "Compute on 'cpu', or on a device that exists."
+        ) from error
 
 
 def _compare(
-    timm_model: nn.Module, hf_model: PreTrainedModel, pixels: Tensor, dtype: str, device: str, tokens: int | None
+    timm_model: Any, hf_model: PreTrainedModel, pixels: Tensor, dtype: str, device: str, tokens: int | None
 ) -> Comparison:
     import torch
 
     if dtype == "tf32" and not device.startswith("cuda"):
         raise InputError("TF32 is a mode of GPUs.", "Compare in float32, or on a GPU.")
     kind = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
-    low = dtype not in ("float64", "float32")
+    criterion = CRITERIA[dtype]
     with ExitStack() as stack:
         stack.enter_context(_tf32(dtype == "tf32"))
-        reference = copy.deepcopy(timm_model) if low else None
+        reference = copy.deepcopy(timm_model) if criterion.uses_reference else None
         runs = [] if reference is None else [(reference, torch.float64)]
         runs += [(timm_model, kind), (hf_model, kind)]
         for model, model_dtype in runs:
@@ -312,27 +320,37 @@ def _compare(
                 )
             if names[0] == "output":
                 *references, output = values
-                actual, name = _answer(output, references[-1], timm_model)
+                actual, name = matching_output(output, references[-1], timm_model)
                 values = [*references, actual]
-                stages.append(_judge(name, values, dtype, stages))
+                stages.append(measure_stage(name, values, criterion, stages))
             else:
                 *references, actual = values
                 values = [*references, actual[:, _hidden_tokens(timm_model) :]]
                 if tokens and not stages and tokens >= values[0].shape[1]:
                     tokens = None  # that is all of them
-                stages.append(_judge(names[0], values, dtype, stages))
+                stages.append(measure_stage(names[0], values, criterion, stages))
     return Comparison(dtype, tuple(stages), *_agreement(values[-2], values[-1], stages[-1].name), tokens)
 
 
 def _spread(total: int, count: int, prefix: int) -> list[int]:
-    """The positions of ``count`` tokens of so many, evenly spread, behind the first ones that are no patches."""
+    """The positions of ``count`` of ``total`` tokens: evenly spread patches, after the ``prefix`` other tokens."""
     patches = total - prefix
     chosen = min(max(count - prefix, 1), patches)
     return [*range(prefix), *(prefix + patches * i // chosen for i in range(chosen))]
 
 
-def _judge(name: str, values: list[Tensor], dtype: str, before: Sequence[Stage]) -> Stage:
-    """Measure one stage: ``values`` are the reference's (in low precision only), the original's, the converted."""
+def measure_stage(name: str, values: list[Tensor], criterion: Criterion, before: Sequence[Stage]) -> Stage:
+    """Measure how far the models are apart at one stage.
+
+    Args:
+        name: the stage.
+        values: those of the float64 reference (only if the criterion uses it), the timm model and the converted model.
+        criterion: how to measure the error.
+        before: the stages before.
+
+    Raises:
+        ParityError: the values have different shapes.
+    """
     import torch
 
     *reference, original, converted = (value.double() for value in values)
@@ -343,7 +361,7 @@ def _judge(name: str, values: list[Tensor], dtype: str, before: Sequence[Stage])
             stage=name,
         )
     finite = torch.stack([value.isfinite() for value in (*reference, original, converted)]).all(0)
-    # NaN and infinities, which weights may hold, must be the same in both; the figures are those of the rest.
+    # NaN and infinities, which weights may hold, must be the same in both; the rest is measured.
     same = (original == converted) | (original.isnan() & converted.isnan())
     broken = not (finite | same).all().item()
     original, converted, *reference = (torch.where(finite, value, 0.0) for value in (original, converted, *reference))
@@ -352,19 +370,17 @@ def _judge(name: str, values: list[Tensor], dtype: str, before: Sequence[Stage])
     if before:
         scale = max(scale, before[-1].scale / 100)
     if broken:
-        max_abs = badness = math.nan
+        max_abs = error = math.nan
     elif reference:
         far = (converted - reference[0]).abs().mean().item()
         near = (original - reference[0]).abs().mean().item()
         # An original without any rounding leaves none to the converted model either.
-        badness = far / near if near else math.inf if far else 0.0
+        error = far / near if near else math.inf if far else 0.0
     else:
-        badness = max_abs / scale if scale else max_abs
-    # Each of the n blocks before adds its rounding to the sum that the blocks share.
-    limits = {"float64": FLOAT64_TOLERANCE, "float32": 16 * FLOAT32_EPSILON * math.sqrt(len(before) + 1)}
-    limit = limits.get(dtype, LOW_PRECISION_RATIO)
+        error = max_abs / scale if scale else max_abs
+    limit = criterion.limit(len(before))
     mean_abs, cosine = difference.mean().item(), _cosine(original, converted)
-    return Stage(name, max_abs, mean_abs, scale, cosine, badness, limit, finite.double().mean().item())
+    return Stage(name, max_abs, mean_abs, scale, cosine, error, limit, finite.double().mean().item())
 
 
 def _cosine(one: Tensor, other: Tensor) -> float:
@@ -382,7 +398,7 @@ def _agreement(expected: Tensor, actual: Tensor, name: str) -> tuple[float, floa
     return top1, topk
 
 
-def _answer(output: Any, expected: Tensor, timm_model: nn.Module) -> tuple[Tensor, str]:
+def matching_output(output: Any, expected: Tensor, timm_model: nn.Module) -> tuple[Tensor, str]:
     """The part of a Transformers output that corresponds to what timm returns, and its name."""
     for name in ("logits", "image_embeds"):
         if name in output:
@@ -399,15 +415,15 @@ def _answer(output: Any, expected: Tensor, timm_model: nn.Module) -> tuple[Tenso
     return (output.last_hidden_state[:, 0] if pooled is None else pooled), "features"
 
 
-def _hidden_tokens(timm_model: nn.Module) -> int:
-    """How many tokens the twin has in front of all of timm's, for form's sake: no patch attends to them."""
+def _hidden_tokens(timm_model: Any) -> int:
+    """How many tokens the Transformers model has in front of timm's, as placeholders: no patch attends to them."""
     relative = any(
         getattr(block.attn, "rel_pos", None) is not None for block in timm_model.blocks if hasattr(block, "attn")
     )
     return int(relative and timm_model.cls_token is None)
 
 
-def _blocks(model: nn.Module) -> nn.Module:
+def _blocks(model: Any) -> Any:
     """The list of a model's blocks."""
     if hasattr(model, "blocks"):
         return model.blocks
@@ -415,7 +431,7 @@ def _blocks(model: nn.Module) -> nn.Module:
     return lists["layers"] if "layers" in lists else lists["layer"]
 
 
-def _final_norm(model: nn.Module) -> nn.Module | None:
+def _final_norm(model: Any) -> nn.Module | None:
     """The norm that sees every token after the last block, if there is one."""
     if hasattr(model, "blocks"):
         found = getattr(model, "norm", None)
@@ -433,7 +449,7 @@ def _staged(
 ) -> Staged:
     """The model's ordinary forward pass, announcing its stages: what enters the blocks, leaves each, and the norm.
 
-    ``choose`` names, of so many tokens, the positions of those that go into the blocks.
+    ``choose`` gets the number of tokens and returns the positions of those that go into the blocks.
     """
     import torch
 
@@ -468,7 +484,7 @@ def _staged(
 
 @contextmanager
 def _moved(model: nn.Module, dtype: torch.dtype, device: str) -> Iterator[None]:
-    """The model in evaluation mode, in another dtype and place, and afterwards exactly as it was.
+    """The model in evaluation mode, in another dtype and on another device, and afterwards exactly as it was.
 
     A block's parameters are there only while it computes: of a whole model in float64, the memory alone would take the
     operating system longer to find than the blocks take to compute with a few tokens.
@@ -519,7 +535,7 @@ def _tf32(wanted: bool) -> Iterator[None]:
     """Switch TF32 on or off for matrix products and convolutions (whose default is on), and back."""
     import torch
 
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [switch.allow_tf32 for switch in switches]
     try:
         for switch in switches:

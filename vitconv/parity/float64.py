@@ -36,12 +36,12 @@ def _wide(value: Any) -> Any:
 
 @contextmanager
 def float64_throughout(model: nn.Module) -> Iterator[None]:
-    """Run ``model``, which is in float64, without any float32 in this thread; its constants are made anew, too."""
+    """Run ``model``, which is in float64, without float32 in this thread; its constants are computed again, too."""
     code = sys.modules[type(model).__module__]
     cached = {name: value for name, value in vars(code).items() if _is_cached(value)}
     with _NoFloat32():
         try:
-            # What was computed in float32 may not be remembered here, nor what is computed here in float32's place.
+            # Cached float32 results must not be used here, and float64 results must not be cached for later.
             for name, value in cached.items():
                 setattr(code, name, value.__wrapped__)
             _make_angles(model)
@@ -57,7 +57,7 @@ def _is_cached(value: Any) -> bool:
     return hasattr(value, "__wrapped__") and any(hasattr(cell.cell_contents, "cache_info") for cell in cells)
 
 
-def _make_angles(model: nn.Module) -> None:
+def _make_angles(model: Any) -> None:
     """Recompute the frequencies of rotary embeddings, by the models' own code."""
     for module in model.modules():
         if "inv_freq" in module._buffers:  # Transformers'

@@ -8,7 +8,7 @@ So the proof has four parts, and all must hold:
 * **the bytes**: every tensor in the file, read back, and every parameter that Transformers loads, equals bit for bit
   what the plan moves, or a rewrite makes, of the source; and joined back into timm's tensors they are the source;
 * **the pixels**: the image processors in the folder make timm's pixels of an image file;
-* **the numbers**: the timm model and its twin compute the same, stage by stage (:mod:`vitconv.parity.comparison`).
+* **the numbers**: both models compute the same, stage by stage (:mod:`vitconv.parity.comparison`).
 
 Not looked at: other files in the folder (the model card, the figures in ``parity.json``, adapters, code); versions of
 Transformers other than the installed one; backends of the image processor other than PIL's; and what the code around
@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitconv import mapping
 from vitconv.architecture import Architecture, Shapes
@@ -33,6 +33,7 @@ from vitconv.checkpoints.checkpoint import read_state_dict, write_json
 from vitconv.errors import ParityError, VitconvError, first_few
 from vitconv.mapping.plan import convert_tensors, make_plan, shapes_of, widest_dtype
 from vitconv.mapping.rewrites import Made
+from vitconv.markdown import escape
 from vitconv.models.huggingface import build_model, installed_dialect, load_config, load_folder, make_config, shown
 from vitconv.models.preprocessing import (
     PROCESSOR_FILE,
@@ -55,21 +56,22 @@ from vitconv.parity.comparison import Parity, compare
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
+    from rich.console import Console, ConsoleOptions, RenderResult
     from torch import Tensor, nn
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
     from transformers.image_processing_utils import BaseImageProcessor
 
 
 @dataclass(frozen=True)
-class Account:
+class ElementCount:
     """Where every element of the source went, and where every element of the target came from.
 
     Attributes:
         source: elements in the source.
-        moved: of them, those that are in the target as they were, but for a cast.
-        folded: of them, those that a rewrite worked into others.
+        moved: of them, those that are in the target unchanged, except for a cast.
+        folded: of them, those that a rewrite combined with others.
         target: elements in the target.
-        made: of them, those that a rewrite made, from folded ones or as constants.
+        made: of them, those that a rewrite computed, from folded ones or as constants.
         cast_to: the dtype that moved elements were cast to; ``None`` if they are equal bit for bit.
     """
 
@@ -81,17 +83,22 @@ class Account:
     cast_to: str | None
 
     @property
-    def how(self) -> str:
-        """How the moved elements are there, for people."""
+    def exactness(self) -> str:
+        """How exactly the moved elements were kept, for people."""
         return f"cast to {self.cast_to}" if self.cast_to else "bit for bit"
 
+    @property
+    def moved_only(self) -> bool:
+        """Whether every element is in the target bit for bit, and nothing else is."""
+        return self.folded == self.made == 0 and self.cast_to is None
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Verification:
     """What was found.
 
     Attributes:
-        account: the bookkeeping of elements.
+        elements: how many elements were moved, folded and made.
         same_pixels: whether the written image processor makes timm's pixels bit for bit of every image verified on;
             ``None`` if there is no processor. Where it is false, ``pixel_notes`` has the reasons, each of which
             :func:`vitconv.models.preprocessing.known_difference` explains: any other difference is a failure.
@@ -104,17 +111,57 @@ class Verification:
             of vitconv wrote none.
     """
 
-    account: Account
+    elements: ElementCount
     same_pixels: bool | None
     pixel_notes: tuple[str, ...]
     parity: Parity
     warnings: tuple[str, ...] = ()
     same_pixels_timm_processor: bool | None = None
 
+    def __repr__(self) -> str:
+        return f"Verification({self.elements.moved:,} elements {self.elements.exactness}, {self.parity!r})"
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        yield Text(f"bytes: {self.bytes_line}")
+        yield Text(f"pixels: {self.pixels_line}")
+        yield self.parity
+
+    def _repr_markdown_(self) -> str:
+        """The three results for notebooks."""
+        parts = [
+            f"**bytes**: {escape(self.bytes_line)}",
+            f"**pixels**: {escape(self.pixels_line)}",
+            *(f"**Warning:** {escape(warning)}" for warning in self.warnings),
+            self.parity._repr_markdown_(),
+        ]
+        return "\n\n".join(parts)
+
+    @property
+    def bytes_line(self) -> str:
+        """How many elements were moved and folded, for people."""
+        count = self.elements
+        return (
+            f"of {count.source:,} elements {count.moved:,} moved {count.exactness}, "
+            f"{count.folded:,} folded into others"
+        )
+
+    @property
+    def pixels_line(self) -> str:
+        """How the image processors compare with timm's transform, for people."""
+        if self.same_pixels is None and self.same_pixels_timm_processor is None:
+            return "no image processor to compare"
+        if self.same_pixels:
+            return "equal bit for bit"
+        notes = " ".join(self.pixel_notes) if self.pixel_notes else f"no {PROCESSOR_FILE}."
+        with_timm = f" With {TIMM_PROCESSOR_FILE} equal bit for bit." if self.same_pixels_timm_processor else ""
+        return f"{notes}{with_timm}"
+
     def to_dict(self) -> dict[str, Any]:
-        """The figures as plain data, for JSON."""
+        """All results as plain data, for JSON."""
         return {
-            "elements": asdict(self.account),
+            "elements": asdict(self.elements),
             "same_pixels": self.same_pixels,
             "pixel_notes": list(self.pixel_notes),
             "same_pixels_timm_processor": self.same_pixels_timm_processor,
@@ -137,7 +184,7 @@ def verify_folder(
     dtypes: Sequence[str] = (),
     device: str = "cpu",
     tokens: int | None = None,
-    say: Callable[[str], None] = lambda step: None,
+    on_step: Callable[[str], None] = lambda step: None,
 ) -> Verification:
     """Prove ``folder``, or raise :class:`~vitconv.errors.ParityError` naming what differs.
 
@@ -154,54 +201,151 @@ def verify_folder(
         dtypes: what to compare in; always in float64, and by default in what is stored.
         device: where to compute.
         tokens: how many tokens are enough in float64 where float32, with all of them, is equal bit for bit at every
-            stage, nothing was rewritten or cast, and the blocks treat all tokens alike; ``None`` to take all always.
-            Left out it cannot be: float32's rounding hides an epsilon that is wrong by a hundred-thousandth.
-        say: called with a few words at the beginning of each step.
+            stage, nothing was rewritten or cast, and the blocks treat all tokens alike; ``None`` to always take all.
+            float64 is never left out: float32's rounding hides an epsilon that is wrong by a hundred-thousandth.
+        on_step: called with a few words at the beginning of each step.
     """
-    import torch
+    on_step("Reading the folder back")
+    written = read_state_dict(folder)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        # Comparing bytes leaves Python free to import Transformers meanwhile, which takes longer.
+        comparing = pool.submit(verify_bytes, written, state_dict, architecture, target)
+        counting = pool.submit(nonfinite_weights, state_dict)
+        verify_settings(folder, architecture, labels, target)
+        elements, weight_warnings = comparing.result(), counting.result()
+    model = load_folder(folder)
+    verify_loaded(model, written, state_dict, architecture, target)
+
+    on_step("Comparing the pixels")
+    pixels = verify_pixels(folder, data, images)
+    parity = verify_numbers(
+        model,
+        timm_model,
+        state_dict,
+        architecture,
+        _with_probes(pixels.values, data) if probes else pixels.values,
+        target=target,
+        dtypes=[dtype for dtype in dtypes if dtype != "float64"] or [usual_dtype(_only_dtype(written))],
+        device=device,
+        tokens=tokens if elements.moved_only else None,
+        on_step=on_step,
+    )
+    return Verification(
+        elements=elements,
+        same_pixels=pixels.same,
+        pixel_notes=pixels.notes,
+        parity=parity,
+        warnings=(*weight_warnings, *nonfinite_values(parity)),
+        same_pixels_timm_processor=pixels.same_timm_processor,
+    )
+
+
+def verify_settings(
+    folder: Path, architecture: Architecture, labels: Sequence[str] | None, target: str | None
+) -> None:
+    """The first part of the proof: ``config.json`` says what timm's modules do.
+
+    The settings of the image processor are checked with the pixels.
+
+    Raises:
+        CheckpointError: Transformers cannot read ``config.json``.
+        ParityError: a setting is wrong, or vitconv would not write it.
+    """
     import transformers
 
-    say("Reading the folder back")
-    written = read_state_dict(folder)
-    with ThreadPoolExecutor(max_workers=1) as beside:
-        # Comparing bytes leaves Python free to import Transformers meanwhile, which takes longer.
-        bookkeeping = beside.submit(check_source, state_dict, architecture, written, target)
-        counted = beside.submit(not_finite, state_dict)
-        config = load_config(folder)
-        check_config(config, architecture, labels, target)
-        getattr(transformers, config.architectures[0])
-        account, infinite = bookkeeping.result(), counted.result()
-    model = load_folder(folder)
-    # Of several dtypes in a file, Transformers loads all into the widest, which loses nothing.
-    loaded = convert_tensors(state_dict, architecture, installed_dialect(), widest_dtype(written), target)
-    check_bytes(loaded, model.state_dict())
-    del loaded
+    config = load_config(folder)
+    check_config(config, architecture, labels, target)
+    getattr(transformers, config.architectures[0])  # imports the class, while another thread compares the bytes
 
-    say("Comparing the pixels")
+
+def verify_loaded(
+    model: PreTrainedModel,
+    written: Mapping[str, Tensor],
+    state_dict: Mapping[str, Tensor],
+    architecture: Architecture,
+    target: str | None,
+) -> None:
+    """The rest of the second part: every parameter that Transformers loads is what the source makes of it.
+
+    Raises:
+        ParityError: a parameter is another.
+    """
+    # If a file has several dtypes, Transformers loads all tensors in the widest, which loses nothing.
+    check_bytes(
+        convert_tensors(state_dict, architecture, installed_dialect(), widest_dtype(written), target),
+        model.state_dict(),
+    )
+
+
+class ComparedPixels(NamedTuple):
+    """The models' input, and how the folder's image processors compare with timm's transform.
+
+    Attributes:
+        values: timm's pixels, shape (batch, channels, height, width).
+        same, notes, same_timm_processor: as in :class:`Verification`.
+    """
+
+    values: Tensor
+    same: bool | None
+    notes: tuple[str, ...]
+    same_timm_processor: bool | None
+
+
+def verify_pixels(folder: Path, data: DataConfig, images: Sequence[Image]) -> ComparedPixels:
+    """The third part of the proof: the image processors in the folder make timm's pixels of the images.
+
+    Raises:
+        ParityError: they make other pixels, and no known difference explains it.
+        InputError: Transformers cannot read an image processor.
+    """
     check_processor(folder, data)
-    pixels, same_pixels, notes = pixels_for(folder, data, images)
-    same_pixels_timm_processor = check_timm_processor(folder, data, images)
-    if probes:
-        pixels = torch.cat([pixels, probe_pixels(data)])
+    pixels, same, notes = pixels_for(folder, data, images)
+    return ComparedPixels(pixels, same, notes, check_timm_processor(folder, data, images))
 
+
+def _with_probes(pixels: Tensor, data: DataConfig) -> Tensor:
+    import torch
+
+    return torch.cat([pixels, probe_pixels(data)])
+
+
+def verify_numbers(
+    model: PreTrainedModel,
+    timm_model: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    architecture: Architecture,
+    pixels: Tensor,
+    *,
+    target: str | None,
+    dtypes: Sequence[str],
+    device: str,
+    tokens: int | None,
+    on_step: Callable[[str], None],
+) -> Parity:
+    """The fourth part of the proof: both models compute the same, stage by stage, in these dtypes and in float64.
+
+    Args:
+        model: as Transformers loads it from the folder.
+        tokens: how many are enough in float64, if every value in float32 is equal bit for bit and the blocks treat
+            all tokens alike; ``None`` to always take all.
+
+    Raises:
+        ParityError: they differ by more than the criterion allows.
+    """
     timm_model.load_state_dict(dict(state_dict), strict=True, assign=True)
     make_buffers(timm_model)
-    named = [dtype for dtype in dtypes if dtype != "float64"] or [_natural_dtype(_only_dtype(written))]
-    natural = Parity(())
-    for dtype in named:
-        say(f"Comparing the models in {dtype}")
-        natural += compare(timm_model, model, pixels, dtypes=[dtype], device=device)
-    say("Comparing the models in float64")
-    moved_only = account.folded == account.made == 0 and account.cast_to is None
-    enough = tokens and named == ["float32"] and moved_only and treats_tokens_alike(architecture)
-    if enough and same_everywhere(natural):
+    parity = Parity(())
+    for dtype in dtypes:
+        on_step(f"Comparing the models in {dtype}")
+        parity += compare(timm_model, model, pixels, dtypes=[dtype], device=device)
+    on_step("Comparing the models in float64")
+    if tokens and list(dtypes) == ["float32"] and treats_tokens_alike(architecture) and same_everywhere(parity):
         exact = compare(timm_model, model, pixels, dtypes=["float64"], device=device, tokens=tokens)
     else:
-        exact = _compare_anew(timm_model, model.config, state_dict, architecture, target, pixels, device)
-    parity = exact + natural
+        exact = _compare_in_float64(timm_model, model.config, state_dict, architecture, target, pixels, device)
+    parity = exact + parity
     parity.assert_match()
-    warnings = (*infinite, *not_shown(parity))
-    return Verification(account, same_pixels, notes, parity, warnings, same_pixels_timm_processor)
+    return parity
 
 
 def treats_tokens_alike(architecture: Architecture) -> bool:
@@ -225,7 +369,7 @@ def same_everywhere(parity: Parity) -> bool:
     )
 
 
-def _compare_anew(
+def _compare_in_float64(
     timm_model: nn.Module,
     config: PreTrainedConfig,
     state_dict: Mapping[str, Tensor],
@@ -234,7 +378,7 @@ def _compare_anew(
     pixels: Tensor,
     device: str,
 ) -> Parity:
-    """Compare in float64 with a twin made anew of the source's weights in float64.
+    """Compare in float64, with a Transformers model that is built from the source's weights in float64.
 
     The folder's weights may be rounded, by a cast or a fold; in float64 nothing is.
     """
@@ -248,7 +392,7 @@ def _compare_anew(
         timm_model.load_state_dict(dict(state_dict), strict=True, assign=True)
 
 
-def not_finite(state_dict: Mapping[str, Tensor]) -> tuple[str, ...]:
+def nonfinite_weights(state_dict: Mapping[str, Tensor]) -> tuple[str, ...]:
     """A warning that counts the elements that are NaN or infinite, if there are any."""
     import torch
 
@@ -263,11 +407,11 @@ def not_finite(state_dict: Mapping[str, Tensor]) -> tuple[str, ...]:
         return ()
     return (
         f"{sum(counts.values())} elements of the weights are NaN or infinite, in {first_few(bad)}: the training may "
-        "have diverged. They are converted as they are; where they reach, the numbers prove nothing.",
+        "have diverged. They are converted unchanged. Values that depend on them prove nothing.",
     )
 
 
-def not_shown(parity: Parity) -> tuple[str, ...]:
+def nonfinite_values(parity: Parity) -> tuple[str, ...]:
     """A warning for each dtype in which values are NaN or infinite, in both models, from some stage on."""
     stages = {
         comparison.dtype: stage
@@ -277,18 +421,18 @@ def not_shown(parity: Parity) -> tuple[str, ...]:
     }
     return tuple(
         f"In {dtype}, {1 - stage.finite:.2%} of the values at `{stage.name}` are NaN or infinite in both models: from "
-        "there on the numbers prove less."
+        "this stage on the comparison proves less."
         for dtype, stage in stages.items()
     )
 
 
-def check_source(
+def verify_bytes(
+    written: Mapping[str, Tensor],
     state_dict: Mapping[str, Tensor],
     architecture: Architecture,
-    written: Mapping[str, Tensor],
     target: str | None = None,
-) -> Account:
-    """The bytes against the source, there and back, and the account of every element.
+) -> ElementCount:
+    """The second part of the proof: the file's tensors are what the source makes of them, and give the source back.
 
     Raises:
         ParityError: a tensor is not what the source makes of it.
@@ -306,10 +450,12 @@ def check_source(
         {name: tensor for name, tensor in back.items() if name not in touched},
     )
     cast = stored is not None and any(tensor.dtype != stored for tensor in state_dict.values())
-    return account_for(shapes_of(state_dict), shapes_of(written), simple.made, stored if cast else None)
+    return count_elements(shapes_of(state_dict), shapes_of(written), simple.made, stored if cast else None)
 
 
-def account_for(source: Shapes, target: Shapes, made: Sequence[Made], cast_to: torch.dtype | None = None) -> Account:
+def count_elements(
+    source: Shapes, target: Shapes, made: Sequence[Made], cast_to: torch.dtype | None = None
+) -> ElementCount:
     """Count the elements.
 
     Raises:
@@ -321,12 +467,12 @@ def account_for(source: Shapes, target: Shapes, made: Sequence[Made], cast_to: t
     moved = sum(math.prod(shape) for name, shape in source.items() if name not in touched)
     if moved + folded != total or moved > goal:
         raise ParityError(
-            f"Of {total} elements {moved} were moved and {folded} folded, into {goal}.",
+            f"The elements do not add up: {total} in the source, {moved} moved, {folded} folded, {goal} written.",
             "Report this as a bug in vitconv.",
             stage="bytes",
         )
     dtype = None if cast_to is None else str(cast_to).removeprefix("torch.")
-    return Account(source=total, moved=moved, folded=folded, target=goal, made=goal - moved, cast_to=dtype)
+    return ElementCount(source=total, moved=moved, folded=folded, target=goal, made=goal - moved, cast_to=dtype)
 
 
 def check_bytes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
@@ -350,7 +496,7 @@ def check_config(
 ) -> None:
     """Raise :class:`~vitconv.errors.ParityError` unless the configuration says what the timm model does.
 
-    Every setting counts, those too that change only what ``transformers.pipeline`` answers, such as ``problem_type``:
+    Every setting counts, also those that change only what ``transformers.pipeline`` returns, such as ``problem_type``:
     what Transformers makes of the folder's configuration must be what it makes of the one that vitconv writes. A
     setting that neither vitconv nor Transformers knows is refused, as nobody can say what it changes.
 
@@ -381,7 +527,7 @@ def check_config(
     if sorted(by_index) != indices or not right or config.label2id != {v: k for k, v in by_index.items()}:
         raise ParityError("The labels in config.json are not those of the classes.", _AGAIN, stage="labels")
     if config._attn_implementation is not None:
-        raise _foreign_setting("attn_implementation", config._attn_implementation)
+        raise _unsupported_setting("attn_implementation", config._attn_implementation)
     _compare_settings(config.to_dict(), whole.to_dict(), "")
 
 
@@ -407,13 +553,13 @@ def _compare_settings(found: Mapping[str, Any], expected: Mapping[str, Any], whe
                 stage="config",
             )
         elif one != other:
-            raise _foreign_setting(f"{where}{name}", one)
+            raise _unsupported_setting(f"{where}{name}", one)
 
 
-def _foreign_setting(name: str, value: Any) -> ParityError:
+def _unsupported_setting(name: str, value: Any) -> ParityError:
     return ParityError(
         f"config.json has a setting `{name}` ({shown(value)}) that no conversion writes; it may change what the model "
-        "answers, or keep it from loading.",
+        "returns, or keep it from loading.",
         "Remove this setting, or convert the source again.",
         stage="config",
     )
@@ -433,7 +579,7 @@ def check_processor(folder: Path, data: DataConfig) -> None:
         return
     if expected is None:
         raise ParityError(
-            f"The folder has a `{file}`, and none does what timm's transform does. {obstacle(data)}",
+            f"The folder has a `{file}`, but no image processor does what timm's transform does. {obstacle(data)}",
             "Remove the file: with it, Transformers prepares images in another way than timm.",
             stage="pixels",
         )
@@ -467,10 +613,10 @@ def _plain(found: Any, expected: Any) -> Any:
     return list(found) if isinstance(found, tuple) else found
 
 
-_AGAIN = "Convert the source again; if it stays, report the architecture and this message."
+_AGAIN = "Convert the source again. If the error remains, report the architecture and this message."
 _OTHERS = (
-    "These are other weights than the folder was made from, or of another dtype: pass those that it was made from, or "
-    "convert these to a folder of their own."
+    "The folder was made from other weights, or with another dtype. Pass the weights that it was made from, or "
+    "convert these to another folder."
 )
 
 
@@ -492,8 +638,8 @@ def _only_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:
     return dtypes.pop() if len(dtypes) == 1 else None
 
 
-def _natural_dtype(stored: torch.dtype | None) -> str:
-    """What people compute in with weights of this dtype."""
+def usual_dtype(stored: torch.dtype | None) -> str:
+    """The dtype in which people compute with weights of this dtype; ``None`` stands for several dtypes."""
     name = str(stored).removeprefix("torch.")
     return name if name in ("float16", "bfloat16") else "float32"
 

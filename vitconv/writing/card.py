@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from vitconv import __version__
 from vitconv.mapping import family_for
+from vitconv.markdown import code, escape
 from vitconv.models.preprocessing import (
     MODES,
     PROCESSOR_FILE,
@@ -14,7 +15,6 @@ from vitconv.models.preprocessing import (
     makes_pixels,
     processor_config,
 )
-from vitconv.writing.markdown import code, escape
 
 if TYPE_CHECKING:
     from vitconv.architecture import Architecture
@@ -95,7 +95,7 @@ def _timm_pixels(family: Family, architecture: Architecture, data: DataConfig) -
 
 
 _OPEN = 'Image.open("photo.jpg")'
-_NEEDS_TIMM = "It needs timm (`pip install timm`), and does not convert images to the model's channels: do that first."
+_NEEDS_TIMM = "It needs timm (`pip install timm`). It does not convert images to the model's channels: do that before."
 _OWN_PIXELS = '{{"pixel_values": torch.zeros(1, {}, {}, {})}}  # your pixels, normalised as below'
 
 
@@ -113,7 +113,7 @@ def _code(family: Family, architecture: Architecture, processor: str, load: str,
         load: the expression that loads the processor.
         inputs: the expression that makes the model's inputs.
     """
-    name, answer = family.class_name(architecture), family.answer(architecture)
+    name, expression = family.class_name(architecture), family.answer(architecture)
     auto = "AutoModelForImageClassification" if name.endswith("ForImageClassification") else name
     what = "logits" if architecture.classifier else "features"
     names = ", ".join(sorted(filter(None, [auto, processor]), key=str.lower))
@@ -125,7 +125,7 @@ def _code(family: Family, architecture: Architecture, processor: str, load: str,
         *([f"processor = {load}"] if processor else []),
         f"model = {auto}.from_pretrained(folder)",
         f"inputs = {inputs}",
-        f"{what} = model(**inputs).{answer}  # what the timm model returns",
+        f"{what} = model(**inputs).{expression}  # what the timm model returns",
     ]
     return "\n".join(["```python", *lines, "```"])
 
@@ -173,20 +173,20 @@ def _changes(made: tuple[Made, ...]) -> str:
 
 def _proof(verification: Verification | None) -> str:
     if verification is None:
-        return "## Proof\n\nNot verified: the conversion was told not to (`--no-verify`)."
-    account = verification.account
+        return "## Proof\n\nNot verified: the conversion ran with `--no-verify`."
+    elements = verification.elements
     lines = [
         "## Proof",
         "",
-        f"Of {account.source:,} elements of the source {account.moved:,} are in this folder, {account.how},"
-        + f" and {account.folded:,} were folded into others. The two models on the same pixels:",
+        f"Of {elements.source:,} elements of the source {elements.moved:,} are in this folder, {elements.exactness},"
+        + f" and {elements.folded:,} were folded into others. The two models on the same pixels:",
         "",
         "| computed in | largest difference at any stage | at the end | same best class |",
         "|---|---|---|---|",
         *map(_line, verification.parity.comparisons),
         "",
         *filter(None, map(_tokens_note, verification.parity.comparisons)),
-        "The figures of every stage are in `parity.json`.",
+        "The numbers of every stage are in `parity.json`.",
     ]
     return "\n".join(lines)
 

@@ -69,7 +69,7 @@ def check_destination(
 
     Args:
         destination: the folder to write.
-        overwrite: allow to replace a folder that holds nothing but what a conversion writes, and nothing that is read.
+        overwrite: replace a folder that holds only files that a conversion writes, and none that is read.
         source: a file or folder that is read. Of a folder, the files that its links lead to are read, too.
         inputs: other files that are read.
     """
@@ -82,12 +82,12 @@ def check_destination(
         raise _exists(path)
     if not path.is_dir() or path.is_symlink():
         raise DestinationError(f"'{path}' is not a folder, so it is not overwritten.", _KEEP)
-    foreign = sorted(
+    others = sorted(
         entry.name for entry in path.iterdir() if not _WRITTEN.fullmatch(entry.name) or not entry.is_file()
     )
-    if foreign:
+    if others:
         raise DestinationError(
-            f"'{path}' holds what no conversion writes ({first_few(foreign)}), so it is not overwritten.", _KEEP
+            f"'{path}' holds files that no conversion writes ({first_few(others)}), so it is not overwritten.", _KEEP
         )
     if source is not None and any(_holds(path, file) for file in (Path(source), *_entries(Path(source)))):
         raise DestinationError(f"'{path}' holds the source, so it is not overwritten.", _KEEP)
@@ -100,14 +100,14 @@ def _holds(folder: Path, file: Path) -> bool:
     """Whether a file, or what it leads to by links, lies in a folder."""
     try:
         return file.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError, ValueError):  # links in a circle, a NUL: whoever reads it says so
+    except (OSError, RuntimeError, ValueError):  # links in a circle, a NUL: reading the file reports it
         return False
 
 
 def _entries(source: Path) -> list[Path]:
     try:
         return list(source.iterdir())
-    except (OSError, ValueError):  # no folder; or whoever reads it says so
+    except (OSError, ValueError):  # not a folder, or not readable: reading it reports the error
         return []
 
 
@@ -116,7 +116,7 @@ def _exists(path: Path) -> DestinationError:
 
 
 def unwritable(destination: Path, error: OSError) -> DestinationError:
-    """The error of a destination that the system does not let be written."""
+    """The error for a destination that the system does not let vitconv write."""
     return DestinationError(
         f"'{destination}' cannot be written: {error.strerror or error}.", "Check the disk and the permissions."
     )
@@ -168,7 +168,7 @@ def _publish(staging: Path, destination: Path, overwrite: bool) -> None:
     except FileExistsError:
         if not overwrite:
             raise _exists(destination) from None
-    # It may have changed since it was looked at.
+    # The destination may have changed since it was checked.
     check_destination(destination, overwrite=True)
     _rename(staging, destination, _EXCHANGE)
 
@@ -195,7 +195,7 @@ def _rename(staging: Path, destination: Path, flag: int) -> None:
 
 
 def umask() -> int:
-    """What this process takes from the permissions of new files: Python's temporary files are always private."""
+    """The permissions that this process removes from new files; Python's temporary files are always private."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

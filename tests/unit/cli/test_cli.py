@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import vitconv.convert
-from vitconv.cli import _complete as complete
 from vitconv.cli import app
+from vitconv.cli.options import complete_architecture as complete
 
 ARCH = ["--arch", "vit_tiny_patch16_224"]
 
@@ -307,7 +307,7 @@ def test_an_interrupt_is_exit_130(command, small_checkpoint, folder, tmp_path, m
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    for name in ("convert_checkpoint", "verify_checkpoint", "revert_checkpoint", "inspect"):
+    for name in ("convert_checkpoint", "verify_checkpoint", "revert_checkpoint", "inspect_checkpoint"):
         monkeypatch.setattr(vitconv.convert, name, interrupt)
     arguments = {"convert": [tmp_path / "m"], "verify": [folder], "revert": [tmp_path / "m"], "inspect": []}
     code, out, err = run(command, small_checkpoint, *arguments[command])
@@ -344,7 +344,7 @@ def test_told_to_end_while_something_is_imported(error):
         "def verdicts(target):\n"
         "    try: os.kill(os.getpid(), signal.SIGTERM)\n"
         f"    except BaseException as error: raise {error} from error\n"
-        "cli.verdicts = verdicts; cli.run()"
+        "cli.models.verdicts = verdicts; cli.run()"
     )
     done = subprocess.run([sys.executable, "-c", code, "models"], capture_output=True, text=True)
     assert done.returncode == 143

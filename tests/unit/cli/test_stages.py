@@ -91,8 +91,8 @@ def test_a_stage_runs_again_when_a_parameter_that_it_reads_changes(name, project
     )
     for module, attribute in [
         ("papermill", "execute_notebook"),
-        ("vitconv.cli", "verify"),
-        ("vitconv.cli", "predict"),
+        ("vitconv.cli.verify", "verify"),
+        ("vitconv.cli.predict", "predict"),
     ]:
         monkeypatch.setattr(f"{module}.{attribute}", lambda *arguments, **values: None)
     monkeypatch.setattr("vitconv.cli.stages.write_digests", lambda values, folder: None)
@@ -349,7 +349,7 @@ def test_a_folder_of_ones_own_is_not_given_to_dvc(project):
     (root / "mine" / "config.json").write_text("{}")
     assert run("sources").exit_code == 0  # as a conversion leaves it
     (root / "mine" / "notes.txt").write_text("mine")
-    assert_one_error(run("sources"), "'mine' holds what no conversion writes (notes.txt)")
+    assert_one_error(run("sources"), "'mine' holds files that no conversion writes (notes.txt)")
 
 
 @pytest.mark.parametrize("parameter", ["metrics", "thresholds"])

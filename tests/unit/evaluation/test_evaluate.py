@@ -352,3 +352,12 @@ def test_everything_is_saved_beside_what_was_there(files, tmp_path):
     assert json.loads((out / "metrics.json").read_text()) == summary["figures"] == result.figures
     assert [row["path"] for row in csv.DictReader((out / "disagreements.csv").open())] == ["images/3.jpg"]
     assert [row["class"] for row in csv.DictReader((out / "classes.csv").open())] == list(CLASSES)
+
+
+def test_a_notebook_shows_the_metrics_and_the_thresholds(files):
+    predictions, images = files()
+    result = evaluate(predictions, images, thresholds={"errors": {"max": 1}, "accuracy": {"min": 2}})
+    shown = result._repr_markdown_()
+    assert shown.startswith("| metric | value | 95 % interval |\n|---|---|---|\n| images | 6 |  |\n")
+    assert "- ✓ errors is 0, at most 1." in shown and "- ✗ accuracy is " in shown
+    assert repr(result) == "Evaluation(6 images, 1 of 2 thresholds missed)"

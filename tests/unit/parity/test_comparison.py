@@ -10,8 +10,9 @@ from models import FOLDED, KINDS, pixels_for, small_model
 
 from vitconv.convert import to_huggingface
 from vitconv.errors import InputError, ParityError
-from vitconv.parity.comparison import _judge, _spread, compare
-from vitconv.parity.verification import not_shown
+from vitconv.parity.comparison import _spread, compare, measure_stage
+from vitconv.parity.criteria import CRITERIA
+from vitconv.parity.verification import nonfinite_values
 
 
 @pytest.fixture
@@ -126,7 +127,7 @@ def test_an_exception_in_the_other_model_is_raised(pair):
 def test_low_precision_is_judged_against_float64(pair, dtype):
     timm_model, hf_model, pixels = pair
     parity = compare(timm_model, hf_model, pixels, dtypes=[dtype])
-    assert all(stage.badness <= 1.5 for stage in parity[dtype].stages)
+    assert all(stage.error <= 1.5 for stage in parity[dtype].stages)
     hf_model.vit.layers[0].attention.v_proj.bias.data.add_(0.3)
     stage = compare(timm_model, hf_model, pixels, dtypes=[dtype])[dtype].diverges_at
     assert stage.name == "blocks.0"
@@ -196,8 +197,8 @@ def test_an_impossible_device(pair, device):
 def test_low_precision_without_rounding_allows_none():
     """Where the original is exact in bfloat16, a converted model that is not is wrong by any ratio."""
     exact = torch.ones(1, 2, dtype=torch.float64)
-    assert _judge("logits", [exact, exact, exact], "bfloat16", []).within
-    assert not _judge("logits", [exact, exact, exact * 1.01], "bfloat16", []).within
+    assert measure_stage("logits", [exact, exact, exact], CRITERIA["bfloat16"], []).within
+    assert not measure_stage("logits", [exact, exact, exact * 1.01], CRITERIA["bfloat16"], []).within
 
 
 def test_the_figures_are_plain_data(pair):
@@ -205,7 +206,7 @@ def test_the_figures_are_plain_data(pair):
     assert figures["float64"]["matches"] is True
     assert figures["float64"]["stages"][-1]["name"] == "logits"
     assert list(figures["float64"]["stages"][0]) == [
-        *("name", "max_abs", "mean_abs", "scale", "cosine", "badness", "limit", "finite")
+        *("name", "max_abs", "mean_abs", "scale", "cosine", "error", "limit", "finite")
     ]
 
 
@@ -264,7 +265,7 @@ def test_what_is_not_finite_must_be_the_same_and_is_counted():
     assert parity.matches
     assert parity["float64"].stages[1].finite == 1
     assert parity["float64"].stages[2].finite == 63 / 64
-    assert "1.56% of the values at `blocks.1` are NaN or infinite" in not_shown(parity)[0]
+    assert "1.56% of the values at `blocks.1` are NaN or infinite" in nonfinite_values(parity)[0]
     with torch.no_grad():
         twin.state_dict()["vit.layers.1.mlp.fc2.bias"][3] = -torch.inf
     assert compare(model, twin, pixels_for(model))["float64"].diverges_at.name == "blocks.1"

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from mutants import BASES, MUTANTS, judge, make_base
+from mutants import BASES, MUTANTS, make_base, run_checks
 from safetensors.torch import load_file
 
 
@@ -26,7 +26,7 @@ def converting(request):
 
 @pytest.mark.parametrize("name", BASES)
 def test_the_right_conversion_passes(name, bases, converting):
-    outcome = judge(bases[name], bases[name].folder, converting=converting)
+    outcome = run_checks(bases[name], bases[name].folder, converting=converting)
     assert (outcome.verdict, outcome.numbers, outcome.allclose) == (None, None, True)
 
 
@@ -37,7 +37,7 @@ def test_is_caught_by_the_stage_it_lives_in(mutant, bases, converting, tmp_path)
     folder = tmp_path / "base" / "hf"
     mutant.edit(folder)
     assert any(changed(path, folder / path.name) for path in base.folder.iterdir()), "the mutant changes nothing"
-    outcome = judge(base, folder, converting=converting)
+    outcome = run_checks(base, folder, converting=converting)
     assert outcome.caught(mutant), outcome
     if mutant.stage in ("bytes", "pixels", "labels", "config"):
         assert outcome.verdict == mutant.stage
@@ -60,6 +60,6 @@ def test_the_numbers_alone_do_not_see_a_key_bias(bases, tmp_path):
     (mutant,) = [mutant for mutant in MUTANTS if mutant.name.startswith("k bias noisy")]
     shutil.copytree(bases["plain"].folder, tmp_path / "hf")
     mutant.edit(tmp_path / "hf")
-    outcome = judge(bases["plain"], tmp_path / "hf")
+    outcome = run_checks(bases["plain"], tmp_path / "hf")
     assert (outcome.numbers, outcome.allclose) == (None, True)
     assert outcome.verdict == "bytes"

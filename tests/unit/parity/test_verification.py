@@ -19,7 +19,7 @@ from vitconv.models.huggingface import load_config, load_folder
 from vitconv.models.preprocessing import data_config, known_difference, sample_image, tag_config
 from vitconv.models.timm import build_timm, from_timm
 from vitconv.parity import compare, verification
-from vitconv.parity.verification import check_bytes, check_source, treats_tokens_alike, verify_folder
+from vitconv.parity.verification import check_bytes, treats_tokens_alike, verify_bytes, verify_folder
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_few_tokens_are_enough_only_where_float32_sees_no_difference(kind, tmp_p
     monkeypatch.setattr(convert, "FLOAT64_TOKENS", 6)
     model = small_model(kind)
     done = convert_checkpoint(save(model.state_dict()), tmp_path / "model", architecture=model)
-    parity, account = done.verification.parity, done.verification.account
+    parity, account = done.verification.parity, done.verification.elements
     rewritten = bool(account.folded or account.made)
     assert rewritten == (kind in FOLDED | MADE)
     few = 6 if not rewritten and parity["float32"].same_bits else None
@@ -310,7 +310,7 @@ def test_every_element_is_accounted_for(kind):
     model = small_model(kind)
     state_dict, architecture = model.state_dict(), from_timm(model)
     written = convert_tensors(state_dict, architecture, "hub")
-    account = check_source(state_dict, architecture, written)
+    account = verify_bytes(written, state_dict, architecture)
     assert account.source == sum(tensor.numel() for tensor in state_dict.values())
     assert account.target == sum(tensor.numel() for tensor in written.values())
     assert account.moved + account.folded == account.source
@@ -330,14 +330,14 @@ def test_the_way_back_finds_what_the_way_there_would_repeat(monkeypatch):
 
     monkeypatch.setattr(Family, "rows", swapped)
     written = convert_tensors(model.state_dict(), architecture, "hub")
-    check_source(model.state_dict(), architecture, written)  # the same table both ways hides it…
+    verify_bytes(written, model.state_dict(), architecture)  # the same table both ways hides it…
     with pytest.raises(ParityError, match=r"diverge at `blocks.0`"):  # …and the numbers show it
         compare(model, to_huggingface(model), pixels_for(model), dtypes=["float64"]).assert_match()
 
 
 def test_the_folder_must_be_vitconv_s(tmp_path):
     transformers.ResNetConfig(architectures=["ResNetModel"]).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="is no folder that vitconv writes"):
+    with pytest.raises(CheckpointError, match="was not written by vitconv"):
         load_config(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="has no config.json that Transformers can read"):
@@ -455,7 +455,7 @@ def test_a_processor_where_none_can_be(tmp_path):
     for name in ("preprocessor_config.json", "processor_config.json"):
         (folder / name).write_text('{"image_processor": {}}')
         with pytest.raises(
-            ParityError, match=f"a `{name}`, and none does what timm's .* Image files have 1 or 3 chan"
+            ParityError, match=f"a `{name}`, but no image processor does what timm's .* Image files have 1 or 3 chan"
         ):
             verify_checkpoint(tmp_path / "six.pth", folder, architecture=model)
         (folder / name).unlink()
@@ -551,7 +551,7 @@ def test_a_folder_made_from_other_weights(small_checkpoint, tmp_path, save, name
         )
     elif not same_size:
         assert f"'{mine}' was not made from '{path}'" in caught.value.problem
-    assert "convert these to a folder of their own" in caught.value.remedy
+    assert "convert these to another folder" in caught.value.remedy
 
 
 def test_the_same_weights_in_another_file_are_the_same_source(small_checkpoint, folder, tmp_path):

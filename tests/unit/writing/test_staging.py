@@ -97,7 +97,7 @@ def test_only_a_model_folder_is_overwritten(tmp_path):
     (tmp_path / "file").touch()
     for name in ("photos", "file"):
         with (
-            pytest.raises(DestinationError, match="(holds what no conversion writes|is not a folder)"),
+            pytest.raises(DestinationError, match="(holds files that no conversion writes|is not a folder)"),
             staged_folder(tmp_path / name, overwrite=True),
         ):
             pass

@@ -8,8 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from vitconv.writing import markdown
-from vitconv.writing.markdown import code, escape
+from vitconv import markdown
+from vitconv.markdown import code, escape
 
 COMMONMARK = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 PLUGINS = ["strikethrough", "footnotes", "table", "url", "task_lists", "def_list", "abbr", "mark", "insert", "superscript", "subscript", "math", "ruby", "spoiler"]  # fmt: skip

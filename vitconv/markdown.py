@@ -1,12 +1,13 @@
-"""Somebody else's text in Markdown: a class, a path or an error shows as it is, whatever it looks like.
+"""Text of other people in Markdown: a class, a path or an error is shown exactly as it is.
 
-vitconv writes Markdown that others open: model cards, reports, tables in notebooks. There a name put in as it is could
-be a heading, a row of a table, a picture from elsewhere or a script.
+vitconv writes Markdown that people open: model cards, reports, tables in notebooks. There, a name that is not escaped
+could become a heading, a row of a table, a remote picture or a script.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 
 # A backslash takes the meaning from any punctuation: https://spec.commonmark.org/0.31.2/#backslash-escapes
 # What has no meaning where it stands, as in max_logit_difference or 0.5, stays, for those who read the file itself.
@@ -43,6 +44,18 @@ def code(text: object) -> str:
     fence = "`" * (max(map(len, re.findall("`+", line)), default=0) + 1)
     space = " " if "`" in (line[0], line[-1]) else ""
     return f"{fence}{space}{line}{space}{fence}"
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose cells are Markdown already: escape other people's text before.
+
+    >>> print(table(["name", "shape"], [["`head.bias`", "7"]]))
+    | name | shape |
+    |---|---|
+    | `head.bias` | 7 |
+    """
+    lines = ["| " + " | ".join(cells) + " |" for cells in (headings, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(headings), *lines[1:]])
 
 
 def visible(text: object) -> str:

@@ -1,0 +1,34 @@
+"""An architecture and its rewrites in a few words, for the command line and for notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from vitconv import mapping
+from vitconv.architecture import Architecture
+from vitconv.mapping.plan import collapse
+from vitconv.mapping.rewrites import Made
+
+
+def summarise_architecture(a: Architecture, target: str | None) -> str:
+    """The Transformers class and the sizes, on one line.
+
+    >>> from vitconv.models.catalogue import entries
+    >>> summarise_architecture(entries()["vit_tiny_patch16_224"].architecture, None)[:49]
+    'ViTForImageClassification, width 192, 12 blocks, '
+    """
+    head = f"{a.num_labels} classes" if a.classifier else "no head"
+    return (
+        f"{mapping.class_name(a, target)}, width {a.hidden_size}, {a.num_hidden_layers} blocks, "
+        f"{a.num_attention_heads} heads, patch {a.patch_size[0]}x{a.patch_size[1]}, "
+        f"image {a.image_size[0]}x{a.image_size[1]}, "
+        f"{a.num_channels} channels, {head}, {a.hidden_act}, eps {a.layer_norm_eps:g}"
+    )
+
+
+def summarise_rewrites(made: Iterable[Made]) -> list[tuple[str, str]]:
+    """The names of the tensors that were made, with those of all blocks as one, and how they were made."""
+    by_how: dict[str, list[str]] = {}
+    for tensor in made:
+        by_how.setdefault(tensor.how, []).append(tensor.tensor)
+    return [(", ".join(collapse(names)), how) for how, names in by_how.items()]
