@@ -42,6 +42,7 @@ from vitconv.preprocess import (
     load_processor,
     makes_pixels,
     obstacle,
+    probe_images,
     probe_pixels,
     process,
     processor_config,
@@ -150,7 +151,8 @@ def verify_folder(
         images: any pictures.
         target: the family of Transformers models that was converted to, where it is not the first that can be.
         labels: the class names that should be in ``config.json``; ``None`` to take them as they are.
-        probes: also run pixels that no photo has: see :func:`vitconv.preprocess.probe_pixels`.
+        probes: also run pixels that no photo has: see :func:`vitconv.preprocess.probe_pixels`; and compare the pixels
+            of ``timm_processor.json`` for images of every kind of shape.
         dtypes: what to compare in; always in float64, and by default in what is stored.
         device: where to compute.
         tokens: how many tokens are enough in float64 where float32, with all of them, is equal bit for bit at every
@@ -180,7 +182,8 @@ def verify_folder(
     say("Comparing the pixels")
     check_processor(folder, data)
     pixels, same_pixels, notes = pixels_for(folder, data, images)
-    same_pixels_timm_processor = check_timm_processor(folder, data, images)
+    more = probe_images(data) if probes and makes_pixels(data) else []
+    same_pixels_timm_processor = check_timm_processor(folder, data, [*images, *more])
     if probes:
         pixels = torch.cat([pixels, probe_pixels(data)])
 
@@ -499,7 +502,12 @@ def _natural_dtype(stored: torch.dtype | None) -> str:
 
 
 def pixels_for(
-    folder: Path | None, data: DataConfig, images: Sequence[Image], *, processor: BaseImageProcessor | None = None
+    folder: Path | None,
+    data: DataConfig,
+    images: Sequence[Image],
+    *,
+    processor: BaseImageProcessor | None = None,
+    file: str = PROCESSOR_FILE,
 ) -> tuple[Tensor, bool | None, tuple[str, ...]]:
     """The models' input as timm makes it of the images, whether the folder makes the same, and if not, why.
 
@@ -511,6 +519,7 @@ def pixels_for(
         data: how timm prepares an image.
         images: any pictures.
         processor: the image processor, instead of one in a folder.
+        file: where it is from, for people.
 
     Raises:
         ParityError: the folder makes other pixels, and no known difference explains it.
@@ -529,14 +538,12 @@ def pixels_for(
         processor = load_processor(folder)
     notes = []
     for image, expected in zip(images, pixels, strict=True):
-        if _makes(expected, image, processor, data, PROCESSOR_FILE):
+        if _makes(expected, image, processor, data, file):
             continue
         reason = known_difference(image, data)
         opaque = without_transparency(image, data)
-        if reason is None or not _makes(
-            timm_pixels(opaque, data, early_crop=True), opaque, processor, data, PROCESSOR_FILE
-        ):
-            raise _other_pixels(PROCESSOR_FILE, image)
+        if reason is None or not _makes(timm_pixels(opaque, data, early_crop=True), opaque, processor, data, file):
+            raise _other_pixels(file, image)
         notes.append(reason)
     return pixels, not notes, tuple(dict.fromkeys(notes))
 
