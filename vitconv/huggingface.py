@@ -76,7 +76,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
 
     _check_labels(_read_config(folder))
     try:
-        with _quiet():
+        with quiet():
             config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # configurations are checked by Transformers, each in its own way
         raise CheckpointError(
@@ -271,7 +271,7 @@ def load_folder(folder: Path) -> PreTrainedModel:
     _check_weights(folder, read_json(folder / CONFIG_FILE), read_state_dict(folder))
     cls = getattr(transformers, config.architectures[0])
     try:
-        with _quiet():
+        with quiet():
             model, info = cls.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
     except Exception as error:  # which of its settings it cannot follow, Transformers finds out in many ways
         raise ParityError(
@@ -342,7 +342,7 @@ def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[
         options = {}
         if names[0] == "ViTModel":  # which makes itself a pooler where the file has none
             options["add_pooling_layer"] = pooler and any(".pooler." in f".{name}" for name in stored)
-        with _quiet():
+        with quiet():
             model, info = getattr(transformers, names[0]).from_pretrained(
                 folder, config=config, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
@@ -414,13 +414,13 @@ def installed_dialect() -> mapping.Dialect:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without Transformers' progress bars and reports: a command shows its own, and what they report is an error."""
     from transformers.utils import logging
 
     was_on, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:

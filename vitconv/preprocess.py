@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 from vitconv.architecture import MOST_PIXELS, Architecture
 from vitconv.description import DATA, SelfDescription
 from vitconv.errors import InputError, VitconvError, first_few, shown
+from vitconv.huggingface import quiet
 from vitconv.inputs import MOST_TEXT, NoRegularFileError, check_file, open_file
 
 if TYPE_CHECKING:
@@ -507,7 +508,8 @@ def _from_pretrained(path: Path, folder: Path, file: str) -> BaseImageProcessor:
     pil: dict[str, Any] = {"backend": "pil"} if major >= 5 else {"use_fast": False}
     try:
         # Without the last argument, a folder with code of its own makes Transformers ask on the terminal.
-        processor = transformers.AutoImageProcessor.from_pretrained(path, **pil, trust_remote_code=False)
+        with quiet():
+            processor = transformers.AutoImageProcessor.from_pretrained(path, **pil, trust_remote_code=False)
     except Exception as error:  # its settings are checked by Transformers, each in its own way
         raise InputError(
             f"'{folder}' has no {file} that Transformers can read.",

@@ -248,11 +248,15 @@ def _run_notebook(name: str, parameters: dict[str, Any]) -> None:
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    source, where, log = f"notebooks/{name}.ipynb", f"build/{name}.ipynb", Path(f"build/{name}.log")
+    source, where, log = f"notebooks/{name}.ipynb", f"build/{name}.ipynb", f"build/{name}.log"
     with errors_for_people():
         try:
             papermill.execute_notebook(
-                source, where, parameters, cwd="notebooks", kernel_manager_class=_kernels_that_log_to(log)
+                source,
+                where,
+                parameters,
+                cwd="notebooks",
+                kernel_manager_class=_kernels_that_log_to(Path(log).absolute()),
             )
         except PapermillExecutionError as error:
             kind = getattr(errors, error.ename, None)

@@ -10,7 +10,7 @@ So the proof has four parts, and all must hold:
 * **the pixels**: the image processors in the folder make timm's pixels of an image file;
 * **the numbers**: the timm model and its twin compute the same, stage by stage (:mod:`vitconv.parity`).
 
-Not looked at: other files in the folder (the model card, the figures in ``parity.json``, adapters, code); versions of
+Not looked at: other files in the folder (the model card, the figures in ``parity.json``, code); versions of
 Transformers other than the installed one; backends of the image processor other than PIL's; and what the code around
 the model does, such as ``transformers.pipeline``, which turns photos by their EXIF orientation and for a model of one
 class answers with a sigmoid.
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitconv import mapping
 from vitconv.architecture import Architecture, Shapes
-from vitconv.checkpoint import read_state_dict, write_json
+from vitconv.checkpoint import CONFIG_FILE, TORCH_FILE, TORCH_INDEX_FILE, read_json, read_state_dict, write_json
 from vitconv.errors import ParityError, VitconvError, first_few
 from vitconv.huggingface import build_model, installed_dialect, load_config, load_folder, make_config, shown
 from vitconv.parity import Parity, compare
@@ -51,6 +51,7 @@ from vitconv.preprocess import (
     without_transparency,
 )
 from vitconv.simplify import Made
+from vitconv.tensorfile import INDEX_FILE, WEIGHTS_FILE
 from vitconv.timm_models import make_buffers
 
 if TYPE_CHECKING:
@@ -164,6 +165,7 @@ def verify_folder(
     import transformers
 
     say("Reading the folder back")
+    check_files(folder)
     written = read_state_dict(folder)
     with ThreadPoolExecutor(max_workers=1) as beside:
         # Comparing bytes leaves Python free to import Transformers meanwhile, which takes longer.
@@ -420,6 +422,32 @@ def _foreign_setting(name: str, value: Any) -> ParityError:
         "Remove this setting, or convert the source again.",
         stage="config",
     )
+
+
+def check_files(folder: Path) -> None:
+    """Raise :class:`~vitconv.errors.ParityError` for weights beside those that are compared, or two dtypes for them.
+
+    Which of several files is read depends on the reader, and its version.
+    """
+    present = [name for name in _WEIGHTS if (folder / name).exists()]
+    if len(present) > 1:
+        raise ParityError(
+            f"The folder has weights in several forms, {' and '.join(present)}: only {present[0]} would be compared.",
+            f"Remove all but {present[0]}.",
+            stage="bytes",
+        )
+    content = read_json(folder / CONFIG_FILE)
+    one, other = (content.get(name) for name in ("dtype", "torch_dtype"))
+    if one is not None and other is not None and one != other:
+        raise ParityError(
+            f"`torch_dtype` in config.json is {shown(other)}, and `dtype` is {shown(one)}: which of them counts depends "
+            "on the version of Transformers.",
+            "Remove `torch_dtype`.",
+            stage="config",
+        )
+
+
+_WEIGHTS = (WEIGHTS_FILE, INDEX_FILE, TORCH_FILE, TORCH_INDEX_FILE, "tf_model.h5", "flax_model.msgpack")
 
 
 def check_processor(folder: Path, data: DataConfig) -> None:
