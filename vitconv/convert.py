@@ -661,7 +661,7 @@ def _recorded(folder: Path) -> dict[str, Any]:
         return {}
     content = read_json(path)
     preprocessing = content.get("preprocessing")
-    given = preprocessing.get("given") if isinstance(preprocessing, dict) else ...
+    given = preprocessing.get("given", ...) if isinstance(preprocessing, dict) else ...
     optional = {"target": None, "ignore": [], "headless": False}  # which earlier versions did not write
     found = {**optional, **content, "given": given}
     wrong = next((name for name, fits in _RECORDED.items() if not fits(found.get(name, ...))), None)

@@ -440,8 +440,8 @@ def check_files(folder: Path) -> None:
     one, other = (content.get(name) for name in ("dtype", "torch_dtype"))
     if one is not None and other is not None and one != other:
         raise ParityError(
-            f"`torch_dtype` in config.json is {shown(other)}, and `dtype` is {shown(one)}: which of them counts depends "
-            "on the version of Transformers.",
+            f"`torch_dtype` in config.json is {shown(other)}, and `dtype` is {shown(one)}: which of them counts "
+            "depends on the version of Transformers.",
             "Remove `torch_dtype`.",
             stage="config",
         )
