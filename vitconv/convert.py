@@ -44,16 +44,10 @@ from vitconv.errors import (
 )
 from vitconv.mapping.plan import Plan, check_tensors, convert_tensors, shapes_of, widest_dtype
 from vitconv.mapping.rewrites import Made
+from vitconv.models.data_config import DataConfig
 from vitconv.models.huggingface import build_model, installed_dialect, make_config
-from vitconv.models.preprocessing import (
-    PROCESSOR_FILE,
-    TIMM_PROCESSOR_FILE,
-    DataConfig,
-    load_image,
-    processor_config,
-    sample_image,
-    timm_processor_config,
-)
+from vitconv.models.images import load_image, sample_image
+from vitconv.models.processors import PROCESSOR_FILE, TIMM_PROCESSOR_FILE, processor_config, timm_processor_config
 from vitconv.models.timm import (
     describe_regularisation,
     from_timm,

@@ -23,20 +23,11 @@ from vitconv.mapping import Family
 from vitconv.mapping.plan import make_plan, shapes_of
 from vitconv.mapping.rewrites import Rewrite, Simplified, dinov2_width, fold_layer_scale
 from vitconv.models.catalogue import entries
+from vitconv.models.data_config import DataConfig, data_config, makes_pixels, tag_config
 from vitconv.models.huggingface import installed_dialect, load_for_timm
-from vitconv.models.preprocessing import (
-    PROCESSOR_FILE,
-    DataConfig,
-    data_config,
-    from_processor,
-    load_any_processor,
-    load_image,
-    makes_pixels,
-    probe_images,
-    processor_file,
-    sample_image,
-    tag_config,
-)
+from vitconv.models.images import load_image, sample_image
+from vitconv.models.pixels import probe_images
+from vitconv.models.processors import PROCESSOR_FILE, from_processor, load_any_processor, processor_file
 from vitconv.models.timm import build_timm, from_timm, make_buffers
 from vitconv.parity.comparison import Parity, compare
 from vitconv.parity.verification import check_bytes, pixels_for

@@ -42,14 +42,9 @@ from vitconv.errors import ArchitectureError, CheckpointError, InputError, Vitco
 from vitconv.mapping.plan import Plan, check_names, check_tensors, make_plan, shapes_of
 from vitconv.mapping.rewrites import Made
 from vitconv.models import catalogue, position_embedding
-from vitconv.models.preprocessing import (
-    MODES,
-    DataConfig,
-    data_config,
-    missing_processor,
-    read_data_config,
-    tag_config,
-)
+from vitconv.models.data_config import DataConfig, data_config, read_data_config, tag_config
+from vitconv.models.images import MODES
+from vitconv.models.processors import missing_processor
 from vitconv.models.timm import (
     build_timm,
     describe_regularisation,
@@ -336,7 +331,7 @@ class Facts:
 
     Attributes:
         architecture: as timm builds it, with its own sizes.
-        tag: how it wants its images prepared: :func:`vitconv.models.preprocessing.tag_config`.
+        tag: how it wants its images prepared: :func:`vitconv.models.data_config.tag_config`.
         input_size: (height, width) that timm prepares images to for a model that takes any; ``None`` for others.
     """
 

@@ -16,17 +16,10 @@ from vitconv.architecture import Architecture
 from vitconv.convert import convert_checkpoint, revert_checkpoint, to_huggingface, to_timm
 from vitconv.errors import ArchitectureError, CheckpointError, InputError, ParityError, VitconvError, WeightsError
 from vitconv.models.catalogue import entries
-from vitconv.models.preprocessing import (
-    DataConfig,
-    data_config,
-    from_processor,
-    known_difference,
-    load_any_processor,
-    probe_images,
-    processor_config,
-    sample_image,
-    tag_config,
-)
+from vitconv.models.data_config import DataConfig, data_config, tag_config
+from vitconv.models.images import sample_image
+from vitconv.models.pixels import known_difference, probe_images
+from vitconv.models.processors import from_processor, load_any_processor, processor_config
 from vitconv.models.timm import from_timm
 
 CLASSES = ("ash", "birch", "cedar", "elm", "fir")

@@ -27,13 +27,13 @@ from vitconv.errors import VitconvError
 from vitconv.mapping import FAMILIES, class_name
 from vitconv.mapping.plan import collapse
 from vitconv.models.catalogue import entries, verdicts
-from vitconv.models.preprocessing import PROCESSOR_FILE, TIMM_PROCESSOR_FILE
+from vitconv.models.processors import PROCESSOR_FILE, TIMM_PROCESSOR_FILE
 
 if TYPE_CHECKING:
     from vitconv.architecture import Architecture
     from vitconv.convert import Conversion, Inspection
     from vitconv.mapping.rewrites import Made
-    from vitconv.models.preprocessing import DataConfig
+    from vitconv.models.data_config import DataConfig
     from vitconv.parity.comparison import Parity
     from vitconv.parity.verification import Verification
 

@@ -21,7 +21,7 @@ from vitconv.inference.local import LocalEngine
 from vitconv.inference.predictions import Parts, Run, make_rows
 from vitconv.inference.ray import RayEngine
 from vitconv.inference.runtime import Classifier, read_classifier
-from vitconv.models.preprocessing import ProcessorName, load_processor
+from vitconv.models.processors import ProcessorName, load_processor
 
 EngineName = Literal["local", "ray"]
 

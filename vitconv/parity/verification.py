@@ -41,22 +41,23 @@ from vitconv.checkpoints.tensorfile import INDEX_FILE, WEIGHTS_FILE
 from vitconv.errors import ParityError, VitconvError, first_few
 from vitconv.mapping.plan import convert_tensors, make_plan, shapes_of, widest_dtype
 from vitconv.mapping.rewrites import Made
+from vitconv.models.data_config import DataConfig, makes_pixels
 from vitconv.models.huggingface import build_model, installed_dialect, load_config, load_folder, make_config, shown
-from vitconv.models.preprocessing import (
-    PROCESSOR_FILE,
-    TIMM_PROCESSOR_FILE,
-    DataConfig,
+from vitconv.models.pixels import (
     known_difference,
-    load_processor,
-    makes_pixels,
-    obstacle,
     probe_images,
     probe_pixels,
     process,
-    processor_config,
-    processor_file,
     timm_pixels,
     without_transparency,
+)
+from vitconv.models.processors import (
+    PROCESSOR_FILE,
+    TIMM_PROCESSOR_FILE,
+    load_processor,
+    obstacle,
+    processor_config,
+    processor_file,
 )
 from vitconv.models.timm import make_buffers
 from vitconv.parity.comparison import Parity, compare
@@ -103,7 +104,7 @@ class Verification:
         account: the bookkeeping of elements.
         same_pixels: whether the written image processor makes timm's pixels bit for bit of every image verified on;
             ``None`` if there is no processor. Where it is false, ``pixel_notes`` has the reasons, each of which
-            :func:`vitconv.models.preprocessing.known_difference` explains: any other difference is a failure.
+            :func:`vitconv.models.pixels.known_difference` explains: any other difference is a failure.
         pixel_notes: sentences.
         parity: how close the numbers came.
         warnings: what the numbers could not show, in sentences.
@@ -159,7 +160,7 @@ def verify_folder(
         images: any pictures.
         target: the family of Transformers models that was converted to, where it is not the first that can be.
         labels: the class names that should be in ``config.json``; ``None`` to take them as they are.
-        probes: also run pixels that no photo has: see :func:`vitconv.models.preprocessing.probe_pixels`; and compare
+        probes: also run pixels that no photo has: see :func:`vitconv.models.pixels.probe_pixels`; and compare
             the pixels of ``timm_processor.json`` for images of every kind of shape.
         dtypes: what to compare in; always in float64, and by default in what is stored.
         device: where to compute.

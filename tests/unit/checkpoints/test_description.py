@@ -21,7 +21,8 @@ from timm.models import save_for_hf
 from vitconv.checkpoints.description import SelfDescription, Statement, describe, same_value
 from vitconv.convert import convert_checkpoint, inspect, verify_checkpoint
 from vitconv.errors import ArchitectureError, CheckpointError, InputError, VitconvError
-from vitconv.models.preprocessing import known_difference, load_image
+from vitconv.models.images import load_image
+from vitconv.models.pixels import known_difference
 from vitconv.models.timm import from_timm
 
 ARCH = "vit_tiny_patch16_224"

@@ -15,8 +15,10 @@ from vitconv.errors import CheckpointError, ParityError, VitconvError
 from vitconv.mapping import Family
 from vitconv.mapping.plan import convert_tensors
 from vitconv.models.catalogue import entries
+from vitconv.models.data_config import data_config, tag_config
 from vitconv.models.huggingface import load_config, load_folder
-from vitconv.models.preprocessing import data_config, known_difference, sample_image, tag_config
+from vitconv.models.images import sample_image
+from vitconv.models.pixels import known_difference
 from vitconv.models.timm import build_timm, from_timm
 from vitconv.parity import compare, verification
 from vitconv.parity.verification import check_bytes, check_source, treats_tokens_alike, verify_folder
