@@ -57,7 +57,7 @@ from vitconv.models.timm import (
 from vitconv.parity.comparison import compare
 from vitconv.parity.verification import Verification, verify_folder
 from vitconv.revert import Reversion, revert_checkpoint, to_timm
-from vitconv.source import Identified, Inspection, SourceOptions, facts_of, identify, sized
+from vitconv.source import Identified, Inspection, SourceOptions, identify, sized, timm_reference
 from vitconv.writing.card import CARD_FILE, model_card
 from vitconv.writing.staging import check_destination, staged_folder
 
@@ -160,7 +160,7 @@ def convert_state_dict(
     if not isinstance(architecture, Architecture):
         shapes = shapes_of(state_dict)
         if isinstance(architecture, str):
-            architecture, _ = sized(facts_of(architecture, SelfDescription()).architecture, shapes, None)
+            architecture, _ = sized(timm_reference(architecture, SelfDescription()).architecture, shapes, None)
         else:
             architecture = from_timm(architecture)
         check_tensors(mapping.timm_shapes(architecture), shapes)
