@@ -185,7 +185,7 @@ def identify(path: str | os.PathLike[str], options: SourceOptions) -> Identified
     names = set(mapping.timm_shapes(replace(reference.architecture, num_labels=1)))
     respell = functools.partial(_respell, source, build)
     unwrapped = unwrap(source.content, names, ema=options.ema, headless=options.headless, respell=respell)
-    tensors = source.tensors(unwrapped.tensors)
+    tensors: Mapping[str, StoredTensor | Tensor] = source.tensors(unwrapped.tensors)
     trained, known = _trained_and_wanted(wanted, reference, tensors, description, options)
     sizing = _shape_note(reference.architecture, shapes_of(tensors), trained) if options.image_size else []
     if known != trained:
@@ -400,9 +400,7 @@ def _own_description(source: Source, ignore: Collection[str]) -> tuple[SelfDescr
         stated = base_name(stated)  # whose tag says nothing then
     known = _name_of_today(stated)
     if known is None:
-        note = (
-            f"The checkpoint says `{description.where('architecture')}` {shown(stated)}, which is no name of timm's."
-        )
+        note = f"The checkpoint says `{description.where('architecture')}` {shown(stated)}, which is not a timm architecture."
         return description.without(["architecture"]), [*said, note]
     return description.stating("architecture", known), said
 
@@ -418,8 +416,8 @@ def _only_candidate(source: Source, options: SourceOptions) -> tuple[str, str]:
     if not found:
         told = describe_shapes(shapes)
         raise ArchitectureError(
-            "The architecture is not given, and no convertible one of timm's has tensors of these names and shapes"
-            + (f"; they tell: {told}." if told else "."),
+            "The architecture is not given, and no convertible timm architecture has tensors with these names and shapes"
+            + (f"; the tensors show: {told}." if told else "."),
             "Name the timm architecture, as in --arch vit_base_patch16_384.",
         )
     names = [candidate.name for candidate in found]
@@ -427,12 +425,12 @@ def _only_candidate(source: Source, options: SourceOptions) -> tuple[str, str]:
     if differing:
         listed = "; ".join(f"{name} ({how})" for name, how in differing.items())
         raise ArchitectureError(
-            f"The architecture is not given, and the weights fit {len(found)} of timm's that compute or prepare "
-            f"images differently: {listed}.",
-            "Name the one that the weights were trained as, with --arch NAME; a name's own image size is no proof.",
+            f"The architecture is not given, and the weights fit {len(found)} timm architectures that compute or "
+            f"prepare images differently: {listed}.",
+            "Pass the one that the weights were trained with as --arch NAME. The image size in a name proves nothing.",
         )
     same = f" ({first_few(names[1:])} would be the same)" if names[1:] else ""
-    return names[0], f"The weights fit one architecture of timm's, {names[0]}{same}: it was taken."
+    return names[0], f"The weights fit one timm architecture, {names[0]}{same}, which was used."
 
 
 def _check_module(model: nn.Module, description: SelfDescription) -> None:
@@ -444,12 +442,16 @@ def _check_module(model: nn.Module, description: SelfDescription) -> None:
             raise ArchitectureError(
                 f"The model given pools by '{model.global_pool}', but the checkpoint says '{pool}' "
                 f"(`{description.where('global_pool')}`).",
-                "Give a model that was built so, or ignore=['global_pool'].",
+                "Pass a model with that pooling, or ignore=['global_pool'].",
             )
         return
     reference, given = timm_reference(stated, description), from_timm(model)
     described = reference.architecture
-    free = {"image_size": given.image_size, "num_labels": given.num_labels, "num_channels": given.num_channels}
+    free: dict[str, Any] = {
+        "image_size": given.image_size,
+        "num_labels": given.num_labels,
+        "num_channels": given.num_channels,
+    }
     differing = [name for name, value in asdict(replace(described, **free)).items() if value != asdict(given)[name]]
     if differing:
         raise ArchitectureError(
@@ -526,7 +528,7 @@ def _assumed(
     if not differing:
         return []
     return [
-        f"The preprocessing is an assumption: nothing in the checkpoint tells it, and it is that of timm's {given}, a "
+        f"The preprocessing is an assumption: the checkpoint does not state it, and it is that of timm's {given}, a "
         f"model for {' and '.join(differing)}: {data.values}. If the weights were trained with another, pass it with "
         "--data-config."
     ]
@@ -536,7 +538,7 @@ def _respell(source: Source, build: Callable[[], nn.Module], tensors: Mapping[st
     """Rename tensors of an older spelling with timm's own filter; ``None`` if it would do more than rename."""
     from timm.models import vision_transformer
 
-    model = build()
+    model: Any = build()
     filter_fn = getattr(
         sys.modules[type(model).__module__], "checkpoint_filter_fn", vision_transformer.checkpoint_filter_fn
     )

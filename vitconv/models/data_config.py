@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,14 +161,14 @@ GIVEN: dict[str, str] = {
 }
 
 
-def read_data_config(path: str | Path) -> dict[str, Any]:
+def read_data_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a data configuration from a JSON file: timm's ``pretrained_cfg``, or some of its values.
 
     What does not concern the pixels (``url``, ``num_classes``…) is left out if the file is a whole timm
     ``config.json`` with a ``pretrained_cfg``.
 
     Raises:
-        InputError: there is no such file, or it is no JSON object.
+        InputError: there is no such file, or it is not a JSON object.
     """
     check_file(path, "data configuration", most=MOST_TEXT)
     try:
@@ -177,7 +178,7 @@ def read_data_config(path: str | Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"The data configuration '{path}' is not readable JSON.", _WRITE_JSON) from error
     if not isinstance(content, dict):
-        raise InputError(f"The data configuration '{path}' is no JSON object.", _WRITE_JSON)
+        raise InputError(f"The data configuration '{path}' is not a JSON object.", _WRITE_JSON)
     if isinstance(content.get("pretrained_cfg"), dict):
         return {name: value for name, value in content["pretrained_cfg"].items() if name in GIVEN}
     return content

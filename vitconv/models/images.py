@@ -152,7 +152,7 @@ def _check_effort(image: Any, stream: BinaryIO, name: str) -> None:
     from PIL.Image import DECODERS
 
     if any(tile[0] in DECODERS for tile in image.tile):  # decoders in Python: a byte takes a microsecond
-        raise InputError(f"{name} is of a kind of {image.format} that is read too slowly.", "Save it as PNG.")
+        raise InputError(f"{name} is a kind of {image.format} that takes too long to read.", "Save it as PNG.")
     pixels = image.width * image.height
     if image.format == "TIFF":
         width, height = (image.tag_v2.get(tag, 0) for tag in (_TILE_WIDTH, _TILE_LENGTH))

@@ -43,7 +43,7 @@ def timm_pixels(image: Image, config: DataConfig, *, early_crop: bool = False) -
         crop_pct=config.crop_pct,
         crop_mode=config.crop_mode,
     )
-    pixels = convert_colors(image, config.num_channels)
+    pixels: Any = convert_colors(image, config.num_channels)
     height, width = config.image_size
     for step in transform.transforms:
         if early_crop and isinstance(step, CenterCrop):

@@ -125,7 +125,7 @@ def from_processor(
     """
     size, crop = _sides(content.get("size")), _sides(content.get("crop_size"))
     height, width = architecture.image_size
-    cropped = (crop["height"], crop["width"]) if crop.keys() == {"height", "width"} else ()
+    cropped: tuple[int, ...] | None = (crop["height"], crop["width"]) if crop.keys() == {"height", "width"} else ()
     if not content.get("do_center_crop"):
         cropped = None
     given: dict[str, Any] = {

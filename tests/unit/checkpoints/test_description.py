@@ -250,7 +250,7 @@ def test_a_name_that_is_not_timm_s(save):
     """Such as DINO's own; and the class name that timm's CheckpointSaver writes without arguments."""
     weights = full_model(ARCH, num_classes=5).state_dict()
     found = inspect(save({"state_dict": weights, "arch": "visiontransformer"}), ARCH)
-    assert "The checkpoint says `arch` 'visiontransformer', which is no name of timm's." in found.notes
+    assert "The checkpoint says `arch` 'visiontransformer', which is not a timm architecture." in found.notes
     error = refusal(ArchitectureError, save({"state_dict": weights, "arch": "visiontransformer"}))
     assert "The architecture is not given" in error.problem
 

@@ -557,7 +557,7 @@ def test_reads_a_data_configuration(tmp_path):
     assert read_data_config(tmp_path / "config.json") == {"crop_pct": 0.9}
 
 
-@pytest.mark.parametrize(("content", "message"), [("[]", "is no JSON object"), ("{", "is not readable JSON")])
+@pytest.mark.parametrize(("content", "message"), [("[]", "is not a JSON object"), ("{", "is not readable JSON")])
 def test_refuses_what_is_no_data_configuration(content, message, tmp_path):
     (tmp_path / "data.json").write_text(content)
     with pytest.raises(InputError, match=message):
@@ -692,7 +692,7 @@ def test_formats_that_are_read(kind, tmp_path):
 
 def test_what_is_read_in_python_is_refused(tmp_path):
     (tmp_path / "plain.ppm").write_text("P3 1 1 255 9 9 9")
-    with pytest.raises(InputError, match="plain.ppm' is of a kind of PPM that is read too slowly"):
+    with pytest.raises(InputError, match="plain.ppm' is a kind of PPM that takes too long to read"):
         load_image(tmp_path / "plain.ppm")
 
 
