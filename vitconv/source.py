@@ -400,7 +400,10 @@ def _own_description(source: Source, ignore: Collection[str]) -> tuple[SelfDescr
         stated = base_name(stated)  # whose tag says nothing then
     known = _name_of_today(stated)
     if known is None:
-        note = f"The checkpoint says `{description.where('architecture')}` {shown(stated)}, which is not a timm architecture."
+        note = (
+            f"The checkpoint says `{description.where('architecture')}` {shown(stated)}, which is not "
+            "a timm architecture."
+        )
         return description.without(["architecture"]), [*said, note]
     return description.stating("architecture", known), said
 
@@ -416,8 +419,8 @@ def _only_candidate(source: Source, options: SourceOptions) -> tuple[str, str]:
     if not found:
         told = describe_shapes(shapes)
         raise ArchitectureError(
-            "The architecture is not given, and no convertible timm architecture has tensors with these names and shapes"
-            + (f"; the tensors show: {told}." if told else "."),
+            "The architecture is not given, and no convertible timm architecture has tensors with these names and "
+            "shapes" + (f"; the tensors show: {told}." if told else "."),
             "Name the timm architecture, as in --arch vit_base_patch16_384.",
         )
     names = [candidate.name for candidate in found]
