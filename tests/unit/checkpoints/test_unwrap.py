@@ -290,7 +290,7 @@ def test_without_an_architecture_the_shapes_still_tell(save):
 
 
 def test_without_an_architecture_those_that_fit_are_listed(weights, save):
-    with pytest.raises(VitconvError, match=r"fit 3 of timm's") as caught:
+    with pytest.raises(VitconvError, match=r"fit 3 timm architectures") as caught:
         inspect(save({"state_dict": prefixed("module.", weights)}), None)
     listed = caught.value.problem.partition("differently: ")[2].rstrip(".").split("; ")
     # Those whose own image size is that of the weights come first, and none is proposed.
