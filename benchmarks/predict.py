@@ -43,7 +43,7 @@ from vitconv.inference.images import Batches, read_images
 from vitconv.inference.predict import predict
 from vitconv.inference.predictions import Parts, Run, make_rows
 from vitconv.inference.runtime import Predictor, read_classifier
-from vitconv.models.preprocessing import load_processor
+from vitconv.models.processors import load_processor
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINES = ("local", "ray")

@@ -21,15 +21,10 @@ from torch import nn
 from vitconv.architecture import Architecture
 from vitconv.convert import convert_checkpoint
 from vitconv.errors import ParityError
+from vitconv.models.data_config import DataConfig, data_config, tag_config
 from vitconv.models.huggingface import load_folder
-from vitconv.models.preprocessing import (
-    DataConfig,
-    data_config,
-    huggingface_pixels,
-    sample_image,
-    tag_config,
-    timm_pixels,
-)
+from vitconv.models.images import sample_image
+from vitconv.models.pixels import huggingface_pixels, timm_pixels
 from vitconv.models.timm import from_timm
 from vitconv.parity import compare
 from vitconv.parity.verification import same_everywhere, verify_folder

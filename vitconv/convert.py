@@ -37,21 +37,16 @@ from vitconv.errors import (
     ParityError,
     VitconvError,
     WeightsError,
+    shown,
 )
 from vitconv.mapping.plan import Plan, check_tensors, convert_tensors, shapes_of, widest_dtype
 from vitconv.mapping.rewrites import Made
 from vitconv.mapping.summary import summarise_architecture, summarise_rewrites
 from vitconv.markdown import code, escape, table
+from vitconv.models.data_config import DataConfig
 from vitconv.models.huggingface import build_model, installed_dialect, make_config
-from vitconv.models.preprocessing import (
-    PROCESSOR_FILE,
-    TIMM_PROCESSOR_FILE,
-    DataConfig,
-    load_image,
-    processor_config,
-    sample_image,
-    timm_processor_config,
-)
+from vitconv.models.images import load_image, sample_image
+from vitconv.models.processors import PROCESSOR_FILE, TIMM_PROCESSOR_FILE, processor_config, timm_processor_config
 from vitconv.models.timm import (
     describe_regularisation,
     from_timm,
@@ -61,7 +56,7 @@ from vitconv.models.timm import (
 from vitconv.parity.comparison import compare
 from vitconv.parity.verification import Verification, verify_folder
 from vitconv.revert import Reversion, revert_checkpoint, to_timm
-from vitconv.source import Identified, Inspection, SourceOptions, facts_of, identify, sized
+from vitconv.source import Identified, Inspection, SourceOptions, identify, sized, timm_reference
 from vitconv.writing.card import CARD_FILE, model_card
 from vitconv.writing.record import ConversionRecord, conversion_record, read_record
 from vitconv.writing.staging import check_destination, staged_folder
@@ -184,7 +179,7 @@ def convert_state_dict(
     if not isinstance(architecture, Architecture):
         shapes = shapes_of(state_dict)
         if isinstance(architecture, str):
-            architecture, _ = sized(facts_of(architecture, SelfDescription()).architecture, shapes, None)
+            architecture, _ = sized(timm_reference(architecture, SelfDescription()).architecture, shapes, None)
         else:
             architecture = from_timm(architecture)
         check_tensors(mapping.timm_shapes(architecture), shapes)
@@ -517,7 +512,8 @@ def verify_checkpoint(
     try:
         opened = identify(source, options)
     except (ArchitectureError, CheckpointError, WeightsError, InputError) as error:
-        raise _of_another_source(error, folder, recorded, open_source(source)) or error from None
+        other = _of_another_source(error, folder, recorded, open_source(source))
+        raise other or _of_the_record(error, folder, recorded, options) or error from None
     for file in opened.source.files:
         check_checksums(file)
     try:
@@ -539,6 +535,31 @@ def verify_checkpoint(
         if error.stage not in ("config", "labels", "bytes"):
             raise
         raise _of_another_source(error, folder, recorded, opened.source) or error from error.__cause__
+
+
+def _of_the_record(
+    error: VitconvError, folder: Path, recorded: ConversionRecord, options: SourceOptions
+) -> ParityError | None:
+    """An error that names what the folder's record says, if that is what does not fit the source; else ``None``."""
+    if isinstance(error, CheckpointError):
+        return None  # it is the source itself that cannot be read
+    used: dict[str, tuple[Any, Any]] = {
+        "architecture": (options.architecture, recorded.architecture),
+        "given": (options.data, recorded.data),
+        "target": (options.target, recorded.target),
+        "ignore": (options.ignore, recorded.ignore),
+    }
+    if isinstance(error, InputError):
+        used["image_size"] = (options.image_size, recorded.image_size)
+    said = [f"`{name}` {shown(value)}" for name, (value, record) in used.items() if value and value is record]
+    if not said:
+        return None
+    return ParityError(
+        f"The {PARITY_FILE} in '{folder}' records {', '.join(said)}, and with that the source is refused. "
+        f"{error.problem}",
+        f"If that is not how the folder was made, give what is right, or restore {PARITY_FILE}. {error.remedy}",
+        stage="config",
+    )
 
 
 def _of_another_source(

@@ -23,18 +23,11 @@ from vitconv.mapping import Family
 from vitconv.mapping.plan import make_plan, shapes_of
 from vitconv.mapping.rewrites import Rewrite, Simplified, dinov2_width, fold_layer_scale
 from vitconv.models.catalogue import entries
+from vitconv.models.data_config import DataConfig, data_config, makes_pixels, tag_config
 from vitconv.models.huggingface import installed_dialect, load_for_timm
-from vitconv.models.preprocessing import (
-    PROCESSOR_FILE,
-    DataConfig,
-    data_config,
-    from_processor,
-    load_any_processor,
-    load_image,
-    processor_file,
-    sample_image,
-    tag_config,
-)
+from vitconv.models.images import load_image, sample_image
+from vitconv.models.pixels import probe_images
+from vitconv.models.processors import PROCESSOR_FILE, from_processor, load_any_processor, processor_file
 from vitconv.models.timm import build_timm, from_timm, make_buffers
 from vitconv.parity.comparison import Parity, compare
 from vitconv.parity.verification import check_bytes, pixels_for, usual_dtype
@@ -149,6 +142,14 @@ def revert_checkpoint(
     recorded = recorded_architecture(source) if architecture is None else None
     try:
         found = _revert(hf_model, architecture or recorded, drop, any_epsilon=False)
+    except ArchitectureError as error:
+        if recorded is None:
+            raise
+        raise ArchitectureError(
+            f"'{source / PARITY_FILE}' records the architecture '{recorded}', and the folder holds another model. "
+            f"{error.problem}",
+            "Name the architecture with --arch, restore the file, or remove it.",
+        ) from error
     except WeightsError:
         if recorded is None:
             raise
@@ -626,7 +627,13 @@ def _allowed(extra: Sequence[str], drop: Collection[str]) -> tuple[str, ...]:
 def _data(source: Path, found: _Found) -> tuple[BaseImageProcessor | None, DataConfig, tuple[str, ...]]:
     """The folder's image processor, and how timm does what it does; without one, what the architecture's tag says.
 
-    The processor is the one that Transformers itself loads, with the settings that its file leaves to the class.
+    The processor is the one that Transformers itself loads, with the settings that its file leaves to the class. That
+    timm does the same is shown by images of every kind of shape, whether or not the models are compared: the settings
+    do not tell what a class does beside them.
+
+    Raises:
+        InputError: timm has no such transform.
+        ParityError: what the settings say is not what the processor does.
     """
     file = processor_file(source)
     tag = tag_config(found.model.pretrained_cfg)
@@ -635,7 +642,17 @@ def _data(source: Path, found: _Found) -> tuple[BaseImageProcessor | None, DataC
         return None, data, (f"No {PROCESSOR_FILE} in '{source}': the preprocessing is that of {data.origin}.",)
     processor = load_any_processor(source)
     given = from_processor(json.loads(processor.to_json_string()), found.architecture, file)
-    return processor, data_config(tag, found.architecture, given), ()
+    data = data_config(tag, found.architecture, given)
+    if makes_pixels(data):
+        try:
+            pixels_for(None, data, probe_images(data), processor=processor, file=file)
+        except ParityError as error:
+            raise ParityError(
+                f"{error.problem} So timm has no transform that does what {file} does.",
+                "Correct it, or remove it: then the architecture's own preprocessing is taken.",
+                stage="pixels",
+            ) from error
+    return processor, data, ()
 
 
 def _write(folder: Path, found: _Found, config: PreTrainedConfig, data: DataConfig) -> None:

@@ -44,14 +44,9 @@ from vitconv.mapping.rewrites import Made
 from vitconv.mapping.summary import summarise_architecture, summarise_rewrites
 from vitconv.markdown import code, escape, table
 from vitconv.models import catalogue, position_embedding
-from vitconv.models.preprocessing import (
-    MODES,
-    DataConfig,
-    data_config,
-    missing_processor,
-    read_data_config,
-    tag_config,
-)
+from vitconv.models.data_config import DataConfig, data_config, read_data_config, tag_config
+from vitconv.models.images import MODES
+from vitconv.models.processors import missing_processor
 from vitconv.models.timm import (
     build_timm,
     describe_regularisation,
@@ -195,22 +190,22 @@ def identify(path: str | os.PathLike[str], options: SourceOptions) -> Identified
     source = open_source(path)
     description, notes = _own_description(source, options.ignore)
     wanted, note = _architecture(source, options, description)
-    facts = facts_of(wanted, description)
+    reference = timm_reference(wanted, description)
     if not description.statements.keys() & {"architecture", "pretrained_cfg"}:
-        facts = replace(facts, input_size=None)  # what timm fed it nobody tells
+        reference = replace(reference, input_size=None)  # what timm fed it nobody tells
     if isinstance(options.architecture, str):
-        _check_tag(options.architecture, facts, description)
-    description = _with_sizes_of_timm(description, facts, options.ignore)
+        _check_tag(options.architecture, reference, description)
+    description = _with_sizes_of_timm(description, reference, options.ignore)
 
     def build(**sizes: Any) -> nn.Module:
         return _build(wanted, description, sizes) if isinstance(wanted, str) else copy.deepcopy(wanted)
 
-    names = set(mapping.timm_shapes(replace(facts.architecture, num_labels=1)))
+    names = set(mapping.timm_shapes(replace(reference.architecture, num_labels=1)))
     respell = functools.partial(_respell, source, build)
     unwrapped = unwrap(source.content, names, ema=options.ema, headless=options.headless, respell=respell)
-    tensors = source.tensors(unwrapped.tensors)
-    trained, known = _trained_and_wanted(wanted, facts, tensors, description, options)
-    sizing = _shape_note(facts.architecture, shapes_of(tensors), trained) if options.image_size else []
+    tensors: Mapping[str, StoredTensor | Tensor] = source.tensors(unwrapped.tensors)
+    trained, known = _trained_and_wanted(wanted, reference, tensors, description, options)
+    sizing = _shape_note(reference.architecture, shapes_of(tensors), trained) if options.image_size else []
     if known != trained:
         tensors = position_embedding.resample(load_tensors(tensors), trained, known)
         sizing.append(position_embedding.describe(trained, known))
@@ -218,7 +213,7 @@ def identify(path: str | os.PathLike[str], options: SourceOptions) -> Identified
     training = describe_regularisation({**description.rates, **rates})
 
     _check_mode(description, known)
-    data = _data(facts, known, description, options.data)
+    data = _data(reference, known, description, options.data)
     return Identified(
         source,
         description,
@@ -231,7 +226,7 @@ def identify(path: str | os.PathLike[str], options: SourceOptions) -> Identified
             known,
             options.target,
             data,
-            _assumed(options.architecture, facts.architecture, known, data, description),
+            _assumed(options.architecture, reference.architecture, known, data, description),
             [*source.notes, *notes, *note, *unwrapped.notes, *sizing, *filter(None, [training])]
             + _class_names_note(source, description),
         ),
@@ -260,7 +255,9 @@ def _architecture(
     return name, [note]
 
 
-def _with_sizes_of_timm(description: SelfDescription, facts: Facts, ignore: Collection[str]) -> SelfDescription:
+def _with_sizes_of_timm(
+    description: SelfDescription, reference: TimmReference, ignore: Collection[str]
+) -> SelfDescription:
     """A folder's description with the sizes that timm builds its model at, for those that are not stated.
 
     Weights of other sizes timm would resample, or replace at random: either is a contradiction.
@@ -268,7 +265,7 @@ def _with_sizes_of_timm(description: SelfDescription, facts: Facts, ignore: Coll
     if "pretrained_cfg" not in description.statements:
         return description
     where = f"{description.where('pretrained_cfg')}, as timm builds it"
-    return description.filled(_sizes(facts.architecture), where, ignore)
+    return description.filled(_sizes(reference.architecture), where, ignore)
 
 
 def _sizes(a: Architecture) -> dict[str, Any]:
@@ -278,25 +275,25 @@ def _sizes(a: Architecture) -> dict[str, Any]:
 
 def _trained_and_wanted(
     wanted: nn.Module | str,
-    facts: Facts,
+    reference: TimmReference,
     tensors: Mapping[str, StoredTensor | Tensor],
     description: SelfDescription,
     options: SourceOptions,
 ) -> tuple[Architecture, Architecture]:
     """The architecture at the sizes of the weights, and at those wanted, after a look for contradictions."""
-    shapes, trained = shapes_of(tensors), facts.architecture
+    shapes, trained = shapes_of(tensors), reference.architecture
     known = trained
     if isinstance(wanted, str):
-        trained, known = sized(facts.architecture, shapes, options.image_size, _fed_size(facts, description))
+        trained, known = sized(reference.architecture, shapes, options.image_size, _fed_size(reference, description))
     check_tensors(mapping.timm_shapes(trained), shapes)
     check_sizes(
         description,
         num_classes=None if options.headless else trained.num_labels,
         in_chans=trained.num_channels,
         # A model that takes any size may well be fed with another than it was built for: see below.
-        img_size=None if options.image_size or facts.input_size else trained.image_size,
+        img_size=None if options.image_size or reference.input_size else trained.image_size,
     )
-    _check_dynamic(facts, description, trained, options.image_size)
+    _check_dynamic(reference, description, trained, options.image_size)
     return trained, known
 
 
@@ -312,7 +309,7 @@ def _check_mode(description: SelfDescription, known: Architecture) -> None:
 
 
 def _data(
-    facts: Facts,
+    reference: TimmReference,
     known: Architecture,
     description: SelfDescription,
     given: Mapping[str, Any] | str | os.PathLike[str] | None,
@@ -320,7 +317,7 @@ def _data(
     if isinstance(given, (str, os.PathLike)):
         given = read_data_config(given)
     check_data(given or {}, description)
-    return data_config(facts.tag, known, given, stated=description)
+    return data_config(reference.tag, known, given, stated=description)
 
 
 def _ordered(names: Any, where: str) -> tuple[str, ...]:
@@ -349,12 +346,12 @@ def _class_names_note(source: Source, description: SelfDescription) -> list[str]
 
 
 @dataclass(frozen=True)
-class Facts:
+class TimmReference:
     """What is known of a timm architecture before the weights are looked at.
 
     Attributes:
         architecture: as timm builds it, with its own sizes.
-        tag: how it wants its images prepared: :func:`vitconv.models.preprocessing.tag_config`.
+        tag: how it wants its images prepared: :func:`vitconv.models.data_config.tag_config`.
         input_size: (height, width) that timm prepares images to for a model that takes any; ``None`` for others.
     """
 
@@ -363,23 +360,23 @@ class Facts:
     input_size: tuple[int, int] | None = None
 
 
-def facts_of(architecture: nn.Module | str, description: SelfDescription) -> Facts:
+def timm_reference(architecture: nn.Module | str, description: SelfDescription) -> TimmReference:
     """From the catalogue, which needs no torch; else from timm, with the arguments that the checkpoint states."""
     if not isinstance(architecture, str):
-        return replace(_facts_of_model(architecture), input_size=None)  # it is of the size that it was given with
+        return replace(_reference_of_model(architecture), input_size=None)  # it is of the size that it was given with
     cfg, arguments = description.get("pretrained_cfg"), description.model_args
     known = catalogue.look_up(architecture) if cfg is None and not arguments else None
     if known is not None:
-        return Facts(known.architecture, known.data)
-    return _facts_of_model(_build(architecture, description, {}))
+        return TimmReference(known.architecture, known.data)
+    return _reference_of_model(_build(architecture, description, {}))
 
 
-def _facts_of_model(model: nn.Module) -> Facts:
+def _reference_of_model(model: nn.Module) -> TimmReference:
     cfg = getattr(model, "pretrained_cfg", None) or {}
     # The patches' embedding of a model for any size does not insist on one.
     dynamic = not getattr(getattr(model, "patch_embed", None), "strict_img_size", True)
     fed = tuple((cfg.get("input_size") or ())[-2:])
-    return Facts(from_timm(model), tag_config(cfg), fed if dynamic and is_image_size(fed) else None)
+    return TimmReference(from_timm(model), tag_config(cfg), fed if dynamic and is_image_size(fed) else None)
 
 
 def _build(name: str, description: SelfDescription, sizes: Mapping[str, Any]) -> nn.Module:
@@ -422,7 +419,8 @@ def _own_description(source: Source, ignore: Collection[str]) -> tuple[SelfDescr
     known = _name_of_today(stated)
     if known is None:
         note = (
-            f"The checkpoint says `{description.where('architecture')}` {shown(stated)}, which is no name of timm's."
+            f"The checkpoint says `{description.where('architecture')}` {shown(stated)}, which is not "
+            "a timm architecture."
         )
         return description.without(["architecture"]), [*said, note]
     return description.stating("architecture", known), said
@@ -439,8 +437,8 @@ def _only_candidate(source: Source, options: SourceOptions) -> tuple[str, str]:
     if not found:
         told = describe_shapes(shapes)
         raise ArchitectureError(
-            "The architecture is not given, and no convertible one of timm's has tensors of these names and shapes"
-            + (f"; they tell: {told}." if told else "."),
+            "The architecture is not given, and no convertible timm architecture has tensors with these names and "
+            "shapes" + (f"; the tensors show: {told}." if told else "."),
             "Name the timm architecture, as in --arch vit_base_patch16_384.",
         )
     names = [candidate.name for candidate in found]
@@ -448,12 +446,12 @@ def _only_candidate(source: Source, options: SourceOptions) -> tuple[str, str]:
     if differing:
         listed = "; ".join(f"{name} ({how})" for name, how in differing.items())
         raise ArchitectureError(
-            f"The architecture is not given, and the weights fit {len(found)} of timm's that compute or prepare "
-            f"images differently: {listed}.",
-            "Name the one that the weights were trained as, with --arch NAME; a name's own image size is no proof.",
+            f"The architecture is not given, and the weights fit {len(found)} timm architectures that compute or "
+            f"prepare images differently: {listed}.",
+            "Pass the one that the weights were trained with as --arch NAME. The image size in a name proves nothing.",
         )
     same = f" ({first_few(names[1:])} would be the same)" if names[1:] else ""
-    return names[0], f"The weights fit one architecture of timm's, {names[0]}{same}: it was taken."
+    return names[0], f"The weights fit one timm architecture, {names[0]}{same}, which was used."
 
 
 def _check_module(model: nn.Module, description: SelfDescription) -> None:
@@ -465,12 +463,16 @@ def _check_module(model: nn.Module, description: SelfDescription) -> None:
             raise ArchitectureError(
                 f"The model given pools by '{model.global_pool}', but the checkpoint says '{pool}' "
                 f"(`{description.where('global_pool')}`).",
-                "Give a model that was built so, or ignore=['global_pool'].",
+                "Pass a model with that pooling, or ignore=['global_pool'].",
             )
         return
-    facts, given = facts_of(stated, description), from_timm(model)
-    described = facts.architecture
-    free = {"image_size": given.image_size, "num_labels": given.num_labels, "num_channels": given.num_channels}
+    reference, given = timm_reference(stated, description), from_timm(model)
+    described = reference.architecture
+    free: dict[str, Any] = {
+        "image_size": given.image_size,
+        "num_labels": given.num_labels,
+        "num_channels": given.num_channels,
+    }
     differing = [name for name, value in asdict(replace(described, **free)).items() if value != asdict(given)[name]]
     if differing:
         raise ArchitectureError(
@@ -478,17 +480,17 @@ def _check_module(model: nn.Module, description: SelfDescription) -> None:
             f"differs in {first_few(differing)}.",
             "Give the model that the weights were trained as, or ignore=['architecture'].",
         )
-    _check_preprocessing("The model given", _facts_of_model(model).tag, facts.tag, description)
+    _check_preprocessing("The model given", _reference_of_model(model).tag, reference.tag, description)
 
 
-def _check_tag(given: str, facts: Facts, description: SelfDescription) -> None:
+def _check_tag(given: str, reference: TimmReference, description: SelfDescription) -> None:
     """Raise :class:`ArchitectureError` if the tag given prepares images otherwise than the checkpoint says."""
     if "." not in given or not description.statements.keys() & {"architecture", "pretrained_cfg"}:
         return
-    stated = facts.tag
+    stated = reference.tag
     if "pretrained_cfg" not in description.statements:
-        stated = facts_of(description.get("architecture"), SelfDescription()).tag
-    tag = facts_of(given, SelfDescription()).tag
+        stated = timm_reference(description.get("architecture"), SelfDescription()).tag
+    tag = timm_reference(given, SelfDescription()).tag
     _check_preprocessing(f"The tag of '{given}'", tag, stated, description)
 
 
@@ -506,20 +508,20 @@ def _check_preprocessing(
             )
 
 
-def _fed_size(facts: Facts, description: SelfDescription) -> Any:
+def _fed_size(reference: TimmReference, description: SelfDescription) -> Any:
     """(height, width) that timm prepares images to, as far as the checkpoint tells."""
     stated = description.statements.get("img_size")
-    if facts.input_size is not None and (stated is None or stated.of_model):
-        return facts.input_size
+    if reference.input_size is not None and (stated is None or stated.of_model):
+        return reference.input_size
     return None if stated is None else stated.value
 
 
 def _check_dynamic(
-    facts: Facts, description: SelfDescription, trained: Architecture, image_size: tuple[int, int] | None
+    reference: TimmReference, description: SelfDescription, trained: Architecture, image_size: tuple[int, int] | None
 ) -> None:
     """Raise :class:`CheckpointError` where timm feeds a model that takes any size with another one than its own."""
-    fed = _fed_size(facts, description)
-    if facts.input_size is None or image_size is not None or fed == trained.image_size:
+    fed = _fed_size(reference, description)
+    if reference.input_size is None or image_size is not None or fed == trained.image_size:
         return
     raise CheckpointError(
         f"The model takes images of any size (`dynamic_img_size`): timm feeds it {fed[0]}x{fed[1]}, and its positions "
@@ -547,7 +549,7 @@ def _assumed(
     if not differing:
         return []
     return [
-        f"The preprocessing is an assumption: nothing in the checkpoint tells it, and it is that of timm's {given}, a "
+        f"The preprocessing is an assumption: the checkpoint does not state it, and it is that of timm's {given}, a "
         f"model for {' and '.join(differing)}: {data.values}. If the weights were trained with another, pass it with "
         "--data-config."
     ]
@@ -557,7 +559,7 @@ def _respell(source: Source, build: Callable[[], nn.Module], tensors: Mapping[st
     """Rename tensors of an older spelling with timm's own filter; ``None`` if it would do more than rename."""
     from timm.models import vision_transformer
 
-    model = build()
+    model: Any = build()
     filter_fn = getattr(
         sys.modules[type(model).__module__], "checkpoint_filter_fn", vision_transformer.checkpoint_filter_fn
     )

@@ -16,7 +16,7 @@ from models import full_model
 from vitconv.convert import convert_checkpoint, revert_checkpoint, verify_checkpoint
 from vitconv.mapping import timm_shapes
 from vitconv.models.catalogue import entries
-from vitconv.models.preprocessing import load_image
+from vitconv.models.images import load_image
 
 pytestmark = pytest.mark.integration
 

@@ -18,7 +18,8 @@ from models import full_model
 from PIL import Image
 
 from vitconv.convert import inspect
-from vitconv.models.preprocessing import load_image, timm_pixels
+from vitconv.models.images import load_image
+from vitconv.models.pixels import timm_pixels
 
 pytestmark = pytest.mark.integration
 

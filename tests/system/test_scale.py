@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vitconv.inference.predictions import read_predictions
-from vitconv.models.preprocessing import MOST_PIXELS
+from vitconv.models.images import MOST_PIXELS
 
 pytestmark = pytest.mark.integration
 

@@ -7,7 +7,7 @@ from vitconv.checkpoints.checkpoint import read_json
 from vitconv.checkpoints.labels import read_labels
 from vitconv.errors import CheckpointError, InputError
 from vitconv.files import NoRegularFileError, check_file, open_file
-from vitconv.models.preprocessing import read_data_config
+from vitconv.models.data_config import read_data_config
 
 
 @pytest.fixture(params=["pipe", "socket", "device", "link"])

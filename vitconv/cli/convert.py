@@ -32,7 +32,7 @@ from vitconv.revert import DROPPABLE
 
 if TYPE_CHECKING:
     from vitconv.mapping.rewrites import Made
-    from vitconv.models.preprocessing import DataConfig
+    from vitconv.models.data_config import DataConfig
     from vitconv.parity.comparison import Parity
 
 

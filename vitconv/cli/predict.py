@@ -12,7 +12,7 @@ from vitconv.cli.output import printable, show_count
 from vitconv.cli.process import errors_for_people
 from vitconv.errors import VitconvError
 from vitconv.inference import ENGINES, EngineName
-from vitconv.models.preprocessing import PROCESSORS, ProcessorName
+from vitconv.models.processors import PROCESSORS, ProcessorName
 
 
 def predict(

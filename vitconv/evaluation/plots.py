@@ -12,7 +12,7 @@ import numpy as np
 
 from vitconv.evaluation.evaluate import Evaluation
 from vitconv.evaluation.metrics import BINS
-from vitconv.models.preprocessing import load_image
+from vitconv.models.images import load_image
 from vitconv.writing.files import new_file
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from pyarrow import csv
 
 from vitconv.errors import InputError, VitconvError
 from vitconv.files import check_file
-from vitconv.models.preprocessing import load_image, process
+from vitconv.models.images import load_image
+from vitconv.models.pixels import process
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -138,7 +139,7 @@ class Batches:
     Attributes:
         images: the list.
         size: images in a batch.
-        processor: the folder's: see :func:`vitconv.models.preprocessing.load_processor`.
+        processor: the folder's: see :func:`vitconv.models.processors.load_processor`.
         shape: (channels, height, width) of the model's input.
     """
 

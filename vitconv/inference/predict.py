@@ -22,7 +22,7 @@ from vitconv.inference.local import LocalEngine
 from vitconv.inference.predictions import Parts, Run, make_rows
 from vitconv.inference.ray import RayEngine
 from vitconv.inference.runtime import Classifier, read_classifier
-from vitconv.models.preprocessing import ProcessorName, load_processor
+from vitconv.models.processors import ProcessorName, load_processor
 
 #: About as many rows are in a file: what a run that is cut off has to do again at most.
 ROWS_PER_PART = 256

@@ -23,7 +23,7 @@ from pyarrow import parquet
 from vitconv.checkpoints.checkpoint import sha256_of
 from vitconv.errors import DestinationError, InputError, first_few
 from vitconv.files import open_file
-from vitconv.models.preprocessing import MOST_BYTES
+from vitconv.models.images import MOST_BYTES
 from vitconv.writing.files import new_file
 from vitconv.writing.staging import unwritable
 

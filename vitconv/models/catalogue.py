@@ -304,7 +304,7 @@ def _fixed_shapes(shapes: Shapes) -> frozenset[tuple[str, tuple[int, ...]]]:
 def _facts(name: str, model: nn.Module) -> dict[str, Any]:
     import timm
 
-    from vitconv.models.preprocessing import tag_config
+    from vitconv.models.data_config import tag_config
     from vitconv.models.timm import from_timm
 
     configs = {model.pretrained_cfg.get("tag") or "": model.pretrained_cfg}

@@ -7,20 +7,16 @@ from typing import TYPE_CHECKING
 from vitconv import __version__
 from vitconv.mapping import family_for
 from vitconv.markdown import code, escape
-from vitconv.models.preprocessing import (
-    MODES,
-    PROCESSOR_FILE,
-    TIMM_PROCESSOR_FILE,
-    crop_shift,
-    makes_pixels,
-    processor_config,
-)
+from vitconv.models.data_config import makes_pixels
+from vitconv.models.images import MODES
+from vitconv.models.pixels import crop_shift
+from vitconv.models.processors import PROCESSOR_FILE, TIMM_PROCESSOR_FILE, processor_config
 
 if TYPE_CHECKING:
     from vitconv.architecture import Architecture
     from vitconv.mapping import Family
     from vitconv.mapping.rewrites import Made
-    from vitconv.models.preprocessing import DataConfig
+    from vitconv.models.data_config import DataConfig
     from vitconv.parity.comparison import Comparison
     from vitconv.parity.verification import Verification
 

@@ -7,15 +7,18 @@ the same names in both.
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitconv import __version__
+from vitconv.architecture import MOST_PIXELS
 from vitconv.checkpoints.checkpoint import PARITY_FILE, read_json
 from vitconv.checkpoints.labels import check_labels
-from vitconv.errors import CheckpointError, InputError
+from vitconv.errors import CheckpointError, InputError, shown
+from vitconv.models.catalogue import entries
 
 if TYPE_CHECKING:
     from vitconv.parity.comparison import Parity
@@ -110,48 +113,99 @@ def read_record(folder: Path) -> ConversionRecord:
         return ConversionRecord()
     content = read_json(path)
     _check_schema(content, path)
+    preprocessing = content.get("preprocessing")
+    given = preprocessing.get("given", ...) if isinstance(preprocessing, dict) else ...
+    found = {"target": None, "ignore": [], "headless": False, **content, "given": given}  # earlier versions lack three
+    for name, fits in _FIELDS.items():
+        value = found.get(name, ...)
+        if not fits(value):
+            what = "is missing" if value is ... else f"is {shown(value)}"
+            raise _not_a_record(path, f": its `{name}` {what}.")
     try:
-        height, width = content["image_size"]
-        return ConversionRecord(
-            architecture=content["architecture"] and str(content["architecture"]),
-            target=content.get("target"),
-            image_size=(int(height), int(width)),
-            data=dict(content["preprocessing"]["given"] or {}) or None,
-            labels=check_labels(content["labels"]) if content["labels"] else None,
-            ema=bool(content["ema"]),
-            ignore=tuple(map(str, content.get("ignore", ()))),
-            headless=bool(content.get("headless", False)),
-            files=tuple(
-                SourceFile(str(file["file"]), int(file["bytes"]), file["sha256"] and str(file["sha256"]))
-                for file in content["source"]
-            ),
-        )
-    except (KeyError, TypeError, ValueError, InputError) as error:
-        raise CheckpointError(
-            f"'{path}' is not a record that vitconv has written.", "Restore the file, or remove it."
-        ) from error
+        labels = check_labels(found["labels"]) if found["labels"] else None
+    except InputError as error:
+        raise _not_a_record(path, f". {error.problem}") from error
+    return ConversionRecord(
+        architecture=found["architecture"],
+        target=found["target"],
+        image_size=(found["image_size"][0], found["image_size"][1]),
+        data=found["given"] or None,
+        labels=labels,
+        ema=found["ema"],
+        ignore=tuple(found["ignore"]),
+        headless=found["headless"],
+        files=tuple(SourceFile(file["file"], file["bytes"], file["sha256"]) for file in found["source"]),
+    )
+
+
+def _not_a_record(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"'{path}' is not a record that vitconv has written{why}", "Restore the file, or remove it."
+    )
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= _LONGEST_NAME
+
+
+def _are_sides(value: Any) -> bool:
+    fits = isinstance(value, list) and len(value) == 2 and all(type(side) is int and side > 0 for side in value)
+    return fits and value[0] * value[1] <= MOST_PIXELS
+
+
+def _is_file(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and _is_name(value.get("file"))
+        and type(value.get("bytes")) is int
+        and 0 <= value["bytes"] < 2**63
+        and "sha256" in value
+        and (value["sha256"] is None or bool(re.fullmatch("[0-9a-f]{64}", str(value["sha256"]))))
+    )
+
+
+_LONGEST_NAME = 1000
+#: What is read of ``parity.json``, and whether a value can be that: anybody may have edited the file.
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "architecture": lambda value: value is None or _is_name(value),
+    "target": lambda value: value is None or _is_name(value),
+    "image_size": _are_sides,
+    "given": lambda value: value is None or isinstance(value, dict),
+    "labels": lambda value: isinstance(value, list),
+    "ema": lambda value: isinstance(value, bool),
+    "ignore": lambda value: isinstance(value, list) and all(map(_is_name, value)),
+    "headless": lambda value: isinstance(value, bool),
+    "source": lambda value: isinstance(value, list) and all(map(_is_file, value)),
+}
 
 
 def recorded_architecture(folder: Path) -> str | None:
     """timm's name of the architecture that a folder was made from; ``None`` if ``parity.json`` does not say.
 
     Raises:
-        CheckpointError: the file is not JSON, or a newer vitconv has written it.
+        CheckpointError: the file is not JSON, a newer vitconv has written it, or it names no architecture of timm's.
     """
     path = folder / PARITY_FILE
-    if not path.is_file():
+    if not path.exists():
         return None
     content = read_json(path)
     _check_schema(content, path)
     name = content.get("architecture")
-    return name if isinstance(name, str) else None
+    if name is not None and not (isinstance(name, str) and name.partition(".")[0] in entries()):
+        raise CheckpointError(
+            f"'{path}' records the architecture {shown(name)}, which timm does not know.",
+            "Name the architecture with --arch, restore the file, or remove it.",
+        )
+    return name
 
 
 def _check_schema(content: Mapping[str, Any], path: Path) -> None:
     """Raise :class:`CheckpointError` for a record of a newer vitconv: its names may mean something else."""
-    schema = content.get("schema")
-    if isinstance(schema, int) and schema > SCHEMA:
+    schema = content.get("schema", 1)
+    if type(schema) is not int or schema < 1:
+        raise _not_a_record(path, f": its `schema` is {shown(schema)}.")
+    if schema > SCHEMA:
         raise CheckpointError(
-            f"'{path}' has schema {schema}, and this vitconv reads schemas up to {SCHEMA}.",
+            f"'{path}' has schema {shown(schema)}, and this vitconv reads schemas up to {SCHEMA}.",
             "Install a newer vitconv, or remove the file.",
         )

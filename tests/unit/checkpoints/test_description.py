@@ -21,7 +21,8 @@ from timm.models import save_for_hf
 from vitconv.checkpoints.description import SelfDescription, Statement, describe, same_value
 from vitconv.convert import convert_checkpoint, inspect, verify_checkpoint
 from vitconv.errors import ArchitectureError, CheckpointError, InputError, VitconvError
-from vitconv.models.preprocessing import known_difference, load_image
+from vitconv.models.images import load_image
+from vitconv.models.pixels import known_difference
 from vitconv.models.timm import from_timm
 
 ARCH = "vit_tiny_patch16_224"
@@ -249,7 +250,7 @@ def test_a_name_that_is_not_timm_s(save):
     """Such as DINO's own; and the class name that timm's CheckpointSaver writes without arguments."""
     weights = full_model(ARCH, num_classes=5).state_dict()
     found = inspect(save({"state_dict": weights, "arch": "visiontransformer"}), ARCH)
-    assert "The checkpoint says `arch` 'visiontransformer', which is no name of timm's." in found.notes
+    assert "The checkpoint says `arch` 'visiontransformer', which is not a timm architecture." in found.notes
     error = refusal(ArchitectureError, save({"state_dict": weights, "arch": "visiontransformer"}))
     assert "The architecture is not given" in error.problem
 

@@ -285,12 +285,12 @@ def test_what_is_no_vision_transformer_is_named(save):
 
 def test_without_an_architecture_the_shapes_still_tell(save):
     odd = full_model(ARCH, depth=3, num_classes=5).state_dict()
-    with pytest.raises(VitconvError, match="they tell: width 192, 3 blocks, patch 16x16"):
+    with pytest.raises(VitconvError, match="the tensors show: width 192, 3 blocks, patch 16x16"):
         inspect(save({"state_dict": prefixed("module.", odd)}), None)
 
 
 def test_without_an_architecture_those_that_fit_are_listed(weights, save):
-    with pytest.raises(VitconvError, match=r"fit 3 of timm's") as caught:
+    with pytest.raises(VitconvError, match=r"fit 3 timm architectures") as caught:
         inspect(save({"state_dict": prefixed("module.", weights)}), None)
     listed = caught.value.problem.partition("differently: ")[2].rstrip(".").split("; ")
     # Those whose own image size is that of the weights come first, and none is proposed.
@@ -305,7 +305,7 @@ def test_without_an_architecture_those_that_fit_are_listed(weights, save):
 
 def test_the_only_architecture_that_fits_is_taken_and_named(save):
     found = inspect(save(full_model("vit_base_patch8_224", depth=12, num_classes=5).state_dict()), None)
-    assert found.notes == ("The weights fit one architecture of timm's, vit_base_patch8_224: it was taken.",)
+    assert found.notes == ("The weights fit one timm architecture, vit_base_patch8_224, which was used.",)
 
 
 @given(

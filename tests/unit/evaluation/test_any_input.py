@@ -33,7 +33,7 @@ from vitconv.evaluation.report import PICTURES, report
 from vitconv.inference.images import Batches, read_images
 from vitconv.inference.predictions import Parts, Run, make_rows
 from vitconv.inference.runtime import read_classifier
-from vitconv.models.preprocessing import load_processor
+from vitconv.models.processors import load_processor
 
 CASES = int(os.environ.get("VITCONV_FUZZ_CASES", "200"))
 SECONDS, BYTES = 20, 2 << 30

@@ -9,7 +9,8 @@ from PIL import Image
 from vitconv.errors import InputError
 from vitconv.inference.images import Batches, read_images
 from vitconv.inference.runtime import read_classifier
-from vitconv.models.preprocessing import load_processor, process
+from vitconv.models.pixels import process
+from vitconv.models.processors import load_processor
 
 
 @pytest.fixture
@@ -130,9 +131,7 @@ def test_what_is_no_regular_file_is_a_row_with_an_error(write_images, cut, monke
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOMEM, errno.ETIMEDOUT])
 def test_an_error_of_the_machine_ends_the_run(write_images, cut, monkeypatch, number):
     batches = cut(write_images(1), 1)
-    monkeypatch.setattr(
-        "vitconv.models.preprocessing.open_file", lambda path: _raise(OSError(number, os.strerror(number)))
-    )
+    monkeypatch.setattr("vitconv.models.images.open_file", lambda path: _raise(OSError(number, os.strerror(number))))
     with pytest.raises(
         InputError, match=f"00000.jpg' is not an image that can be read. {os.strerror(number)}"
     ) as caught:
@@ -143,9 +142,7 @@ def test_an_error_of_the_machine_ends_the_run(write_images, cut, monkeypatch, nu
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ELOOP, errno.ENXIO, errno.EOVERFLOW, errno.EOPNOTSUPP])
 def test_any_other_error_of_the_system_is_a_row_with_an_error(write_images, cut, monkeypatch, number):
     batches = cut(write_images(1), 1)
-    monkeypatch.setattr(
-        "vitconv.models.preprocessing.open_file", lambda path: _raise(OSError(number, os.strerror(number)))
-    )
+    monkeypatch.setattr("vitconv.models.images.open_file", lambda path: _raise(OSError(number, os.strerror(number))))
     assert batches[0].errors == ["'images/00000.jpg' is not an image that can be read."]
 
 

@@ -26,7 +26,8 @@ from vitconv.inference.images import read_images
 from vitconv.inference.predict import predict
 from vitconv.inference.predictions import read_predictions
 from vitconv.mapping import CLASSES
-from vitconv.models.preprocessing import known_difference, load_image, timm_pixels
+from vitconv.models.images import load_image
+from vitconv.models.pixels import known_difference, timm_pixels
 
 
 @pytest.fixture

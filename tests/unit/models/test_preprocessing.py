@@ -20,33 +20,28 @@ from PIL import Image, ImageOps
 
 from vitconv.checkpoints.checkpoint import write_json
 from vitconv.errors import InputError
-from vitconv.models import preprocessing
-from vitconv.models.preprocessing import (
-    MOST_BYTES,
-    MOST_PIXELS,
+from vitconv.models import images
+from vitconv.models.data_config import DataConfig, data_config, makes_pixels, read_data_config, tag_config
+from vitconv.models.images import MOST_BYTES, MOST_PIXELS, load_image, sample_image
+from vitconv.models.pixels import (
+    crop_shift,
+    huggingface_pixels,
+    known_difference,
+    probe_pixels,
+    process,
+    timm_pixels,
+    without_transparency,
+)
+from vitconv.models.processors import (
     NESTED_FILE,
     PROCESSOR_FILE,
     TIMM_PROCESSOR_FILE,
-    DataConfig,
-    crop_shift,
-    data_config,
-    huggingface_pixels,
-    known_difference,
     load_any_processor,
-    load_image,
     load_processor,
-    makes_pixels,
     missing_processor,
     obstacle,
-    probe_pixels,
-    process,
     processor_config,
-    read_data_config,
-    sample_image,
-    tag_config,
-    timm_pixels,
     timm_processor_config,
-    without_transparency,
 )
 from vitconv.models.timm import from_timm
 
@@ -483,7 +478,7 @@ def test_without_timm_it_says_what_to_install(tmp_path):
     write_json(timm_processor_config(config_for()), tmp_path / TIMM_PROCESSOR_FILE)
     script = (
         "import sys; sys.modules['timm'] = None\n"
-        "from vitconv.models.preprocessing import load_processor\n"
+        "from vitconv.models.processors import load_processor\n"
         "from vitconv.errors import InputError\n"
         "load_processor(sys.argv[1])\n"
         "try: load_processor(sys.argv[1], 'timm')\n"
@@ -562,7 +557,7 @@ def test_reads_a_data_configuration(tmp_path):
     assert read_data_config(tmp_path / "config.json") == {"crop_pct": 0.9}
 
 
-@pytest.mark.parametrize(("content", "message"), [("[]", "is no JSON object"), ("{", "is not readable JSON")])
+@pytest.mark.parametrize(("content", "message"), [("[]", "is not a JSON object"), ("{", "is not readable JSON")])
 def test_refuses_what_is_no_data_configuration(content, message, tmp_path):
     (tmp_path / "data.json").write_text(content)
     with pytest.raises(InputError, match=message):
@@ -651,10 +646,10 @@ def test_up_to_the_bound_an_image_has_timms_pixels(tmp_path, monkeypatch, change
     (width, height) = made[0]
     bound = max(width * max(height, 40), 300 * 40)
     for processor in [*processors(tmp_path, config), None]:
-        monkeypatch.setattr(preprocessing, "MOST_PIXELS", bound)
+        monkeypatch.setattr(images, "MOST_PIXELS", bound)
         pixels = process(image, processor, 3)[0] if processor else timm_pixels(image, config)
         assert pixels.shape == (3, *config.image_size)
-        monkeypatch.setattr(preprocessing, "MOST_PIXELS", bound - 1)
+        monkeypatch.setattr(images, "MOST_PIXELS", bound - 1)
         with pytest.raises(InputError, match="the most are"):
             process(image, processor, 3) if processor else timm_pixels(image, config)
 
@@ -672,10 +667,10 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_loaded(tmp_path, mo
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
     for size, said in (((40, 40), "40x40 pixels"), ((50, 50), "50x50 pixels"), ((70, 70), "4,900 pixels")):
         Image.new("L", size).save(tmp_path / f"{size[0]}.png")
-        monkeypatch.setattr(preprocessing, "MOST_PIXELS", 1599)
+        monkeypatch.setattr(images, "MOST_PIXELS", 1599)
         with pytest.raises(InputError, match=rf"{size[0]}.png' (is|has) {said}; the most are 1,599"):
             load_image(tmp_path / f"{size[0]}.png")
-    monkeypatch.setattr(preprocessing, "MOST_PIXELS", 1600)
+    monkeypatch.setattr(images, "MOST_PIXELS", 1600)
     assert load_image(tmp_path / "40.png").size == (40, 40)
     assert not recwarn.list
     assert MOST_PIXELS < 89_478_485  # what Pillow's own limit is
@@ -697,7 +692,7 @@ def test_formats_that_are_read(kind, tmp_path):
 
 def test_what_is_read_in_python_is_refused(tmp_path):
     (tmp_path / "plain.ppm").write_text("P3 1 1 255 9 9 9")
-    with pytest.raises(InputError, match="plain.ppm' is of a kind of PPM that is read too slowly"):
+    with pytest.raises(InputError, match="plain.ppm' is a kind of PPM that takes too long to read"):
         load_image(tmp_path / "plain.ppm")
 
 
@@ -733,7 +728,7 @@ def test_an_image_may_not_be_in_any_number_of_pieces(kind, tmp_path, monkeypatch
     }[kind]
     (tmp_path / "image").write_bytes(content[:at] + piece * 1000 + content[at:])
     assert load_image(tmp_path / "image").size == (32, 32)
-    monkeypatch.setattr(preprocessing, "_MOST_PIECES", 900)
+    monkeypatch.setattr(images, "_MOST_PIECES", 900)
     with pytest.raises(InputError, match="image' is in too many pieces"):
         load_image(tmp_path / "image")
 
@@ -768,7 +763,7 @@ def test_a_progressive_photo_may_not_have_any_number_of_scans(tmp_path, monkeypa
     content = (tmp_path / "photo.jpg").read_bytes()
     scans = content.count(b"\xff\xda")
     assert 5 < scans < 20
-    monkeypatch.setattr(preprocessing, "_MOST_SCANNED", 20 * 96 * 64)
+    monkeypatch.setattr(images, "_MOST_SCANNED", 20 * 96 * 64)
     assert load_image(tmp_path / "photo.jpg").size == (64, 96)
     (tmp_path / "photo.jpg").write_bytes(content[:-2] + b"\xff\xda" * (21 - scans) + content[-2:])
     with pytest.raises(InputError, match="photo.jpg' has 21 scans of 6,144 pixels each"):

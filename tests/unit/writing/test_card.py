@@ -12,7 +12,8 @@ from vitconv.convert import convert_checkpoint
 from vitconv.errors import ArchitectureError
 from vitconv.mapping import CLASSES, family_for
 from vitconv.models.catalogue import entries
-from vitconv.models.preprocessing import known_difference, sample_image, timm_pixels
+from vitconv.models.images import sample_image
+from vitconv.models.pixels import known_difference, timm_pixels
 
 
 @pytest.fixture(scope="module")
