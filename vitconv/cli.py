@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import signal
 import sys
 import time
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from vitconv import __version__
+from vitconv import __version__, process
 from vitconv.catalogue import entries, verdicts
 from vitconv.errors import VitconvError
 from vitconv.mapping import FAMILIES, class_name
@@ -45,39 +44,9 @@ app = typer.Typer(
 )
 
 
-#: Whether nothing is left to do when a command is done: no threads, no processes, no files.
-_ends_at_once = False
-#: Whether SIGTERM has come.
-_told_to_end = False
-
-
-def _terminate(number: int, frame: object) -> None:
-    """End as at Ctrl-C, where the system asks for it (SIGTERM), as containers and batch systems do."""
-    global _told_to_end
-    _told_to_end = True
-    raise KeyboardInterrupt
-
-
 def run(command: typer.Typer = app) -> None:
-    """A command as a process of its own.
-
-    Taking down what importing torch, timm and Transformers built takes Python 1.5 s, of which nobody has anything: the
-    commands that leave nothing open end without.
-    """
-    signal.signal(signal.SIGTERM, _terminate)  # so that what is half written is removed
-    try:
-        command()
-    except SystemExit as end:
-        if not _ends_at_once or not isinstance(end.code, (int, type(None))):
-            raise
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(end.code or 0)
-    except BaseException:  # where Transformers imports its modules, it makes an error of its own of the signal's
-        if not _told_to_end:
-            raise
-        typer.echo("error: Terminated.", err=True)
-        sys.exit(143)
+    """A command as a process of its own."""
+    process.run(command)
 
 
 def _complete(incomplete: str) -> list[str]:
@@ -337,7 +306,7 @@ def revert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder named DST.")] = False,
 ) -> None:
     """Convert a Transformers folder back to one that timm loads, and prove it before it appears."""
-    with errors_for_people(), _progress() as say:
+    with errors_for_people(), _progress() as say, _uncollected():
         from vitconv.convert import revert_checkpoint
 
         done = revert_checkpoint(
@@ -586,11 +555,12 @@ def errors_for_people(interrupted: Callable[[], str] = lambda: "Nothing was writ
     try:
         yield
     except (VitconvError, KeyboardInterrupt) as error:
-        if isinstance(error, VitconvError) and not _told_to_end:
+        number = process.told_to_end or signal.SIGINT
+        if isinstance(error, VitconvError) and not process.told_to_end:
             typer.echo(f"error: {_printable(error.problem)}\n{_printable(error.remedy)}", err=True)
             raise typer.Exit(1) from None
-        typer.echo(f"error: {'Terminated' if _told_to_end else 'Interrupted'}.\n{interrupted()}", err=True)
-        raise typer.Exit(143 if _told_to_end else 130) from None
+        typer.echo(f"error: {'Interrupted' if number == signal.SIGINT else 'Terminated'}.\n{interrupted()}", err=True)
+        raise typer.Exit(128 + number) from None
 
 
 @contextmanager
@@ -600,10 +570,9 @@ def _uncollected() -> Iterator[None]:
     Importing torch, timm and Transformers makes millions of objects that stay, and searching them again and again as
     they become more takes a tenth of the imports' time.
     """
-    global _ends_at_once
     enabled = gc.isenabled()
     gc.disable()
-    _ends_at_once = True
+    process.ends_at_once = True
     try:
         yield
     finally:

@@ -192,7 +192,7 @@ def put(index: int) -> bytes:
 def _chain(levels: int) -> bytes:
     """Lists each of which gets the next when it is itself already a part of the one before."""
     links = (get(level) + b"]" + put(level + 1) + b"a" for level in range(levels))
-    return b"]" + put(0) + b"".join(links) + get(0)
+    return b"(]" + put(0) + b"".join(links) + b"t"
 
 
 def _doubled(levels: int) -> bytes:
