@@ -56,7 +56,9 @@ def test_an_interrupt_that_something_makes_an_error_of(error):
         f"    except BaseException as error: raise {error} from error\n"
         "cli.verdicts = verdicts; cli.run()"
     )
-    done = subprocess.run([sys.executable, "-c", code, "models"], capture_output=True, text=True, preexec_fn=not_ignored)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "models"], capture_output=True, text=True, preexec_fn=not_ignored
+    )
     assert done.returncode == 130
     assert done.stderr.startswith("error: Interrupted.") and "Traceback" not in done.stderr
 
@@ -86,7 +88,9 @@ def test_an_output_that_takes_nothing(arguments, source):
 
 def test_an_output_for_errors_that_takes_nothing(tmp_path):
     with open("/dev/full", "w") as full:
-        done = subprocess.run([*MAIN, "inspect", tmp_path / "none.pth"], stdout=subprocess.PIPE, stderr=full, text=True)
+        done = subprocess.run(
+            [*MAIN, "inspect", tmp_path / "none.pth"], stdout=subprocess.PIPE, stderr=full, text=True
+        )
     assert (done.returncode, done.stdout) == (1, "")
 
 

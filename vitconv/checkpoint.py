@@ -123,19 +123,19 @@ def open_source(path: str | os.PathLike[str]) -> Source:
         note = f"The checkpoint is {path} at revision {folder.name}."
         return replace(_open_folder(folder), notes=(note,))
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # pathlib's own raises an error where the name is too long
         return _open_folder(path)
-    if path.name in (INDEX_FILE, TORCH_INDEX_FILE) and path.is_file():
+    if path.name in (INDEX_FILE, TORCH_INDEX_FILE) and os.path.isfile(path):
         return _open_folder(path.parent, path.name)
     content, records = _read_mapping(path)
     return Source(content, (path,), records=records)
 
 
 def _open_folder(path: Path, weights: str | None = None) -> Source:
-    config = read_json(path / CONFIG_FILE) if (path / CONFIG_FILE).exists() else {}
+    config = read_json(path / CONFIG_FILE) if os.path.exists(path / CONFIG_FILE) else {}
     if "model_type" in config:
         raise CheckpointError(f"'{path}' is a Transformers folder already.", "Pass a timm checkpoint.")
-    if (path / "adapter_config.json").exists():
+    if os.path.exists(path / "adapter_config.json"):
         raise CheckpointError(
             f"'{path}' is a PEFT adapter, not a model.", "Merge it into its model with `merge_and_unload()` first."
         )
@@ -145,7 +145,7 @@ def _open_folder(path: Path, weights: str | None = None) -> Source:
 def _read_folder(path: Path, weights: str | None = None) -> Source:
     """The weights in a folder: those of the file named, or the first there are, safetensors before pickles."""
     known = (WEIGHTS_FILE, INDEX_FILE, TORCH_FILE, TORCH_INDEX_FILE)
-    name = weights or next((name for name in known if (path / name).exists()), None)
+    name = weights or next((name for name in known if os.path.exists(path / name)), None)
     if name is None:
         _refuse_distributed(path)
         raise CheckpointError(
@@ -159,7 +159,7 @@ def _read_folder(path: Path, weights: str | None = None) -> Source:
 
 def _refuse_distributed(path: Path) -> None:
     """Refuse a folder as ``torch.distributed.checkpoint`` (FSDP, torchtitan, Lightning) writes it."""
-    if (path / ".metadata").exists() or any(path.glob("*.distcp")):
+    if os.path.exists(path / ".metadata") or any(path.glob("*.distcp")):
         target = shlex.quote(f"{path.resolve().name or 'weights'}.pth")
         raise CheckpointError(
             f"'{path}' is a checkpoint of torch.distributed.checkpoint, in pieces for several processes.",
@@ -216,7 +216,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         CheckpointError: there is no such file, it is damaged, or it holds something else.
     """
     path = Path(path)
-    source = _read_folder(path) if path.is_dir() else open_source(path)
+    source = _read_folder(path) if os.path.isdir(path) else open_source(path)
     for file in source.files:
         check_checksums(file)
     return load_tensors(source.tensors(source.content, integers=True))
@@ -229,7 +229,7 @@ def _read_mapping(path: Path) -> tuple[Mapping[Any, Any], Mapping[int, int]]:
     """
     if "\0" in os.fspath(path) or not os.path.exists(path):
         raise CheckpointError(f"There is no file '{path}'.", "Check the path of the checkpoint.")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise CheckpointError(f"'{path}' is not a file.", "Pass the file of weights.")
     if path.name == ".metadata" or path.suffix == ".distcp":
         _refuse_distributed(path.parent)
@@ -395,7 +395,9 @@ def _read_torch(path: Path, lengths: Mapping[str, int] | None) -> Any:
         raise _damaged(path, found.problem)
     short = [key for key, size in found.storages.items() if lengths is not None and size > lengths.get(key, -1)]
     if short:
-        raise _damaged(path, f"it has more elements in its storage {first_few(short, 1)} than the file has bytes for it")
+        raise _damaged(
+            path, f"it has more elements in its storage {first_few(short, 1)} than the file has bytes for it"
+        )
     import torch
 
     # On `meta`, torch only notes where each tensor is in the file. Bytes in another order it must turn around itself.

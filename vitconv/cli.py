@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import signal
 import sys
 import time
@@ -561,6 +562,14 @@ def errors_for_people(interrupted: Callable[[], str] = lambda: "Nothing was writ
             raise typer.Exit(1) from None
         typer.echo(f"error: {'Interrupted' if number == signal.SIGINT else 'Terminated'}.\n{interrupted()}", err=True)
         raise typer.Exit(128 + number) from None
+    except OSError as error:  # of a file that nobody foresaw to be unusable
+        if error.filename is None:
+            raise
+        name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else error.filename
+        typer.echo(
+            f"error: '{_printable(name)}' cannot be used: {error.strerror}.\nCheck it, and its permissions.", err=True
+        )
+        raise typer.Exit(1) from None
 
 
 @contextmanager

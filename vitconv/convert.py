@@ -466,7 +466,7 @@ def verify_checkpoint(
         VitconvError: the source, the folder, or an image cannot be read.
     """
     folder = Path(folder)
-    if not (folder / CONFIG_FILE).is_file():
+    if not os.path.isfile(folder / CONFIG_FILE):
         raise CheckpointError(f"'{folder}' is not a model's folder: it has no {CONFIG_FILE}.", "Check its path.")
     recorded = _recorded(folder)
     architecture = architecture or recorded.get("architecture")

@@ -42,9 +42,22 @@ _MOST_GIVEN = 10_000_000
 _MOST_ODD_KEYS, _LARGEST_KEY = 1000, 50
 #: What torch's reader of weights follows.
 _FOLLOWED_BY_TORCH = frozenset(
-    "PROTO STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINSTRING"
-    " EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS EMPTY_SET"
-    " BINGET LONG_BINGET BINPUT LONG_BINPUT GLOBAL NEWOBJ REDUCE BUILD BINPERSID".split()
+    (
+        *("PROTO", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
+        *(
+            "BINUNICODE",
+            "SHORT_BINSTRING",
+            "EMPTY_TUPLE",
+            "TUPLE",
+            "TUPLE1",
+            "TUPLE2",
+            "TUPLE3",
+            "EMPTY_LIST",
+            "APPEND",
+        ),
+        *("APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS", "EMPTY_SET", "BINGET", "LONG_BINGET", "BINPUT"),
+        *("LONG_BINPUT", "GLOBAL", "NEWOBJ", "REDUCE", "BUILD", "BINPERSID"),
+    )
 )
 #: Bytes of an element by the name of its storage.
 _STORAGES = {
@@ -322,7 +335,7 @@ def _size(value: Any) -> int:
 
 
 def _check_extent(by: str, storage: _Made, offset: Any, size: _Made, stride: _Made, *others: Any) -> None:
-    """Check that a tensor lies within its storage: torch makes the storage larger instead, of what the memory holds."""
+    """Check that a tensor lies in its storage: torch would make the storage larger, of what the memory holds."""
     lengths, steps = _numbers(size), _numbers(stride)
     if storage.nbytes < 0 or len(lengths) != len(steps) or len(lengths) > 64 or min(0, offset, *lengths, *steps) < 0:
         raise _ProblemError("it has a tensor of an impossible shape")

@@ -24,8 +24,8 @@ from vitconv.tensorfile import dtype_name, is_tensor
 _ANCHOR = "patch_embed.proj.weight"
 _HEAD = frozenset({"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"})
 _DEPTH = 4
-#: No checkpoint of a Vision Transformer has more tensors, its optimizer's state included, or more models. Each model is
-#: looked for among all names.
+#: No checkpoint of a Vision Transformer has more tensors, its optimizer's state included, or more models. For each
+#: model all names are looked at.
 _MOST_TENSORS, _MOST_MODELS = 100_000, 50
 
 #: Words that name a head, whatever the shape; within a longer word, too (`decode_head`, `my_classifier`).

@@ -240,7 +240,12 @@ SWELLING: dict[str, bytes] = {
     + b"u",
     "a bytearray": call("builtins", "bytearray", _LARGE),
     "a bytearray made by a tensor's function": call(
-        "torch._tensor", "_rebuild_from_type_v2", b"cbuiltins\nbytearray\n", b"ctorch\nTensor\n", _LARGE + b"\x85", b"}"
+        "torch._tensor",
+        "_rebuild_from_type_v2",
+        b"cbuiltins\nbytearray\n",
+        b"ctorch\nTensor\n",
+        _LARGE + b"\x85",
+        b"}",
     ),
     "arguments that are no tuple": b"cbuiltins\nbytearray\n}" + _LARGE + b"NsR",
     "a tensor of no file": call("torch", "FloatTensor", integer(1000)),
