@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 
 from vitconv.checkpoint import open_source
 from vitconv.cli import app
-from vitconv.convert import convert_checkpoint, inspect
+from vitconv.convert import convert_checkpoint, inspect, revert_checkpoint, verify_checkpoint
 from vitconv.errors import VitconvError
 
 ARCH = "vit_tiny_patch16_224"
@@ -313,6 +314,9 @@ CONFIGS = {
     "arguments that are no object": {"architecture": ARCH, "model_args": [1]},
     "arguments that timm does not know": {"architecture": ARCH, "model_args": {"nonsense": 1}},
     "arguments of a wrong type": {"architecture": ARCH, "model_args": {"depth": "many"}},
+    "a number of 5000 digits": b'{"architecture": "vit_tiny_patch16_224", "num_classes": ' + b"9" * 5000 + b"}",
+    "a crop of NaN": {"architecture": ARCH, "pretrained_cfg": {"crop_pct": float("nan")}},
+    "a mean of NaN": {"architecture": ARCH, "pretrained_cfg": {"mean": [float("nan")] * 3}},
     "arguments that take all time": {"architecture": ARCH, "model_args": {"depth": 10**9}},
     "arguments that take all memory": {"architecture": ARCH, "model_args": {"embed_dim": 10**12}},
     "labels that are no texts": {"architecture": ARCH, "label_names": [1, 2, 3]},
@@ -365,6 +369,52 @@ def test_a_pipe_a_socket_and_a_loop_are_no_checkpoints(tmp_path, monkeypatch):
         listener.bind("socket")
         for name in ("pipe", "socket", "loop"):
             assert_refused(tmp_path / name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 300, "/".join(["x" * 200] * 30), "a\0b", "a\udcffb"], ids=["long", "long path", "NUL", "no UTF-8"]
+)
+def test_a_name_that_no_file_has(name, tiny, tmp_path):
+    for path in (name, tmp_path / name):
+        for call in (
+            lambda path=path: convert_checkpoint(path, tmp_path / "hf", architecture=ARCH),
+            lambda path=path: verify_checkpoint(tiny, path, architecture=ARCH),
+            lambda path=path: revert_checkpoint(path, tmp_path / "timm"),
+            lambda path=path: convert_checkpoint(tiny, tmp_path / "hf", architecture=ARCH, labels=path, verify=False),
+            lambda path=path: convert_checkpoint(tiny, tmp_path / "hf", architecture=ARCH, data=path, verify=False),
+            lambda path=path: convert_checkpoint(tiny, tmp_path / "hf", architecture=ARCH, image=path),
+        ):
+            with pytest.raises(VitconvError):
+                call()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_more_shards_than_files_can_be_open(kind, tmp_path):
+    weights = full_model(ARCH, num_classes=3).state_dict()
+    (tmp_path / "timm").mkdir()
+    placed = {}
+    for number in range(50):
+        part = {name: weights[name].clone() for name in list(weights)[number::50]}
+        name = f"{number}.{kind}"
+        (save_file if kind == "safetensors" else torch.save)(part, tmp_path / "timm" / name)
+        placed |= dict.fromkeys(part, name)
+    index = "model.safetensors.index.json" if kind == "safetensors" else "pytorch_model.bin.index.json"
+    (tmp_path / "timm" / index).write_text(json.dumps({"weight_map": placed}))
+    command = [
+        sys.executable,
+        "-c",
+        "from vitconv.process import main; main()",
+        "convert",
+        "timm",
+        "hf",
+        "--arch",
+        ARCH,
+    ]
+    limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))  # noqa: E731
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, preexec_fn=limit)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "hf" / "parity.json").exists()
 
 
 def test_memory_limits_are_errors_too(tmp_path):

@@ -291,14 +291,14 @@ def _check_zip(path: Path) -> tuple[dict[int, int], dict[str, int]]:
             entries = archive.infolist()
             if archive.start_dir != _table_start(file, path.stat().st_size):
                 raise _damaged(path, "its table of contents is not where it should be")
-            names = {entry.filename.casefold() for entry in entries}
-            if len(names) != len(entries) or any(entry.filename != entry.orig_filename for entry in entries):
-                raise _damaged(path, "several of its records have the same name")
             _refuse_other_archives(path, [entry.filename for entry in entries])
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise _damaged(path, "it is compressed, which no checkpoint is")
             if sum(entry.file_size for entry in entries) > path.stat().st_size:
                 raise _damaged(path, "it claims to hold more bytes than it has")
+            names = {entry.filename.casefold() for entry in entries}
+            if len(names) != len(entries) or any(entry.filename != entry.orig_filename for entry in entries):
+                raise _damaged(path, "several of its records have the same name")
             records = {_data_start(file, entry): entry.file_size for entry in entries}
             # What is read at once; the tensors' bytes are left to :func:`check_checksums`.
             _compare_checksums(path, file, entries, [entry for entry in entries if not _is_tensor_data(entry)])

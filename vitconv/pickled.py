@@ -140,27 +140,25 @@ def scan(path: Path) -> Pickled:
         zipfile.BadZipFile: it is no zip, though it begins like one.
     """
     with path.open("rb") as file:
-        content = _in_zip(path) if file.read(2) == b"PK" else None
-        if content is None:
-            file.seek(0)
-            content = file.read(_LONGEST)
-    walk = _Walk(io.BytesIO(content))
-    weights, problem = "c", ""
-    try:
-        if len(content) > _LONGEST:
-            raise _ProblemError("its pickle is longer than that of any Vision Transformer")
-        made = walk.pickle()
-        if made == _MAGIC:
-            walk.pickle(), walk.pickle()
+        zipped = file.read(2) == b"PK"
+        file.seek(0)
+        walk = _Walk(io.BytesIO(_in_zip(path)) if zipped else _Beginning(file))
+        weights, problem = "c", ""
+        try:
             made = walk.pickle()
-            protocol = walk.protocol
-            walk.pickle()  # the keys of the storages
-            walk.protocol = protocol
-        weights = _weights(made)
-    except _ProblemError as error:
-        problem = str(error)
-    except Exception:  # a hostile pickle can break off anywhere, or have any order of instructions
-        problem = "its pickle cannot be followed"
+            if made == _MAGIC:
+                walk.pickle(), walk.pickle()
+                made = walk.pickle()
+                protocol = walk.protocol
+                walk.pickle()  # the keys of the storages
+                walk.protocol = protocol
+            weights = _weights(made)
+        except _ProblemError as error:
+            problem = str(error)
+        except Exception as error:  # a hostile pickle can break off anywhere, or have any order of instructions
+            problem = "its pickle cannot be followed"
+            # Where pickletools reads a name, it takes ASCII only; of such a name there is nothing that torch makes.
+            walk.foreign |= isinstance(error, UnicodeDecodeError) and error.encoding == "ascii"
     unsafe = tuple(dict.fromkeys(name for name in walk.named if not _is_safe(name)))
     return Pickled(unsafe, walk.protocol, weights, walk.storages, walk.foreign, problem)
 
@@ -175,7 +173,27 @@ def _in_zip(path: Path) -> bytes:
             raise zipfile.BadZipFile(f"there is no '{name}'")
         entry.CRC = None  # type: ignore[assignment]  # torch can be told not to compute it
         with archive.open(entry) as file:
-            return file.read(_LONGEST + 1)
+            return file.read(_LONGEST)  # of one that is longer, the end is missing
+
+
+class _Beginning:
+    """As much of a file as can be a pickle: of an older one, the tensors' bytes follow."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._left = _LONGEST
+
+    def read(self, count: int) -> bytes:
+        """The next bytes, fewer where there are no more."""
+        return self._counted(self._file.read(min(count, self._left)))
+
+    def readline(self) -> bytes:
+        """The next line."""
+        return self._counted(self._file.readline(self._left))
+
+    def _counted(self, data: bytes) -> bytes:
+        self._left -= len(data)
+        return data
 
 
 def _is_safe(name: str) -> bool:
@@ -185,7 +203,7 @@ def _is_safe(name: str) -> bool:
 class _Walk:
     """Follows pickles one after another, and keeps what it meets in them."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO | _Beginning) -> None:
         self.named: list[str] = []
         self.protocol = 0
         self.storages: dict[str, int] = {}
