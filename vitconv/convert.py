@@ -494,7 +494,7 @@ def verify_checkpoint(
         VitconvError: the source, the folder, or an image cannot be read.
     """
     folder = Path(folder)
-    if not (folder / CONFIG_FILE).is_file():
+    if not os.path.isfile(folder / CONFIG_FILE):
         raise CheckpointError(f"'{folder}' is not a model's folder: it has no {CONFIG_FILE}.", "Check its path.")
     recorded = read_record(folder)
     names = _read_names(labels) or recorded.labels
@@ -543,14 +543,17 @@ def _of_the_record(
     """An error that names what the folder's record says, if that is what does not fit the source; else ``None``."""
     if isinstance(error, CheckpointError):
         return None  # it is the source itself that cannot be read
+    if isinstance(error, InputError) and options.data is not recorded.data:
+        return None  # it is the data configuration that was given now
     used: dict[str, tuple[Any, Any]] = {
-        "architecture": (options.architecture, recorded.architecture),
         "given": (options.data, recorded.data),
         "target": (options.target, recorded.target),
         "ignore": (options.ignore, recorded.ignore),
     }
     if isinstance(error, InputError):
         used["image_size"] = (options.image_size, recorded.image_size)
+    else:
+        used["architecture"] = (options.architecture, recorded.architecture)
     said = [f"`{name}` {shown(value)}" for name, (value, record) in used.items() if value and value is record]
     if not said:
         return None

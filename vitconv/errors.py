@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 #: More than a sentence with a few paths has, of which Linux opens none above 4096 bytes.
 MOST_CHARACTERS = 20_000
+_LONG_NAME = re.compile(r"`([^`]{200})[^`]+`")
 
 
 class VitconvError(Exception):
@@ -17,12 +18,14 @@ class VitconvError(Exception):
         problem: one sentence on what is wrong, naming the key, file or module.
         remedy: one sentence on what to do.
 
-    Both are cut at :data:`MOST_CHARACTERS`: a name in somebody's file may have any length.
+    A name in somebody's file may have any length: what stands in backticks is cut at a line's, and all of it at
+    :data:`MOST_CHARACTERS`.
     """
 
     def __init__(self, problem: str, remedy: str) -> None:
         problem, remedy = (
-            text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…" for text in (problem, remedy)
+            text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…"
+            for text in (_LONG_NAME.sub(r"`\1…`", text) for text in (problem, remedy))
         )
         super().__init__(f"{problem}\n{remedy}")
         self.problem = problem

@@ -134,7 +134,7 @@ def revert_checkpoint(
     check_drop(drop)
     check_destination(destination, overwrite=overwrite, source=source, inputs=[image] if image else [])
     picture = load_image(image) if image else sample_image()
-    if not (source / CONFIG_FILE).is_file():
+    if not os.path.isfile(source / CONFIG_FILE):
         raise CheckpointError(f"'{source}' is not a model's folder: it has no {CONFIG_FILE}.", "Check its path.")
     on_step("Reading the folder")
     hf_model, extra = load_for_timm(source, pooler="pooler" not in drop)

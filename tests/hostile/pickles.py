@@ -121,23 +121,29 @@ def billion_laughs(levels: int = 30) -> bytes:
 
 
 def as_zip(
-    pickled: bytes, records: Mapping[str, bytes] | None = None, *, compression: int = zipfile.ZIP_STORED
+    pickled: bytes,
+    records: Mapping[str, bytes] | None = None,
+    *,
+    compression: int = zipfile.ZIP_STORED,
+    byteorder: bytes = b"little",
 ) -> bytes:
     """As ``torch.save`` writes it today."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression) as archive:
         archive.writestr("archive/data.pkl", pickled)
         archive.writestr("archive/version", b"3\n")
-        archive.writestr("archive/byteorder", b"little")
+        archive.writestr("archive/byteorder", byteorder)
         for name, content in (records or {}).items():
             archive.writestr(f"archive/data/{name}", content)
     return buffer.getvalue()
 
 
-def as_legacy(pickled: bytes) -> bytes:
-    """As ``torch.save`` wrote it before 1.6."""
+def as_legacy(pickled: bytes, records: Mapping[str, bytes] | None = None) -> bytes:
+    """As ``torch.save`` wrote it before 1.6; the records are of float32, and no storage is a view."""
     info = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
-    return b"".join(pickle.dumps(part, 2) for part in (MAGIC, 1001, info)) + pickled + pickle.dumps([], 2)
+    storages = pickle.dumps(list(records or {}), 2)
+    storages += b"".join(struct.pack("<q", len(data) // 4) + data for data in (records or {}).values())
+    return b"".join(pickle.dumps(part, 2) for part in (MAGIC, 1001, info)) + pickled.replace(b"tQ", b"NtQ") + storages
 
 
 def tensor(key: str, size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0, numel: int = 4) -> bytes:
@@ -165,3 +171,123 @@ def tensor(key: str, size: tuple[int, ...], stride: tuple[int, ...], offset: int
 
 def dictionary(tensors: Mapping[str, bytes]) -> bytes:
     return b"\x80\x02}(" + b"".join(text(name) + opcodes for name, opcodes in tensors.items()) + b"u."
+
+
+def integer(value: int) -> bytes:
+    """LONG1."""
+    data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+    return b"\x8a" + bytes([len(data)]) + data
+
+
+def get(index: int) -> bytes:
+    """LONG_BINGET."""
+    return b"j" + struct.pack("<I", index)
+
+
+def put(index: int) -> bytes:
+    """LONG_BINPUT."""
+    return b"r" + struct.pack("<I", index)
+
+
+def _chain(levels: int) -> bytes:
+    """Lists each of which gets the next when it is itself already a part of the one before."""
+    links = (get(level) + b"]" + put(level + 1) + b"a" for level in range(levels))
+    return b"(]" + put(0) + b"".join(links) + b"t"
+
+
+def _doubled(levels: int) -> bytes:
+    """A tuple of two tuples of two tuples…: 2^levels in all."""
+    return b"(" + b")" + put(0) + b"".join(get(i) + get(i) + b"\x86" + put(i + 1) for i in range(levels)) + b"t"
+
+
+def _of_type(levels: int, number: bytes = b"K\x00") -> bytes:
+    """A size within a size within a size…: a subclass of tuple."""
+    return b"ctorch\nSize\n" * levels + b"(" + number + b"t\x85R" + b"\x85\x85R" * (levels - 1)
+
+
+def _attribute(levels: int) -> bytes:
+    """Tensors that have one another for an attribute."""
+    inner = b"N"
+    for _ in range(levels):
+        inner = (
+            b"ctorch._tensor\n_rebuild_from_type_v2\n(ctorch.nn.parameter\nParameter\nctorch.nn.parameter\nParameter\n)}"
+            + text("a")
+            + inner
+            + b"stR"
+        )
+    return inner
+
+
+_LARGE = integer(4 * 10**9)
+_MANY = b"](" + b"K\x01" * 400_000 + b"e" + put(0)
+_TEXT = text("x" * 10_000_000) + put(0)
+
+#: Objects that torch's reader would make, to the harm of who opens them. Each stands for a value beside the weights.
+SWELLING: dict[str, bytes] = {
+    "tuples in tuples": b")" + b"\x85" * 300_000,
+    "lists in lists": b"]" * 300_000 + b"a" * 299_999,
+    "dictionaries in dictionaries": (b"}" + text("a")) * 100_000 + b"N" + b"s" * 100_000,
+    "lists that grow inside of others": _chain(100_000),
+    "tensors that are attributes of tensors": _attribute(3_000),
+    "a key of tuples in tuples": b"}(" + b")" + b"\x85" * 300_000 + b"Nu",
+    "a key of 2^40 tuples": b"}(" + _doubled(40) + b"Nu",
+    "a set of 2^40 tuples": call("builtins", "set", b"](" + _doubled(40) + b"e"),
+    "a counter of 2^40 tuples": call("collections", "Counter", b"](" + _doubled(40) + b"e"),
+    "pairs of 2^40 tuples": call("collections", "OrderedDict", b"](" + _doubled(40) + b"N\x86e"),
+    "keys with the same hash": b"}(" + b"".join(integer(i * (2**61 - 1)) + b"N" for i in range(1, 60_000)) + b"u",
+    "complex keys": b"}("
+    + b"".join(call("builtins", "complex", integer(i * 1000003), integer(-i)) + b"N" for i in range(1, 2_000))
+    + b"u",
+    "a bytearray": call("builtins", "bytearray", _LARGE),
+    "a bytearray made by a tensor's function": call(
+        "torch._tensor",
+        "_rebuild_from_type_v2",
+        b"cbuiltins\nbytearray\n",
+        b"ctorch\nTensor\n",
+        _LARGE + b"\x85",
+        b"}",
+    ),
+    "arguments that are no tuple": b"cbuiltins\nbytearray\n}" + _LARGE + b"NsR",
+    "a tensor of no file": call("torch", "FloatTensor", integer(1000)),
+    "a new tensor of no file": b"ctorch\nFloatTensor\n" + integer(1000) + b"\x85\x81",
+    "a storage of no file": call("torch.storage", "UntypedStorage", integer(10**6)),
+    "a text encoded again and again": b"](" + _TEXT + call("_codecs", "encode", get(0), text("latin1")) * 1000 + b"e",
+    "a text in a slow encoding": call("_codecs", "encode", text("\u00e4\u1234" * 10_000), text("punycode")),
+    "a list copied again and again": b"](" + _MANY + call("builtins", "set", get(0)) * 10_000 + b"e",
+    "more objects than a checkpoint has": b"](" + b"N" * 2_100_000 + b"e",
+    "a memo without end": b"](" + b"N" + b"r\xff\xff\xff\x7f" + b"j\xff\xff\xff\x7e" + b"e",
+    "LONG4": b"\x8b\xff\xff\xff\x7f",
+    "BINBYTES8": b"\x8e" + struct.pack("<Q", 1 << 40),
+    "BYTEARRAY8": b"\x96" + struct.pack("<Q", 1 << 40),
+    "a frame": b"\x95" + struct.pack("<Q", 1 << 62),
+}
+
+
+def _state(key: str, value: bytes) -> bytes:
+    return b"}" + text(key) + value + b"s"
+
+
+#: Objects that would not say what they hold: given the opcodes of a tensor.
+DISGUISED: dict[str, Callable[[bytes], bytes]] = {
+    "a dictionary's items": lambda tensor: (
+        call("collections", "OrderedDict") + _state("items", b"ccollections\nOrderedDict\n") + b"b"
+    ),
+    "a dictionary's get": lambda tensor: call("collections", "OrderedDict") + _state("get", b"K\x01") + b"b",
+    "a tensor's stride": lambda tensor: call(
+        "torch._tensor",
+        "_rebuild_from_type_v2",
+        b"ctorch._utils\n_rebuild_parameter\n",
+        b"ctorch.nn.parameter\nParameter\n",
+        b"(" + tensor + b"\x89" + call("collections", "OrderedDict") + b"t",
+        _state("stride", b"ctorch\nSize\n"),
+    ),
+    "a parameter's size": lambda tensor: call(
+        "torch._utils",
+        "_rebuild_parameter_with_state",
+        tensor,
+        b"\x89",
+        call("collections", "OrderedDict"),
+        _state("numel", b"ctorch\nSize\n"),
+    ),
+    "a tensor built from outside": lambda tensor: tensor + b"(" + tensor + b"tb",
+}

@@ -123,19 +123,19 @@ def open_source(path: str | os.PathLike[str]) -> Source:
         note = f"The checkpoint is {path} at revision {folder.name}."
         return replace(_open_folder(folder), notes=(note,))
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # pathlib's own raises an error where the name is too long
         return _open_folder(path)
-    if path.name in (INDEX_FILE, TORCH_INDEX_FILE) and path.is_file():
+    if path.name in (INDEX_FILE, TORCH_INDEX_FILE) and os.path.isfile(path):
         return _open_folder(path.parent, path.name)
     content, records = _read_mapping(path)
     return Source(content, (path,), records=records)
 
 
 def _open_folder(path: Path, weights: str | None = None) -> Source:
-    config = read_json(path / CONFIG_FILE) if (path / CONFIG_FILE).exists() else {}
+    config = read_json(path / CONFIG_FILE) if os.path.exists(path / CONFIG_FILE) else {}
     if "model_type" in config:
         raise CheckpointError(f"'{path}' is a Transformers folder already.", "Pass a timm checkpoint.")
-    if (path / "adapter_config.json").exists():
+    if os.path.exists(path / "adapter_config.json"):
         raise CheckpointError(
             f"'{path}' is a PEFT adapter, not a model.", "Merge it into its model with `merge_and_unload()` first."
         )
@@ -145,7 +145,7 @@ def _open_folder(path: Path, weights: str | None = None) -> Source:
 def _read_folder(path: Path, weights: str | None = None) -> Source:
     """The weights in a folder: those of the file named, or the first there are, safetensors before pickles."""
     known = (WEIGHTS_FILE, INDEX_FILE, TORCH_FILE, TORCH_INDEX_FILE)
-    name = weights or next((name for name in known if (path / name).exists()), None)
+    name = weights or next((name for name in known if os.path.exists(path / name)), None)
     if name is None:
         _refuse_distributed(path)
         raise CheckpointError(
@@ -159,7 +159,7 @@ def _read_folder(path: Path, weights: str | None = None) -> Source:
 
 def _refuse_distributed(path: Path) -> None:
     """Refuse a folder as ``torch.distributed.checkpoint`` (FSDP, torchtitan, Lightning) writes it."""
-    if (path / ".metadata").exists() or any(path.glob("*.distcp")):
+    if os.path.exists(path / ".metadata") or any(path.glob("*.distcp")):
         target = shlex.quote(f"{path.resolve().name or 'weights'}.pth")
         raise CheckpointError(
             f"'{path}' is a checkpoint of torch.distributed.checkpoint, in pieces for several processes.",
@@ -216,7 +216,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         CheckpointError: there is no such file, it is damaged, or it holds something else.
     """
     path = Path(path)
-    source = _read_folder(path) if path.is_dir() else open_source(path)
+    source = _read_folder(path) if os.path.isdir(path) else open_source(path)
     for file in source.files:
         check_checksums(file)
     return load_tensors(source.tensors(source.content, integers=True))
@@ -229,7 +229,7 @@ def _read_mapping(path: Path) -> tuple[Mapping[Any, Any], Mapping[int, int]]:
     """
     if "\0" in os.fspath(path) or not os.path.exists(path):
         raise CheckpointError(f"There is no file '{path}'.", "Check the path of the checkpoint.")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise CheckpointError(f"'{path}' is not a file.", "Pass the file of weights.")
     if path.name == ".metadata" or path.suffix == ".distcp":
         _refuse_distributed(path.parent)
@@ -241,10 +241,10 @@ def _read_mapping(path: Path) -> tuple[Mapping[Any, Any], Mapping[int, int]]:
         if kind == "safetensors":
             content: Any = read_header(path)
         elif kind == "zip":
-            records = _check_zip(path)
-            content = _read_torch(path, mapped=True)
+            records, lengths = _check_zip(path)
+            content = _read_torch(path, lengths)
         elif kind == "pickle":
-            content = _read_torch(path, mapped=False)
+            content = _read_torch(path, None)
         else:
             raise CheckpointError(
                 f"'{path}' is not a checkpoint: it is neither torch's format nor safetensors.", _SAVE_INSTEAD
@@ -278,25 +278,45 @@ def _compressed(where: str | Path) -> CheckpointError:
     )
 
 
-def _check_zip(path: Path) -> dict[int, int]:
+def _check_zip(path: Path) -> tuple[dict[int, int], dict[str, int]]:
     """Check that a zip is one that torch writes, before torch reads it: nothing in it is compressed or overlaps.
 
-    So it cannot grow in memory. Returns where the bytes of each entry are: start -> length.
+    So it cannot grow in memory. Nor can it be read in two ways: torch has a reader of its own, which looks for the
+    table of contents in another way than Python does, and makes no difference between capitals and small letters.
+
+    Returns where the bytes of each entry are, start -> length, and the length of each tensor's bytes by its key.
     """
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
             entries = archive.infolist()
+            if archive.start_dir != _table_start(file, path.stat().st_size):
+                raise _damaged(path, "its table of contents is not where it should be")
             _refuse_other_archives(path, [entry.filename for entry in entries])
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise _damaged(path, "it is compressed, which no checkpoint is")
             if sum(entry.file_size for entry in entries) > path.stat().st_size:
                 raise _damaged(path, "it claims to hold more bytes than it has")
+            names = {entry.filename.casefold() for entry in entries}
+            if len(names) != len(entries) or any(entry.filename != entry.orig_filename for entry in entries):
+                raise _damaged(path, "several of its records have the same name")
             records = {_data_start(file, entry): entry.file_size for entry in entries}
             # What is read at once; the tensors' bytes are left to :func:`check_checksums`.
             _compare_checksums(path, file, entries, [entry for entry in entries if not _is_tensor_data(entry)])
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OverflowError, EOFError) as error:
         raise _damaged(path, "its table of contents cannot be read") from error
-    return records
+    folder = entries[0].filename.partition("/")[0] + "/data/" if entries else ""
+    return records, {entry.filename.removeprefix(folder): entry.file_size for entry in entries}
+
+
+def _table_start(file: BinaryIO, size: int) -> int:
+    """Where a zip says that its table of contents begins, in the last bytes of the file: torch writes no comment."""
+    file.seek(max(size - 98, 0))
+    end = file.read()
+    if end[-42:-38] != b"PK\6\7":
+        return int.from_bytes(end[-6:-2], "little") if end[-22:-18] == b"PK\5\6" else -1
+    # The 64-bit record of the end, and where that record is.
+    follows = end[:4] == b"PK\6\6" and int.from_bytes(end[-34:-26], "little") == size - 98
+    return int.from_bytes(end[48:56], "little") if follows else -1
 
 
 def check_checksums(path: Path, stopped: Callable[[], bool] = lambda: False) -> None:
@@ -358,22 +378,72 @@ def _data_start(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
     return entry.header_offset + 30 + name + extra
 
 
-def _read_torch(path: Path, *, mapped: bool) -> Any:
+def _read_torch(path: Path, lengths: Mapping[str, int] | None) -> Any:
+    """What torch makes of a file, once it is sure that it can.
+
+    Args:
+        path: a zip, or an older file of pickles and bytes.
+        lengths: of a zip, how many bytes there are for each storage.
+    """
+    try:
+        found = scan(path)
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise _damaged(path, "it has no `data.pkl`") from error
+    if found.foreign or (found.problem and found.unsafe):
+        raise _refused_pickle(path, "", found)
+    if found.problem:
+        raise _damaged(path, found.problem)
+    short = [key for key, size in found.storages.items() if lengths is not None and size > lengths.get(key, -1)]
+    if short:
+        raise _damaged(
+            path, f"it has more elements in its storage {first_few(short, 1)} than the file has bytes for it"
+        )
     import torch
 
     # On `meta`, torch only notes where each tensor is in the file. Bytes in another order it must turn around itself.
     try:
-        find = mapped and hasattr(torch.UntypedStorage, "_checkpoint_offset") and _has_native_bytes(path)
+        find = lengths is not None and hasattr(torch.UntypedStorage, "_checkpoint_offset") and _has_native_bytes(path)
         # timm's training script saves its arguments; a Namespace only holds values. By a path that ends in
         # .safetensors, torch.load would read safetensors; an open file has no name.
         with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]), _quietly():
-            return torch.load(file, map_location="meta" if find else "cpu", weights_only=True)
+            content = torch.load(file, map_location="meta" if find else "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise _refused_pickle(path, str(error)) from error
+        raise _refused_pickle(path, str(error), found) from error
     except NotImplementedError as error:  # what has no place on `meta`
         raise _compressed(path) from error
     except Exception as error:  # a hostile pickle can make torch's reader raise anything
         raise _damaged(path, "torch cannot read it") from error
+    _refuse_disguised(path, content)
+    return content
+
+
+def _refuse_disguised(path: Path, content: Any) -> None:
+    """Refuse dictionaries and tensors with attributes of their own in the place of their methods.
+
+    A pickle can give an ``OrderedDict`` another ``items``, or a tensor another ``stride``: whoever asks it gets what
+    the file says, not what it holds.
+    """
+    import torch
+
+    seen: set[int] = set()
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        if not isinstance(value, (dict, list, tuple, argparse.Namespace, torch.Tensor)) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        own = dict(getattr(value, "__dict__", {}))
+        hidden = sorted(str(name) for name in own if name in dir(type(value)))
+        if hidden:
+            raise CheckpointError(
+                f"'{path}' holds a {type(value).__name__} whose `{first_few(hidden, 1)}` is not that of its class.",
+                "Do not use this checkpoint.",
+            )
+        waiting += own.values()
+        if isinstance(value, dict):
+            waiting += dict.values(value)
+        elif isinstance(value, (list, tuple)):
+            waiting += value
 
 
 #: How torch says which object it did not make.
@@ -384,9 +454,8 @@ _HOSTILE = re.compile(
 )
 
 
-def _refused_pickle(path: Path, message: str) -> CheckpointError:
+def _refused_pickle(path: Path, message: str, found: Pickled) -> CheckpointError:
     """Say which objects in a pickle torch did not make, and how somebody who trusts the file gets at its weights."""
-    found = scan(path) or Pickled()
     by_torch = _UNSAFE.search(message)
     unsafe = list(dict.fromkeys([*([by_torch[1]] if by_torch else []), *found.unsafe]))
     problem = f"'{path}' holds Python objects, not only tensors"
@@ -458,6 +527,10 @@ def _only_tensors(content: Mapping[Any, Any], where: str, dtypes: Collection[str
 def _is_unusual(tensor: StoredTensor | Tensor) -> bool:
     if isinstance(tensor, StoredTensor):
         return False
+    import torch
+
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):  # another class may compute as it likes
+        return True
     return str(tensor.layout) != "torch.strided" or tensor.is_quantized
 
 

@@ -42,6 +42,10 @@ _ARCHITECTURE = ("architecture", "arch", "model", "model_name")
 _TIMM_ON_THE_HUB = ("hf-hub:timm/", "hf_hub:timm/", "timm/")
 
 
+#: More than any setting is made of; what a file repeats by reference counts each time.
+_MOST_VALUES = 10_000
+
+
 @dataclass(frozen=True)
 class Statement:
     """One thing that a checkpoint says of itself.
@@ -386,17 +390,29 @@ def _of_arguments(arguments: Mapping[str, Any], prefix: str) -> Iterator[tuple[s
             yield name, Statement(arguments[name], prefix + name)
 
 
-def _readable(value: Any, depth: int = 0) -> Any:
+def _readable(value: Any) -> Any:
     """A value if it is made of text, numbers of ordinary size, lists and mappings; else what stands for it."""
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, (int, float)):
-        return value if abs(value) < 1e300 or value != value else Unreadable("is a number beyond all sizes")
-    if isinstance(value, (list, tuple, Mapping)):
+    left = _MOST_VALUES
+
+    def unreadable(value: Any, depth: int) -> Unreadable | None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            return Unreadable("has more values than any setting")
+        if value is None or isinstance(value, (bool, str)):
+            return None
+        if isinstance(value, (int, float)):
+            ordinary = abs(value) < 1e300 or value != value
+            return None if ordinary else Unreadable("is a number beyond all sizes")
+        if not isinstance(value, (list, tuple, Mapping)):
+            return Unreadable(f"is a {type(value).__name__}, which is not read")
+        if depth > 4 and value:
+            return Unreadable("is nested without end")
         inner = value.values() if isinstance(value, Mapping) else value
-        nested = [Unreadable("is nested without end")] if depth > 4 else [_readable(one, depth + 1) for one in inner]
-        return next((one for one in nested if isinstance(one, Unreadable)), value)
-    return Unreadable(f"is a {type(value).__name__}, which is not read")
+        found = (unreadable(one, depth + 1) for one in inner)
+        return next((one for one in found if one is not None), None)
+
+    return unreadable(value, 0) or value
 
 
 def _readable_cfg(cfg: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,6 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -323,14 +322,10 @@ def _cut(whole: _Range) -> Iterator[_Range]:
 def _read_ahead(pieces: Iterable[_Range | Tensor]) -> Iterator[_Range | memoryview]:
     """The bytes of each piece, the next one read while the last is written; what the kernel copies stays a range."""
     buffers = [bytearray(_BUFFER), bytearray(_BUFFER)]
-    with ExitStack() as stack:
-        reader = stack.enter_context(ThreadPoolExecutor(max_workers=1))
-        files: dict[Path, BinaryIO] = {}
+    with ThreadPoolExecutor(max_workers=1) as reader:
         upcoming: Future[_Range | memoryview] | None = None
         for number, piece in enumerate(pieces):
-            if isinstance(piece, _Range) and piece.file not in files:
-                files[piece.file] = stack.enter_context(piece.file.open("rb", buffering=0))
-            following = reader.submit(_read, piece, buffers[number % 2], files)
+            following = reader.submit(_read, piece, buffers[number % 2])
             if upcoming is not None:
                 yield upcoming.result()
             upcoming = following
@@ -338,19 +333,21 @@ def _read_ahead(pieces: Iterable[_Range | Tensor]) -> Iterator[_Range | memoryvi
             yield upcoming.result()
 
 
-def _read(piece: _Range | Tensor, buffer: bytearray, files: Mapping[Path, BinaryIO]) -> _Range | memoryview:
+def _read(piece: _Range | Tensor, buffer: bytearray) -> _Range | memoryview:
     if not isinstance(piece, _Range):
         return _bytes_of(piece)
     if piece.in_place:
         return piece
     size, position = piece.stop - piece.start, 0
     content = memoryview(buffer)[:size]
-    files[piece.file].seek(piece.start)
-    while position < size:
-        count = files[piece.file].readinto(content[position:])  # type: ignore[attr-defined]  # unbuffered files have it
-        if not count:
-            raise _shrunk(piece.file)
-        position += count
+    # Opened for each piece: a source may be of more files than a process may have open.
+    with piece.file.open("rb", buffering=0) as file:
+        file.seek(piece.start)
+        while position < size:
+            count = file.readinto(content[position:])
+            if not count:
+                raise _shrunk(piece.file)
+            position += count
     return content
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from vitconv.checkpoints import unsupported
@@ -23,6 +24,9 @@ from vitconv.errors import CheckpointError, first_few
 _ANCHOR = "patch_embed.proj.weight"
 _HEAD = frozenset({"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"})
 _DEPTH = 4
+#: No checkpoint of a Vision Transformer has more tensors, its optimizer's state included, or more models. For each
+#: model all names are looked at.
+_MOST_TENSORS, _MOST_MODELS = 100_000, 50
 
 #: Words that name a head, whatever the shape; within a longer word, too (`decode_head`, `my_classifier`).
 _HEAD_WORDS = re.compile(r"head|classif|logits|clf|arcface|cosface")
@@ -106,9 +110,19 @@ def unwrap(
         CheckpointError: there is no model, several fit, it has no head and something in the file looks like one, or
             it is another library's, another family's, quantised, or an adapter.
     """
-    everything = [name for name, _ in _flat(content)]
+    everything = [name for name, _ in islice(_flat(content), _MOST_TENSORS + 1)]
+    if len(everything) > _MOST_TENSORS:
+        raise CheckpointError(
+            f"The checkpoint holds more than {_MOST_TENSORS:,} tensors, such as {first_few(everything[:2])}.",
+            "Save the state dict of the model to a file of its own.",
+        )
     _refuse(unsupported.added_parts(everything))
-    found = list(_readings(content))
+    found = list(islice(_readings(content), _MOST_MODELS + 1))
+    if len(found) > _MOST_MODELS:
+        raise CheckpointError(
+            f"The checkpoint holds more than {_MOST_MODELS} models: {first_few(map(str, found), 2)}.",
+            "Save the state dict of the one that is meant to a file of its own.",
+        )
     if headless:
         found = [_without_head(reading, names) for reading in found]
 

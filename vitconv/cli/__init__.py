@@ -6,48 +6,20 @@ Exit codes: 0 done; 1 refused or failed, with one ``error: …`` line on stderr 
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from vitconv.cli.process import run
 
-from vitconv import __version__
-from vitconv.cli import convert, models, predict, process, verify
+if TYPE_CHECKING:
+    from vitconv.cli.commands import app
 
-app = typer.Typer(
-    name="vitconv",
-    help="Turn timm Vision Transformer checkpoints into Transformers models that compute the same numbers.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
+__all__ = ["app", "run"]
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"vitconv {__version__}")
-        raise typer.Exit
+def __getattr__(name: str) -> object:
+    """Import the commands when they are asked for: :func:`run` handles signals before that takes its time."""
+    if name == "app":
+        from vitconv.cli.commands import app
 
-
-@app.callback()
-def main(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None:
-    """Turn timm Vision Transformer checkpoints into Transformers models that compute the same numbers."""
-
-
-for _command in (
-    convert.convert,
-    convert.inspect,
-    verify.verify,
-    convert.revert,
-    models.models,
-    predict.predict,
-    predict.report,
-):
-    app.command()(_command)
-
-
-def run(command: typer.Typer = app) -> None:
-    """Run a command as a process of its own; ``vitconv`` is the default."""
-    process.run_process(command)
+        return app
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

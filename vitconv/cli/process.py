@@ -1,52 +1,69 @@
-"""A command as a process: its signals, its exit codes, its end."""
+"""A command as a process: its signals, its exit codes, its end.
+
+Nothing heavy is imported before the signals are handled: importing the command line takes longer than people wait
+before they press Ctrl-C.
+"""
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import typer
 
 from vitconv.cli.output import printable
 from vitconv.errors import VitconvError
+from vitconv.writing.staging import discard_unfinished
 
-#: Whether nothing is left to do when a command is done: no threads, no processes, no files.
+#: Whether the process may end at any moment: it has no threads or processes to stop, and only unfinished folders to
+#: remove.
 ends_at_once = False
-#: Whether SIGTERM has come.
-told_to_end = False
+#: The signal that told the process to end; 0 for none.
+told_to_end = 0
+
+_WORDS: dict[int, str] = {signal.SIGINT: "Interrupted", signal.SIGTERM: "Terminated"}
+#: How writing to an open file, such as the output, can fail. Files that vitconv writes have their own error messages.
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EPIPE)
 
 
-def _terminate(number: int, frame: object) -> None:
-    """End as with Ctrl-C when the system asks for it (SIGTERM), as containers and batch systems do."""
-    global told_to_end
-    told_to_end = True
-    raise KeyboardInterrupt
-
-
-def run_process(command: typer.Typer) -> None:
-    """Run a command as a process of its own.
+def run(command: Callable[[], object] | None = None) -> None:
+    """Run a command, and end the process with its exit code: 130 after Ctrl-C (SIGINT), 143 after SIGTERM.
 
     Python takes 1.5 s to take down what importing torch, timm and Transformers built, which helps nobody: the commands
     that leave nothing open end without it.
+
+    Args:
+        command: what to run; by default the command ``vitconv``.
     """
-    signal.signal(signal.SIGTERM, _terminate)  # so that half-written output is removed
+    global ends_at_once
+    _listen()
+    if sys.stdout is None:  # a shell closed it
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if command is None:
+        ends_at_once = True
+        from vitconv.cli.commands import app
+
+        command, ends_at_once = app, False
     try:
         command()
     except SystemExit as end:
-        if not ends_at_once or not isinstance(end.code, (int, type(None))):
+        if not isinstance(end.code, (int, type(None))):
             raise
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(end.code or 0)
-    except BaseException:  # an import in Transformers turns the signal's exception into one of its own
-        if not told_to_end:
-            raise
-        typer.echo("error: Terminated.", err=True)
-        sys.exit(143)
+        _end(end.code or 0)
+    except BaseException as error:
+        if told_to_end:  # an import in Transformers turns the signal's exception into one of its own
+            _print_error(f"error: {_WORDS[told_to_end]}.\n")
+            _end(128 + told_to_end)
+        if isinstance(error, OSError) and error.errno in _OF_WRITING and error.filename is None:
+            _report_unwritable(error)
+            _flush()
+            _end(1)
+        raise
 
 
 @contextmanager
@@ -64,8 +81,20 @@ def errors_for_people(interrupted: Callable[[], str] = lambda: "Nothing was writ
         if isinstance(error, VitconvError) and not told_to_end:
             typer.echo(f"error: {printable(error.problem)}\n{printable(error.remedy)}", err=True)
             raise typer.Exit(1) from None
-        typer.echo(f"error: {'Terminated' if told_to_end else 'Interrupted'}.\n{interrupted()}", err=True)
-        raise typer.Exit(143 if told_to_end else 130) from None
+        number = told_to_end or signal.SIGINT
+        typer.echo(f"error: {_WORDS[number]}.\n{interrupted()}", err=True)
+        raise typer.Exit(128 + number) from None
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):  # can happen at any line that imports something
+            typer.echo(f"error: {error.strerror}.\nRaise the limit (ulimit -n), and run it again.", err=True)
+            raise typer.Exit(1) from None
+        if error.filename is None:
+            raise
+        name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else str(error.filename)
+        typer.echo(
+            f"error: '{printable(name)}' cannot be used: {error.strerror}.\nCheck it, and its permissions.", err=True
+        )
+        raise typer.Exit(1) from None
 
 
 @contextmanager
@@ -84,3 +113,62 @@ def without_garbage_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def _listen() -> None:
+    for number in _WORDS:
+        # A shell's background job inherits Ctrl-C ignored, and is to go on.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
+
+
+def _stop(number: int, frame: object) -> None:
+    """End as with Ctrl-C, also when the system asks for it (SIGTERM), as containers and batch systems do.
+
+    An exception ends the process in order, unless it comes while torch or Transformers call Python: they abort, or
+    turn it into another error. So a command that leaves nothing open ends right here.
+    """
+    global told_to_end
+    told_to_end = number
+    if not ends_at_once:
+        raise KeyboardInterrupt
+    discard_unfinished()
+    if sys.stderr is not None and sys.stderr.isatty():
+        _print_error("\r\x1b[K\x1b[?25h")  # rich's spinner has hidden the cursor
+    _print_error(f"error: {_WORDS[number]}.\nNothing was written.\n")
+    os._exit(128 + number)
+
+
+def _end(code: int) -> None:
+    if not _flush():
+        code = code or 1
+    if ends_at_once:
+        os._exit(code)
+    sys.exit(code)
+
+
+def _flush() -> bool:
+    """Write out what was printed. If that fails, report it and drop the rest, so that Python does not try again."""
+    done = True
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            done = False
+            if stream is sys.stdout:
+                _report_unwritable(error)
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+    return done
+
+
+def _report_unwritable(error: OSError) -> None:
+    if not isinstance(error, BrokenPipeError):  # `| head` has what it wants
+        _print_error(f"error: The output cannot be written: {error.strerror}.\nWrite it elsewhere.\n")
+
+
+def _print_error(text: str) -> None:
+    """Write to stderr past Python's buffers, which may be in use when a signal comes."""
+    with suppress(OSError):
+        os.write(2, text.encode())

@@ -8,8 +8,8 @@ import fcntl
 import glob
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,7 +43,7 @@ def staged_folder(destination: str | os.PathLike[str], *, overwrite: bool = Fals
     except OSError as error:
         raise unwritable(destination, error) from error
     try:
-        # mkdtemp makes a private folder; the finished one is as open as any other new folder.
+        # The staged folder is private; the finished one is as open as any other new folder.
         mask = umask()
         staging.chmod(0o777 & ~mask)
         yield staging
@@ -54,8 +54,19 @@ def staged_folder(destination: str | os.PathLike[str], *, overwrite: bool = Fals
         raise unwritable(destination, error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        _unfinished.discard(staging)
         if lock is not None:
             os.close(lock)
+
+
+#: The folders that are being written.
+_unfinished: set[Path] = set()
+
+
+def discard_unfinished() -> None:
+    """Remove the folders that are being written, as this process ends here and now."""
+    for staging in _unfinished:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def check_destination(
@@ -137,7 +148,9 @@ def _new_staging(destination: Path) -> tuple[Path, int | None]:
             if lock is not None:
                 shutil.rmtree(abandoned, ignore_errors=True)
                 os.close(lock)
-        staging = Path(tempfile.mkdtemp(prefix=prefix, suffix=".vitconv", dir=destination.parent))
+        staging = destination.parent / f"{prefix}{secrets.token_hex(8)}.vitconv"
+        _unfinished.add(staging)  # before there is one, as a signal may come between any two steps
+        staging.mkdir(mode=0o700)
         return staging, _lock(staging)
     finally:
         os.close(parent)

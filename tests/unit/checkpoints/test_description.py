@@ -774,3 +774,12 @@ def test_vitconv_reads_what_timm_builds_or_refuses(tmp_path_factory):
 def test_vitconv_reads_what_timm_builds_or_refuses_in_2000_cases(tmp_path_factory):
     tally = check_law(2000, tmp_path_factory)
     assert tally["equal"] > 700, tally
+
+
+def test_values_that_multiply_are_not_read():
+    """Each list holds the one below a thousand times: 10^15 values in a few thousand references."""
+    value = 1
+    for _ in range(5):
+        value = [value] * 1000
+    with pytest.raises(CheckpointError, match="has more values than any setting"):
+        describe({"args": {"mean": value}}).check_readable()

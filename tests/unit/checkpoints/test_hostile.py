@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -15,9 +16,10 @@ from hostile import headers, pickles
 from models import full_model
 from safetensors.torch import save_file
 from typer.testing import CliRunner
+from vitconv.checkpoint import open_source
 
 from vitconv.cli import app
-from vitconv.convert import convert_checkpoint, inspect
+from vitconv.convert import convert_checkpoint, inspect, revert_checkpoint, verify_checkpoint
 from vitconv.errors import VitconvError
 
 ARCH = "vit_tiny_patch16_224"
@@ -101,10 +103,32 @@ def test_dictionaries_that_multiply_are_looked_at_once(tmp_path):
     assert_refused(path, tmp_path, "no Vision Transformer in the checkpoint")
 
 
+@pytest.mark.parametrize("wrap", [pickles.as_zip, pickles.as_legacy], ids=["zip", "legacy"])
+@pytest.mark.parametrize("kind", pickles.SWELLING)
+def test_an_object_that_would_swell_is_not_made(kind, wrap, tmp_path):
+    """Nor is one that crashes Python, or takes torch's reader for ever."""
+    path = tmp_path / "w.pth"
+    path.write_bytes(wrap(b"\x80\x02}(" + pickles.text("epoch") + pickles.SWELLING[kind] + b"u."))
+    start = time.process_time()
+    with pytest.raises(VitconvError):
+        open_source(path)
+    assert time.process_time() - start < 20
+
+
+@pytest.mark.parametrize("kind", pickles.DISGUISED)
+def test_an_object_in_disguise_is_refused(kind, tmp_path):
+    opcodes = pickles.DISGUISED[kind](pickles.tensor("0", (4,), (1,)))
+    path = tmp_path / "w.pth"
+    path.write_bytes(pickles.as_zip(b"\x80\x02}(" + pickles.text("a") + opcodes + b"u.", {"0": bytes(16)}))
+    with pytest.raises(VitconvError, match="is not that of its class|sets the parts"):
+        open_source(path)
+    assert_refused(path, tmp_path)
+
+
 TENSORS = {
     "expanded": (pickles.tensor("0", (10**6, 10**6), (0, 0)), ""),
-    "larger than its storage": (pickles.tensor("0", (100,), (1,)), "more elements than the file"),
-    "beyond its storage": (pickles.tensor("0", (4,), (1,), offset=1), "more elements than the file"),
+    "larger than its storage": (pickles.tensor("0", (100,), (1,)), "elements beyond the bytes"),
+    "beyond its storage": (pickles.tensor("0", (4,), (1,), offset=1), "elements beyond the bytes"),
     "before its storage": (pickles.tensor("0", (4,), (1,), offset=-1), ""),
     "of negative size": (pickles.tensor("0", (-4,), (1,)), ""),
     "of negative stride": (pickles.tensor("0", (4,), (-1,)), ""),
@@ -129,6 +153,31 @@ def test_a_tensor_that_is_not_in_its_file_is_refused(kind, tmp_path):
     index = json.dumps({"weight_map": dict.fromkeys(names, "a.bin")})
     (tmp_path / "shards" / "pytorch_model.bin.index.json").write_text(index)
     assert_refused(tmp_path / "shards", tmp_path)
+
+
+@pytest.mark.parametrize("kind", [kind for kind, (_, message) in TENSORS.items() if message])
+def test_a_tensor_beyond_its_bytes_is_refused_in_every_format(kind, tmp_path):
+    """In those where torch would give it bytes of the memory's: the older one, and that of machines of another kind."""
+    content = pickles.dictionary({"a": TENSORS[kind][0]})
+    (tmp_path / "w.pth").write_bytes(pickles.as_zip(content, {"0": bytes(16)}, byteorder=b"big"))
+    with pytest.raises(VitconvError, match="elements"):
+        open_source(tmp_path / "w.pth")
+    if "record" not in kind:  # the older format has none
+        (tmp_path / "w.pth").write_bytes(pickles.as_legacy(content, {"0": bytes(16)}))
+        with pytest.raises(VitconvError, match="elements beyond the bytes"):
+            open_source(tmp_path / "w.pth")
+
+
+def test_the_older_format_is_read_where_all_is_well(tmp_path):
+    content = pickles.dictionary({"a": pickles.tensor("0", (2, 2), (2, 1))})
+    (tmp_path / "w.pth").write_bytes(pickles.as_legacy(content, {"0": torch.arange(4.0).numpy().tobytes()}))
+    assert open_source(tmp_path / "w.pth").content["a"].tolist() == [[0, 1], [2, 3]]
+
+
+def test_a_storage_of_two_sizes_is_refused(tmp_path):
+    tensors = {name: pickles.tensor("0", (1,), (1,), numel=size) for name, size in (("a", 4), ("b", 2))}
+    (tmp_path / "w.pth").write_bytes(pickles.as_zip(pickles.dictionary(tensors), {"0": bytes(16)}))
+    assert_refused(tmp_path / "w.pth", tmp_path, "has two sizes")
 
 
 # ---- archives -----------------------------------------------------------------------------------------------------
@@ -170,6 +219,33 @@ def test_an_archive_s_names_are_never_paths(name, tmp_path):
     with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
         archive.writestr(name, b"\x80\x02}.")
     assert_refused(tmp_path / "w.pth", tmp_path)
+
+
+@pytest.mark.parametrize("second", ["archive/data.pkl", "archive/DATA.PKL"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_archive_with_two_pickles_is_refused(second, tmp_path):
+    """torch opens the one, others see the other."""
+    with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}.")
+        archive.writestr(second, b"\x80\x02}.")
+    assert_refused(tmp_path / "w.pth", tmp_path, "have the same name")
+
+
+def test_an_archive_within_another_folder_is_not_taken_for_it(tmp_path):
+    """torch opens the pickle in the folder of the first record."""
+    with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
+        archive.writestr("one/version", b"3")
+        archive.writestr("other/data.pkl", b"\x80\x02}.")
+    assert_refused(tmp_path / "w.pth", tmp_path, "it has no `data.pkl`")
+
+
+def test_an_archive_with_two_tables_of_contents_is_refused(tmp_path):
+    """torch's reader believes where the end says that the table is; Python's looks right in front of the end."""
+    first = pickles.as_zip(b"\x80\x02}.")
+    table, end = first.find(b"PK\x01\x02"), first.find(b"PK\x05\x06")
+    (tmp_path / "w.pth").write_bytes(first[:end] + first[:end] + first[end:])
+    assert int.from_bytes(first[end + 16 : end + 20], "little") == table
+    assert_refused(tmp_path / "w.pth", tmp_path, "table of contents is not where it should be")
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -238,6 +314,9 @@ CONFIGS = {
     "arguments that are no object": {"architecture": ARCH, "model_args": [1]},
     "arguments that timm does not know": {"architecture": ARCH, "model_args": {"nonsense": 1}},
     "arguments of a wrong type": {"architecture": ARCH, "model_args": {"depth": "many"}},
+    "a number of 5000 digits": b'{"architecture": "vit_tiny_patch16_224", "num_classes": ' + b"9" * 5000 + b"}",
+    "a crop of NaN": {"architecture": ARCH, "pretrained_cfg": {"crop_pct": float("nan")}},
+    "a mean of NaN": {"architecture": ARCH, "pretrained_cfg": {"mean": [float("nan")] * 3}},
     "arguments that take all time": {"architecture": ARCH, "model_args": {"depth": 10**9}},
     "arguments that take all memory": {"architecture": ARCH, "model_args": {"embed_dim": 10**12}},
     "labels that are no texts": {"architecture": ARCH, "label_names": [1, 2, 3]},
@@ -290,6 +369,52 @@ def test_a_pipe_a_socket_and_a_loop_are_no_checkpoints(tmp_path, monkeypatch):
         listener.bind("socket")
         for name in ("pipe", "socket", "loop"):
             assert_refused(tmp_path / name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 300, "/".join(["x" * 200] * 30), "a\0b", "a\udcffb"], ids=["long", "long path", "NUL", "no UTF-8"]
+)
+def test_a_name_that_no_file_has(name, tiny, tmp_path):
+    for path in (name, tmp_path / name):
+        for call in (
+            lambda path=path: convert_checkpoint(path, tmp_path / "hf", architecture=ARCH),
+            lambda path=path: verify_checkpoint(tiny, path, architecture=ARCH),
+            lambda path=path: revert_checkpoint(path, tmp_path / "timm"),
+            lambda path=path: convert_checkpoint(tiny, tmp_path / "hf", architecture=ARCH, labels=path, verify=False),
+            lambda path=path: convert_checkpoint(tiny, tmp_path / "hf", architecture=ARCH, data=path, verify=False),
+            lambda path=path: convert_checkpoint(tiny, tmp_path / "hf", architecture=ARCH, image=path),
+        ):
+            with pytest.raises(VitconvError):
+                call()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_more_shards_than_files_can_be_open(kind, tmp_path):
+    weights = full_model(ARCH, num_classes=3).state_dict()
+    (tmp_path / "timm").mkdir()
+    placed = {}
+    for number in range(50):
+        part = {name: weights[name].clone() for name in list(weights)[number::50]}
+        name = f"{number}.{kind}"
+        (save_file if kind == "safetensors" else torch.save)(part, tmp_path / "timm" / name)
+        placed |= dict.fromkeys(part, name)
+    index = "model.safetensors.index.json" if kind == "safetensors" else "pytorch_model.bin.index.json"
+    (tmp_path / "timm" / index).write_text(json.dumps({"weight_map": placed}))
+    command = [
+        sys.executable,
+        "-c",
+        "from vitconv.process import main; main()",
+        "convert",
+        "timm",
+        "hf",
+        "--arch",
+        ARCH,
+    ]
+    limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))  # noqa: E731
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, preexec_fn=limit)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "hf" / "parity.json").exists()
 
 
 def test_memory_limits_are_errors_too(tmp_path):

@@ -1,5 +1,6 @@
 import argparse
 import json
+import time
 
 import pytest
 import torch
@@ -531,3 +532,20 @@ def test_a_mapping_that_a_file_repeats_is_looked_at_once(weights, save):
     for _ in range(3):
         repeated = {str(key): repeated for key in range(1000)}
     assert inspect(save(repeated), ARCH).architecture.num_labels == 5
+
+
+def test_more_tensors_than_any_checkpoint_has_are_refused_at_once():
+    tensor = torch.zeros(1)
+    content = {f"{i}": tensor for i in range(100_001)}
+    with pytest.raises(CheckpointError, match="more than 100,000 tensors"):
+        unwrap(content, None)
+
+
+def test_more_models_than_any_checkpoint_has_are_refused_at_once():
+    """Each would be looked for among the names of all."""
+    tensor = torch.zeros(1)
+    content = {f"m{i}.patch_embed.proj.weight": tensor for i in range(20_000)}
+    start = time.process_time()
+    with pytest.raises(CheckpointError, match="more than 50 models"):
+        unwrap(content, {"patch_embed.proj.weight"})
+    assert time.process_time() - start < 5

@@ -336,21 +336,6 @@ def test_a_process_that_is_told_to_end(number, code, word, small_checkpoint, tmp
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("error", ["CheckpointError('a', 'b')", "ModuleNotFoundError('x')"])
-def test_told_to_end_while_something_is_imported(error):
-    """Transformers makes an error of its own of whatever ends an import."""
-    code = (
-        "import os, signal, vitconv.cli as cli; from vitconv.errors import CheckpointError\n"
-        "def verdicts(target):\n"
-        "    try: os.kill(os.getpid(), signal.SIGTERM)\n"
-        f"    except BaseException as error: raise {error} from error\n"
-        "cli.models.verdicts = verdicts; cli.run()"
-    )
-    done = subprocess.run([sys.executable, "-c", code, "models"], capture_output=True, text=True)
-    assert done.returncode == 143
-    assert done.stderr.startswith("error: Terminated.") and "Traceback" not in done.stderr
-
-
 def test_version():
     assert run("--version")[1] == f"vitconv {vitconv.__version__}\n"
 

@@ -1,0 +1,106 @@
+"""A command as a real process: told to end at any moment, and with an output that takes nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from models import full_model
+from safetensors.torch import save_file
+
+ARCH = "vit_tiny_patch16_224"
+MAIN = [sys.executable, "-c", "from vitconv.cli import run; run()"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    path = tmp_path_factory.mktemp("source") / "tiny.safetensors"
+    save_file(full_model(ARCH, num_classes=3).state_dict(), path)
+    return path
+
+
+def not_ignored():
+    """A shell's background job inherits Ctrl-C ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.mark.parametrize(
+    ("number", "seconds"),
+    [*((signal.SIGINT, seconds) for seconds in (0.5, 0.8, 1.2, 1.7, 2.5, 3.2, 4, 5, 6)), (signal.SIGTERM, 2.2)],
+)
+def test_told_to_end_at_any_moment(number, seconds, source, tmp_path):
+    """While modules are imported, weights written, models compared: always in the same way."""
+    command = [*MAIN, "convert", source, tmp_path / "model", "--arch", ARCH]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=not_ignored) as process:
+        time.sleep(seconds)
+        process.send_signal(number)
+        said = process.stderr.read()
+    if process.returncode == 0:
+        pytest.skip("it was done before")
+    assert process.returncode == 128 + number
+    word = "Interrupted" if number == signal.SIGINT else "Terminated"
+    assert said.endswith(f"error: {word}.\nNothing was written.\n") and said.count("error: ") == 1
+    assert "Traceback" not in said
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(("number", "word"), [(2, "Interrupted"), (15, "Terminated")])
+@pytest.mark.parametrize("error", ["CheckpointError('a', 'b')", "ModuleNotFoundError('x')"])
+def test_a_signal_that_an_import_turns_into_another_error(number, word, error):
+    """As Transformers does where it imports its modules."""
+    code = (
+        "import os, signal; from vitconv.cli import models, run; from vitconv.errors import CheckpointError\n"
+        "def verdicts(target):\n"
+        f"    try: os.kill(os.getpid(), {number})\n"
+        f"    except BaseException as error: raise {error} from error\n"
+        "models.verdicts = verdicts; run()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "models"], capture_output=True, text=True, preexec_fn=not_ignored
+    )
+    assert done.returncode == 128 + number
+    assert done.stderr.startswith(f"error: {word}.") and "Traceback" not in done.stderr
+
+
+def test_an_ignored_interrupt_stays_ignored():
+    code = (
+        "import os, signal; from vitconv.cli import process; process.run(lambda: os.kill(os.getpid(), signal.SIGINT))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["models"], ["models", "--json"], ["inspect"]])
+def test_an_output_that_takes_nothing(arguments, source):
+    arguments = [*arguments, source, "--arch", ARCH] if arguments == ["inspect"] else arguments
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*MAIN, *arguments], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.endswith(
+        "error: The output cannot be written: No space left on device.\nWrite it elsewhere.\n"
+    )
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
+def test_an_output_for_errors_that_takes_nothing(tmp_path):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*MAIN, "inspect", tmp_path / "none.pth"], stdout=subprocess.PIPE, stderr=full, text=True
+        )
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_a_reader_that_has_enough(source):
+    command = [*MAIN, "models", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 1
+    assert said == ""
