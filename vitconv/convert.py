@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import os
+import re
 import threading
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitconv import __version__, mapping
-from vitconv.architecture import Architecture
+from vitconv.architecture import MOST_PIXELS, Architecture
 from vitconv.checkpoints.checkpoint import (
     CONFIG_FILE,
     HUB_PREFIX,
@@ -39,6 +40,7 @@ from vitconv.errors import (
     ParityError,
     VitconvError,
     WeightsError,
+    shown,
 )
 from vitconv.mapping.plan import Plan, check_tensors, convert_tensors, shapes_of, widest_dtype
 from vitconv.mapping.rewrites import Made
@@ -483,7 +485,8 @@ def verify_checkpoint(
     try:
         opened = identify(source, options)
     except (ArchitectureError, CheckpointError, WeightsError, InputError) as error:
-        raise _of_another_source(error, folder, recorded, open_source(source)) or error from None
+        other = _of_another_source(error, folder, recorded, open_source(source))
+        raise other or _of_the_record(error, folder, recorded, options) or error from None
     for file in opened.source.files:
         check_checksums(file)
     try:
@@ -505,6 +508,27 @@ def verify_checkpoint(
         if error.stage not in ("config", "labels", "bytes"):
             raise
         raise _of_another_source(error, folder, recorded, opened.source) or error from error.__cause__
+
+
+def _of_the_record(
+    error: VitconvError, folder: Path, recorded: Mapping[str, Any], options: SourceOptions
+) -> ParityError | None:
+    """Where it was the folder's record that said what does not fit the source, an error that says so."""
+    if isinstance(error, CheckpointError):
+        return None  # it is the source itself that cannot be read
+    names = {"architecture": options.architecture, "given": options.data, "target": options.target}
+    names |= {"ignore": options.ignore}
+    if isinstance(error, InputError):
+        names["image_size"] = options.image_size
+    said = [f"`{name}` {shown(value)}" for name, value in names.items() if value and value is recorded.get(name)]
+    if not said:
+        return None
+    return ParityError(
+        f"The {PARITY_FILE} in '{folder}' records {', '.join(said)}, and with that the source is refused. "
+        f"{error.problem}",
+        f"If that is not how the folder was made, give what is right, or restore {PARITY_FILE}. {error.remedy}",
+        stage="config",
+    )
 
 
 def _of_another_source(
@@ -628,35 +652,77 @@ def _widest(tensors: Mapping[str, StoredTensor | Tensor]) -> str:
 
 
 def _recorded(folder: Path) -> dict[str, Any]:
-    """What ``parity.json`` says of how the folder was made; nothing, if there is none."""
+    """What ``parity.json`` says of how the folder was made; nothing, if there is none. Anybody may have edited it.
+
+    Raises:
+        CheckpointError: it is not as :func:`_record` writes it; the message names what is not.
+    """
     path = folder / PARITY_FILE
     if not path.exists():
         return {}
     content = read_json(path)
-    try:
-        height, width = content["image_size"]
-        return {
-            "architecture": content["architecture"] and str(content["architecture"]),
-            "target": content.get("target"),
-            "image_size": (int(height), int(width)),
-            "given": dict(content["preprocessing"]["given"] or {}) or None,
-            "labels": check_labels(content["labels"]) if content["labels"] else None,
-            "ema": bool(content["ema"]),
-            "ignore": tuple(map(str, content.get("ignore", ()))),
-            "headless": bool(content.get("headless", False)),
-            "files": [
-                {
-                    "file": str(file["file"]),
-                    "bytes": int(file["bytes"]),
-                    "sha256": file["sha256"] and str(file["sha256"]),
-                }
-                for file in content["source"]
-            ],
-        }
-    except (KeyError, TypeError, ValueError, InputError) as error:
+    preprocessing = content.get("preprocessing")
+    given = preprocessing.get("given", ...) if isinstance(preprocessing, dict) else ...
+    optional = {"target": None, "ignore": [], "headless": False}  # which earlier versions did not write
+    found = {**optional, **content, "given": given}
+    wrong = next((name for name, fits in _RECORDED.items() if not fits(found.get(name, ...))), None)
+    if wrong is not None:
+        value = found.get(wrong, ...)
+        what = "is missing" if value is ... else f"is {shown(value)}"
         raise CheckpointError(
-            f"'{path}' is not a record that vitconv has written.", "Restore the file, or remove it."
+            f"'{path}' is not a record that vitconv has written: its `{wrong}` {what}.",
+            "Restore the file, or remove it.",
+        )
+    try:
+        labels = check_labels(found["labels"]) if found["labels"] else None
+    except InputError as error:
+        raise CheckpointError(
+            f"'{path}' is not a record that vitconv has written. {error.problem}", "Restore the file, or remove it."
         ) from error
+    return {
+        **{name: found[name] for name in ("architecture", "target", "ema", "headless")},
+        "image_size": tuple(found["image_size"]),
+        "given": given or None,
+        "labels": labels,
+        "ignore": tuple(found["ignore"]),
+        "files": [{name: file[name] for name in ("file", "bytes", "sha256")} for file in found["source"]],
+    }
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= _LONGEST_NAME
+
+
+def _are_sides(value: Any) -> bool:
+    fits = isinstance(value, list) and len(value) == 2 and all(type(side) is int and side > 0 for side in value)
+    return fits and value[0] * value[1] <= MOST_PIXELS
+
+
+def _is_file(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and _is_name(value.get("file"))
+        and type(value.get("bytes")) is int
+        and 0 <= value["bytes"] < 2**63
+        and "sha256" in value
+        and (value["sha256"] is None or bool(re.fullmatch("[0-9a-f]{64}", str(value["sha256"]))))
+    )
+
+
+_LONGEST_NAME = 1000
+#: What is read of ``parity.json``, and whether a value can be that.
+_RECORDED: dict[str, Callable[[Any], bool]] = {
+    "schema": lambda value: value in (1, ...) and value is not True,
+    "architecture": lambda value: value is None or _is_name(value),
+    "target": lambda value: value is None or _is_name(value),
+    "image_size": _are_sides,
+    "given": lambda value: value is None or isinstance(value, dict),
+    "labels": lambda value: isinstance(value, list),
+    "ema": lambda value: isinstance(value, bool),
+    "ignore": lambda value: isinstance(value, list) and all(map(_is_name, value)),
+    "headless": lambda value: isinstance(value, bool),
+    "source": lambda value: isinstance(value, list) and all(map(_is_file, value)),
+}
 
 
 def _record(

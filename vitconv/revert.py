@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from vitconv import mapping
 from vitconv.architecture import Architecture, check_image_size
 from vitconv.checkpoints.checkpoint import CONFIG_FILE, PARITY_FILE, read_json, write_json
-from vitconv.errors import ArchitectureError, CheckpointError, InputError, ParityError, WeightsError, first_few
+from vitconv.errors import ArchitectureError, CheckpointError, InputError, ParityError, WeightsError, first_few, shown
 from vitconv.mapping import Family
 from vitconv.mapping.plan import make_plan, shapes_of
 from vitconv.mapping.rewrites import Rewrite, Simplified, dinov2_width, fold_layer_scale
@@ -31,6 +31,8 @@ from vitconv.models.preprocessing import (
     from_processor,
     load_any_processor,
     load_image,
+    makes_pixels,
+    probe_images,
     processor_file,
     sample_image,
     tag_config,
@@ -148,6 +150,14 @@ def revert_checkpoint(
     recorded = _recorded_name(source) if architecture is None else None
     try:
         found = _revert(hf_model, architecture or recorded, drop, any_epsilon=False)
+    except ArchitectureError as error:
+        if recorded is None:
+            raise
+        raise ArchitectureError(
+            f"'{source / PARITY_FILE}' records the architecture '{recorded}', and the folder holds another model. "
+            f"{error.problem}",
+            "Name the architecture with --arch, restore the file, or remove it.",
+        ) from error
     except WeightsError:
         if recorded is None:
             raise
@@ -623,16 +633,34 @@ def _allowed(extra: Sequence[str], drop: Collection[str]) -> tuple[str, ...]:
 
 
 def _recorded_name(folder: Path) -> str | None:
-    """The architecture that ``parity.json`` says the folder was made from."""
+    """The architecture that ``parity.json`` says the folder was made from.
+
+    Raises:
+        CheckpointError: it records one that is none.
+    """
     path = folder / PARITY_FILE
-    name = read_json(path).get("architecture") if path.is_file() else None
-    return name if isinstance(name, str) else None
+    if not path.exists():
+        return None
+    name = read_json(path).get("architecture")
+    known = isinstance(name, str) and (name.partition(".")[0] in entries())
+    if name is not None and not known:
+        raise CheckpointError(
+            f"'{path}' records the architecture {shown(name)}, which timm does not know.",
+            "Name the architecture with --arch, restore the file, or remove it.",
+        )
+    return name
 
 
 def _data(source: Path, found: _Found) -> tuple[BaseImageProcessor | None, DataConfig, tuple[str, ...]]:
     """The folder's image processor, and how timm does what it does; without one, what the architecture's tag says.
 
-    The processor is the one that Transformers itself loads, with the settings that its file leaves to the class.
+    The processor is the one that Transformers itself loads, with the settings that its file leaves to the class. That
+    timm does the same is shown by images of every kind of shape, whether or not the models are compared: the settings
+    do not tell what a class does beside them.
+
+    Raises:
+        InputError: timm has no such transform.
+        ParityError: what the settings say is not what the processor does.
     """
     file = processor_file(source)
     tag = tag_config(found.model.pretrained_cfg)
@@ -641,7 +669,17 @@ def _data(source: Path, found: _Found) -> tuple[BaseImageProcessor | None, DataC
         return None, data, (f"No {PROCESSOR_FILE} in '{source}': the preprocessing is that of {data.origin}.",)
     processor = load_any_processor(source)
     given = from_processor(json.loads(processor.to_json_string()), found.architecture, file)
-    return processor, data_config(tag, found.architecture, given), ()
+    data = data_config(tag, found.architecture, given)
+    if makes_pixels(data):
+        try:
+            pixels_for(None, data, probe_images(data), processor=processor, file=file)
+        except ParityError as error:
+            raise ParityError(
+                f"{error.problem} So timm has no transform that does what {file} does.",
+                "Correct it, or remove it: then the architecture's own preprocessing is taken.",
+                stage="pixels",
+            ) from error
+    return processor, data, ()
 
 
 def _write(folder: Path, found: _Found, config: PreTrainedConfig, data: DataConfig) -> None:

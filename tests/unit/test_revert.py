@@ -21,6 +21,8 @@ from vitconv.models.preprocessing import (
     data_config,
     from_processor,
     known_difference,
+    load_any_processor,
+    probe_images,
     processor_config,
     sample_image,
     tag_config,
@@ -256,7 +258,7 @@ def test_a_wrong_preprocessing_never_hides_behind_a_known_difference(converted, 
 def test_a_rectangle_cut_from_the_short_edge_has_no_way_back():
     architecture = Architecture((32, 64), (8, 8), 3, 64, 1, 1, 64, "gelu", 1e-6, 0)
     content = processor_config(DataConfig((32, 32), 3, "bicubic", (0.5,) * 3, (0.5,) * 3, 1.0, "center"))
-    with pytest.raises(InputError, match=r"does what preprocessor_config.json does \(size\)"):
+    with pytest.raises(InputError, match=r"does: `size` is .*, `crop_size` is {'height': 32, 'width': 64}"):
         from_processor(content | {"crop_size": {"height": 32, "width": 64}}, architecture)
 
 
@@ -407,6 +409,183 @@ def test_a_processor_that_makes_no_sense(converted, change):
         from_processor(content, entries()["deit_tiny_patch16_224"].architecture)
 
 
+@pytest.fixture(scope="module")
+def edited(folder, tmp_path_factory):
+    """A copy of a small converted model, with a JSON file of it changed: a mapping adds, ``...`` removes."""
+
+    def edited(file, **changes):
+        copy = shutil.copytree(folder, tmp_path_factory.mktemp("edited") / "hf")
+        content = json.loads((copy / file).read_text()) | changes
+        (copy / file).write_text(json.dumps({name: value for name, value in content.items() if value is not ...}))
+        return copy
+
+    return edited
+
+
+def names(folder):
+    return json.loads((folder / "config.json").read_text()).get("label_names")
+
+
+#: The small model cuts 32x32 of images whose short edge is 35.
+SIZES = {
+    "both edges, far apart": {"size": {"shortest_edge": 35, "longest_edge": 1333}},
+    "both edges": {"size": {"shortest_edge": 35, "longest_edge": 35}},
+    "the long edge": {"size": {"longest_edge": 35}},
+    "the most": {"size": {"max_height": 35, "max_width": 35}},
+    "a rectangle": {"size": {"height": 35, "width": 70}},
+    "a rectangle, as a list": {"size": [35, 70]},
+    "of another size, not cut": {"size": {"height": 35, "width": 35}, "do_center_crop": False},
+    "a rectangle, not cut": {"size": {"height": 32, "width": 64}, "do_center_crop": False},
+    "the short edge, not cut": {"size": {"shortest_edge": 32}, "do_center_crop": False},
+    "true": {"size": {"shortest_edge": True}},
+}
+
+
+@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_size_that_timm_does_not_know_is_named(kind, verify, edited, tmp_path):
+    with pytest.raises(InputError, match="`size` is {"):
+        revert_checkpoint(edited("preprocessor_config.json", **SIZES[kind]), tmp_path / "back", verify=verify)
+    assert not (tmp_path / "back").exists()
+
+
+#: What a class does beside its settings, or by settings of its own.
+CLASSES_OF_THEIR_OWN = {
+    "pads": {"do_pad": True, "pad_size": {"height": 64, "width": 64}},
+    "resizes to a share more": {"image_processor_type": "LevitImageProcessor"},
+    "swaps the colours": {"image_processor_type": "MobileViTImageProcessor", "do_flip_channel_order": True},
+    "crops by a share of its own": {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 32}},
+}
+
+
+@pytest.mark.parametrize("kind", CLASSES_OF_THEIR_OWN)
+def test_what_a_processor_does_beside_its_settings_shows_without_a_proof_of_the_models(kind, edited, tmp_path):
+    with pytest.raises(ParityError, match="does not make the pixels .* timm has no transform that does"):
+        revert_checkpoint(
+            edited("preprocessor_config.json", **CLASSES_OF_THEIR_OWN[kind]), tmp_path / "back", verify=False
+        )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"size": 35},
+        {"size": {"height": 35, "width": 35}},
+        {"size": {"height": 32, "width": 32}, "do_center_crop": False},
+        {"size": {"shortest_edge": 32}},
+        {"size": {"shortest_edge": 20}},
+        {"size": {"shortest_edge": 100}, "resample": 2},
+        {"image_processor_type": "ViTImageProcessor"},
+        {"image_processor_type": "BitImageProcessor", "do_convert_rgb": ...},
+    ],
+)
+def test_images_of_every_shape_become_the_same_pixels(change, edited, tmp_path):
+    source = edited("preprocessor_config.json", **change)
+    data = revert_checkpoint(source, tmp_path / "back", verify=False).data
+    transform = timm.data.create_transform(
+        **timm.data.resolve_data_config({}, model=timm.create_model(f"local-dir:{tmp_path / 'back'}"))
+    )
+    processor = load_any_processor(source)
+    for size in [(600, 448), (448, 600), (64, 64), (32, 32), (20, 20), (3, 5), (400, 40), (40, 400)]:
+        image = sample_image(size)
+        theirs = processor(image, return_tensors="pt")["pixel_values"][0]
+        assert torch.equal(transform(image), theirs) or known_difference(image, data)
+
+
+def test_probe_images_are_of_every_shape():
+    images = probe_images(DataConfig((32, 32), 3, "bicubic", (0.5,) * 3, (0.5,) * 3, 0.9, "center"))
+    sides = [(image.width, image.height) for image in images]
+    assert {(width > height) - (width < height) for width, height in sides} == {-1, 0, 1}
+    assert any(min(side) > 35 for side in sides) and any(max(side) < 32 for side in sides)
+    immense = DataConfig((4096, 4096), 3, "bicubic", (0.5,) * 3, (0.5,) * 3, 1.0, "center")
+    assert len(probe_images(immense)) < len(images)
+
+
+NAMES = {str(number): name for number, name in enumerate(("ash", "beech", "cedar", "oak", "pine"))}
+LABELS = {
+    "a gap": ({"id2label": {"0": "a", "1": "b", "2": "c", "3": "d", "5": "e"}}, "none by the number 4; it has 5"),
+    "from 1": ({"id2label": {str(i + 1): f"{i}" for i in range(5)}}, "none by the number 0; it has 5"),
+    "from -1": ({"id2label": {str(i - 1): f"{i}" for i in range(5)}}, "none by the number 4; it has -1"),
+    "twice": ({"id2label": {"0": "a", "1": "b", "01": "x", "2": "c", "3": "d", "4": "e"}}, "it has 01"),
+    "spelt otherwise": ({"id2label": {"0": "a", "1": "b", "2": "c", "3": "d", " 4": "e"}}, "it has  4"),
+    "no numbers": ({"id2label": {name: name for name in "abcde"}}, "none by the number 0; it has a, b, c, d"),
+    "the reverse": ({"id2label": {name: i for i, name in enumerate("abcde")}}, "none by the number 0"),
+    "a list": ({"id2label": list("abcde")}, "`id2label` is .*, no mapping"),
+    "no texts": ({"id2label": dict.fromkeys(NAMES)}, "calls the class 0 None, which is no text"),
+    "fewer": ({"id2label": {"0": "a", "1": "b", "2": "c"}, "num_labels": 5}, "is 5, and `id2label` names 3 classes"),
+    "more": ({"id2label": NAMES, "num_labels": 3}, "`num_labels` is 3, and `id2label` names 5 classes"),
+    "the other way round": ({"id2label": NAMES, "label2id": {v: 4 - int(k) for k, v in NAMES.items()}}, "calls 'ash' 4"),
+    "some": ({"id2label": NAMES, "label2id": {"ash": 0}}, "calls the class 1 'beech', and `label2id` does not"),
+    "true": ({"id2label": NAMES, "label2id": {v: int(k) for k, v in NAMES.items()} | {"beech": True}}, "'beech' True"),
+    "no id2label": ({"num_labels": 5, "label2id": {v: int(k) for k, v in NAMES.items()}}, "calls 'ash' 0"),
+    "no mapping": ({"id2label": NAMES, "label2id": list(NAMES)}, "`label2id` is .*, no mapping"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_labels_that_contradict_each_other_are_named(kind, edited, tmp_path):
+    change, message = LABELS[kind]
+    with pytest.raises(ParityError, match=f"The labels in config.json are not those of the classes: .*{message}"):
+        revert_checkpoint(
+            edited("config.json", **{"id2label": ..., "label2id": ...} | change), tmp_path / "back", verify=False
+        )
+    assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"id2label": dict(reversed(NAMES.items()))}, list(NAMES.values())),
+        ({"id2label": NAMES, "num_labels": 5}, list(NAMES.values())),
+        ({"id2label": NAMES, "label2id": {name: number for number, name in NAMES.items()}}, list(NAMES.values())),
+        ({"id2label": NAMES | {"4": "ash"}, "label2id": {"ash": 4, "beech": 1, "cedar": 2, "oak": 3}}, [*list(NAMES.values())[:4], "ash"]),
+        ({"num_labels": 5}, None),
+    ],
+)  # fmt: skip
+def test_labels_come_back_in_the_model_s_order(change, expected, edited, tmp_path):
+    revert_checkpoint(
+        edited("config.json", **{"id2label": ..., "label2id": ...} | change), tmp_path / "back", verify=False
+    )
+    assert names(tmp_path / "back") == expected
+
+
+def test_as_many_labels_as_the_weights_have_classes(edited, tmp_path):
+    source = edited("config.json", id2label={"0": "a", "1": "b"}, label2id=...)
+    with pytest.raises(WeightsError, match=r"classifier.bias \(\[5\] instead of \[2\]\)"):
+        revert_checkpoint(source, tmp_path / "back")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vit_none", "records the architecture 'vit_none', which timm does not know"),
+        (["vit_tiny_patch16_224"], r"records the architecture \['vit_tiny_patch16_224'\], which timm does not know"),
+        (7, "records the architecture 7, which timm does not know"),
+        ("vit_base_patch16_clip_224", "records the architecture 'vit_base_patch16_clip_224', and the folder holds"),
+    ],
+)
+def test_a_record_is_not_trusted(name, message, edited, tmp_path):
+    with pytest.raises(VitconvError, match=f"parity.json' {message}") as caught:
+        revert_checkpoint(edited("parity.json", architecture=name), tmp_path / "back")
+    assert "--arch" in caught.value.remedy
+    assert not (tmp_path / "back").exists()
+
+
+def test_other_weights_than_the_usual_are_named(edited, tmp_path):
+    source = edited("config.json", transformers_weights="other.safetensors")
+    shutil.copyfile(source / "model.safetensors", source / "other.safetensors")
+    with pytest.raises(ParityError, match="`transformers_weights` in config.json is 'other.safetensors'"):
+        revert_checkpoint(source, tmp_path / "back")
+
+
+def test_an_adapter_beside_the_model_is_named(edited, tmp_path):
+    source = edited("config.json")
+    (source / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="has an adapter_config.json: where PEFT is installed"):
+        revert_checkpoint(source, tmp_path / "back")
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -418,6 +597,11 @@ def test_a_processor_that_makes_no_sense(converted, change):
         {"architectures": None},
         {"hidden_act": "none"},
         {"num_attention_heads": 5},
+        *({"hidden_size": value} for value in (-192, 10**5, 10**12, 192.0, True, "192", [192], {})),
+        *({"num_hidden_layers": value} for value in (-1, 0, 10**9, 12.0, True, "12")),
+        *({"intermediate_size": value} for value in (-1, 0, 10**5, 10**12)),
+        *({"image_size": value} for value in (-224, 0, 10**9, [224] * 3, [224, -224], [], 224.0)),
+        *({"num_labels": value} for value in (-1, 10**12, 5.0, "5")),
     ],
 )
 def test_a_hostile_configuration_is_refused_in_words(converted, change, tmp_path):

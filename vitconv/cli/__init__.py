@@ -65,14 +65,25 @@ def run(command: typer.Typer = app) -> None:
     commands that leave nothing open end without.
     """
     signal.signal(signal.SIGTERM, _terminate)  # so that what is half written is removed
+    if sys.stdout is None:  # a shell closed it
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
-        command()
+        try:
+            command()
+        finally:
+            sys.stdout.flush()
     except SystemExit as end:
         if not _ends_at_once or not isinstance(end.code, (int, type(None))):
             raise
-        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(end.code or 0)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        # What has no name is the output, such as on a full disk: the commands' own files are errors of vitconv's.
+        typer.echo(f"error: The output cannot be written: {error.strerror or error}.\nWrite it elsewhere.", err=True)
+        sys.stderr.flush()
+        os._exit(1)  # Python would try to write the rest once more, and say so
     except BaseException:  # where Transformers imports its modules, it makes an error of its own of the signal's
         if not _told_to_end:
             raise

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 import yaml
@@ -24,6 +24,9 @@ from vitconv.cli import errors_for_people
 from vitconv.errors import InputError, VitconvError, shown
 from vitconv.files import check_file, open_file
 from vitconv.writing.staging import check_destination
+
+if TYPE_CHECKING:
+    from jupyter_client import AsyncKernelManager
 
 PARAMETERS_FILE = Path("params.yaml")
 
@@ -245,10 +248,16 @@ def _run_notebook(name: str, parameters: dict[str, Any]) -> None:
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    where = f"build/{name}.ipynb"
+    source, where, log = f"notebooks/{name}.ipynb", f"build/{name}.ipynb", f"build/{name}.log"
     with errors_for_people():
         try:
-            papermill.execute_notebook(f"notebooks/{name}.ipynb", where, parameters, cwd="notebooks")
+            papermill.execute_notebook(
+                source,
+                where,
+                parameters,
+                cwd="notebooks",
+                kernel_manager_class=_kernels_that_log_to(Path(log).absolute()),
+            )
         except PapermillExecutionError as error:
             kind = getattr(errors, error.ename, None)
             if isinstance(kind, type) and issubclass(kind, VitconvError):
@@ -259,8 +268,33 @@ def _run_notebook(name: str, parameters: dict[str, Any]) -> None:
         except DeadKernelError as error:
             raise VitconvError(
                 f"The process that ran {where} ended before the notebook did.",
-                "Perhaps there was too little memory, or a metric of your own ended it.",
+                f"Perhaps there was too little memory, or a metric of your own ended it: {log} has its last words.",
             ) from error
+        except OSError as error:
+            raise VitconvError(
+                f"{source} cannot be run into {where}: {error.filename or source}: {error.strerror or error}.",
+                "Run it in the project's root.",
+            ) from error
+
+
+def _kernels_that_log_to(path: Path) -> type[AsyncKernelManager]:
+    """A class that starts kernels whose own words go to a file.
+
+    A cell's output and errors are in the notebook. What is left is the kernel's: warnings of its transport, and a
+    traceback where it is shut down in the middle of an answer.
+    """
+    from jupyter_client import AsyncKernelManager
+
+    class Kernels(AsyncKernelManager):
+        async def _async_launch_kernel(self, kernel_cmd: list[str], **options: Any) -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                await super()._async_launch_kernel(kernel_cmd, **options | {"stderr": file})
+
+        # The class that this one is of makes this name of its own.
+        _launch_kernel = _async_launch_kernel
+
+    return Kernels
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ PICTURES = {
 
 #: The most bytes of a picture; the pipeline's have some hundred thousand.
 _MOST_PICTURE = 2**24
+#: The most entries of a list or a mapping: a million take half a minute, and no browser shows them.
+_MOST_ENTRIES = 10**5
 #: The most characters of a name in a table: more would make a page that nobody can read.
 _MOST_NAME = 200
 
@@ -137,6 +139,7 @@ _TEXT_OR_NONE = _Form(lambda value: value is None or isinstance(value, str), "ne
 _SWITCH = _Form(lambda value: isinstance(value, bool), "neither true nor false")
 _NUMBER = _Form(_is_number, "no number")
 _NUMBER_OR_NONE = _Form(lambda value: value is None or _is_number(value), "neither a number nor null")
+_COUNT = _Form(lambda value: type(value) is int and 0 <= value < 2**63, "no number of images")
 _RANGE = _Form(
     lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)), "no two numbers"
 )
@@ -145,7 +148,7 @@ _RANGE = _Form(
 _SUMMARY = {
     "passed": _SWITCH,
     "thresholds": [{"passed": _SWITCH, "text": _TEXT}],
-    "figures": {"images": _NUMBER, "errors": _NUMBER, None: _NUMBER},
+    "figures": {"images": _COUNT, "errors": _COUNT, None: _NUMBER},
     "intervals": {None: _RANGE},
     "disagreements": [
         {
@@ -168,6 +171,8 @@ def _misfits(value: Any, form: Any, where: str = "it") -> Iterator[str]:
             yield f"`{where}` is {shown(value)}, {form.words}"
     elif not isinstance(value, type(form)):
         yield f"`{where}` is {shown(value)}, no {'list' if isinstance(form, list) else 'mapping'}"
+    elif len(value) > _MOST_ENTRIES:
+        yield f"`{where}` has {len(value):,} entries, and the most are {_MOST_ENTRIES:,}"
     elif isinstance(form, list):
         for number, one in enumerate(value):
             yield from _misfits(one, form[0], f"{where}[{number}]")

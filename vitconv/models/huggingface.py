@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitconv import mapping
-from vitconv.checkpoints.checkpoint import CONFIG_FILE, read_state_dict
+from vitconv.architecture import check_image_size
+from vitconv.checkpoints.checkpoint import CONFIG_FILE, read_json, read_state_dict
 from vitconv.errors import CheckpointError, ParityError, VitconvError, WeightsError, first_few
 from vitconv.files import MOST_TEXT, check_file
 
@@ -74,14 +74,14 @@ def load_config(folder: Path) -> PreTrainedConfig:
     """
     import transformers
 
-    for file in sorted(folder.glob("*.json")):  # whichever of them Transformers reads
-        check_file(file, "file", most=MOST_TEXT, error=CheckpointError)
-    _refuse_many_labels(folder)
+    _check_labels(_read_config(folder))
     try:
-        with _quiet():
+        with quiet():
             config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # configurations are checked by Transformers, each in its own way
-        raise CheckpointError(f"'{folder}' has no config.json that Transformers can read.", _CONVERT) from error
+        raise CheckpointError(
+            f"'{folder}' has no config.json that Transformers can read: {first_line(error)}", _CONVERT
+        ) from error
     names = config.architectures
     if not isinstance(names, list) or len(names) != 1 or str(names[0]) not in mapping.CLASSES:
         raise CheckpointError(f"'{folder}' is no folder that vitconv writes: it holds {shown(names)}.", _CONVERT)
@@ -92,37 +92,130 @@ def load_config(folder: Path) -> PreTrainedConfig:
             "another class or of a newer transformers.",
             _CONVERT,
         )
-    labels = config.id2label
-    if (
-        not isinstance(labels, dict)
-        or sorted(labels) != list(range(len(labels)))
-        or not all(isinstance(name, str) for name in labels.values())
-    ):
-        raise CheckpointError(
-            f"`id2label` in the config.json in '{folder}' does not name the classes 0, 1, 2….", _CONVERT
-        )
     _refuse_settings(config)
     return config
 
 
-def _refuse_many_labels(folder: Path) -> None:
-    """Raise :class:`CheckpointError` for a number of classes that Transformers would take gigabytes to name."""
-    try:
-        parts = [json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))]
-    except (OSError, ValueError, RecursionError):
-        return  # Transformers says so
+def _read_config(folder: Path) -> dict[str, Any]:
+    """The contents of a folder's ``config.json``, before Transformers makes anything of its sizes.
+
+    Raises:
+        CheckpointError: it is no JSON object, or too large; or with it, Transformers loads more than this model.
+        ParityError: a size in it is none, or larger than that of any model.
+        InputError: its images are too large.
+    """
+    for file in sorted(folder.glob("*.json")):  # whichever of them Transformers reads
+        check_file(file, "file", most=MOST_TEXT, error=CheckpointError)
+    if (folder / ADAPTER_FILE).exists():
+        raise CheckpointError(
+            f"'{folder}' has an {ADAPTER_FILE}: where PEFT is installed, Transformers adds that adapter to the model.",
+            "Merge it into the model with `merge_and_unload()`, or remove it.",
+        )
+    content = read_json(folder / CONFIG_FILE)
+    parts: list[Any] = [content]
     while parts:
         part = parts.pop()
-        if not isinstance(part, dict):
+        if isinstance(part, dict):
+            for name, value in part.items():
+                _check_size(name, value)
+            parts += [value for name, value in part.items() if name not in ("id2label", "label2id")]
+    return content
+
+
+#: With it, and with PEFT installed, Transformers loads an adapter into the model.
+ADAPTER_FILE = "adapter_config.json"
+
+#: The settings that are sizes, and the most of each: some ten times what any model has, so that a configuration and a
+#: model without weights are made in no time. The weights' own sizes are the bound after that: :func:`_check_weights`.
+_SIZES = {
+    **dict.fromkeys(("image_size", "patch_size"), 10**5),
+    **dict.fromkeys(("hidden_size", "intermediate_size", "mlp_dim", "projection_dim", "output_channels"), 10**6),
+    **dict.fromkeys(("num_hidden_layers", "num_attention_heads"), 10**4),
+    **dict.fromkeys(("num_channels", "num_labels"), 10**6),
+}
+#: These may be 0, where there is none.
+_COUNTS = dict.fromkeys(("num_register_tokens", "num_registers", "num_cls_tokens", "window_size"), 10**5)
+
+
+def _check_size(name: str, value: Any) -> None:
+    """Raise :class:`ParityError` for a setting that should be a size, or two, and is none; of images, as all do."""
+    most = _SIZES.get(name, _COUNTS.get(name))
+    if most is None or value is None:
+        return
+    sides = value if isinstance(value, list) and len(value) == 2 and name in ("image_size", "patch_size") else [value]
+    least = 0 if name in _COUNTS or name == "num_labels" else 1
+    if not all(type(side) is int and least <= side <= most for side in sides):
+        raise ParityError(
+            f"`{name}` in config.json is {shown(value)}, which is no size.",
+            "Correct this setting, or convert the source again.",
+            stage="config",
+        )
+    if name == "image_size":
+        check_image_size((sides[0], sides[-1]))
+
+
+def _check_weights(folder: Path, content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Raise :class:`CheckpointError` for sizes that the weights do not have, before Transformers makes room for them.
+
+    Args:
+        folder: whose they are, for people.
+        content: the contents of its ``config.json``.
+        tensors: the weights.
+    """
+    largest = max((side for tensor in tensors.values() for side in tensor.shape), default=0)
+    vision = content.get("vision_config")
+    settings = {**content, **(vision if isinstance(vision, dict) else {})}
+    for name in (*_SIZES, *_COUNTS):
+        value = settings.get(name)
+        most = len(tensors) if name == "num_hidden_layers" else largest
+        if name == "image_size" or value is None or max(value if isinstance(value, list) else [value]) <= most:
             continue
-        count = part.get("num_labels")
-        if isinstance(count, (int, float)) and count > _MOST_LABELS:
-            raise CheckpointError(f"`num_labels` in the config.json in '{folder}' is {shown(count)}.", _CONVERT)
-        parts += part.values()
+        found = f"are {most} tensors" if name == "num_hidden_layers" else f"have no side larger than {most}"
+        raise CheckpointError(
+            f"`{name}` in the config.json in '{folder}' is {shown(value)}, and its weights {found}.",
+            "Check that the folder is whole.",
+        )
 
 
-#: More classes than any model has: the largest of timm's have some 22 thousand.
-_MOST_LABELS = 10**6
+def _check_labels(content: Mapping[str, Any]) -> None:
+    """Raise :class:`ParityError` unless ``config.json`` says one thing of the classes' names, and of each.
+
+    Transformers would take one of two that it says, and of ``num_labels`` drop all names. A name may stand for several
+    classes, as in ImageNet's.
+    """
+    names, numbers, count = (content.get(name) for name in ("id2label", "label2id", "num_labels"))
+    if names is None:  # Transformers' default: two classes
+        names = {str(number): f"LABEL_{number}" for number in range(2 if count is None else count)}
+    if not isinstance(names, dict):
+        raise _contradiction(f"`id2label` is {shown(names)}, no mapping")
+    missing = next((number for number in range(len(names)) if str(number) not in names), None)
+    if missing is not None:
+        odd = first_few(sorted(names.keys() - {str(number) for number in range(len(names))}))
+        raise _contradiction(f"`id2label` names {len(names)} classes, but none by the number {missing}; it has {odd}")
+    for number, name in names.items():
+        if not isinstance(name, str):
+            raise _contradiction(f"`id2label` calls the class {number} {shown(name)}, which is no text")
+    if count is not None and count != len(names):
+        raise _contradiction(f"`num_labels` is {count}, and `id2label` names {len(names)} classes")
+    if numbers is None:
+        return
+    if not isinstance(numbers, dict):
+        raise _contradiction(f"`label2id` is {shown(numbers)}, no mapping")
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, (int, str)) or names.get(str(number)) != name:
+            raise _contradiction(f"`label2id` calls '{name[:100]}' {shown(number)}, and `id2label` does not")
+    for number, name in names.items():
+        if name not in numbers:
+            raise _contradiction(f"`id2label` calls the class {number} '{name[:100]}', and `label2id` does not")
+
+
+def _contradiction(what: str) -> ParityError:
+    return ParityError(
+        f"The labels in config.json are not those of the classes: {what}.",
+        'Write `id2label` as {"0": …, "1": …}, one name a class, and `label2id` as its reverse, or leave that out.',
+        stage="labels",
+    )
+
 
 _CONVERT = "Pass a folder that `vitconv convert` has written."
 
@@ -133,6 +226,7 @@ def _refuse_settings(config: PreTrainedConfig) -> None:
 
     for name, usual in (
         ("quantization_config", (None,)),
+        ("transformers_weights", (None,)),  # another file than the usual
         ("is_heterogeneous", (False,)),  # `per_layer_config`: layers that differ from each other
         ("return_dict", (True,)),
         ("output_hidden_states", (None, False, True)),
@@ -148,23 +242,15 @@ def _refuse_settings(config: PreTrainedConfig) -> None:
                 "Remove this setting, or convert the source again.",
                 stage="config",
             )
+    part = getattr(config, "vision_config", config)
     for name in _SIZES:
-        found = getattr(getattr(config, "vision_config", config), name, 1)
-        if found is None and name == "intermediate_size":
-            continue  # in some families it follows from the width
-        sides = found if isinstance(found, (list, tuple)) and len(found) == 2 else [found]
-        if not all(type(side) is int and side > 0 for side in sides):
-            raise ParityError(
-                f"`{name}` in config.json is {shown(found)}, which is no size.",
-                "Correct this setting, or convert the source again.",
-                stage="config",
-            )
+        found = getattr(part, name, 1)
+        if found is not None or name not in _MAY_FOLLOW:
+            _check_size(name, list(found) if isinstance(found, tuple) else 0 if found is None else found)
 
 
-_SIZES = (
-    *("image_size", "patch_size", "num_channels", "hidden_size"),
-    *("num_hidden_layers", "num_attention_heads", "intermediate_size"),
-)
+#: In some families, these follow from the width, or from the names of the classes.
+_MAY_FOLLOW = ("intermediate_size", "mlp_dim", "num_labels")
 
 
 def shown(value: object) -> str:
@@ -182,19 +268,20 @@ def load_folder(folder: Path) -> PreTrainedModel:
     import transformers
 
     config = load_config(folder)
-    _check_depth(folder, config, len(read_state_dict(folder)))
+    _check_weights(folder, read_json(folder / CONFIG_FILE), read_state_dict(folder))
     cls = getattr(transformers, config.architectures[0])
     try:
-        with _quiet():
-            model, info = cls.from_pretrained(folder, output_loading_info=True)
+        with quiet():
+            model, info = cls.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
     except Exception as error:  # which of its settings it cannot follow, Transformers finds out in many ways
         raise ParityError(
             f"Transformers cannot load '{folder}': {first_line(error)}", _CONVERT_AGAIN, stage="loading"
         ) from error
+    info["mismatched_keys"] = _misshapen(info)
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[what]:
             raise ParityError(
-                f"Transformers reports {what.replace('_', ' ')} in the folder: {first_few(map(str, info[what]))}.",
+                f"Transformers reports {what.replace('_', ' ')} in the folder: {first_few(info[what])}.",
                 _CONVERT_AGAIN,
                 stage="loading",
             )
@@ -204,14 +291,11 @@ def load_folder(folder: Path) -> PreTrainedModel:
 _CONVERT_AGAIN = "Convert the source again; if it stays, report the architecture and this message."
 
 
-def _check_depth(folder: Path, config: PreTrainedConfig, tensors: int) -> None:
-    """Raise :class:`CheckpointError` for more layers than tensors, before Transformers builds them all."""
-    depth = getattr(getattr(config, "vision_config", config), "num_hidden_layers", 0)
-    if depth > tensors:
-        raise CheckpointError(
-            f"The config.json in '{folder}' asks for {depth} layers, and its weights are {tensors} tensors.",
-            "Check that the folder is whole.",
-        )
+def _misshapen(info: Mapping[str, Any]) -> list[str]:
+    """The tensors that Transformers found in another shape than its model has, each with both."""
+    return [
+        f"{name} ({list(stored)} instead of {list(expected)})" for name, stored, expected in info["mismatched_keys"]
+    ]
 
 
 def first_line(error: Exception) -> str:
@@ -236,7 +320,11 @@ def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[
     """
     import transformers
 
+    content = _read_config(folder)
     stored = read_state_dict(folder)  # strictly, before anything else opens the file
+    _check_weights(folder, content, stored)
+    if "ForImageClassification" in str(content.get("architectures")):  # others have names of no classes
+        _check_labels(content)
     try:
         # Without the last argument, a folder with code of its own makes Transformers ask on the terminal.
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -251,13 +339,12 @@ def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[
                 "way back.",
                 f"It knows one from {', '.join(mapping.CLASSES)}.",
             )
-        _check_depth(folder, config, len(stored))
         options = {}
         if names[0] == "ViTModel":  # which makes itself a pooler where the file has none
             options["add_pooling_layer"] = pooler and any(".pooler." in f".{name}" for name in stored)
-        with _quiet():
+        with quiet():
             model, info = getattr(transformers, names[0]).from_pretrained(
-                folder, config=config, dtype="auto", output_loading_info=True, **options
+                folder, config=config, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
     except VitconvError:
         raise
@@ -265,10 +352,15 @@ def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[
         raise CheckpointError(
             f"Transformers cannot load '{folder}': {first_line(error)}", "Check that the folder is whole."
         ) from error
-    lost = [*info["missing_keys"], *map(str, info["mismatched_keys"])]
-    if lost:
+    if info["missing_keys"]:
         raise WeightsError(
-            f"The folder lacks weights that its configuration names: {first_few(lost)}.", "Check that it is whole."
+            f"The folder lacks weights that its configuration names: {first_few(info['missing_keys'])}.",
+            "Check that it is whole.",
+        )
+    if info["mismatched_keys"]:
+        raise WeightsError(
+            f"The folder's weights are not of its configuration's shapes: {first_few(_misshapen(info))}.",
+            f"Check its {CONFIG_FILE}.",
         )
     return model.eval(), sorted(info["unexpected_keys"])
 
@@ -322,13 +414,13 @@ def installed_dialect() -> mapping.Dialect:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without Transformers' progress bars and reports: a command shows its own, and what they report is an error."""
     from transformers.utils import logging
 
     was_on, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:

@@ -34,6 +34,7 @@ from vitconv.architecture import MOST_PIXELS, Architecture
 from vitconv.checkpoints.description import DATA, SelfDescription
 from vitconv.errors import InputError, VitconvError, first_few, shown
 from vitconv.files import MOST_TEXT, NoRegularFileError, check_file, open_file
+from vitconv.models.huggingface import quiet
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -338,6 +339,9 @@ def from_processor(
 ) -> dict[str, Any]:
     """timm's names for what a ``preprocessor_config.json`` does: the way back from :func:`processor_config`.
 
+    Steps that a class of Transformers takes by itself, or by a setting of its own, such as padding, are not looked at:
+    the pixels of :func:`probe_images` show them.
+
     Args:
         content: the processor's settings.
         architecture: the model's.
@@ -348,22 +352,39 @@ def from_processor(
     """
     size, crop = _sides(content.get("size")), _sides(content.get("crop_size"))
     height, width = architecture.image_size
-    cropped = (crop.get("height"), crop.get("width")) if content.get("do_center_crop") else None
+    cropped = (crop["height"], crop["width"]) if crop.keys() == {"height", "width"} else ()
+    if not content.get("do_center_crop"):
+        cropped = None
     given: dict[str, Any] = {
         "mean": content.get("image_mean"),
         "std": content.get("image_std"),
         "interpolation": {str(number): name for name, number in _RESAMPLE.items()}.get(str(content.get("resample"))),
     }
-    if "shortest_edge" in size and cropped == (height, width) and height == width:
-        given |= {"crop_pct": _crop_pct(height, size["shortest_edge"]), "crop_mode": "center"}
-    elif "height" in size and cropped in (None, (height, width)):
-        given |= {"crop_pct": _crop_pct(height, size["height"]), "crop_mode": "squash"}
-    switched = all(content.get(name, True) for name in ("do_resize", "do_rescale", "do_normalize"))
-    odd = [name for name, value in given.items() if value is None] + ([] if "crop_pct" in given else ["size"])
+    share = None
+    if size.keys() == {"shortest_edge"} and cropped == (height, width) and height == width:
+        share, given["crop_mode"] = _crop_pct((height, width), (size["shortest_edge"],) * 2), "center"
+    elif size.keys() == {"height", "width"} and cropped in (None, (height, width)):
+        resized = (size["height"], size["width"])
+        # Without a crop, the resized image is what the model gets.
+        share = _crop_pct((height, width), resized) if cropped or resized == (height, width) else None
+        given["crop_mode"] = "squash"
+    if share is not None:
+        given["crop_pct"] = share
     factor = content.get("rescale_factor", 1 / 255)
-    if odd or not switched or not isinstance(factor, float) or not math.isclose(factor, 1 / 255):
+    odd = {
+        "image_mean": given["mean"] is None,
+        "image_std": given["std"] is None,
+        "resample": given["interpolation"] is None,
+        "size": share is None,
+        **{name: not content.get(name, True) for name in ("do_resize", "do_rescale", "do_normalize")},
+        "rescale_factor": not isinstance(factor, float) or not math.isclose(factor, 1 / 255),
+    }
+    if odd["size"] and cropped is not None:  # which of them it is, nobody can say
+        odd["crop_size"] = True
+    wrong = [f"`{name}` is {shown(content.get(name))}" for name, is_odd in odd.items() if is_odd]
+    if wrong:
         raise InputError(
-            f"timm has no transform that does what {file} does ({', '.join(odd) or 'its steps'}).",
+            f"timm has no transform that does what {file} does: {', '.join(wrong)}.",
             "Correct it, or remove it: then the architecture's own preprocessing is taken.",
         )
     return given
@@ -371,16 +392,18 @@ def from_processor(
 
 def _sides(size: Any) -> dict[str, int]:
     """A processor's size as a mapping of positive numbers; empty if it is none."""
-    sides = {"height": size, "width": size} if isinstance(size, int) else size
-    whole = isinstance(sides, dict) and all(isinstance(side, int) and side > 0 for side in sides.values())
-    return sides if whole else {}
+    whole = isinstance(size, dict) and all(type(side) is int and side > 0 for side in size.values())
+    return size if whole else {}
 
 
-def _crop_pct(crop: int, resized: int) -> float | None:
-    """The share of which timm makes this resize: floor(crop / share)."""
-    near = crop / resized
-    shares = (round(near, 2), round(near, 3), round(near, 6), near, math.nextafter(near, 0))
-    return next((share for share in shares if share and math.floor(crop / share) == resized), None)
+def _crop_pct(crop: tuple[int, int], resized: tuple[int, int]) -> float | None:
+    """The share of which timm makes this resize, of both sides: floor(side / share)."""
+    for side, goal in zip(crop, resized, strict=True):
+        near = side / goal
+        for share in (round(near, 2), round(near, 3), round(near, 6), near, math.nextafter(near, 0)):
+            if share and tuple(math.floor(one / share) for one in crop) == resized:
+                return share
+    return None
 
 
 def timm_pixels(image: Image, config: DataConfig, *, early_crop: bool = False) -> Tensor:
@@ -485,7 +508,8 @@ def _from_pretrained(path: Path, folder: Path, file: str) -> BaseImageProcessor:
     pil: dict[str, Any] = {"backend": "pil"} if major >= 5 else {"use_fast": False}
     try:
         # Without the last argument, a folder with code of its own makes Transformers ask on the terminal.
-        processor = transformers.AutoImageProcessor.from_pretrained(path, **pil, trust_remote_code=False)
+        with quiet():
+            processor = transformers.AutoImageProcessor.from_pretrained(path, **pil, trust_remote_code=False)
     except Exception as error:  # its settings are checked by Transformers, each in its own way
         raise InputError(
             f"'{folder}' has no {file} that Transformers can read.",
@@ -840,6 +864,27 @@ def sample_image(size: tuple[int, int] = (600, 448)) -> Image:
     blue = np.where(discs, 220, 40) - 30 * stripes
     red = np.where(discs, 255 - red, red)
     return Image.fromarray(np.stack([red, green, blue], axis=-1).astype("uint8"), "RGB")
+
+
+def probe_images(config: DataConfig) -> list[Image]:
+    """Pictures of every kind of shape, as a transform may treat one as another does, and the next differently.
+
+    Landscape, portrait, square, tiny and a panorama, larger and smaller than the crop; without those that the resize
+    would make too large.
+    """
+    side = max(config.image_size)
+    sizes = [
+        (2 * side + side // 2 + 1, 2 * side + 2),
+        (side + 1, side + side // 2 + 2),
+        (side, side),
+        (side // 2 + 1, side // 2 + 1),
+        (5, 3),
+        (2 * side, side // 4 + 1),
+    ]
+    resized = [_resized((height, width), config.resize, config.crop_mode) for width, height in sizes]
+    return [
+        sample_image(size) for size, made in zip(sizes, resized, strict=True) if math.prod(made) <= MOST_PIXELS // 2
+    ]
 
 
 def probe_pixels(config: DataConfig) -> Tensor:

@@ -10,7 +10,7 @@ So the proof has four parts, and all must hold:
 * **the pixels**: the image processors in the folder make timm's pixels of an image file;
 * **the numbers**: the timm model and its twin compute the same, stage by stage (:mod:`vitconv.parity.comparison`).
 
-Not looked at: other files in the folder (the model card, the figures in ``parity.json``, adapters, code); versions of
+Not looked at: other files in the folder (the model card, the figures in ``parity.json``, code); versions of
 Transformers other than the installed one; backends of the image processor other than PIL's; and what the code around
 the model does, such as ``transformers.pipeline``, which turns photos by their EXIF orientation and for a model of one
 class answers with a sigmoid.
@@ -29,7 +29,15 @@ from typing import TYPE_CHECKING, Any
 
 from vitconv import mapping
 from vitconv.architecture import Architecture, Shapes
-from vitconv.checkpoints.checkpoint import read_state_dict, write_json
+from vitconv.checkpoints.checkpoint import (
+    CONFIG_FILE,
+    TORCH_FILE,
+    TORCH_INDEX_FILE,
+    read_json,
+    read_state_dict,
+    write_json,
+)
+from vitconv.checkpoints.tensorfile import INDEX_FILE, WEIGHTS_FILE
 from vitconv.errors import ParityError, VitconvError, first_few
 from vitconv.mapping.plan import convert_tensors, make_plan, shapes_of, widest_dtype
 from vitconv.mapping.rewrites import Made
@@ -42,6 +50,7 @@ from vitconv.models.preprocessing import (
     load_processor,
     makes_pixels,
     obstacle,
+    probe_images,
     probe_pixels,
     process,
     processor_config,
@@ -150,7 +159,8 @@ def verify_folder(
         images: any pictures.
         target: the family of Transformers models that was converted to, where it is not the first that can be.
         labels: the class names that should be in ``config.json``; ``None`` to take them as they are.
-        probes: also run pixels that no photo has: see :func:`vitconv.models.preprocessing.probe_pixels`.
+        probes: also run pixels that no photo has: see :func:`vitconv.models.preprocessing.probe_pixels`; and compare
+            the pixels of ``timm_processor.json`` for images of every kind of shape.
         dtypes: what to compare in; always in float64, and by default in what is stored.
         device: where to compute.
         tokens: how many tokens are enough in float64 where float32, with all of them, is equal bit for bit at every
@@ -162,6 +172,7 @@ def verify_folder(
     import transformers
 
     say("Reading the folder back")
+    check_files(folder)
     written = read_state_dict(folder)
     with ThreadPoolExecutor(max_workers=1) as beside:
         # Comparing bytes leaves Python free to import Transformers meanwhile, which takes longer.
@@ -180,7 +191,8 @@ def verify_folder(
     say("Comparing the pixels")
     check_processor(folder, data)
     pixels, same_pixels, notes = pixels_for(folder, data, images)
-    same_pixels_timm_processor = check_timm_processor(folder, data, images)
+    more = probe_images(data) if probes and makes_pixels(data) else []
+    same_pixels_timm_processor = check_timm_processor(folder, data, [*images, *more])
     if probes:
         pixels = torch.cat([pixels, probe_pixels(data)])
 
@@ -419,6 +431,32 @@ def _foreign_setting(name: str, value: Any) -> ParityError:
     )
 
 
+def check_files(folder: Path) -> None:
+    """Raise :class:`~vitconv.errors.ParityError` for weights beside those that are compared, or two dtypes for them.
+
+    Which of several files is read depends on the reader, and its version.
+    """
+    present = [name for name in _WEIGHTS if (folder / name).exists()]
+    if len(present) > 1:
+        raise ParityError(
+            f"The folder has weights in several forms, {' and '.join(present)}: only {present[0]} would be compared.",
+            f"Remove all but {present[0]}.",
+            stage="bytes",
+        )
+    content = read_json(folder / CONFIG_FILE)
+    one, other = (content.get(name) for name in ("dtype", "torch_dtype"))
+    if one is not None and other is not None and one != other:
+        raise ParityError(
+            f"`torch_dtype` in config.json is {shown(other)}, and `dtype` is {shown(one)}: which of them counts "
+            "depends on the version of Transformers.",
+            "Remove `torch_dtype`.",
+            stage="config",
+        )
+
+
+_WEIGHTS = (WEIGHTS_FILE, INDEX_FILE, TORCH_FILE, TORCH_INDEX_FILE, "tf_model.h5", "flax_model.msgpack")
+
+
 def check_processor(folder: Path, data: DataConfig) -> None:
     """Raise :class:`~vitconv.errors.ParityError` unless the image processor has the settings that vitconv writes.
 
@@ -499,7 +537,12 @@ def _natural_dtype(stored: torch.dtype | None) -> str:
 
 
 def pixels_for(
-    folder: Path | None, data: DataConfig, images: Sequence[Image], *, processor: BaseImageProcessor | None = None
+    folder: Path | None,
+    data: DataConfig,
+    images: Sequence[Image],
+    *,
+    processor: BaseImageProcessor | None = None,
+    file: str = PROCESSOR_FILE,
 ) -> tuple[Tensor, bool | None, tuple[str, ...]]:
     """The models' input as timm makes it of the images, whether the folder makes the same, and if not, why.
 
@@ -511,6 +554,7 @@ def pixels_for(
         data: how timm prepares an image.
         images: any pictures.
         processor: the image processor, instead of one in a folder.
+        file: where it is from, for people.
 
     Raises:
         ParityError: the folder makes other pixels, and no known difference explains it.
@@ -529,14 +573,12 @@ def pixels_for(
         processor = load_processor(folder)
     notes = []
     for image, expected in zip(images, pixels, strict=True):
-        if _makes(expected, image, processor, data, PROCESSOR_FILE):
+        if _makes(expected, image, processor, data, file):
             continue
         reason = known_difference(image, data)
         opaque = without_transparency(image, data)
-        if reason is None or not _makes(
-            timm_pixels(opaque, data, early_crop=True), opaque, processor, data, PROCESSOR_FILE
-        ):
-            raise _other_pixels(PROCESSOR_FILE, image)
+        if reason is None or not _makes(timm_pixels(opaque, data, early_crop=True), opaque, processor, data, file):
+            raise _other_pixels(file, image)
         notes.append(reason)
     return pixels, not notes, tuple(dict.fromkeys(notes))
 

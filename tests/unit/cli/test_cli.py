@@ -456,3 +456,39 @@ def test_the_way_back_names_what_timm_has_not(tmp_path):
     assert code == 0
     assert "left out: pooler" in out and "not verified (--no-verify)" in out
     assert run("revert", tmp_path / "hf", tmp_path / "other", "--drop", "head")[0] == 2
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("command", [["models"], ["models", "--json"], ["--version"], ["verify", "--json"]])
+def test_a_full_disk_behind_the_output(command, small_checkpoint, folder):
+    arguments = [command[0], small_checkpoint, folder, *command[1:]] if command[0] == "verify" else command
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", "from vitconv.cli import run; run()", *arguments],
+            stdout=full, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.endswith("error: The output cannot be written: No space left on device.\nWrite it elsewhere.\n")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["verify", "revert"])
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Terminated")]
+)
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_verify_and_revert_are_told_to_end(command, number, code, word, step, small_checkpoint, folder, tmp_path):
+    arguments = [folder, tmp_path / "back"] if command == "revert" else [small_checkpoint, folder]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from vitconv.cli import run; run()", command, *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    for _ in range(step + 1):
+        process.stderr.readline()
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code
+    assert err.endswith(f"error: {word}.\nNothing was written.\n")
+    assert "Traceback" not in err and out == ""
+    assert list(tmp_path.iterdir()) == []

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 from hypothesis import given
@@ -171,7 +172,7 @@ def test_a_notebook_gets_the_values_and_no_code(value):
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_a_notebook_gets_every_text_as_it_is(stage, name, project, monkeypatch):
     seen = {}
-    monkeypatch.setattr("papermill.execute_notebook", lambda notebook, output, values, cwd: seen.update(values))
+    monkeypatch.setattr("papermill.execute_notebook", lambda notebook, output, values, **options: seen.update(values))
     texts = (
         "checkpoint",
         "architecture",
@@ -339,6 +340,33 @@ def test_an_error_in_a_notebook_is_the_stages(project, monkeypatch):
         fail(None, None), "error: The process that ran build/convert.ipynb ended before the notebook did."
     )
     assert_one_error(fail("first_few", "no"), "error: first_few: no")
+
+
+@pytest.mark.parametrize("stage", ["convert", "evaluate"])
+def test_what_a_kernel_says_is_in_its_log(stage, project):
+    """A notebook that fails is one sentence; of the kernel that is shut down, nothing is seen."""
+    root = project(checkpoint="nowhere.pth", model="model", images="list.csv")
+    code = "import os; os.write(2, b'Traceback of the kernel'); from vitconv.errors import InputError; "
+    cell = nbformat.v4.new_code_cell(code + "raise InputError('It is wrong.', 'Mend it.')")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=KERNEL), root / "notebooks" / f"{stage}.ipynb")
+    done = subprocess.run(
+        [sys.executable, "-m", "vitconv.cli.stages", stage],
+        cwd=root, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.endswith("error: It is wrong.\nMend it.\n")
+    assert "Traceback" not in done.stderr and "IPKernelApp" not in done.stderr
+    assert "Traceback of the kernel" in (root / "build" / f"{stage}.log").read_text()
+
+
+KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+
+
+def test_a_notebook_that_is_not_there(project):
+    project()
+    assert_one_error(
+        run("convert"), "notebooks/convert.ipynb cannot be run into build/convert.ipynb: ", "No such file"
+    )
 
 
 def test_a_folder_of_ones_own_is_not_given_to_dvc(project):

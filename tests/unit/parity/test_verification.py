@@ -564,3 +564,121 @@ def test_what_cannot_be_loaded_is_named(tiny, edited):
     with pytest.raises(ParityError, match="Transformers cannot load '.*edited'") as caught:
         load_folder(folder)
     assert caught.value.stage == "loading"
+
+
+# ---- a folder that was edited, and its record ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A small checkpoint and its folder, to be copied."""
+    root = tmp_path_factory.mktemp("small")
+    model = small_model()
+    torch.save(model.state_dict(), root / "small.pth")
+    convert_checkpoint(root / "small.pth", root / "hf", architecture=model, verify=False)
+    return root / "small.pth", root / "hf", model
+
+
+@pytest.fixture
+def copied(small, tmp_path):
+    """A copy of the folder, and a function that verifies it."""
+    source, folder, model = small
+    copy = shutil.copytree(folder, tmp_path / "hf")
+
+    def verify(**options):
+        return verify_checkpoint(source, copy, **{"architecture": model} | options)
+
+    return copy, verify
+
+
+RECORDS = {
+    "architecture": [{}, 7, "", "x" * 10**5],
+    "target": [[], 7],
+    "image_size": [None, [32], [32.0, 32], [True, 32], ["32", "32"], [0, 32], [10**9, 10**9], "32"],
+    "labels": ["abc", {"a": 1}, [1, 2], ["a", "a"]],
+    "ema": ["false", None, 1],
+    "ignore": ["mean", [1], {}],
+    "headless": [1, "true", None],
+    "source": [None, [{}], [{"file": "a", "bytes": "1", "sha256": None}], [{"file": "a", "bytes": 1, "sha256": "zz"}]],
+    "preprocessing": [None, [], {}, {"given": [1]}],
+    "schema": [2, "1", True],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in RECORDS.items() for value in values])
+def test_a_record_of_another_form_is_named(name, value, copied):
+    folder, verify = copied
+    edit_json(folder / "parity.json", **{name: value})
+    with pytest.raises(CheckpointError, match="parity.json' is not a record that vitconv has written"):
+        verify()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": "vit_none"}, "records `architecture` 'vit_none', .* no architecture named 'vit_none'"),
+        ({"architecture": "vit_base_patch16_224"}, "records `architecture` 'vit_base_patch16_224', .* contradict"),
+        ({"target": "none"}, "records .*`target` 'none', .* no target 'none'"),
+        ({"ignore": ["mean"]}, "records .*`ignore` .'mean',., .* says nothing of 'mean'"),
+        ({"preprocessing": {"given": {"nonsense": 1}}}, "records `given` {'nonsense': 1}, .* unknown name 'nonsense'"),
+    ],
+)
+def test_a_record_that_the_source_contradicts_is_named_with_it(change, message, copied):
+    folder, verify = copied
+    edit_json(folder / "parity.json", **change)
+    with pytest.raises(ParityError, match=message):
+        verify(**({"architecture": None} if "architecture" in change else {}))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors.index.json", "tf_model.h5"])
+def test_other_weights_beside_those_that_are_compared(name, copied):
+    folder, verify = copied
+    (folder / name).write_bytes(b"other")
+    with pytest.raises(ParityError, match=f"weights in several forms, model.safetensors and {name}"):
+        verify()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"torch_dtype": "float16"}, "`torch_dtype` in config.json is 'float16', and `dtype` is 'float32'"),
+        ({"transformers_weights": "x.safetensors"}, "`transformers_weights` in config.json is 'x.safetensors'"),
+        ({"auto_map": {"AutoModel": "own.Own"}}, "has a setting `auto_map`"),
+        ({"num_labels": 4}, "`num_labels` is 4, and `id2label` names 5 classes"),
+        ({"hidden_size": 10**6}, "`hidden_size` in the config.json in '.*' is 1000000, and its weights have no side"),
+        ({"hidden_size": 10**12}, "`hidden_size` in config.json is 1000000000000, which is no size"),
+        ({"num_hidden_layers": 5000}, "`num_hidden_layers` in the config.json in '.*' is 5000, .* are 40 tensors"),
+    ],
+)
+def test_a_setting_that_changes_what_is_loaded_is_named(change, message, copied):
+    folder, verify = copied
+    edit_json(folder / "config.json", **change)
+    with pytest.raises(VitconvError, match=message):
+        verify() if "hidden_size" not in change and "num_hidden_layers" not in change else load_folder(folder)
+
+
+def test_an_adapter_is_named(copied):
+    folder, verify = copied
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="has an adapter_config.json"):
+        verify()
+
+
+def test_a_timm_processor_is_compared_for_images_of_other_shapes_than_those_given(copied, tmp_path):
+    folder, verify = copied
+    sample_image((64, 64)).save(tmp_path / "square.png")
+    edit_json(
+        folder / "timm_processor.json",
+        pretrained_cfg=json.loads((folder / "timm_processor.json").read_text())["pretrained_cfg"]
+        | {"crop_mode": "squash"},
+    )
+    with pytest.raises(ParityError, match="`timm_processor.json` does not make the pixels"):
+        verify(images=[tmp_path / "square.png"])
+
+
+def test_transformers_says_nothing_beside_the_error(copied, capfd):
+    folder, verify = copied
+    edit_json(folder / "config.json", use_return_dict=False)
+    with pytest.raises(CheckpointError, match="property 'use_return_dict'"):
+        verify()
+    assert capfd.readouterr().err == ""
