@@ -120,9 +120,9 @@ class Conversion:
         return mapping.class_name(self.architecture, self.target)
 
     @property
-    def answer(self) -> str:
+    def output_expression(self) -> str:
         """Where in the model's output is what timm returns, as Python: ``"logits"``, ``"pooler_output"``…"""
-        return mapping.family_for(self.architecture, self.target).answer(self.architecture)
+        return mapping.family_for(self.architecture, self.target).output_expression(self.architecture)
 
 
 def convert_state_dict(
@@ -586,7 +586,7 @@ def _write(folder: Path, opened: Identified, labels: tuple[str, ...], dtype: str
     inspection = opened.inspection
     stored = {dtype_name(tensor) for tensor in opened.tensors.values()}
     family = mapping.family_for(inspection.architecture, inspection.target)
-    if family.is_simple(inspection.architecture) and dtype in (None, *(stored if len(stored) == 1 else ())):
+    if family.is_pure_rename(inspection.architecture) and dtype in (None, *(stored if len(stored) == 1 else ())):
         tensors = inspection.plan.apply(opened.tensors)
     else:
         import torch
@@ -747,7 +747,7 @@ def _record(
         "image_size": list(inspection.architecture.image_size),
         "labels": list(labels),
         "preprocessing": asdict(inspection.data),
-        "made": [asdict(made) for made in inspection.made],
+        "made": [made.to_dict() for made in inspection.made],
         "verified": verification is not None,
         **(verification.to_dict() if verification else {}),
     }

@@ -21,7 +21,7 @@ from vitconv.checkpoints.checkpoint import CONFIG_FILE, PARITY_FILE, read_json, 
 from vitconv.errors import ArchitectureError, CheckpointError, InputError, ParityError, WeightsError, first_few, shown
 from vitconv.mapping import Family
 from vitconv.mapping.plan import make_plan, shapes_of
-from vitconv.mapping.rewrites import Rewrite, Simplified, dinov2_width, fold_layer_scale
+from vitconv.mapping.rewrites import Rewrite, Rewritten, dinov2_width, fold_layer_scale
 from vitconv.models.catalogue import entries
 from vitconv.models.huggingface import installed_dialect, load_for_timm
 from vitconv.models.preprocessing import (
@@ -341,7 +341,9 @@ def _candidates(
 def _pooled(known: Architecture, family: Family) -> Architecture:
     """Where nothing says how a model's tokens are pooled, as the Transformers model itself does."""
     by_token = replace(known, global_pool="token")
-    return by_token if not family.obstacles(by_token) and family.answer(by_token) == "pooler_output" else known
+    return (
+        by_token if not family.obstacles(by_token) and family.output_expression(by_token) == "pooler_output" else known
+    )
 
 
 def _sized(known: Architecture, family: Family, hf_model: PreTrainedModel, any_epsilon: bool) -> Architecture:
@@ -583,12 +585,12 @@ def _without_class_position(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Te
     return result, ["The class token's position was added to `cls_token`, as timm's model has no place for it."]
 
 
-def _forward(family: Family, architecture: Architecture) -> tuple[Simplified, list[tuple[Rewrite, Architecture]]]:
+def _forward(family: Family, architecture: Architecture) -> tuple[Rewritten, list[tuple[Rewrite, Architecture]]]:
     """The form that the family gives the architecture's tensors, by shape alone, and the rewrites that lead there."""
     import torch
 
     shapes = mapping.timm_shapes(architecture)
-    model = Simplified({name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, architecture)
+    model = Rewritten({name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, architecture)
     steps = []
     for rewrite in family.rewrites:
         if rewrite.needed(model.architecture):

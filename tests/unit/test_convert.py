@@ -507,7 +507,7 @@ def test_a_conversion_says_what_loads_it_and_where_its_answer_is(family, classes
     )
     pixels = torch.randn(2, 3, *done.architecture.image_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected, actual = timm_model(pixels), eval(f"output.{done.answer}", {"output": model.eval()(pixels)})
+        expected, actual = timm_model(pixels), eval(f"output.{done.output_expression}", {"output": model.eval()(pixels)})
         assert torch.equal(expected, saved(pixels))
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 

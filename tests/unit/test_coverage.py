@@ -21,7 +21,7 @@ from vitconv.parity.verification import treats_tokens_alike
 def test_the_catalogue_says_what_timm_says(name):
     """What converts and as what, what is refused and why, as read from the installed timm."""
     written = json.loads(catalogue.FILE.read_text())["architectures"][name]
-    assert json.loads(json.dumps(catalogue._facts(name, build_timm(name)))) == written
+    assert json.loads(json.dumps(catalogue.catalogue_entry(name, build_timm(name)))) == written
 
 
 @pytest.mark.parametrize("name", [name for name, entry in entries().items() if entry.architecture])

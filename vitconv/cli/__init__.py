@@ -388,7 +388,7 @@ def models(
         all_verdicts = verdicts(target)
     found = [verdict for verdict in all_verdicts if (verdict.refusal is not None) == refused]
     if as_json:
-        typer.echo(json.dumps([asdict(verdict) for verdict in found], indent=2))
+        typer.echo(json.dumps([verdict.to_dict() for verdict in found], indent=2))
         return
     table = Table(
         "timm", "why not" if refused else "Transformers", *([] if refused else ["exactness"]), box=None, pad_edge=False
@@ -581,7 +581,7 @@ def _made_lines(made: tuple[Made, ...]) -> list[str]:
     """One line for each way tensors are made: how, and which."""
     by_how: dict[str, list[str]] = {}
     for tensor in made:
-        by_how.setdefault(tensor.how, []).append(tensor.tensor)
+        by_how.setdefault(tensor.description, []).append(tensor.tensor)
     return [f"{', '.join(collapse(names))}: {how}" for how, names in by_how.items()]
 
 

@@ -72,5 +72,5 @@ AIMV2 = Family(
     },
     limits=_limits,
     rewrites=(Rewrite(lambda a: not a.patch_bias, zero_patch_bias),),
-    answer=lambda a: "last_hidden_state.mean(1)" if a.global_pool else "last_hidden_state",
+    output_expression=lambda a: "last_hidden_state.mean(1)" if a.global_pool else "last_hidden_state",
 )

@@ -122,5 +122,5 @@ BEIT = Family(
         Rewrite(lambda a: not a.class_token, register_as_class_token),
         Rewrite(lambda a: a.position_embedding and not a.class_position, pad_class_position),
     ),
-    answer=lambda a: "logits",
+    output_expression=lambda a: "logits",
 )

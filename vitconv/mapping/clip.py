@@ -80,7 +80,7 @@ CLIP = Family(
         Rewrite(lambda a: a.fc_norm, norm_before_pool),
         Rewrite(lambda a: a.classifier and a.head_bias, head_bias_into_norm, folds=True),
     ),
-    answer=lambda a: "image_embeds" if a.classifier else "pooler_output",
+    output_expression=lambda a: "image_embeds" if a.classifier else "pooler_output",
     base_classes=("CLIPVisionModel",),
     prefix="vision_model.",
     prefix_in_files=True,

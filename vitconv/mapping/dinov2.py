@@ -118,7 +118,7 @@ _REWRITES = (
 )
 
 
-def _answer(a: Architecture) -> str:
+def _output_expression(a: Architecture) -> str:
     return "logits" if a.classifier else "pooler_output" if a.global_pool else "last_hidden_state"
 
 
@@ -134,7 +134,7 @@ DINOV2 = Family(
     expresses=_EXPRESSES | {"num_register_tokens": (0, 1)},
     limits=lambda a: _limits(a) + ([] if _registers(a) == 0 else ["not exactly one token before the patches"]),
     rewrites=_REWRITES,
-    answer=_answer,
+    output_expression=_output_expression,
 )
 
 DINOV2_WITH_REGISTERS = Family(
@@ -149,5 +149,5 @@ DINOV2_WITH_REGISTERS = Family(
     expresses=_EXPRESSES | {"num_register_tokens": None},
     limits=lambda a: _limits(a) + ([] if _registers(a) > 0 else ["no register tokens besides the class token"]),
     rewrites=(*_REWRITES, Rewrite(lambda a: True, zero_mask_token)),
-    answer=_answer,
+    output_expression=_output_expression,
 )

@@ -83,5 +83,5 @@ DINOV3 = Family(
         Rewrite(lambda a: not a.layer_scale, unit_layer_scale),
         Rewrite(lambda a: True, zero_mask_token),
     ),
-    answer=pooled_by_the_model,
+    output_expression=pooled_by_the_model,
 )

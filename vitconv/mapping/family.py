@@ -17,7 +17,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitconv.architecture import Architecture, Shapes
-from vitconv.mapping.rewrites import Rewrite, Simplified
+from vitconv.mapping.rewrites import Rewrite, Rewritten
 from vitconv.mapping.timm import holds
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Family:
             values that they may have; ``None`` for any.
         limits: what else an architecture has that the family does not express, in a few words each.
         rewrites: what brings an architecture into the family's form, in this order, each where it is needed.
-        answer: where in the model's output is what timm returns, as Python.
+        output_expression: where in the model's output is what timm returns, as Python.
         norms_every_token: whether the last norm sees all tokens, as timm's does, so that it is a stage to compare.
     """
 
@@ -77,7 +77,7 @@ class Family:
     expresses: Mapping[str, Sequence[Any] | None]
     limits: Callable[[Architecture], list[str]]
     rewrites: tuple[Rewrite, ...]
-    answer: Callable[[Architecture], str]
+    output_expression: Callable[[Architecture], str]
     base_classes: tuple[str, ...] = ()
     prefix: str = ""
     prefix_in_files: bool = False
@@ -85,9 +85,9 @@ class Family:
 
     def obstacles(self, architecture: Architecture) -> list[str]:
         """What the architecture has that the family does not express; empty if it expresses all."""
-        return self.foreign(architecture) or self.limits(architecture)
+        return self.unsupported(architecture) or self.limits(architecture)
 
-    def foreign(self, architecture: Architecture) -> list[str]:
+    def unsupported(self, architecture: Architecture) -> list[str]:
         """The facts that the family has no place for, each by itself."""
         found = []
         for field in fields(Architecture):
@@ -99,9 +99,9 @@ class Family:
                 found.append(describe(field.name, architecture))
         return found
 
-    def simplify(self, state_dict: Mapping[str, Tensor], architecture: Architecture) -> Simplified:
+    def rewrite(self, state_dict: Mapping[str, Tensor], architecture: Architecture) -> Rewritten:
         """Apply every rewrite that the architecture needs to take the family's form."""
-        result = Simplified(dict(state_dict), architecture)
+        result = Rewritten(dict(state_dict), architecture)
         for rewrite in self.rewrites:
             if rewrite.needed(result.architecture):
                 result = rewrite.apply(result)
@@ -112,7 +112,7 @@ class Family:
         needed = [rewrite for rewrite in self.rewrites if rewrite.needed(architecture)]
         return "folded" if any(rewrite.folds for rewrite in needed) else "made" if needed else "moved"
 
-    def is_simple(self, architecture: Architecture) -> bool:
+    def is_pure_rename(self, architecture: Architecture) -> bool:
         """Whether no rewrite is needed: every tensor is only moved."""
         return self.exactness(architecture) == "moved"
 

@@ -105,7 +105,7 @@ def make_plan(
 
     Args:
         family: the family of Transformers models to convert to.
-        architecture: in the form that ``family.simplify`` leaves it in.
+        architecture: in the form that ``family.rewrite`` leaves it in.
         shapes: name and shape of every source tensor.
         layout: ``"hub"``, the names in files, or ``"transformers5"``, the names in memory.
 
@@ -120,7 +120,7 @@ def make_plan(
     if placeless:
         raise WeightsError(
             f"{family.class_name(architecture)} has no place for {first_few(sorted(placeless))}.",
-            "Pass the architecture and the tensors through the family's `simplify` first.",
+            "Pass the architecture and the tensors through the family's `rewrite` first.",
         )
     prove(moves, shapes)
     return Plan(tuple(moves))
@@ -143,7 +143,7 @@ def convert_tensors(
 ) -> dict[str, Tensor]:
     """Simplify, plan and move: timm's tensors in another dialect, views wherever nothing is made or cast."""
     family = mapping.family_for(architecture, target)
-    simple = family.simplify(state_dict, architecture)
+    simple = family.rewrite(state_dict, architecture)
     plan = make_plan(family, simple.architecture, shapes_of(simple.state_dict), layout)
     return plan.apply(simple.state_dict, dtype)
 

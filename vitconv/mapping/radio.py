@@ -98,5 +98,5 @@ RADIO = Family(
         Rewrite(lambda a: a.patch_bias, patch_bias_into_positions, folds=True),
         Rewrite(lambda a: True, radio_form),
     ),
-    answer=lambda a: "summary" if a.global_pool else "last_hidden_state",
+    output_expression=lambda a: "summary" if a.global_pool else "last_hidden_state",
 )

@@ -71,5 +71,5 @@ SAM = Family(
     },
     limits=lambda a: square(a) + ([] if a.neck_channels else ["no convolutions after the blocks (`neck`)"]),
     rewrites=(Rewrite(lambda a: not a.patch_bias, zero_patch_bias), Rewrite(lambda a: not a.qkv_bias, zero_qkv_bias)),
-    answer=lambda a: "last_hidden_state.mean((2, 3))" if a.global_pool else "last_hidden_state",
+    output_expression=lambda a: "last_hidden_state.mean((2, 3))" if a.global_pool else "last_hidden_state",
 )

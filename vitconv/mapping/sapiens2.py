@@ -85,5 +85,5 @@ SAPIENS2 = Family(
     },
     limits=lambda a: one_norm(a) + headless_only(a) + rotary_with_registers(a),
     rewrites=(Rewrite(lambda a: not a.patch_bias, zero_patch_bias),),
-    answer=pooled_by_the_model,
+    output_expression=pooled_by_the_model,
 )

@@ -169,7 +169,7 @@ class Verdict:
     Attributes:
         name: timm's, without a tag.
         class_name: the Transformers class that computes the same; ``None`` if none does.
-        answer: where in its output is what timm returns, as Python.
+        output_expression: where in its output is what timm returns, as Python.
         exactness: ``"moved"``: every tensor is a timm tensor or a part of one, unchanged; ``"made"``: some are
             constants, or timm's in another arrangement; ``"folded"``: some were worked into others, and rounded once;
             empty if it is refused.
@@ -178,9 +178,14 @@ class Verdict:
 
     name: str
     class_name: str | None
-    answer: str | None
+    output_expression: str | None
     exactness: str
     refusal: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``vitconv models --json`` prints it, where the output expression is called ``answer``."""
+        content = asdict(self)
+        return {{"output_expression": "answer"}.get(name, name): value for name, value in content.items()}
 
     @property
     def obstacles(self) -> str:
@@ -209,7 +214,9 @@ def verdicts(target: str | None = None) -> list[Verdict]:
             continue
         known = entry.architecture
         found.append(
-            Verdict(entry.name, family.class_name(known), family.answer(known), family.exactness(known), None)
+            Verdict(
+                entry.name, family.class_name(known), family.output_expression(known), family.exactness(known), None
+            )
         )
     return found
 
@@ -237,7 +244,9 @@ def coverage_page() -> str:
     ]
     for name, count in classes.most_common():
         mine = [verdict for verdict in converted if verdict.class_name == name]
-        answers = ", ".join(f"`{answer}`" for answer in dict.fromkeys(str(verdict.answer) for verdict in mine))
+        answers = ", ".join(
+            f"`{answer}`" for answer in dict.fromkeys(str(verdict.output_expression) for verdict in mine)
+        )
         counts = Counter(verdict.exactness for verdict in mine)
         lines.append(f"| `{name}` | {answers} | {count} | {' | '.join(str(counts[kind]) for kind in kinds)} |")
     totals = Counter(verdict.exactness for verdict in converted)
@@ -282,7 +291,7 @@ def generate() -> dict[str, Any]:
     tensors: dict[str, frozenset[tuple[str, tuple[int, ...]]]] = {}
     for name in names:
         model = build_timm(name)
-        facts[name] = _facts(name, model)
+        facts[name] = catalogue_entry(name, model)
         tensors[name] = _fixed_shapes({key: tuple(tensor.shape) for key, tensor in model.state_dict().items()})
     for refused in (name for name in names if "refusal" in facts[name]):
         twins = [name for name in names if "architecture" in facts[name] and tensors[name] == tensors[refused]]
@@ -301,7 +310,7 @@ def _fixed_shapes(shapes: Shapes) -> frozenset[tuple[str, tuple[int, ...]]]:
     return frozenset(fixed.items())
 
 
-def _facts(name: str, model: nn.Module) -> dict[str, Any]:
+def catalogue_entry(name: str, model: nn.Module) -> dict[str, Any]:
     import timm
 
     from vitconv.models.preprocessing import tag_config

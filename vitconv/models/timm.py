@@ -359,7 +359,7 @@ def from_timm(model: nn.Module) -> Architecture:
             the attributes and buffers.
     """
     try:
-        obstacles = _foreign_modules(model) or _foreign_behaviour(model) or _foreign_settings(model)
+        obstacles = _unsupported_modules(model) or _unsupported_behaviour(model) or _unsupported_settings(model)
         if obstacles:
             raise ArchitectureError(
                 f"No Transformers class computes what this model computes: it has {'; and '.join(obstacles)}.",
@@ -471,7 +471,7 @@ def pattern_of(path: str) -> str:
     return re.sub(r"^blocks\.[0-9]+(?=\.|$)", "blocks.{i}", path)
 
 
-def _foreign_modules(model: nn.Module) -> list[str]:
+def _unsupported_modules(model: nn.Module) -> list[str]:
     """Phrases on the modules that are not on the whitelist, outermost first, each feature once."""
     root = class_name(model)
     if root not in _DESIGNS:
@@ -496,7 +496,7 @@ def _feature(pattern: str, path: str, class_name: str) -> str:
     return f"a module unknown to vitconv (`{path}` is a {class_name})"
 
 
-def _foreign_behaviour(model: nn.Module) -> list[str]:
+def _unsupported_behaviour(model: nn.Module) -> list[str]:
     """Phrases on modules whose class is known but which compute something else than their class does."""
     found = []
     for path, module in model.named_modules():
@@ -511,7 +511,7 @@ def _foreign_behaviour(model: nn.Module) -> list[str]:
     return found[:3]
 
 
-def _foreign_settings(model: nn.Module) -> list[str]:
+def _unsupported_settings(model: nn.Module) -> list[str]:
     """Phrases on settings of known modules that no class of Transformers has."""
     found = []
     pools = {"max": "max pooling", "avgmax": "mean-and-max pooling"}

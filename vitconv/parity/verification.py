@@ -308,7 +308,7 @@ def check_source(
     stored = _only_dtype(written)
     check_bytes(convert_tensors(state_dict, architecture, "hub", stored, target), written)
     family = mapping.family_for(architecture, target)
-    simple = family.simplify(state_dict, architecture)
+    simple = family.rewrite(state_dict, architecture)
     plan = make_plan(family, simple.architecture, shapes_of(simple.state_dict), "hub")
     touched = {name for made in simple.made for name in (made.tensor, *made.sources)}
     untouched = {name: tensor if stored is None else tensor.to(stored) for name, tensor in state_dict.items()}
