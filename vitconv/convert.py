@@ -26,6 +26,7 @@ from vitconv.checkpoints.checkpoint import (
     open_source,
     read_json,
     sha256,
+    widest_dtype,
     write_json,
 )
 from vitconv.checkpoints.description import (
@@ -42,7 +43,7 @@ from vitconv.errors import (
     WeightsError,
     shown,
 )
-from vitconv.mapping.plan import Plan, check_tensors, convert_tensors, shapes_of, widest_dtype
+from vitconv.mapping.plan import Plan, check_tensors, convert_tensors, shapes_of
 from vitconv.mapping.rewrites import Made
 from vitconv.models.huggingface import build_model, installed_dialect, make_config
 from vitconv.models.preprocessing import (

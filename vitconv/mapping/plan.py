@@ -7,7 +7,6 @@ proved when made: every element of every source tensor is used exactly once and 
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from vitconv import mapping
 from vitconv.architecture import Architecture, Shapes
 from vitconv.errors import WeightsError, first_few
+from vitconv.mapping.rewrites import join
 
 if TYPE_CHECKING:
     import torch
@@ -70,15 +70,13 @@ class Plan:
 
     def revert(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The way back: join the targets into the sources they came from."""
-        import torch
-
         parts: dict[str, list[Move]] = {}
         for move in self.moves:
             parts.setdefault(move.source, []).append(move)
         return {
             source: tensors[moves[0].target].reshape(moves[0].source_shape)
             if moves[0].rows is None
-            else torch.cat([tensors[move.target] for move in sorted(moves, key=lambda move: move.rows or (0, 0))])
+            else join([tensors[move.target] for move in sorted(moves, key=lambda move: move.rows or (0, 0))])
             for source, moves in parts.items()
         }
 
@@ -233,14 +231,6 @@ def _ranges(numbers: list[int]) -> str:
         else:
             runs.append([number, number])
     return ",".join(str(first) if first == last else f"{first}…{last}" for first, last in runs)
-
-
-def widest_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
-    """The dtype that holds the values of all the tensors: theirs, if they share one."""
-    import torch
-
-    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
-    return functools.reduce(torch.promote_types, dtypes)
 
 
 def shapes_of(tensors: Mapping[str, object]) -> dict[str, tuple[int, ...]]:

@@ -75,6 +75,13 @@ class Rewrite:
         return _UNDO[self.apply](dict(tensors), before)
 
 
+def join(parts: Sequence[Tensor]) -> Tensor:
+    """Stack tensors along their first dimension."""
+    import torch
+
+    return torch.cat(list(parts))
+
+
 def fold_layer_scale(model: Rewritten) -> Rewritten:
     r"""Fold LayerScale into the linear layer before it.
 

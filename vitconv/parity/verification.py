@@ -35,11 +35,12 @@ from vitconv.checkpoints.checkpoint import (
     TORCH_INDEX_FILE,
     read_json,
     read_state_dict,
+    widest_dtype,
     write_json,
 )
 from vitconv.checkpoints.tensorfile import INDEX_FILE, WEIGHTS_FILE
 from vitconv.errors import ParityError, VitconvError, first_few
-from vitconv.mapping.plan import convert_tensors, make_plan, shapes_of, widest_dtype
+from vitconv.mapping.plan import convert_tensors, make_plan, shapes_of
 from vitconv.mapping.rewrites import Made
 from vitconv.models.huggingface import build_model, installed_dialect, load_config, load_folder, make_config, shown
 from vitconv.models.preprocessing import (
