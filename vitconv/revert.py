@@ -21,7 +21,7 @@ from vitconv.checkpoints.checkpoint import CONFIG_FILE, PARITY_FILE, read_json, 
 from vitconv.errors import ArchitectureError, CheckpointError, InputError, ParityError, WeightsError, first_few, shown
 from vitconv.mapping import Family
 from vitconv.mapping.plan import make_plan, shapes_of
-from vitconv.mapping.rewrites import Rewrite, Rewritten, dinov2_width, fold_layer_scale
+from vitconv.mapping.rewrites import Rewrite, Rewritten, fold_layer_scale
 from vitconv.models.catalogue import entries
 from vitconv.models.huggingface import installed_dialect, load_for_timm
 from vitconv.models.preprocessing import (
@@ -141,7 +141,7 @@ def revert_checkpoint(
     source = Path(source)
     check_drop(drop)
     check_destination(destination, overwrite=overwrite, source=source, inputs=[image] if image else [])
-    picture = load_image(image) if image else sample_image()
+    picture = load_image(Path(image)) if image else sample_image()
     if not (source / CONFIG_FILE).is_file():
         raise CheckpointError(f"'{source}' is not a model's folder: it has no {CONFIG_FILE}.", "Check its path.")
     say("Reading the folder")
@@ -203,7 +203,7 @@ class _Found:
     name: str
     architecture: Architecture
     model_args: Mapping[str, Any]
-    model: nn.Module
+    model: Any
     dropped: tuple[str, ...]
     folded: tuple[str, ...]
 
@@ -219,11 +219,8 @@ class _Candidate:
 def _revert(hf_model: PreTrainedModel, name: str | None, drop: Collection[str], *, any_epsilon: bool) -> _Found:
     family = _family(hf_model)
     _check_activation(hf_model)
-    tensors = dict(hf_model.state_dict())
-    notes = []
-    if family is mapping.DINOV2_WITH_REGISTERS:
-        tensors, notes = _without_class_position(tensors)
-    dropped = tuple(dict.fromkeys(part for part in map(_part, tensors) if part in drop))
+    tensors, notes = family.before_revert(hf_model.state_dict())
+    dropped = tuple(dict.fromkeys(part for part in map(_part, tensors) if part is not None and part in drop))
     if (
         getattr(hf_model, "pooler", None)
         and "pooler" not in drop
@@ -263,7 +260,7 @@ def _build(candidate: _Candidate, any_epsilon: bool) -> nn.Module | None:
         return None
 
 
-def _set_epsilon(model: nn.Module, epsilon: float) -> None:
+def _set_epsilon(model: Any, epsilon: float) -> None:
     """Give the norms of a timm model another epsilon, those that share one (SAM's neck has its own)."""
     own = from_timm(model).layer_norm_eps
     for module in model.modules():
@@ -305,7 +302,7 @@ def _family(hf_model: PreTrainedModel) -> Family:
 
 
 def _settings(hf_model: PreTrainedModel) -> PreTrainedConfig:
-    return getattr(hf_model.config, "vision_config", hf_model.config)
+    return _family(hf_model).vision_config(hf_model.config)
 
 
 def _candidates(
@@ -358,54 +355,15 @@ def _sized(known: Architecture, family: Family, hf_model: PreTrainedModel, any_e
         hidden_size=config.hidden_size,
         num_hidden_layers=config.num_hidden_layers,
         num_attention_heads=config.num_attention_heads,
-        hidden_act=_activation(config),
-        num_labels=_num_labels(hf_model),
+        hidden_act=_activation(family, config),
+        num_labels=family.num_labels(type(hf_model).__name__, hf_model.config),
         # What was folded into others stays there.
         layer_scale=known.layer_scale and fold_layer_scale not in {rewrite.apply for rewrite in family.rewrites},
-        rope_theta=getattr(config, "rope_theta", None) or 0.0 if known.rope_theta else 0.0,
+        rope_theta=0.0,  # unless the family's configuration says otherwise
     )
-    registers = getattr(config, "num_register_tokens", getattr(config, "num_registers", None))
-    if registers is not None:
-        sized = replace(sized, num_register_tokens=registers + (not known.class_token))
-    if known.neck_channels and hasattr(config, "global_attn_indexes"):
-        windows = {"window_size": config.window_size, "global_attention": tuple(config.global_attn_indexes)}
-        sized = replace(sized, neck_channels=config.output_channels, **windows)
-    if known.design == "Beit" and family.name == "beit":
-        mean = config.use_mean_pooling
-        sized = replace(
-            sized,
-            global_pool="avg" if mean else "token",
-            final_norm=not mean,
-            fc_norm=mean,
-            position_embedding=config.use_absolute_position_embeddings,
-            relative_position=config.use_relative_position_bias,
-            layer_scale=config.layer_scale_init_value > 0,
-        )
-    grouped = getattr(config, "num_key_value_heads_per_layer", None)
-    if grouped is not None:
-        few = tuple(grouped) if set(grouped) != {config.num_attention_heads} else ()
-        sized = replace(sized, num_key_value_heads=few)
     if any_epsilon:
-        sized = replace(sized, layer_norm_eps=getattr(config, "layer_norm_eps", None) or config.rms_norm_eps)
-    return replace(sized, intermediate_size=_width(known, sized, config))
-
-
-def _width(known: Architecture, sized: Architecture, config: PreTrainedConfig) -> int:
-    width = getattr(config, "intermediate_size", getattr(config, "mlp_dim", None))
-    if width is not None:
-        return width
-    if getattr(config, "use_swiglu_ffn", False) or isinstance(config.mlp_ratio, int):
-        width = dinov2_width(replace(sized, mlp="packed" if config.use_swiglu_ffn else "plain"), config.mlp_ratio)
-        # timm's own width may have been padded.
-        return known.intermediate_size if known.hidden_size == sized.hidden_size else width
-    return int(config.hidden_size * config.mlp_ratio)
-
-
-def _num_labels(hf_model: PreTrainedModel) -> int:
-    name = type(hf_model).__name__
-    if name == "CLIPVisionModelWithProjection":
-        return hf_model.config.projection_dim
-    return hf_model.config.num_labels if "ForImageClassification" in name else 0
+        sized = replace(sized, layer_norm_eps=getattr(config, family.epsilon))
+    return replace(sized, **family.from_config(known, config))
 
 
 def _pair(size: Any) -> tuple[int, int]:
@@ -418,7 +376,7 @@ def _same_settings(family: Family, architecture: Architecture, hf_model: PreTrai
         return False
     expected = family.config(architecture)
     config = _settings(hf_model)
-    return architecture.hidden_act == _activation(config) and all(
+    return architecture.hidden_act == _activation(family, config) and all(
         _same(name, value, getattr(config, name, None))
         for name, value in expected.get("vision_config", expected).items()
         if name not in _TRAINING_ONLY and name != "hidden_act"
@@ -454,15 +412,14 @@ _ALIASES = {
 }
 
 
-def _activation(config: PreTrainedConfig) -> str:
+def _activation(family: Family, config: PreTrainedConfig) -> str:
     """The activation that the model computes, by the name under which vitconv knows it."""
-    if getattr(config, "use_swiglu_ffn", False):
-        return "silu"  # DINOv2's SwiGLU computes that, whatever `hidden_act` says
-    return _ALIASES.get(config.hidden_act, config.hidden_act)
+    name = family.hidden_act(config)
+    return _ALIASES.get(name, name)
 
 
 def _check_activation(hf_model: PreTrainedModel) -> None:
-    activation = _activation(_settings(hf_model))
+    activation = _activation(_family(hf_model), _settings(hf_model))
     if activation not in _ACTIVATIONS:
         raise ArchitectureError(
             f"The activation of this {type(hf_model).__name__} is '{activation}' (`hidden_act`), which none of timm's "
@@ -566,23 +523,6 @@ def _timm_tensors(
     for rewrite, before in reversed(steps):
         result = rewrite.undo(result, before)
     return result
-
-
-def _without_class_position(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Add the class token's position to the token, for timm's models with registers, which have none; and a note.
-
-    It is the sum that Transformers makes first of all, of the same operands: exact to the bit in this dtype.
-    """
-    result = dict(tensors)
-    positions = next((name for name in tensors if name.endswith("embeddings.position_embeddings")), None)
-    token = next((name for name in tensors if name.endswith("embeddings.cls_token")), None)
-    if positions is None or token is None or not tensors[positions][:, :1].any():
-        return result, []
-    with_zero = tensors[positions].detach().clone()
-    result[token] = tensors[token].detach() + with_zero[:, :1]
-    with_zero[:, :1] = 0
-    result[positions] = with_zero
-    return result, ["The class token's position was added to `cls_token`, as timm's model has no place for it."]
 
 
 def _forward(family: Family, architecture: Architecture) -> tuple[Rewritten, list[tuple[Rewrite, Architecture]]]:

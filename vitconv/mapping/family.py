@@ -46,6 +46,16 @@ class Row:
     transformers5: str | None
 
 
+def width_from_config(known: Architecture, config: Any) -> dict[str, Any]:
+    """The one setting that most families add to those that all configurations share: the width of the MLP."""
+    return {"intermediate_size": config.intermediate_size}
+
+
+def num_labels(class_name: str, config: Any) -> int:
+    """The number of classes of a model of this class; 0 for a headless one."""
+    return config.num_labels if "ForImageClassification" in class_name else 0
+
+
 @dataclass(frozen=True)
 class Family:
     """A family of Transformers models.
@@ -65,6 +75,14 @@ class Family:
         limits: what else an architecture has that the family does not express, in a few words each.
         rewrites: what brings an architecture into the family's form, in this order, each where it is needed.
         output_expression: where in the model's output is what timm returns, as Python.
+        from_config: the inverse of ``config``: the fields of the architecture that the vision model's configuration
+            tells, beside those that all configurations share (:func:`sizes`). The architecture that it is given is
+            one of timm's, for what the configuration does not tell.
+        num_labels: the number of classes that a class of this name has with a configuration.
+        vision_config: the part of a configuration that describes the vision model.
+        hidden_act: the activation that a model with this vision configuration computes.
+        epsilon: the name of the setting for the norms' epsilon.
+        before_revert: changes to a Transformers model's tensors before they are converted back, and notes on them.
         norms_every_token: whether the last norm sees all tokens, as timm's does, so that it is a stage to compare.
     """
 
@@ -82,6 +100,15 @@ class Family:
     prefix: str = ""
     prefix_in_files: bool = False
     norms_every_token: bool = True
+    from_config: Callable[[Architecture, Any], dict[str, Any]] = width_from_config
+    num_labels: Callable[[str, Any], int] = num_labels
+    vision_config: Callable[[Any], Any] = lambda config: config
+    hidden_act: Callable[[Any], str] = lambda config: config.hidden_act
+    epsilon: str = "layer_norm_eps"
+    before_revert: Callable[[Mapping[str, Tensor]], tuple[dict[str, Tensor], list[str]]] = lambda tensors: (
+        dict(tensors),
+        [],
+    )
 
     def obstacles(self, architecture: Architecture) -> list[str]:
         """What the architecture has that the family does not express; empty if it expresses all."""
@@ -219,6 +246,14 @@ def rotary_with_registers(a: Architecture) -> list[str]:
     """The obstacles of a model that lacks what DINOv3 and its like have, Transformers' classes without exception."""
     found = [] if a.rope_theta else ["no rotary positions (`rope`)"]
     return found + ([] if a.num_register_tokens else ["no register tokens (`reg_token`)"])
+
+
+def rotary_from_config(known: Architecture, config: Any) -> dict[str, Any]:
+    """What the configurations of DINOv3 and its like tell of rotary positions and registers."""
+    return {
+        "rope_theta": (config.rope_theta or 0.0) if known.rope_theta else 0.0,
+        "num_register_tokens": config.num_register_tokens + (not known.class_token),
+    }
 
 
 def pooled_by_the_model(a: Architecture) -> str:

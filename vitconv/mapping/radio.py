@@ -73,6 +73,13 @@ def _limits(a: Architecture) -> list[str]:
     return found
 
 
+def _from_config(known: Architecture, config: Any) -> dict[str, Any]:
+    return {
+        "intermediate_size": int(config.hidden_size * config.mlp_ratio),
+        "num_register_tokens": config.num_registers + (not known.class_token),
+    }
+
+
 RADIO = Family(
     name="radio",
     model_type=lambda a: "radio",
@@ -80,6 +87,7 @@ RADIO = Family(
     class_name=lambda a: "RadioModel",
     classes=("RadioModel",),
     config=_config,
+    from_config=_from_config,
     expresses={
         "global_pool": ("token", ""),
         "num_register_tokens": None,

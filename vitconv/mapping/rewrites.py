@@ -429,12 +429,13 @@ def identity_pooler(model: Rewritten) -> Rewritten:
 
 
 def _with_zero_biases(model: Rewritten, layers: list[str], flag: str) -> Rewritten:
+    has_bias: dict[str, Any] = {flag: True}
     tensors, made = dict(model.state_dict), []
     for layer in layers:
         weight = tensors[f"{layer}.weight"]
         tensors[f"{layer}.bias"] = weight.new_zeros(weight.shape[0])
         made.append(Made(f"{layer}.bias", (), "zeros, where timm has no bias"))
-    return Rewritten(tensors, replace(model.architecture, **{flag: True}), (*model.made, *made))
+    return Rewritten(tensors, replace(model.architecture, **has_bias), (*model.made, *made))
 
 
 # ------------------------------------------------------------------------------------------------------------

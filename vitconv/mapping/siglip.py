@@ -110,4 +110,5 @@ SIGLIP = Family(
     base_classes=("SiglipVisionModel",),
     prefix="vision_model.",
     prefix_in_files=True,
+    vision_config=lambda config: getattr(config, "vision_config", config),
 )

@@ -14,14 +14,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitconv import mapping
 from vitconv.architecture import Architecture, Shapes, fit_to_weights
 from vitconv.errors import ArchitectureError, VitconvError
-
-if TYPE_CHECKING:
-    from torch import nn
 
 FILE = Path(__file__).with_name("catalogue.json")
 
@@ -87,7 +84,8 @@ def entries() -> dict[str, Entry]:
 def _entry(name: str, facts: Mapping[str, Any]) -> Entry:
     architecture = facts.get("architecture")
     if architecture is not None:
-        architecture = Architecture(**{k: tuple(v) if isinstance(v, list) else v for k, v in architecture.items()})
+        fields_by_name: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in architecture.items()}
+        architecture = Architecture(**fields_by_name)
     tags = {tag: {**values, "tag": tag or None} for tag, values in facts["tags"].items()}
     return Entry(name, architecture, facts.get("refusal"), tags)
 
@@ -310,7 +308,7 @@ def _fixed_shapes(shapes: Shapes) -> frozenset[tuple[str, tuple[int, ...]]]:
     return frozenset(fixed.items())
 
 
-def catalogue_entry(name: str, model: nn.Module) -> dict[str, Any]:
+def catalogue_entry(name: str, model: Any) -> dict[str, Any]:
     import timm
 
     from vitconv.models.preprocessing import tag_config
