@@ -57,7 +57,7 @@ format: $(VENV)/installed ## Mend what `make lint` can mend
 	$(BIN)/nbstripout notebooks/*.ipynb
 
 catalogue: $(VENV)/installed ## Ask the installed timm again what its ViTs are; write docs/coverage.md
-	$(BIN)/python -m vitconv.models.catalogue
+	$(BIN)/python tools/coverage_page.py
 
 artifacts: artifacts/outputs.csv ## Make the demo checkpoint and its images
 

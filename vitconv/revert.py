@@ -430,46 +430,27 @@ def _check_activation(hf_model: PreTrainedModel) -> None:
 
 def _arguments(known: Architecture, sized: Architecture) -> dict[str, Any]:
     """What timm must be told to build ``sized`` by the name of ``known``: JSON's types only."""
-    eva = known.design in ("Eva", "Beit")
-    values = {
-        "img_size": list(sized.image_size),
-        "patch_size": _one(sized.patch_size),
-        "in_chans": sized.num_channels,
-        "num_classes": sized.num_labels,
-        "embed_dim": sized.hidden_size,
-        "depth": sized.num_hidden_layers,
-        "num_heads": sized.num_attention_heads,
-        "act_layer": _ACTIVATIONS.get(sized.hidden_act, sized.hidden_act),
-        "num_reg_tokens" if eva else "reg_tokens": sized.num_register_tokens,
-        "rope_temperature": sized.rope_theta,
-        "global_pool": sized.global_pool,
-        "window_size": sized.window_size,
-        "global_attn_indexes": list(sized.global_attention),
-        "neck_chans": sized.neck_channels,
-        "use_abs_pos_emb": sized.position_embedding,
-        "use_rel_pos_bias": sized.relative_position,
+    registers = "num_reg_tokens" if known.design in ("Eva", "Beit") else "reg_tokens"
+    table = {
+        "image_size": ("img_size", list(sized.image_size)),
+        "patch_size": ("patch_size", _one(sized.patch_size)),
+        "num_channels": ("in_chans", sized.num_channels),
+        "num_labels": ("num_classes", sized.num_labels),
+        "hidden_size": ("embed_dim", sized.hidden_size),
+        "num_hidden_layers": ("depth", sized.num_hidden_layers),
+        "num_attention_heads": ("num_heads", sized.num_attention_heads),
+        "hidden_act": ("act_layer", _ACTIVATIONS.get(sized.hidden_act, sized.hidden_act)),
+        "num_register_tokens": (registers, sized.num_register_tokens),
+        "rope_theta": ("rope_temperature", sized.rope_theta),
+        "global_pool": ("global_pool", sized.global_pool),
+        "window_size": ("window_size", sized.window_size),
+        "global_attention": ("global_attn_indexes", list(sized.global_attention)),
+        "neck_channels": ("neck_chans", sized.neck_channels),
+        "position_embedding": ("use_abs_pos_emb", sized.position_embedding),
+        "relative_position": ("use_rel_pos_bias", sized.relative_position),
     }
-    fields = {
-        "img_size": "image_size",
-        "patch_size": "patch_size",
-        "in_chans": "num_channels",
-        "num_classes": "num_labels",
-        "embed_dim": "hidden_size",
-        "depth": "num_hidden_layers",
-        "num_heads": "num_attention_heads",
-        "act_layer": "hidden_act",
-        "num_reg_tokens": "num_register_tokens",
-        "reg_tokens": "num_register_tokens",
-        "rope_temperature": "rope_theta",
-        "global_pool": "global_pool",
-        "window_size": "window_size",
-        "global_attn_indexes": "global_attention",
-        "neck_chans": "neck_channels",
-        "use_abs_pos_emb": "position_embedding",
-        "use_rel_pos_bias": "relative_position",
-    }
-    arguments = {
-        name: value for name, value in values.items() if getattr(known, fields[name]) != getattr(sized, fields[name])
+    arguments: dict[str, Any] = {
+        argument: value for field, (argument, value) in table.items() if getattr(known, field) != getattr(sized, field)
     }
     if known.layer_scale and not sized.layer_scale:
         arguments["init_values"] = 0  # timm takes None for its default

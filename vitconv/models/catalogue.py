@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -219,61 +218,6 @@ def verdicts(target: str | None = None) -> list[Verdict]:
     return found
 
 
-def coverage_page() -> str:
-    """The contents of docs/coverage.md: every verdict, with the counts at the top."""
-    found = verdicts()
-    converted = [verdict for verdict in found if verdict.class_name]
-    refused = [verdict for verdict in found if not verdict.class_name]
-    version = json.loads(FILE.read_text(encoding="utf-8"))["timm"]
-    classes = Counter(verdict.class_name for verdict in converted)
-    reasons = Counter(verdict.obstacles for verdict in refused)
-    kinds = ("moved", "made", "folded")
-    lines = [
-        "# Which of timm's Vision Transformers convert",
-        "",
-        "<!-- Written by `make catalogue` from vitconv/catalogue.json: do not edit. -->",
-        "",
-        f"**{len(converted)} of the {len(found)} that timm {version} lists convert, {len(refused)} are refused.** "
-        "Every line is tested: each architecture that converts is built with two narrow blocks and random weights, "
-        "converted, and compared in float64 to 1e-12 of the values' scale (tests/test_coverage.py).",
-        "",
-        "| Transformers class | what timm returns is its | architectures | moved | made | folded |",
-        "|---|---|--:|--:|--:|--:|",
-    ]
-    for name, count in classes.most_common():
-        mine = [verdict for verdict in converted if verdict.class_name == name]
-        answers = ", ".join(
-            f"`{answer}`" for answer in dict.fromkeys(str(verdict.output_expression) for verdict in mine)
-        )
-        counts = Counter(verdict.exactness for verdict in mine)
-        lines.append(f"| `{name}` | {answers} | {count} | {' | '.join(str(counts[kind]) for kind in kinds)} |")
-    totals = Counter(verdict.exactness for verdict in converted)
-    lines.append(f"| **all** | | **{len(converted)}** | {' | '.join(f'**{totals[kind]}**' for kind in kinds)} |")
-    lines += [
-        "",
-        "*Moved*: every tensor is one of timm's or a part of one, unchanged. *Made*: some are constants (zeros for a "
-        "bias that timm has not) or timm's in another arrangement; no value is computed. *Folded*: some were worked "
-        "into others (LayerScale, a head's bias, the keys' bias that softmax cancels): exact in real arithmetic, "
-        "rounded once in floating point, and not told apart again on the way back.",
-        "",
-        "Weights may be refused where their architecture is not: a CLIP head with a bias and more classes than "
-        "channels, which Transformers' bias-free projection cannot take over.",
-        "",
-        "## Refused",
-        "",
-        "No class of Transformers computes these.",
-        "",
-        "| it has | architectures |",
-        "|---|---|",
-    ]
-    for reason, count in reasons.most_common():
-        names = ", ".join(f"`{verdict.name}`" for verdict in refused if verdict.obstacles == reason)
-        lines.append(f"| {reason} | {count}: {names} |")
-    lines += ["", "## Converted", "", "| timm | Transformers | exactness |", "|---|---|---|"]
-    lines += [f"| `{verdict.name}` | `{verdict.class_name}` | {verdict.exactness} |" for verdict in converted]
-    return "\n".join(lines) + "\n"
-
-
 # ------------------------------------------------------------------------------------------------------------
 # Making it.
 
@@ -331,18 +275,3 @@ def _unusual(architecture: Architecture) -> dict[str, Any]:
     """The fields that differ from their defaults."""
     values = asdict(architecture)
     return {field.name: values[field.name] for field in fields(Architecture) if values[field.name] != field.default}
-
-
-def write(page: Path) -> None:
-    """Write ``catalogue.json``, one architecture a line, and the page that people read."""
-    content = generate()
-    lines = ",\n".join(
-        f"  {json.dumps(name)}: {json.dumps(facts)}" for name, facts in content["architectures"].items()
-    )
-    FILE.write_text(f'{{"timm": "{content["timm"]}", "architectures": {{\n{lines}\n}}}}\n', encoding="utf-8")
-    entries.cache_clear()
-    page.write_text(coverage_page(), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    write(Path("docs/coverage.md"))
