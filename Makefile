@@ -69,7 +69,7 @@ docs: $(VENV)/installed artifacts/outputs.csv ## Build the guide, the executed n
 	@! grep -rlE '(url\(|@import )["'"'"']?(https?:)?//' build/docs --include=*.css || (echo "These styles load from the network."; exit 1)
 
 catalogue: $(VENV)/installed ## Ask the installed timm again what its ViTs are; write docs/coverage.md
-	$(BIN)/python -m vitconv.models.catalogue
+	$(BIN)/python tools/coverage_page.py
 
 artifacts: artifacts/outputs.csv ## Make the demo checkpoint and its images
 

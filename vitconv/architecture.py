@@ -154,7 +154,7 @@ def fit_to_weights(
         fitted = replace(fitted, image_size=(int(image_size[0]), int(image_size[1])))
         if min(fitted.image_size) <= 0:
             raise InputError(f"Image size {image_size[0]}x{image_size[1]} is not positive.", "Give height and width.")
-    grid = _told_grid(architecture, shapes)
+    grid = _grid_from_relative_positions(architecture, shapes)
     if grid is not None:
         told = (grid[0] * fitted.patch_size[0], grid[1] * fitted.patch_size[1])
         if image_size is not None and fitted.grid != grid:
@@ -191,7 +191,7 @@ def fit_to_weights(
     return replace(fitted, image_size=(side * fitted.patch_size[0], side * fitted.patch_size[1]))
 
 
-def _told_grid(architecture: Architecture, shapes: Shapes) -> tuple[int, int] | None:
+def _grid_from_relative_positions(architecture: Architecture, shapes: Shapes) -> tuple[int, int] | None:
     """The patches in a column and a row, where the blocks' relative positions tell both; a square for BEiT's."""
     if architecture.design == "VisionTransformerSAM" and architecture.position_embedding:
         rows, columns = _shape(shapes, "pos_embed", 4)[1:3]

@@ -23,6 +23,7 @@ from vitconv.checkpoints.checkpoint import (
     check_checksums,
     open_source,
     sha256,
+    widest_dtype,
     write_json,
 )
 from vitconv.checkpoints.description import (
@@ -39,7 +40,7 @@ from vitconv.errors import (
     WeightsError,
     shown,
 )
-from vitconv.mapping.plan import Plan, check_tensors, convert_tensors, shapes_of, widest_dtype
+from vitconv.mapping.plan import Plan, check_tensors, convert_tensors, shapes_of
 from vitconv.mapping.rewrites import Made
 from vitconv.mapping.summary import summarise_architecture, summarise_rewrites
 from vitconv.markdown import code, escape, table
@@ -118,7 +119,7 @@ class Conversion:
     @property
     def output_expression(self) -> str:
         """The attribute of the model's output that holds what timm returns: ``"logits"``, ``"pooler_output"``…"""
-        return mapping.family_for(self.architecture, self.target).answer(self.architecture)
+        return mapping.family_for(self.architecture, self.target).output_expression(self.architecture)
 
     def __repr__(self) -> str:
         verified = repr(self.verification) if self.verification else "not verified"
@@ -622,9 +623,8 @@ def _write(folder: Path, opened: Identified, labels: tuple[str, ...], dtype: str
     inspection = opened.inspection
     stored = {dtype_name(tensor) for tensor in opened.tensors.values()}
     family = mapping.family_for(inspection.architecture, inspection.target)
-    if family.is_simple(inspection.architecture) and dtype in (None, *(stored if len(stored) == 1 else ())):
-        in_file: Any = opened.tensors  # not read into memory: each is only cut into its rows
-        tensors = inspection.plan.apply(in_file)
+    if family.is_pure_rename(inspection.architecture) and dtype in (None, *(stored if len(stored) == 1 else ())):
+        tensors = inspection.plan.apply(opened.tensors)
     else:
         import torch
 

@@ -21,7 +21,7 @@ from vitconv.checkpoints.checkpoint import CONFIG_FILE, PARITY_FILE, write_json
 from vitconv.errors import ArchitectureError, CheckpointError, InputError, ParityError, WeightsError, first_few
 from vitconv.mapping import Family
 from vitconv.mapping.plan import make_plan, shapes_of
-from vitconv.mapping.rewrites import Rewrite, Simplified, dinov2_width, fold_layer_scale
+from vitconv.mapping.rewrites import Rewrite, Rewritten, fold_layer_scale
 from vitconv.models.catalogue import entries
 from vitconv.models.data_config import DataConfig, data_config, makes_pixels, tag_config
 from vitconv.models.huggingface import installed_dialect, load_for_timm
@@ -133,7 +133,7 @@ def revert_checkpoint(
     source = Path(source)
     check_drop(drop)
     check_destination(destination, overwrite=overwrite, source=source, inputs=[image] if image else [])
-    picture = load_image(image) if image else sample_image()
+    picture = load_image(Path(image)) if image else sample_image()
     if not os.path.isfile(source / CONFIG_FILE):
         raise CheckpointError(f"'{source}' is not a model's folder: it has no {CONFIG_FILE}.", "Check its path.")
     on_step("Reading the folder")
@@ -195,7 +195,7 @@ class _Found:
     name: str
     architecture: Architecture
     model_args: Mapping[str, Any]
-    model: nn.Module
+    model: Any
     dropped: tuple[str, ...]
     folded: tuple[str, ...]
 
@@ -211,11 +211,8 @@ class _Candidate:
 def _revert(hf_model: PreTrainedModel, name: str | None, drop: Collection[str], *, any_epsilon: bool) -> _Found:
     family = _family(hf_model)
     _check_activation(hf_model)
-    tensors = dict(hf_model.state_dict())
-    notes = []
-    if family is mapping.DINOV2_WITH_REGISTERS:
-        tensors, notes = _without_class_position(tensors)
-    dropped = tuple(dict.fromkeys(part for part in map(_part, tensors) if part in drop))
+    tensors, notes = family.before_revert(hf_model.state_dict())
+    dropped = tuple(dict.fromkeys(part for part in map(_part, tensors) if part is not None and part in drop))
     if (
         getattr(hf_model, "pooler", None)
         and "pooler" not in drop
@@ -255,7 +252,7 @@ def _build(candidate: _Candidate, any_epsilon: bool) -> nn.Module | None:
         return None
 
 
-def _set_epsilon(model: nn.Module, epsilon: float) -> None:
+def _set_epsilon(model: Any, epsilon: float) -> None:
     """Give the norms of a timm model another epsilon, those that share one (SAM's neck has its own)."""
     own = from_timm(model).layer_norm_eps
     for module in model.modules():
@@ -297,7 +294,7 @@ def _family(hf_model: PreTrainedModel) -> Family:
 
 
 def _settings(hf_model: PreTrainedModel) -> PreTrainedConfig:
-    return getattr(hf_model.config, "vision_config", hf_model.config)
+    return _family(hf_model).vision_config(hf_model.config)
 
 
 def _candidates(
@@ -333,7 +330,9 @@ def _candidates(
 def _pooled(known: Architecture, family: Family) -> Architecture:
     """Where nothing says how a model's tokens are pooled, as the Transformers model itself does."""
     by_token = replace(known, global_pool="token")
-    return by_token if not family.obstacles(by_token) and family.answer(by_token) == "pooler_output" else known
+    return (
+        by_token if not family.obstacles(by_token) and family.output_expression(by_token) == "pooler_output" else known
+    )
 
 
 def _sized(known: Architecture, family: Family, hf_model: PreTrainedModel, any_epsilon: bool) -> Architecture:
@@ -348,54 +347,15 @@ def _sized(known: Architecture, family: Family, hf_model: PreTrainedModel, any_e
         hidden_size=config.hidden_size,
         num_hidden_layers=config.num_hidden_layers,
         num_attention_heads=config.num_attention_heads,
-        hidden_act=_activation(config),
-        num_labels=_num_labels(hf_model),
+        hidden_act=_activation(family, config),
+        num_labels=family.num_labels(type(hf_model).__name__, hf_model.config),
         # What was folded into others stays there.
         layer_scale=known.layer_scale and fold_layer_scale not in {rewrite.apply for rewrite in family.rewrites},
-        rope_theta=getattr(config, "rope_theta", None) or 0.0 if known.rope_theta else 0.0,
+        rope_theta=0.0,  # unless the family's configuration says otherwise
     )
-    registers = getattr(config, "num_register_tokens", getattr(config, "num_registers", None))
-    if registers is not None:
-        sized = replace(sized, num_register_tokens=registers + (not known.class_token))
-    if known.neck_channels and hasattr(config, "global_attn_indexes"):
-        windows = {"window_size": config.window_size, "global_attention": tuple(config.global_attn_indexes)}
-        sized = replace(sized, neck_channels=config.output_channels, **windows)
-    if known.design == "Beit" and family.name == "beit":
-        mean = config.use_mean_pooling
-        sized = replace(
-            sized,
-            global_pool="avg" if mean else "token",
-            final_norm=not mean,
-            fc_norm=mean,
-            position_embedding=config.use_absolute_position_embeddings,
-            relative_position=config.use_relative_position_bias,
-            layer_scale=config.layer_scale_init_value > 0,
-        )
-    grouped = getattr(config, "num_key_value_heads_per_layer", None)
-    if grouped is not None:
-        few = tuple(grouped) if set(grouped) != {config.num_attention_heads} else ()
-        sized = replace(sized, num_key_value_heads=few)
     if any_epsilon:
-        sized = replace(sized, layer_norm_eps=getattr(config, "layer_norm_eps", None) or config.rms_norm_eps)
-    return replace(sized, intermediate_size=_width(known, sized, config))
-
-
-def _width(known: Architecture, sized: Architecture, config: PreTrainedConfig) -> int:
-    width = getattr(config, "intermediate_size", getattr(config, "mlp_dim", None))
-    if width is not None:
-        return width
-    if getattr(config, "use_swiglu_ffn", False) or isinstance(config.mlp_ratio, int):
-        width = dinov2_width(replace(sized, mlp="packed" if config.use_swiglu_ffn else "plain"), config.mlp_ratio)
-        # timm's own width may have been padded.
-        return known.intermediate_size if known.hidden_size == sized.hidden_size else width
-    return int(config.hidden_size * config.mlp_ratio)
-
-
-def _num_labels(hf_model: PreTrainedModel) -> int:
-    name = type(hf_model).__name__
-    if name == "CLIPVisionModelWithProjection":
-        return hf_model.config.projection_dim
-    return hf_model.config.num_labels if "ForImageClassification" in name else 0
+        sized = replace(sized, layer_norm_eps=getattr(config, family.epsilon))
+    return replace(sized, **family.from_config(known, config))
 
 
 def _pair(size: Any) -> tuple[int, int]:
@@ -408,7 +368,7 @@ def _same_settings(family: Family, architecture: Architecture, hf_model: PreTrai
         return False
     expected = family.config(architecture)
     config = _settings(hf_model)
-    return architecture.hidden_act == _activation(config) and all(
+    return architecture.hidden_act == _activation(family, config) and all(
         _same(name, value, getattr(config, name, None))
         for name, value in expected.get("vision_config", expected).items()
         if name not in _TRAINING_ONLY and name != "hidden_act"
@@ -444,15 +404,14 @@ _ALIASES = {
 }
 
 
-def _activation(config: PreTrainedConfig) -> str:
+def _activation(family: Family, config: PreTrainedConfig) -> str:
     """The activation that the model computes, by the name under which vitconv knows it."""
-    if getattr(config, "use_swiglu_ffn", False):
-        return "silu"  # DINOv2's SwiGLU computes that, whatever `hidden_act` says
-    return _ALIASES.get(config.hidden_act, config.hidden_act)
+    name = family.hidden_act(config)
+    return _ALIASES.get(name, name)
 
 
 def _check_activation(hf_model: PreTrainedModel) -> None:
-    activation = _activation(_settings(hf_model))
+    activation = _activation(_family(hf_model), _settings(hf_model))
     if activation not in _ACTIVATIONS:
         raise ArchitectureError(
             f"The activation of this {type(hf_model).__name__} is '{activation}' (`hidden_act`), which none of timm's "
@@ -463,46 +422,27 @@ def _check_activation(hf_model: PreTrainedModel) -> None:
 
 def _arguments(known: Architecture, sized: Architecture) -> dict[str, Any]:
     """What timm must be told to build ``sized`` by the name of ``known``: JSON's types only."""
-    eva = known.design in ("Eva", "Beit")
-    values = {
-        "img_size": list(sized.image_size),
-        "patch_size": _one(sized.patch_size),
-        "in_chans": sized.num_channels,
-        "num_classes": sized.num_labels,
-        "embed_dim": sized.hidden_size,
-        "depth": sized.num_hidden_layers,
-        "num_heads": sized.num_attention_heads,
-        "act_layer": _ACTIVATIONS.get(sized.hidden_act, sized.hidden_act),
-        "num_reg_tokens" if eva else "reg_tokens": sized.num_register_tokens,
-        "rope_temperature": sized.rope_theta,
-        "global_pool": sized.global_pool,
-        "window_size": sized.window_size,
-        "global_attn_indexes": list(sized.global_attention),
-        "neck_chans": sized.neck_channels,
-        "use_abs_pos_emb": sized.position_embedding,
-        "use_rel_pos_bias": sized.relative_position,
+    registers = "num_reg_tokens" if known.design in ("Eva", "Beit") else "reg_tokens"
+    table = {
+        "image_size": ("img_size", list(sized.image_size)),
+        "patch_size": ("patch_size", _one(sized.patch_size)),
+        "num_channels": ("in_chans", sized.num_channels),
+        "num_labels": ("num_classes", sized.num_labels),
+        "hidden_size": ("embed_dim", sized.hidden_size),
+        "num_hidden_layers": ("depth", sized.num_hidden_layers),
+        "num_attention_heads": ("num_heads", sized.num_attention_heads),
+        "hidden_act": ("act_layer", _ACTIVATIONS.get(sized.hidden_act, sized.hidden_act)),
+        "num_register_tokens": (registers, sized.num_register_tokens),
+        "rope_theta": ("rope_temperature", sized.rope_theta),
+        "global_pool": ("global_pool", sized.global_pool),
+        "window_size": ("window_size", sized.window_size),
+        "global_attention": ("global_attn_indexes", list(sized.global_attention)),
+        "neck_channels": ("neck_chans", sized.neck_channels),
+        "position_embedding": ("use_abs_pos_emb", sized.position_embedding),
+        "relative_position": ("use_rel_pos_bias", sized.relative_position),
     }
-    fields = {
-        "img_size": "image_size",
-        "patch_size": "patch_size",
-        "in_chans": "num_channels",
-        "num_classes": "num_labels",
-        "embed_dim": "hidden_size",
-        "depth": "num_hidden_layers",
-        "num_heads": "num_attention_heads",
-        "act_layer": "hidden_act",
-        "num_reg_tokens": "num_register_tokens",
-        "reg_tokens": "num_register_tokens",
-        "rope_temperature": "rope_theta",
-        "global_pool": "global_pool",
-        "window_size": "window_size",
-        "global_attn_indexes": "global_attention",
-        "neck_chans": "neck_channels",
-        "use_abs_pos_emb": "position_embedding",
-        "use_rel_pos_bias": "relative_position",
-    }
-    arguments = {
-        name: value for name, value in values.items() if getattr(known, fields[name]) != getattr(sized, fields[name])
+    arguments: dict[str, Any] = {
+        argument: value for field, (argument, value) in table.items() if getattr(known, field) != getattr(sized, field)
     }
     if known.layer_scale and not sized.layer_scale:
         arguments["init_values"] = 0  # timm takes None for its default
@@ -558,29 +498,12 @@ def _timm_tensors(
     return result
 
 
-def _without_class_position(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Add the class token's position to the token, for timm's models with registers, which have none; and a note.
-
-    It is the sum that Transformers makes first of all, of the same operands: exact to the bit in this dtype.
-    """
-    result = dict(tensors)
-    positions = next((name for name in tensors if name.endswith("embeddings.position_embeddings")), None)
-    token = next((name for name in tensors if name.endswith("embeddings.cls_token")), None)
-    if positions is None or token is None or not tensors[positions][:, :1].any():
-        return result, []
-    with_zero = tensors[positions].detach().clone()
-    result[token] = tensors[token].detach() + with_zero[:, :1]
-    with_zero[:, :1] = 0
-    result[positions] = with_zero
-    return result, ["The class token's position was added to `cls_token`, as timm's model has no place for it."]
-
-
-def _forward(family: Family, architecture: Architecture) -> tuple[Simplified, list[tuple[Rewrite, Architecture]]]:
+def _forward(family: Family, architecture: Architecture) -> tuple[Rewritten, list[tuple[Rewrite, Architecture]]]:
     """The form that the family gives the architecture's tensors, by shape alone, and the rewrites that lead there."""
     import torch
 
     shapes = mapping.timm_shapes(architecture)
-    model = Simplified({name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, architecture)
+    model = Rewritten({name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, architecture)
     steps = []
     for rewrite in family.rewrites:
         if rewrite.needed(model.architecture):

@@ -633,8 +633,8 @@ def _inspect(
     made: tuple[Made, ...] = ()
     shapes, simple = shapes_of(tensors), architecture
     family = mapping.family_for(architecture, target)
-    if not family.is_simple(architecture):
-        simplified = family.simplify(load_tensors(tensors), architecture)
+    if not family.is_pure_rename(architecture):
+        simplified = family.rewrite(load_tensors(tensors), architecture)
         made, shapes, simple = simplified.made, shapes_of(simplified.state_dict), simplified.architecture
     warnings = [*filter(None, [missing_processor(data)]), *warnings]
     plan = make_plan(family, simple, shapes)

@@ -56,7 +56,7 @@ def test_gradients_agree_parameter_by_parameter(name):
         loss_of(model, pixels, timm_model).backward()
     architecture = from_timm(timm_model)
     family = family_for(architecture)
-    simple = family.simplify(timm_model.state_dict(), architecture)
+    simple = family.rewrite(timm_model.state_dict(), architecture)
     plan = make_plan(family, simple.architecture, shapes_of(simple.state_dict), installed_dialect())
     gradients = {
         name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

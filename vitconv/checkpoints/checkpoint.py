@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -35,6 +36,7 @@ from vitconv.errors import CheckpointError, first_few
 from vitconv.files import MOST_TEXT, check_file, open_file
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 CONFIG_FILE = "config.json"
@@ -583,3 +585,11 @@ def sha256_of(stream: BinaryIO, stopped: Callable[[], bool] = lambda: False) -> 
     while (chunk := stream.read(1 << 20)) and not stopped():
         digest.update(chunk)
     return digest.hexdigest()
+
+
+def widest_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The dtype that holds the values of all the tensors: theirs, if they share one."""
+    import torch
+
+    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    return functools.reduce(torch.promote_types, dtypes)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitconv.errors import InputError, ParityError
+from vitconv.mapping import CLASSES
 from vitconv.models.huggingface import first_line, load_config, load_folder
 from vitconv.parity.comparison import check_device
 
@@ -40,15 +41,13 @@ def read_classifier(folder: str | Path) -> Classifier:
     folder = Path(folder).resolve()
     config = load_config(folder)
     name, count = config.architectures[0], len(config.id2label)
-    # CLIP's last projection gives the logits, where it was made from a timm model with a head.
-    is_classifier = "ForImageClassification" in name or getattr(config, "projection_dim", None) == count
-    if not is_classifier:
+    family = CLASSES[name]
+    if not 0 < count == family.num_labels(name, config):
         raise InputError(
             f"The model in '{folder}' has no classes: it is a {name}, converted without a classification head.",
             "Convert a checkpoint that has a head; how to get this model's features, its README.md shows.",
         )
-    # SigLIP's configuration holds that of its vision model.
-    vision = config.vision_config if "vision_config" in type(config).sub_configs else config
+    vision = family.vision_config(config)
     size = vision.image_size
     height, width = (size, size) if isinstance(size, int) else size
     return Classifier(folder, tuple(config.id2label[i] for i in range(count)), (vision.num_channels, height, width))

@@ -68,7 +68,9 @@ def family_for(architecture: Architecture, target: str | None = None) -> Family:
     for family in wanted:
         if not family.obstacles(architecture):
             return family
-    nearest = min(wanted, key=lambda family: (len(family.foreign(architecture)), len(family.obstacles(architecture))))
+    nearest = min(
+        wanted, key=lambda family: (len(family.unsupported(architecture)), len(family.obstacles(architecture)))
+    )
     listed = "; and ".join(nearest.obstacles(architecture))
     name = nearest.class_name(architecture)
     who = "No Transformers class computes" if target is None else f"{name} does not compute"

@@ -71,6 +71,7 @@ AIMV2 = Family(
         "proj_bias": None,
     },
     limits=_limits,
+    epsilon="rms_norm_eps",
     rewrites=(Rewrite(lambda a: not a.patch_bias, zero_patch_bias),),
-    answer=lambda a: "last_hidden_state.mean(1)" if a.global_pool else "last_hidden_state",
+    output_expression=lambda a: "last_hidden_state.mean(1)" if a.global_pool else "last_hidden_state",
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from vitconv.architecture import Architecture
-from vitconv.mapping.family import Family, one_norm, square
+from vitconv.mapping.family import Family, one_norm, square, width_from_config
 from vitconv.mapping.rewrites import (
     Rewrite,
     absorb_prefix_positions,
@@ -71,6 +71,20 @@ def _config(a: Architecture) -> dict[str, Any]:
     }
 
 
+def _from_config(known: Architecture, config: Any) -> dict[str, Any]:
+    found = width_from_config(known, config)
+    if known.design == "Beit":
+        found |= {
+            "global_pool": "avg" if config.use_mean_pooling else "token",
+            "final_norm": not config.use_mean_pooling,
+            "fc_norm": config.use_mean_pooling,
+            "position_embedding": config.use_absolute_position_embeddings,
+            "relative_position": config.use_relative_position_bias,
+            "layer_scale": config.layer_scale_init_value > 0,
+        }
+    return found
+
+
 def _limits(a: Architecture) -> list[str]:
     found = one_norm(a) + square(a)
     # With relative positions from a network, a class token can be hidden: see the rewrite.
@@ -88,6 +102,7 @@ BEIT = Family(
     class_name=lambda a: "BeitForImageClassification",
     classes=("BeitForImageClassification",),
     config=_config,
+    from_config=_from_config,
     expresses={
         "design": ("VisionTransformer", "Eva", "Beit", "VisionTransformerRelPos"),
         "class_token": None,
@@ -122,5 +137,5 @@ BEIT = Family(
         Rewrite(lambda a: not a.class_token, register_as_class_token),
         Rewrite(lambda a: a.position_embedding and not a.class_position, pad_class_position),
     ),
-    answer=lambda a: "logits",
+    output_expression=lambda a: "logits",
 )

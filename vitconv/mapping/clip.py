@@ -53,6 +53,11 @@ def _config(a: Architecture) -> dict[str, Any]:
     } | ({"projection_dim": a.num_labels} if a.classifier else {})
 
 
+def _num_labels(class_name: str, config: Any) -> int:
+    """The projection is the head of a model that was converted from a timm classifier."""
+    return config.projection_dim if class_name == "CLIPVisionModelWithProjection" else 0
+
+
 CLIP = Family(
     name="clip",
     model_type=lambda a: "clip_vision_model",
@@ -80,9 +85,10 @@ CLIP = Family(
         Rewrite(lambda a: a.fc_norm, norm_before_pool),
         Rewrite(lambda a: a.classifier and a.head_bias, head_bias_into_norm, folds=True),
     ),
-    answer=lambda a: "image_embeds" if a.classifier else "pooler_output",
+    output_expression=lambda a: "image_embeds" if a.classifier else "pooler_output",
     base_classes=("CLIPVisionModel",),
     prefix="vision_model.",
     prefix_in_files=True,
     norms_every_token=False,
+    num_labels=_num_labels,
 )

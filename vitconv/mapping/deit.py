@@ -66,5 +66,5 @@ DEIT = Family(
         Rewrite(lambda a: a.layer_scale, fold_layer_scale, folds=True),
         Rewrite(lambda a: not a.class_position, pad_class_position),
     ),
-    answer=lambda a: "logits",
+    output_expression=lambda a: "logits",
 )

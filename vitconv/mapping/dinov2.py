@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from vitconv.architecture import Architecture
 from vitconv.mapping.family import Family, one_norm, sizes, square, tokens_only_headless
@@ -22,6 +24,9 @@ from vitconv.mapping.rewrites import (
     zero_patch_bias,
     zero_projection_biases,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _TABLE = """
 cls_token                        dinov2.embeddings.cls_token                                =
@@ -86,6 +91,42 @@ def _limits(a: Architecture) -> list[str]:
     return found
 
 
+def _from_config(known: Architecture, config: Any) -> dict[str, Any]:
+    if not config.use_swiglu_ffn and not isinstance(config.mlp_ratio, int):
+        return {"intermediate_size": int(config.hidden_size * config.mlp_ratio)}
+    mlp = "packed" if config.use_swiglu_ffn else "plain"
+    width = dinov2_width(replace(known, hidden_size=config.hidden_size, mlp=mlp), config.mlp_ratio)
+    # timm's own width may have been padded.
+    return {"intermediate_size": known.intermediate_size if known.hidden_size == config.hidden_size else width}
+
+
+def _from_config_with_registers(known: Architecture, config: Any) -> dict[str, Any]:
+    registers = config.num_register_tokens + (not known.class_token)
+    return {**_from_config(known, config), "num_register_tokens": registers}
+
+
+def _hidden_act(config: Any) -> str:
+    """DINOv2's SwiGLU computes SiLU, whatever the setting ``hidden_act`` says."""
+    return "silu" if config.use_swiglu_ffn else config.hidden_act
+
+
+def _without_class_position(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Add the class token's position to the token, for timm's models with registers, which have none; and a note.
+
+    It is the sum that Transformers makes first of all, of the same operands: exact to the bit in this dtype.
+    """
+    result = dict(tensors)
+    positions = next((name for name in tensors if name.endswith("embeddings.position_embeddings")), None)
+    token = next((name for name in tensors if name.endswith("embeddings.cls_token")), None)
+    if positions is None or token is None or not tensors[positions][:, :1].any():
+        return result, []
+    with_zero = tensors[positions].detach().clone()
+    result[token] = tensors[token].detach() + with_zero[:, :1]
+    with_zero[:, :1] = 0
+    result[positions] = with_zero
+    return result, ["The class token's position was added to `cls_token`, as timm's model has no place for it."]
+
+
 def _registers(a: Architecture) -> int:
     """Registers that are left when one of them is the class token, if there is no other."""
     return a.num_register_tokens - (not a.class_token)
@@ -118,7 +159,7 @@ _REWRITES = (
 )
 
 
-def _answer(a: Architecture) -> str:
+def _output_expression(a: Architecture) -> str:
     return "logits" if a.classifier else "pooler_output" if a.global_pool else "last_hidden_state"
 
 
@@ -131,10 +172,12 @@ DINOV2 = Family(
     class_name=lambda a: "Dinov2ForImageClassification" if a.classifier else "Dinov2Model",
     classes=("Dinov2ForImageClassification", "Dinov2Model"),
     config=lambda a: {**_config(a), "use_mask_token": False},
+    from_config=_from_config,
+    hidden_act=_hidden_act,
     expresses=_EXPRESSES | {"num_register_tokens": (0, 1)},
     limits=lambda a: _limits(a) + ([] if _registers(a) == 0 else ["not exactly one token before the patches"]),
     rewrites=_REWRITES,
-    answer=_answer,
+    output_expression=_output_expression,
 )
 
 DINOV2_WITH_REGISTERS = Family(
@@ -146,8 +189,11 @@ DINOV2_WITH_REGISTERS = Family(
     class_name=lambda a: "Dinov2WithRegistersForImageClassification" if a.classifier else "Dinov2WithRegistersModel",
     classes=("Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersModel"),
     config=lambda a: {**_config(a), "num_register_tokens": _registers(a)},
+    from_config=_from_config_with_registers,
+    hidden_act=_hidden_act,
+    before_revert=_without_class_position,
     expresses=_EXPRESSES | {"num_register_tokens": None},
     limits=lambda a: _limits(a) + ([] if _registers(a) > 0 else ["no register tokens besides the class token"]),
     rewrites=(*_REWRITES, Rewrite(lambda a: True, zero_mask_token)),
-    answer=_answer,
+    output_expression=_output_expression,
 )

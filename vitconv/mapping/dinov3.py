@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from vitconv.architecture import Architecture
-from vitconv.mapping.family import Family, headless_only, one_norm, pooled_by_the_model, rotary_with_registers, sizes
+from vitconv.mapping.family import (
+    Family,
+    headless_only,
+    one_norm,
+    pooled_by_the_model,
+    rotary_from_config,
+    rotary_with_registers,
+    sizes,
+    width_from_config,
+)
 from vitconv.mapping.rewrites import Rewrite, unit_layer_scale, zero_mask_token, zero_patch_bias
 
 _TABLE = """
@@ -58,6 +67,10 @@ def _config(a: Architecture) -> dict[str, Any]:
     }
 
 
+def _from_config(known: Architecture, config: Any) -> dict[str, Any]:
+    return width_from_config(known, config) | rotary_from_config(known, config)
+
+
 DINOV3 = Family(
     name="dinov3",
     model_type=lambda a: "dinov3_vit",
@@ -65,6 +78,7 @@ DINOV3 = Family(
     class_name=lambda a: "DINOv3ViTModel",
     classes=("DINOv3ViTModel",),
     config=_config,
+    from_config=_from_config,
     expresses={
         "design": ("Eva",),
         "global_pool": ("token", "avg", ""),
@@ -83,5 +97,5 @@ DINOV3 = Family(
         Rewrite(lambda a: not a.layer_scale, unit_layer_scale),
         Rewrite(lambda a: True, zero_mask_token),
     ),
-    answer=pooled_by_the_model,
+    output_expression=pooled_by_the_model,
 )

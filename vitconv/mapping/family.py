@@ -17,7 +17,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitconv.architecture import Architecture, Shapes
-from vitconv.mapping.rewrites import Rewrite, Simplified
+from vitconv.mapping.rewrites import Rewrite, Rewritten
 from vitconv.mapping.timm import holds
 
 if TYPE_CHECKING:
@@ -46,6 +46,16 @@ class Row:
     transformers5: str | None
 
 
+def width_from_config(known: Architecture, config: Any) -> dict[str, Any]:
+    """The one setting that most families add to those that all configurations share: the width of the MLP."""
+    return {"intermediate_size": config.intermediate_size}
+
+
+def num_labels(class_name: str, config: Any) -> int:
+    """The number of classes of a model of this class; 0 for a headless one."""
+    return config.num_labels if "ForImageClassification" in class_name else 0
+
+
 @dataclass(frozen=True)
 class Family:
     """A family of Transformers models.
@@ -64,7 +74,15 @@ class Family:
             values that they may have; ``None`` for any.
         limits: what else an architecture has that the family does not express, in a few words each.
         rewrites: what brings an architecture into the family's form, in this order, each where it is needed.
-        answer: where in the model's output is what timm returns, as Python.
+        output_expression: where in the model's output is what timm returns, as Python.
+        from_config: the inverse of ``config``: the fields of the architecture that the vision model's configuration
+            tells, beside those that all configurations share (:func:`sizes`). The architecture that it is given is
+            one of timm's, for what the configuration does not tell.
+        num_labels: the number of classes that a class of this name has with a configuration.
+        vision_config: the part of a configuration that describes the vision model.
+        hidden_act: the activation that a model with this vision configuration computes.
+        epsilon: the name of the setting for the norms' epsilon.
+        before_revert: changes to a Transformers model's tensors before they are converted back, and notes on them.
         norms_every_token: whether the last norm sees all tokens, as timm's does, so that it is a stage to compare.
     """
 
@@ -77,17 +95,26 @@ class Family:
     expresses: Mapping[str, Sequence[Any] | None]
     limits: Callable[[Architecture], list[str]]
     rewrites: tuple[Rewrite, ...]
-    answer: Callable[[Architecture], str]
+    output_expression: Callable[[Architecture], str]
     base_classes: tuple[str, ...] = ()
     prefix: str = ""
     prefix_in_files: bool = False
     norms_every_token: bool = True
+    from_config: Callable[[Architecture, Any], dict[str, Any]] = width_from_config
+    num_labels: Callable[[str, Any], int] = num_labels
+    vision_config: Callable[[Any], Any] = lambda config: config
+    hidden_act: Callable[[Any], str] = lambda config: config.hidden_act
+    epsilon: str = "layer_norm_eps"
+    before_revert: Callable[[Mapping[str, Tensor]], tuple[dict[str, Tensor], list[str]]] = lambda tensors: (
+        dict(tensors),
+        [],
+    )
 
     def obstacles(self, architecture: Architecture) -> list[str]:
         """What the architecture has that the family does not express; empty if it expresses all."""
-        return self.foreign(architecture) or self.limits(architecture)
+        return self.unsupported(architecture) or self.limits(architecture)
 
-    def foreign(self, architecture: Architecture) -> list[str]:
+    def unsupported(self, architecture: Architecture) -> list[str]:
         """The facts that the family has no place for, each by itself."""
         found = []
         for field in fields(Architecture):
@@ -99,9 +126,9 @@ class Family:
                 found.append(describe(field.name, architecture))
         return found
 
-    def simplify(self, state_dict: Mapping[str, Tensor], architecture: Architecture) -> Simplified:
+    def rewrite(self, state_dict: Mapping[str, Tensor], architecture: Architecture) -> Rewritten:
         """Apply every rewrite that the architecture needs to take the family's form."""
-        result = Simplified(dict(state_dict), architecture)
+        result = Rewritten(dict(state_dict), architecture)
         for rewrite in self.rewrites:
             if rewrite.needed(result.architecture):
                 result = rewrite.apply(result)
@@ -112,7 +139,7 @@ class Family:
         needed = [rewrite for rewrite in self.rewrites if rewrite.needed(architecture)]
         return "folded" if any(rewrite.folds for rewrite in needed) else "made" if needed else "moved"
 
-    def is_simple(self, architecture: Architecture) -> bool:
+    def is_pure_rename(self, architecture: Architecture) -> bool:
         """Whether no rewrite is needed: every tensor is only moved."""
         return self.exactness(architecture) == "moved"
 
@@ -219,6 +246,14 @@ def rotary_with_registers(a: Architecture) -> list[str]:
     """The obstacles of a model that lacks what DINOv3 and its like have, Transformers' classes without exception."""
     found = [] if a.rope_theta else ["no rotary positions (`rope`)"]
     return found + ([] if a.num_register_tokens else ["no register tokens (`reg_token`)"])
+
+
+def rotary_from_config(known: Architecture, config: Any) -> dict[str, Any]:
+    """What the configurations of DINOv3 and its like tell of rotary positions and registers."""
+    return {
+        "rope_theta": (config.rope_theta or 0.0) if known.rope_theta else 0.0,
+        "num_register_tokens": config.num_register_tokens + (not known.class_token),
+    }
 
 
 def pooled_by_the_model(a: Architecture) -> str:

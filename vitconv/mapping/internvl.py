@@ -82,5 +82,5 @@ INTERNVL = Family(
         Rewrite(lambda a: not a.layer_scale, unit_layer_scale),
         Rewrite(lambda a: not a.class_position, pad_class_position),
     ),
-    answer=lambda a: "last_hidden_state[:, 0]" if a.global_pool else "last_hidden_state",
+    output_expression=lambda a: "last_hidden_state[:, 0]" if a.global_pool else "last_hidden_state",
 )

@@ -7,7 +7,6 @@ proved when made: every element of every source tensor is used exactly once and 
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from vitconv import mapping
 from vitconv.architecture import Architecture, Shapes
 from vitconv.errors import WeightsError, first_few
+from vitconv.mapping.rewrites import join
 from vitconv.markdown import code
 from vitconv.markdown import table as markdown_table
 
@@ -72,15 +72,13 @@ class Plan:
 
     def revert(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The way back: join the targets into the sources they came from."""
-        import torch
-
         parts: dict[str, list[Move]] = {}
         for move in self.moves:
             parts.setdefault(move.source, []).append(move)
         return {
             source: tensors[moves[0].target].reshape(moves[0].source_shape)
             if moves[0].rows is None
-            else torch.cat([tensors[move.target] for move in sorted(moves, key=lambda move: move.rows or (0, 0))])
+            else join([tensors[move.target] for move in sorted(moves, key=lambda move: move.rows or (0, 0))])
             for source, moves in parts.items()
         }
 
@@ -118,7 +116,7 @@ def make_plan(
 
     Args:
         family: the family of Transformers models to convert to.
-        architecture: in the form that ``family.simplify`` leaves it in.
+        architecture: in the form that ``family.rewrite`` leaves it in.
         shapes: name and shape of every source tensor.
         layout: ``"hub"``, the names in files, or ``"transformers5"``, the names in memory.
 
@@ -133,7 +131,7 @@ def make_plan(
     if placeless:
         raise WeightsError(
             f"{family.class_name(architecture)} has no place for {first_few(sorted(placeless))}.",
-            "Pass the architecture and the tensors through the family's `simplify` first.",
+            "Pass the architecture and the tensors through the family's `rewrite` first.",
         )
     prove(moves, shapes)
     return Plan(tuple(moves))
@@ -156,7 +154,7 @@ def convert_tensors(
 ) -> dict[str, Tensor]:
     """Simplify, plan and move: timm's tensors in another dialect, views wherever nothing is made or cast."""
     family = mapping.family_for(architecture, target)
-    simple = family.simplify(state_dict, architecture)
+    simple = family.rewrite(state_dict, architecture)
     plan = make_plan(family, simple.architecture, shapes_of(simple.state_dict), layout)
     return plan.apply(simple.state_dict, dtype)
 
@@ -246,14 +244,6 @@ def _ranges(numbers: list[int]) -> str:
         else:
             runs.append([number, number])
     return ",".join(str(first) if first == last else f"{first}…{last}" for first, last in runs)
-
-
-def widest_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
-    """The dtype that holds the values of all the tensors: theirs, if they share one."""
-    import torch
-
-    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
-    return functools.reduce(torch.promote_types, dtypes)
 
 
 def shapes_of(tensors: Mapping[str, object]) -> dict[str, tuple[int, ...]]:

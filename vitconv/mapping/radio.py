@@ -73,6 +73,13 @@ def _limits(a: Architecture) -> list[str]:
     return found
 
 
+def _from_config(known: Architecture, config: Any) -> dict[str, Any]:
+    return {
+        "intermediate_size": int(config.hidden_size * config.mlp_ratio),
+        "num_register_tokens": config.num_registers + (not known.class_token),
+    }
+
+
 RADIO = Family(
     name="radio",
     model_type=lambda a: "radio",
@@ -80,6 +87,7 @@ RADIO = Family(
     class_name=lambda a: "RadioModel",
     classes=("RadioModel",),
     config=_config,
+    from_config=_from_config,
     expresses={
         "global_pool": ("token", ""),
         "num_register_tokens": None,
@@ -98,5 +106,5 @@ RADIO = Family(
         Rewrite(lambda a: a.patch_bias, patch_bias_into_positions, folds=True),
         Rewrite(lambda a: True, radio_form),
     ),
-    answer=lambda a: "summary" if a.global_pool else "last_hidden_state",
+    output_expression=lambda a: "summary" if a.global_pool else "last_hidden_state",
 )

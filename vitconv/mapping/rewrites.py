@@ -30,16 +30,20 @@ class Made:
     Attributes:
         tensor: its name in timm.
         sources: the source tensors that went into it; empty for a constant.
-        how: the rewrite, in a few words for people.
+        description: what the rewrite did, in a few words for people.
     """
 
     tensor: str
     sources: tuple[str, ...]
-    how: str
+    description: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it is written to ``parity.json``, where the description is called ``how``."""
+        return {"tensor": self.tensor, "sources": self.sources, "how": self.description}
 
 
 @dataclass(frozen=True)
-class Simplified:
+class Rewritten:
     """A state dict and its architecture after the rewrites, and the tensors that the rewrites made."""
 
     state_dict: StateDict
@@ -59,7 +63,7 @@ class Rewrite:
     """
 
     needed: Callable[[Architecture], bool]
-    apply: Callable[[Simplified], Simplified]
+    apply: Callable[[Rewritten], Rewritten]
     folds: bool = False
 
     def undo(self, tensors: StateDict, before: Architecture) -> StateDict:
@@ -71,7 +75,14 @@ class Rewrite:
         return _UNDO[self.apply](dict(tensors), before)
 
 
-def fold_layer_scale(model: Simplified) -> Simplified:
+def join(parts: Sequence[Tensor]) -> Tensor:
+    """Stack tensors along their first dimension."""
+    import torch
+
+    return torch.cat(list(parts))
+
+
+def fold_layer_scale(model: Rewritten) -> Rewritten:
     r"""Fold LayerScale into the linear layer before it.
 
     A branch computes :math:`\gamma \odot (Wx + b) = (\operatorname{diag}(\gamma) W) x + \gamma \odot b`, so
@@ -87,7 +98,7 @@ def fold_layer_scale(model: Simplified) -> Simplified:
                     tensor = tensors[name]
                     tensors[name] = gamma.reshape(-1, *[1] * (tensor.ndim - 1)) * tensor
                     made.append(Made(name, (name, gamma_name), "LayerScale folded in"))
-    return Simplified(tensors, replace(model.architecture, layer_scale=False), (*model.made, *made))
+    return Rewritten(tensors, replace(model.architecture, layer_scale=False), (*model.made, *made))
 
 
 def _gammas(architecture: Architecture, block: int) -> tuple[str, str]:
@@ -96,7 +107,7 @@ def _gammas(architecture: Architecture, block: int) -> tuple[str, str]:
     return f"blocks.{block}.ls1.gamma", f"blocks.{block}.ls2.gamma"
 
 
-def unit_layer_scale(model: Simplified) -> Simplified:
+def unit_layer_scale(model: Rewritten) -> Rewritten:
     """No LayerScale is one by ones: exact, as 1·x is x."""
     import torch
 
@@ -106,7 +117,7 @@ def unit_layer_scale(model: Simplified) -> Simplified:
         for name in _gammas(model.architecture, block):
             tensors[name] = torch.ones(model.architecture.hidden_size, **like)
             made.append(Made(name, (), "ones, where timm has no LayerScale"))
-    return Simplified(tensors, replace(model.architecture, layer_scale=True), (*model.made, *made))
+    return Rewritten(tensors, replace(model.architecture, layer_scale=True), (*model.made, *made))
 
 
 def _like(tensors: StateDict) -> dict[str, Any]:
@@ -115,7 +126,7 @@ def _like(tensors: StateDict) -> dict[str, Any]:
     return {"dtype": tensor.dtype, "device": tensor.device}
 
 
-def pad_class_position(model: Simplified) -> Simplified:
+def pad_class_position(model: Rewritten) -> Rewritten:
     """Give the class token a position of zeros, where timm adds positions to the patches alone."""
     import torch
 
@@ -124,10 +135,10 @@ def pad_class_position(model: Simplified) -> Simplified:
     zero = positions.new_zeros(1, model.architecture.class_token + model.architecture.distillation_token, 1)
     tensors["pos_embed"] = torch.cat([zero.expand(-1, -1, positions.shape[2]), positions], dim=1)
     made = Made("pos_embed", ("pos_embed",), "a zero row for the class token in front")
-    return Simplified(tensors, replace(model.architecture, class_position=True), (*model.made, made))
+    return Rewritten(tensors, replace(model.architecture, class_position=True), (*model.made, made))
 
 
-def absorb_prefix_positions(model: Simplified) -> Simplified:
+def absorb_prefix_positions(model: Rewritten) -> Rewritten:
     """Add the positions of the tokens before the patches to these tokens, which are as constant as they.
 
     It is the addition that timm makes in its forward pass, with the same operands: exact to the bit.
@@ -142,10 +153,10 @@ def absorb_prefix_positions(model: Simplified) -> Simplified:
             first += count
     tensors["pos_embed"] = positions[:, first:].contiguous()
     made.append(Made("pos_embed", ("pos_embed",), "the patches' positions alone"))
-    return Simplified(tensors, replace(model.architecture, class_position=False), (*model.made, *made))
+    return Rewritten(tensors, replace(model.architecture, class_position=False), (*model.made, *made))
 
 
-def register_as_class_token(model: Simplified) -> Simplified:
+def register_as_class_token(model: Rewritten) -> Rewritten:
     """Call the first register the class token: nothing but their use after the last block distinguishes them."""
     tensors, registers = dict(model.state_dict), model.architecture.num_register_tokens - 1
     tokens = tensors.pop("reg_token")
@@ -155,19 +166,19 @@ def register_as_class_token(model: Simplified) -> Simplified:
         tensors["reg_token"] = tokens[:, 1:].contiguous()
         made.append(Made("reg_token", ("reg_token",), "the other registers"))
     architecture = replace(model.architecture, class_token=True, num_register_tokens=registers)
-    return Simplified(tensors, architecture, (*model.made, *made))
+    return Rewritten(tensors, architecture, (*model.made, *made))
 
 
-def zero_mask_token(model: Simplified) -> Simplified:
+def zero_mask_token(model: Rewritten) -> Rewritten:
     """The token of masked patches, which Transformers' files have, and which no classification ever reads."""
     import torch
 
     tensors = dict(model.state_dict)
     tensors["mask_token"] = torch.zeros(1, 1, model.architecture.hidden_size, **_like(tensors))
-    return Simplified(tensors, model.architecture, (*model.made, Made("mask_token", (), "zeros, as timm has none")))
+    return Rewritten(tensors, model.architecture, (*model.made, Made("mask_token", (), "zeros, as timm has none")))
 
 
-def head_of_two_halves(model: Simplified) -> Simplified:
+def head_of_two_halves(model: Rewritten) -> Rewritten:
     """Widen the head to one on the class token and the mean of the patches: the half that timm has not is zero.
 
     Exact: 0·x + y is y.
@@ -181,7 +192,7 @@ def head_of_two_halves(model: Simplified) -> Simplified:
     tensors["head.weight"] = torch.cat([weight, zero] if on_class_token else [zero, weight], dim=1)
     unread = "patches" if on_class_token else "class token"
     made = Made("head.weight", ("head.weight",), f"zeros for the {unread}, which timm's head does not read")
-    return Simplified(tensors, model.architecture, (*model.made, made))
+    return Rewritten(tensors, model.architecture, (*model.made, made))
 
 
 def dinov2_mlp_ratio(architecture: Architecture) -> int:
@@ -196,7 +207,7 @@ def dinov2_width(architecture: Architecture, ratio: int) -> int:
     return width if architecture.mlp == "plain" else (int(width * 2 / 3) + 7) // 8 * 8
 
 
-def pad_mlp(model: Simplified) -> Simplified:
+def pad_mlp(model: Rewritten) -> Rewritten:
     """Widen the MLP by channels of zeros to a width that DINOv2 has: exact, as they add act(0)·0 = 0."""
     import torch
 
@@ -216,14 +227,14 @@ def pad_mlp(model: Simplified) -> Simplified:
         pad(f"blocks.{block}.mlp.fc1.weight", 0)
         pad(f"blocks.{block}.mlp.fc1.bias", 0)
         pad(f"blocks.{block}.mlp.fc2.weight", 1)
-    return Simplified(tensors, replace(model.architecture, intermediate_size=width), (*model.made, *made))
+    return Rewritten(tensors, replace(model.architecture, intermediate_size=width), (*model.made, *made))
 
 
 #: A score that leaves no weight after softmax, in any dtype, and is finite in float32.
 _NEVER = -1e9
 
 
-def table_of_relative_positions(model: Simplified) -> Simplified:
+def table_of_relative_positions(model: Rewritten) -> Rewritten:
     """Write down what the networks of relative positions compute: a bias for each distance and head, as BEiT has it.
 
     The networks see nothing but the distances (their logarithms, with sign), which are constants. timm gives the class
@@ -255,10 +266,10 @@ def table_of_relative_positions(model: Simplified) -> Simplified:
         tensors["cls_token"] = torch.zeros(1, 1, model.architecture.hidden_size, **_like(tensors))
         made.append(Made("cls_token", (), "zeros, a token that no patch attends to"))
     architecture = replace(model.architecture, relative_network=0, relative_position=True, class_token=True)
-    return Simplified(tensors, architecture, (*model.made, *made))
+    return Rewritten(tensors, architecture, (*model.made, *made))
 
 
-def drop_key_bias(model: Simplified) -> Simplified:
+def drop_key_bias(model: Rewritten) -> Rewritten:
     r"""Leave out the keys' bias, which softmax cancels.
 
     The score of query :math:`q_i` with key :math:`Wx_j + b` is :math:`q_i \cdot Wx_j + q_i \cdot b`; the second term
@@ -273,10 +284,10 @@ def drop_key_bias(model: Simplified) -> Simplified:
             made.append(
                 Made(f"blocks.{block}.attn.{part}_bias", (name,), "without the keys' bias, which softmax cancels")
             )
-    return Simplified(tensors, replace(model.architecture, key_bias=False), (*model.made, *made))
+    return Rewritten(tensors, replace(model.architecture, key_bias=False), (*model.made, *made))
 
 
-def zero_query_and_value_bias(model: Simplified) -> Simplified:
+def zero_query_and_value_bias(model: Rewritten) -> Rewritten:
     """Queries and values without bias are such with a bias of zeros."""
     import torch
 
@@ -286,16 +297,16 @@ def zero_query_and_value_bias(model: Simplified) -> Simplified:
             name = f"blocks.{block}.attn.{part}_bias"
             tensors[name] = torch.zeros(model.architecture.hidden_size, **_like(tensors))
             made.append(Made(name, (), "zeros, where timm has no bias"))
-    return Simplified(tensors, replace(model.architecture, qkv_bias=True, key_bias=False), (*model.made, *made))
+    return Rewritten(tensors, replace(model.architecture, qkv_bias=True, key_bias=False), (*model.made, *made))
 
 
-def zero_qkv_bias(model: Simplified) -> Simplified:
+def zero_qkv_bias(model: Rewritten) -> Rewritten:
     """Queries, keys and values without bias are such with a bias of zeros."""
     layers = [f"blocks.{block}.attn.qkv" for block in range(model.architecture.num_hidden_layers)]
     return _with_zero_biases(model, layers, "qkv_bias")
 
 
-def fuse_attention_pool(model: Simplified) -> Simplified:
+def fuse_attention_pool(model: Rewritten) -> Rewritten:
     """Stack the queries' layer of attention pooling on that of keys and values, as torch's MultiheadAttention does."""
     import torch
 
@@ -305,10 +316,10 @@ def fuse_attention_pool(model: Simplified) -> Simplified:
         name = f"attn_pool.in_proj_{kind}"
         tensors[name] = torch.cat([tensors.pop(source) for source in sources])
         made.append(Made(name, sources, "queries, keys and values in one"))
-    return Simplified(tensors, model.architecture, (*model.made, *made))
+    return Rewritten(tensors, model.architecture, (*model.made, *made))
 
 
-def head_bias_into_norm(model: Simplified) -> Simplified:
+def head_bias_into_norm(model: Rewritten) -> Rewritten:
     r"""Work a head's bias into the bias of the norm before it: for heads that Transformers gives no bias.
 
     The head computes :math:`W(n + \beta) + b` from the normed token :math:`n` and the norm's bias :math:`\beta`.
@@ -327,7 +338,7 @@ def head_bias_into_norm(model: Simplified) -> Simplified:
     architecture = replace(model.architecture, head_bias=False)
     if bias.is_meta or not bias.any():
         made = Made("head.weight", ("head.weight", "head.bias"), "its bias, which is zero, left out")
-        return Simplified(tensors, architecture, (*model.made, made))
+        return Rewritten(tensors, architecture, (*model.made, made))
     classes, size = weight.shape
     if classes > size or torch.linalg.matrix_rank(weight) < classes:
         raise WeightsError(
@@ -339,18 +350,18 @@ def head_bias_into_norm(model: Simplified) -> Simplified:
     shift = torch.linalg.lstsq(weight, bias[:, None], driver="gelsd").solution[:, 0]
     tensors[norm] = (tensors[norm].double() + shift).to(tensors[norm].dtype)
     made = Made(norm, (norm, "head.bias"), "the head's bias worked in: features before the head are shifted")
-    return Simplified(tensors, architecture, (*model.made, made))
+    return Rewritten(tensors, architecture, (*model.made, made))
 
 
-def patch_bias_into_positions(model: Simplified) -> Simplified:
+def patch_bias_into_positions(model: Rewritten) -> Rewritten:
     """Add the patch convolution's bias to every patch's position: (Wx + b) + p = Wx + (b + p). Rounds once."""
     tensors = dict(model.state_dict)
     tensors["pos_embed"] = tensors["pos_embed"] + tensors.pop("patch_embed.proj.bias")
     made = Made("pos_embed", ("pos_embed", "patch_embed.proj.bias"), "the patches' bias added")
-    return Simplified(tensors, replace(model.architecture, patch_bias=False), (*model.made, made))
+    return Rewritten(tensors, replace(model.architecture, patch_bias=False), (*model.made, made))
 
 
-def radio_form(model: Simplified) -> Simplified:
+def radio_form(model: Rewritten) -> Rewritten:
     """RADIO's own form: patches cut by a linear layer, all tokens before the patches in one, and what it does with
     pixels and tokens besides, as constants: normalise them by mean 0 and deviation 1, return the first token.
     """
@@ -368,15 +379,15 @@ def radio_form(model: Simplified) -> Simplified:
     tensors["norm_std"] = torch.ones(shape, **_like(tensors))
     tensors["summary_idxs"] = torch.zeros(1, dtype=torch.long)
     made += [Made(name, (), "RADIO's constant") for name in ("norm_mean", "norm_std", "summary_idxs")]
-    return Simplified(tensors, model.architecture, (*model.made, *made))
+    return Rewritten(tensors, model.architecture, (*model.made, *made))
 
 
-def zero_patch_bias(model: Simplified) -> Simplified:
+def zero_patch_bias(model: Rewritten) -> Rewritten:
     """A patch convolution without bias is one with a bias of zeros."""
     return _with_zero_biases(model, ["patch_embed.proj"], "patch_bias")
 
 
-def zero_projection_biases(model: Simplified) -> Simplified:
+def zero_projection_biases(model: Rewritten) -> Rewritten:
     """Linear layers without bias are linear layers with a bias of zeros."""
     layers = [
         f"blocks.{block}.{linear}"
@@ -386,22 +397,22 @@ def zero_projection_biases(model: Simplified) -> Simplified:
     return _with_zero_biases(model, layers, "proj_bias")
 
 
-def zero_head_bias(model: Simplified) -> Simplified:
+def zero_head_bias(model: Rewritten) -> Rewritten:
     """A classification head without bias is one with a bias of zeros."""
     return _with_zero_biases(model, ["head"], "head_bias")
 
 
-def norm_before_pool(model: Simplified) -> Simplified:
+def norm_before_pool(model: Rewritten) -> Rewritten:
     """Norm every token and take the class token, not the other way round: a LayerNorm sees one token at a time."""
     tensors, made = dict(model.state_dict), []
     for kind in ("weight", "bias"):
         tensors[f"norm.{kind}"] = tensors.pop(f"fc_norm.{kind}")
         made.append(Made(f"norm.{kind}", (f"fc_norm.{kind}",), "moved from after the pooling to before it"))
     architecture = replace(model.architecture, fc_norm=False, final_norm=True)
-    return Simplified(tensors, architecture, (*model.made, *made))
+    return Rewritten(tensors, architecture, (*model.made, *made))
 
 
-def identity_pooler(model: Simplified) -> Simplified:
+def identity_pooler(model: Rewritten) -> Rewritten:
     """A headless model is one with a layer that multiplies by the identity matrix: exact, as x·1 + 0 is x.
 
     Transformers' ``ViTModel`` has a pooler, a linear layer on the class token, and initialises it at random
@@ -414,16 +425,17 @@ def identity_pooler(model: Simplified) -> Simplified:
     tensors["pooler.weight"] = torch.eye(size, **_like(tensors))
     tensors["pooler.bias"] = torch.zeros(size, **_like(tensors))
     made = [Made(f"pooler.{kind}", (), "the identity, for the pooler") for kind in ("weight", "bias")]
-    return Simplified(tensors, model.architecture, (*model.made, *made))
+    return Rewritten(tensors, model.architecture, (*model.made, *made))
 
 
-def _with_zero_biases(model: Simplified, layers: list[str], flag: str) -> Simplified:
+def _with_zero_biases(model: Rewritten, layers: list[str], flag: str) -> Rewritten:
+    has_bias: dict[str, Any] = {flag: True}
     tensors, made = dict(model.state_dict), []
     for layer in layers:
         weight = tensors[f"{layer}.weight"]
         tensors[f"{layer}.bias"] = weight.new_zeros(weight.shape[0])
         made.append(Made(f"{layer}.bias", (), "zeros, where timm has no bias"))
-    return Simplified(tensors, replace(model.architecture, **{flag: True}), (*model.made, *made))
+    return Rewritten(tensors, replace(model.architecture, **has_bias), (*model.made, *made))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -548,7 +560,7 @@ def _no_way_back(tensors: StateDict, before: Architecture) -> StateDict:
     )
 
 
-_UNDO: dict[Callable[[Simplified], Simplified], Callable[[StateDict, Architecture], StateDict]] = {
+_UNDO: dict[Callable[[Rewritten], Rewritten], Callable[[StateDict, Architecture], StateDict]] = {
     table_of_relative_positions: _no_way_back,
     unit_layer_scale: lambda t, a: _take(t, [n for i in range(a.num_hidden_layers) for n in _gammas(a, i)], 1),
     pad_class_position: _take_class_position,

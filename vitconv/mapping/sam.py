@@ -50,6 +50,17 @@ def _config(a: Architecture) -> dict[str, Any]:
     }
 
 
+def _from_config(known: Architecture, config: Any) -> dict[str, Any]:
+    found = {"intermediate_size": config.mlp_dim}
+    if known.neck_channels:
+        found |= {
+            "window_size": config.window_size,
+            "global_attention": tuple(config.global_attn_indexes),
+            "neck_channels": config.output_channels,
+        }
+    return found
+
+
 SAM = Family(
     name="sam",
     model_type=lambda a: "sam_vision_model",
@@ -57,6 +68,7 @@ SAM = Family(
     class_name=lambda a: "SamVisionModel",
     classes=("SamVisionModel",),
     config=_config,
+    from_config=_from_config,
     expresses={
         "design": ("VisionTransformerSAM",),
         "global_pool": ("avg", ""),
@@ -71,5 +83,5 @@ SAM = Family(
     },
     limits=lambda a: square(a) + ([] if a.neck_channels else ["no convolutions after the blocks (`neck`)"]),
     rewrites=(Rewrite(lambda a: not a.patch_bias, zero_patch_bias), Rewrite(lambda a: not a.qkv_bias, zero_qkv_bias)),
-    answer=lambda a: "last_hidden_state.mean((2, 3))" if a.global_pool else "last_hidden_state",
+    output_expression=lambda a: "last_hidden_state.mean((2, 3))" if a.global_pool else "last_hidden_state",
 )

@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from vitconv.architecture import Architecture
-from vitconv.mapping.family import Family, headless_only, one_norm, pooled_by_the_model, rotary_with_registers, sizes
+from vitconv.mapping.family import (
+    Family,
+    headless_only,
+    one_norm,
+    pooled_by_the_model,
+    rotary_from_config,
+    rotary_with_registers,
+    sizes,
+    width_from_config,
+)
 from vitconv.mapping.rewrites import Rewrite, zero_patch_bias
 
 _TABLE = """
@@ -59,6 +68,15 @@ def _config(a: Architecture) -> dict[str, Any]:
     }
 
 
+def _from_config(known: Architecture, config: Any) -> dict[str, Any]:
+    heads = tuple(config.num_key_value_heads_per_layer)
+    return {
+        **width_from_config(known, config),
+        **rotary_from_config(known, config),
+        "num_key_value_heads": heads if set(heads) != {config.num_attention_heads} else (),
+    }
+
+
 SAPIENS2 = Family(
     name="sapiens2",
     model_type=lambda a: "sapiens2",
@@ -66,6 +84,8 @@ SAPIENS2 = Family(
     class_name=lambda a: "Sapiens2Model",
     classes=("Sapiens2Model",),
     config=_config,
+    from_config=_from_config,
+    epsilon="rms_norm_eps",
     expresses={
         "design": ("Eva",),
         "global_pool": ("token", "avg", ""),
@@ -85,5 +105,5 @@ SAPIENS2 = Family(
     },
     limits=lambda a: one_norm(a) + headless_only(a) + rotary_with_registers(a),
     rewrites=(Rewrite(lambda a: not a.patch_bias, zero_patch_bias),),
-    answer=pooled_by_the_model,
+    output_expression=pooled_by_the_model,
 )

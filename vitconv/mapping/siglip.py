@@ -75,7 +75,7 @@ def _limits(a: Architecture) -> list[str]:
     return one_norm(a) + square(a) + (headless_only(a) if a.global_pool != "avg" else [])
 
 
-def _answer(a: Architecture) -> str:
+def _output_expression(a: Architecture) -> str:
     if a.global_pool == "map":
         return "pooler_output"
     return "logits" if a.classifier else "last_hidden_state.mean(1)" if a.global_pool else "last_hidden_state"
@@ -106,8 +106,9 @@ SIGLIP = Family(
         Rewrite(lambda a: a.layer_scale, fold_layer_scale, folds=True),
         Rewrite(lambda a: a.global_pool == "map", fuse_attention_pool),
     ),
-    answer=_answer,
+    output_expression=_output_expression,
     base_classes=("SiglipVisionModel",),
     prefix="vision_model.",
     prefix_in_files=True,
+    vision_config=lambda config: getattr(config, "vision_config", config),
 )

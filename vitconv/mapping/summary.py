@@ -30,5 +30,5 @@ def summarise_rewrites(made: Iterable[Made]) -> list[tuple[str, str]]:
     """The names of the tensors that were made, with those of all blocks as one, and how they were made."""
     by_how: dict[str, list[str]] = {}
     for tensor in made:
-        by_how.setdefault(tensor.how, []).append(tensor.tensor)
+        by_how.setdefault(tensor.description, []).append(tensor.tensor)
     return [(", ".join(collapse(names)), how) for how, names in by_how.items()]

@@ -94,5 +94,7 @@ VIT = Family(
         Rewrite(lambda a: a.fc_norm, norm_before_pool),
         Rewrite(lambda a: not a.classifier, identity_pooler),
     ),
-    answer=lambda a: "logits" if a.classifier else "pooler_output" if a.global_pool else "last_hidden_state",
+    output_expression=lambda a: (
+        "logits" if a.classifier else "pooler_output" if a.global_pool else "last_hidden_state"
+    ),
 )

@@ -10,18 +10,14 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitconv import mapping
 from vitconv.architecture import Architecture, Shapes, fit_to_weights
 from vitconv.errors import ArchitectureError, VitconvError
-
-if TYPE_CHECKING:
-    from torch import nn
 
 FILE = Path(__file__).with_name("catalogue.json")
 
@@ -87,7 +83,8 @@ def entries() -> dict[str, Entry]:
 def _entry(name: str, facts: Mapping[str, Any]) -> Entry:
     architecture = facts.get("architecture")
     if architecture is not None:
-        architecture = Architecture(**{k: tuple(v) if isinstance(v, list) else v for k, v in architecture.items()})
+        fields_by_name: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in architecture.items()}
+        architecture = Architecture(**fields_by_name)
     tags = {tag: {**values, "tag": tag or None} for tag, values in facts["tags"].items()}
     return Entry(name, architecture, facts.get("refusal"), tags)
 
@@ -169,7 +166,7 @@ class Verdict:
     Attributes:
         name: timm's, without a tag.
         class_name: the Transformers class that computes the same; ``None`` if none does.
-        answer: where in its output is what timm returns, as Python.
+        output_expression: where in its output is what timm returns, as Python.
         exactness: ``"moved"``: every tensor is a timm tensor or a part of one, unchanged; ``"made"``: some are
             constants, or timm's in another arrangement; ``"folded"``: some were worked into others, and rounded once;
             empty if it is refused.
@@ -178,9 +175,14 @@ class Verdict:
 
     name: str
     class_name: str | None
-    answer: str | None
+    output_expression: str | None
     exactness: str
     refusal: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``vitconv models --json`` prints it, where the output expression is called ``answer``."""
+        content = asdict(self)
+        return {{"output_expression": "answer"}.get(name, name): value for name, value in content.items()}
 
     @property
     def obstacles(self) -> str:
@@ -209,62 +211,11 @@ def verdicts(target: str | None = None) -> list[Verdict]:
             continue
         known = entry.architecture
         found.append(
-            Verdict(entry.name, family.class_name(known), family.answer(known), family.exactness(known), None)
+            Verdict(
+                entry.name, family.class_name(known), family.output_expression(known), family.exactness(known), None
+            )
         )
     return found
-
-
-def coverage_page() -> str:
-    """The contents of docs/coverage.md: every verdict, with the counts at the top."""
-    found = verdicts()
-    converted = [verdict for verdict in found if verdict.class_name]
-    refused = [verdict for verdict in found if not verdict.class_name]
-    version = json.loads(FILE.read_text(encoding="utf-8"))["timm"]
-    classes = Counter(verdict.class_name for verdict in converted)
-    reasons = Counter(verdict.obstacles for verdict in refused)
-    kinds = ("moved", "made", "folded")
-    lines = [
-        "# Which of timm's Vision Transformers convert",
-        "",
-        "<!-- Written by `make catalogue` from vitconv/catalogue.json: do not edit. -->",
-        "",
-        f"**{len(converted)} of the {len(found)} that timm {version} lists convert, {len(refused)} are refused.** "
-        "Every line is tested: each architecture that converts is built with two narrow blocks and random weights, "
-        "converted, and compared in float64 to 1e-12 of the values' scale (tests/test_coverage.py).",
-        "",
-        "| Transformers class | what timm returns is its | architectures | moved | made | folded |",
-        "|---|---|--:|--:|--:|--:|",
-    ]
-    for name, count in classes.most_common():
-        mine = [verdict for verdict in converted if verdict.class_name == name]
-        answers = ", ".join(f"`{answer}`" for answer in dict.fromkeys(str(verdict.answer) for verdict in mine))
-        counts = Counter(verdict.exactness for verdict in mine)
-        lines.append(f"| `{name}` | {answers} | {count} | {' | '.join(str(counts[kind]) for kind in kinds)} |")
-    totals = Counter(verdict.exactness for verdict in converted)
-    lines.append(f"| **all** | | **{len(converted)}** | {' | '.join(f'**{totals[kind]}**' for kind in kinds)} |")
-    lines += [
-        "",
-        "*Moved*: every tensor is one of timm's or a part of one, unchanged. *Made*: some are constants (zeros for a "
-        "bias that timm has not) or timm's in another arrangement; no value is computed. *Folded*: some were worked "
-        "into others (LayerScale, a head's bias, the keys' bias that softmax cancels): exact in real arithmetic, "
-        "rounded once in floating point, and not told apart again on the way back.",
-        "",
-        "Weights may be refused where their architecture is not: a CLIP head with a bias and more classes than "
-        "channels, which Transformers' bias-free projection cannot take over.",
-        "",
-        "## Refused",
-        "",
-        "No class of Transformers computes these.",
-        "",
-        "| it has | architectures |",
-        "|---|---|",
-    ]
-    for reason, count in reasons.most_common():
-        names = ", ".join(f"`{verdict.name}`" for verdict in refused if verdict.obstacles == reason)
-        lines.append(f"| {reason} | {count}: {names} |")
-    lines += ["", "## Converted", "", "| timm | Transformers | exactness |", "|---|---|---|"]
-    lines += [f"| `{verdict.name}` | `{verdict.class_name}` | {verdict.exactness} |" for verdict in converted]
-    return "\n".join(lines) + "\n"
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -282,7 +233,7 @@ def generate() -> dict[str, Any]:
     tensors: dict[str, frozenset[tuple[str, tuple[int, ...]]]] = {}
     for name in names:
         model = build_timm(name)
-        facts[name] = _facts(name, model)
+        facts[name] = catalogue_entry(name, model)
         tensors[name] = _fixed_shapes({key: tuple(tensor.shape) for key, tensor in model.state_dict().items()})
     for refused in (name for name in names if "refusal" in facts[name]):
         twins = [name for name in names if "architecture" in facts[name] and tensors[name] == tensors[refused]]
@@ -301,7 +252,7 @@ def _fixed_shapes(shapes: Shapes) -> frozenset[tuple[str, tuple[int, ...]]]:
     return frozenset(fixed.items())
 
 
-def _facts(name: str, model: nn.Module) -> dict[str, Any]:
+def catalogue_entry(name: str, model: Any) -> dict[str, Any]:
     import timm
 
     from vitconv.models.data_config import tag_config
@@ -324,18 +275,3 @@ def _unusual(architecture: Architecture) -> dict[str, Any]:
     """The fields that differ from their defaults."""
     values = asdict(architecture)
     return {field.name: values[field.name] for field in fields(Architecture) if values[field.name] != field.default}
-
-
-def write(page: Path) -> None:
-    """Write ``catalogue.json``, one architecture a line, and the page that people read."""
-    content = generate()
-    lines = ",\n".join(
-        f"  {json.dumps(name)}: {json.dumps(facts)}" for name, facts in content["architectures"].items()
-    )
-    FILE.write_text(f'{{"timm": "{content["timm"]}", "architectures": {{\n{lines}\n}}}}\n', encoding="utf-8")
-    entries.cache_clear()
-    page.write_text(coverage_page(), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    write(Path("docs/coverage.md"))

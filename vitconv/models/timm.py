@@ -108,11 +108,12 @@ def known_name(name: str) -> str | None:
         return name
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # timm warns of the old name
-        cfg = build_timm(name).pretrained_cfg
+        model: Any = build_timm(name)
+    cfg = model.pretrained_cfg
     return ".".join(filter(None, (cfg["architecture"], cfg.get("tag"))))
 
 
-def make_buffers(model: nn.Module) -> None:
+def make_buffers(model: Any) -> None:
     """Give a model that was built without weights the constants that no state dict holds, such as rotary angles."""
     import torch
 
@@ -136,7 +137,7 @@ _REGULARISATION = (
 )
 
 
-def regularisation(model: nn.Module) -> dict[str, float]:
+def regularisation(model: Any) -> dict[str, float]:
     """The largest rates of the dropout, stochastic depth and patch dropout that a model has, by timm's arguments."""
     rates = {"drop_rate": 0.0, "drop_path_rate": 0.0, "patch_drop_rate": 0.0}
     for module in model.modules():
@@ -359,7 +360,7 @@ def from_timm(model: nn.Module) -> Architecture:
             the attributes and buffers.
     """
     try:
-        obstacles = _foreign_modules(model) or _foreign_behaviour(model) or _foreign_settings(model)
+        obstacles = _unsupported_modules(model) or _unsupported_behaviour(model) or _unsupported_settings(model)
         if obstacles:
             raise ArchitectureError(
                 f"No Transformers class computes what this model computes: it has {'; and '.join(obstacles)}.",
@@ -381,7 +382,7 @@ def from_timm(model: nn.Module) -> Architecture:
 _REBUILD = "Build the model anew with timm and load its weights, or keep it in timm."
 
 
-def _check_state(model: nn.Module) -> None:
+def _check_state(model: Any) -> None:
     odd = contradictions(model)
     if odd:
         raise ArchitectureError(
@@ -389,7 +390,7 @@ def _check_state(model: nn.Module) -> None:
         )
 
 
-def _read(model: nn.Module) -> Architecture:
+def _read(model: Any) -> Architecture:
     blocks = list(model.blocks)
     first, patches, head = blocks[0], model.patch_embed, model.head
     mlp = _MLPS[class_name(first.mlp)]
@@ -446,20 +447,20 @@ def _read(model: nn.Module) -> Architecture:
     )
 
 
-def _has(module: nn.Module, attribute: str) -> bool:
+def _has(module: Any, attribute: str) -> bool:
     return getattr(module, attribute, None) is not None
 
 
-def _flag(module: nn.Module, attribute: str) -> bool:
+def _flag(module: Any, attribute: str) -> bool:
     return bool(getattr(module, attribute, False))
 
 
-def _is_there(module: nn.Module, child: str) -> bool:
+def _is_there(module: Any, child: str) -> bool:
     """Whether the child is there and does something."""
     return _has(module, child) and class_name(getattr(module, child)) != _IDENTITY
 
 
-def _layer_scale(block: nn.Module) -> tuple[bool, bool]:
+def _layer_scale(block: Any) -> tuple[bool, bool]:
     """Whether attention and MLP have a LayerScale."""
     if hasattr(block, "ls1"):
         return _is_there(block, "ls1"), _is_there(block, "ls2")
@@ -471,7 +472,7 @@ def pattern_of(path: str) -> str:
     return re.sub(r"^blocks\.[0-9]+(?=\.|$)", "blocks.{i}", path)
 
 
-def _foreign_modules(model: nn.Module) -> list[str]:
+def _unsupported_modules(model: Any) -> list[str]:
     """Phrases on the modules that are not on the whitelist, outermost first, each feature once."""
     root = class_name(model)
     if root not in _DESIGNS:
@@ -496,7 +497,7 @@ def _feature(pattern: str, path: str, class_name: str) -> str:
     return f"a module unknown to vitconv (`{path}` is a {class_name})"
 
 
-def _foreign_behaviour(model: nn.Module) -> list[str]:
+def _unsupported_behaviour(model: Any) -> list[str]:
     """Phrases on modules whose class is known but which compute something else than their class does."""
     found = []
     for path, module in model.named_modules():
@@ -511,7 +512,7 @@ def _foreign_behaviour(model: nn.Module) -> list[str]:
     return found[:3]
 
 
-def _foreign_settings(model: nn.Module) -> list[str]:
+def _unsupported_settings(model: Any) -> list[str]:
     """Phrases on settings of known modules that no class of Transformers has."""
     found = []
     pools = {"max": "max pooling", "avgmax": "mean-and-max pooling"}
@@ -530,7 +531,7 @@ def _foreign_settings(model: nn.Module) -> list[str]:
     return found + _norm_settings(model) + _patch_settings(model) + _block_settings(model)
 
 
-def _rope_settings(model: nn.Module) -> list[str]:
+def _rope_settings(model: Any) -> list[str]:
     rope = model.rope
     plain = dict(rotate_half=True, normalize_coords="separate", grid_offset=0.0, grid_indexing="ij")
     odd = [name for name, value in plain.items() if getattr(rope, name) != value]
@@ -542,7 +543,7 @@ def _rope_settings(model: nn.Module) -> list[str]:
     return [f"rotary positions set up otherwise than DINOv3's (`rope`: {first_few(odd)})"] if odd else []
 
 
-def _pool_settings(model: nn.Module) -> list[str]:
+def _pool_settings(model: Any) -> list[str]:
     pool, first = model.attn_pool, model.blocks[0]
     same = (
         pool.num_heads == first.attn.num_heads
@@ -559,7 +560,7 @@ def _pool_settings(model: nn.Module) -> list[str]:
     return [] if same else ["another attention pooling than SigLIP's (`attn_pool`)"]
 
 
-def _neck_settings(model: nn.Module) -> list[str]:
+def _neck_settings(model: Any) -> list[str]:
     first, norm, second, last = model.neck
     same = (
         first.kernel_size == (1, 1)
@@ -577,7 +578,7 @@ def _neck_settings(model: nn.Module) -> list[str]:
     return [] if same and len(windows) <= 1 and not rotary else ["another neck or other windows than SAM's (`neck`)"]
 
 
-def _network_settings(model: nn.Module) -> list[str]:
+def _network_settings(model: Any) -> list[str]:
     networks = [block.attn.rel_pos for block in model.blocks]
     same = all(
         network is not None
@@ -591,7 +592,7 @@ def _network_settings(model: nn.Module) -> list[str]:
     return [] if same else ["relative positions from networks that are set up otherwise (`blocks.0.attn.rel_pos`)"]
 
 
-def _norm_settings(model: nn.Module) -> list[str]:
+def _norm_settings(model: Any) -> list[str]:
     norms = {path: module for path, module in model.named_modules() if class_name(module) in _NORM}
     found = []
     eps = {module.eps for module in norms.values()}
@@ -604,7 +605,7 @@ def _norm_settings(model: nn.Module) -> list[str]:
     return found
 
 
-def _patch_settings(model: nn.Module) -> list[str]:
+def _patch_settings(model: Any) -> list[str]:
     patches, found = model.patch_embed, []
     conv = patches.proj
     plain = dict(stride=conv.kernel_size, padding=(0, 0), dilation=(1, 1), groups=1, padding_mode="zeros")
@@ -619,7 +620,7 @@ def _patch_settings(model: nn.Module) -> list[str]:
     return found
 
 
-def _block_settings(model: nn.Module) -> list[str]:
+def _block_settings(model: Any) -> list[str]:
     found = [] if len(model.blocks) else ["no blocks (`blocks`)"]
     settings: dict[str, set[Any]] = {}
     for path, block in model.blocks.named_children():
@@ -665,7 +666,7 @@ def _block_settings(model: nn.Module) -> list[str]:
     return found[:3]
 
 
-def _activation(module: nn.Module) -> str:
+def _activation(module: Any) -> str:
     name = class_name(module)
     if name == "torch.nn.GELU" and module.approximate == "tanh":
         return "gelu_pytorch_tanh"

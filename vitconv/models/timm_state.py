@@ -15,10 +15,10 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
-def class_name(module: nn.Module) -> str:
+def class_name(module: Any) -> str:
     """The class by the library it comes from: ``torch.nn.Linear``, ``timm.Attention``, or its full path.
 
     The exact class counts: a subclass computes something else. timm has several ``Block``: only those of its plain
@@ -34,7 +34,7 @@ def class_name(module: nn.Module) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def contradictions(model: nn.Module) -> list[str]:
+def contradictions(model: Any) -> list[str]:
     """Name the attributes and buffers that contradict the rest of a model whose modules are all known.
 
     Raises nothing: an attribute of a type that cannot be judged is a contradiction, too.
@@ -55,12 +55,12 @@ def contradictions(model: nn.Module) -> list[str]:
     return found
 
 
-def _shown(module: nn.Module, name: str) -> str:
+def _shown(module: Any, name: str) -> str:
     value = getattr(module, name)
     return f" = {value!r}"[:60] if isinstance(value, (str, Real, tuple, list, type(None))) else ""
 
 
-def _is_right(name: str, rule: Rule, module: nn.Module, model: nn.Module) -> bool:
+def _is_right(name: str, rule: Rule, module: Any, model: Any) -> bool:
     if not hasattr(module, name):  # another version of timm; where it was taken away, timm itself fails
         return True
     if rule is PART:  # in `vars`, anything with a `__call__` would be run in place of the part
@@ -71,7 +71,7 @@ def _is_right(name: str, rule: Rule, module: nn.Module, model: nn.Module) -> boo
         return False
 
 
-def _other_buffers(module: nn.Module, model: nn.Module, names: list[str]) -> list[str]:
+def _other_buffers(module: Any, model: Any, names: list[str]) -> list[str]:
     """Those of the buffers that are not what the module's own code computes, but for their dtype's rounding."""
     import torch
 
@@ -116,25 +116,25 @@ def _same(value: Tensor, expected: Tensor, precision: Any) -> bool:
 # ------------------------------------------------------------------------------------------------------------
 # Rules: (value, module, model) -> whether it may be converted.
 
-Rule = Callable[[Any, "nn.Module", "nn.Module"], bool]
+Rule = Callable[[Any, Any, Any], bool]
 
 
-def PART(value: Any, module: nn.Module, model: nn.Module) -> bool:  # noqa: N802
+def PART(value: Any, module: Any, model: Any) -> bool:  # noqa: N802
     """A weight or a child: weights are held to the shapes, children to the whitelist of modules."""
     return True
 
 
-def CONSTANT(value: Any, module: nn.Module, model: nn.Module) -> bool:  # noqa: N802
+def CONSTANT(value: Any, module: Any, model: Any) -> bool:  # noqa: N802
     """A buffer that no state dict holds; it must be what the module's own code computes."""
     return True
 
 
-def _free(value: Any, module: nn.Module, model: nn.Module) -> bool:
+def _free(value: Any, module: Any, model: Any) -> bool:
     """It changes nothing in evaluation."""
     return True
 
 
-def _read(value: Any, module: nn.Module, model: nn.Module) -> bool:
+def _read(value: Any, module: Any, model: Any) -> bool:
     """:mod:`vitconv.models.timm` reads it, or compares it with a literal."""
     return True
 
@@ -155,42 +155,42 @@ def _is_equal(value: Any, expected: Any) -> bool:
     return value == expected and (isinstance(value, Integral) or not isinstance(expected, Integral))
 
 
-def _number(value: Any, module: nn.Module, model: nn.Module) -> bool:
+def _number(value: Any, module: Any, model: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _not_negative(value: Any, module: nn.Module, model: nn.Module) -> bool:
+def _not_negative(value: Any, module: Any, model: Any) -> bool:
     return _number(value, module, model) and value >= 0
 
 
-def _rate(value: Any, module: nn.Module, model: nn.Module) -> bool:
+def _rate(value: Any, module: Any, model: Any) -> bool:
     return _number(value, module, model) and 0 <= value <= 1
 
 
-def _count(value: Any, module: nn.Module, model: nn.Module) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value > 0
+def _count(value: Any, module: Any, model: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
 
 
-def _pair(value: Any, module: nn.Module, model: nn.Module) -> bool:
+def _pair(value: Any, module: Any, model: Any) -> bool:
     return len(value) == 2 and all(_count(size, module, model) for size in value)
 
 
-def _has(module: nn.Module, name: str) -> bool:
+def _has(module: Any, name: str) -> bool:
     return getattr(module, name, None) is not None
 
 
-def _prefix_tokens(module: nn.Module, model: nn.Module) -> int:
+def _prefix_tokens(module: Any, model: Any) -> int:
     """How many tokens the forward pass puts before the patches."""
     tokens = (getattr(model, name, None) for name in ("cls_token", "dist_token", "reg_token"))
     return sum(token.shape[1] for token in tokens if token is not None)
 
 
-def _grid(module: nn.Module, model: nn.Module) -> tuple[int, ...]:
+def _grid(module: Any, model: Any) -> tuple[int, ...]:
     patches = model.patch_embed
     return tuple(size // patch for size, patch in zip(patches.img_size, patches.patch_size, strict=True))
 
 
-def _attention_width(module: nn.Module, model: nn.Module) -> int:
+def _attention_width(module: Any, model: Any) -> int:
     """The width of all heads of an attention together, by its weights."""
     for name, share in (("q_proj", 1), ("qkv", 3), ("q", 1)):
         if _has(module, name):
@@ -198,17 +198,17 @@ def _attention_width(module: nn.Module, model: nn.Module) -> int:
     raise AttributeError("an attention without queries")
 
 
-def _head_width(module: nn.Module, model: nn.Module) -> int:
+def _head_width(module: Any, model: Any) -> int:
     return _attention_width(module, model) // module.num_heads
 
 
-def _pooling(value: Any, module: nn.Module, model: nn.Module) -> bool:
+def _pooling(value: Any, module: Any, model: Any) -> bool:
     if value == "token" and not _prefix_tokens(module, model):
         return False
     return value in ("token", "avg", "map", "") and (value == "map") == _has(model, "attn_pool")
 
 
-def _sam_pooling(value: Any, module: nn.Module, model: nn.Module) -> bool:
+def _sam_pooling(value: Any, module: Any, model: Any) -> bool:
     """The model's head says it once more, and timm runs the head."""
     head = model.head
     flattens = [class_name(part) == "torch.nn.Flatten" for part in (head.global_pool.flatten, head.flatten)]
@@ -216,7 +216,7 @@ def _sam_pooling(value: Any, module: nn.Module, model: nn.Module) -> bool:
     return value == ("avg" if pools else "") and any(flattens) == pools
 
 
-def _is_flat(value: Any, module: nn.Module, model: nn.Module) -> bool:
+def _is_flat(value: Any, module: Any, model: Any) -> bool:
     """Whether patches leave the embedding as a row: where timm adds positions to a grid, they must not."""
     grid = class_name(model).endswith("VisionTransformerSAM") or getattr(model, "dynamic_img_size", False)
     return bool(value) != bool(grid)
@@ -230,8 +230,8 @@ _NORM: dict[str, Rule] = {
     "_fast_norm": _free,
 }
 _RESIDUAL: dict[str, Rule] = dict.fromkeys(("attn", "drop_path1", "drop_path2", "mlp", "norm1", "norm2"), PART)
-_LS = {"ls1": PART, "ls2": PART}
-_GAMMAS = {"gamma_1": PART, "gamma_2": PART}
+_LS: dict[str, Rule] = {"ls1": PART, "ls2": PART}
+_GAMMAS: dict[str, Rule] = {"gamma_1": PART, "gamma_2": PART}
 _ATTENTION: dict[str, Rule] = {
     **dict.fromkeys(("attn_drop", "k_norm", "norm", "proj", "proj_drop", "q_norm", "qkv", "gate"), PART),
     "num_heads": _count,
@@ -250,7 +250,7 @@ _SEPARATE_BIAS: dict[str, Rule] = {
     "k_bias": CONSTANT,
     "qkv_bias_separate": _free,
 }
-_MLP = dict.fromkeys(("act", "drop1", "drop2", "fc1", "fc2", "norm"), PART)
+_MLP: dict[str, Rule] = dict.fromkeys(("act", "drop1", "drop2", "fc1", "fc2", "norm"), PART)
 _MODEL: dict[str, Rule] = {
     **dict.fromkeys(
         ("attn_pool", "blocks", "cls_token", "fc_norm", "head", "head_drop", "norm", "norm_pre", "patch_drop",

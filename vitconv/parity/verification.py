@@ -39,7 +39,7 @@ from vitconv.checkpoints.checkpoint import (
 )
 from vitconv.checkpoints.tensorfile import INDEX_FILE, WEIGHTS_FILE
 from vitconv.errors import ParityError, VitconvError, first_few
-from vitconv.mapping.plan import convert_tensors, make_plan, shapes_of, widest_dtype
+from vitconv.mapping.plan import convert_tensors, make_plan, shapes_of
 from vitconv.mapping.rewrites import Made
 from vitconv.markdown import escape
 from vitconv.models.data_config import DataConfig, makes_pixels
@@ -456,7 +456,7 @@ def verify_bytes(
     stored = _only_dtype(written)
     check_bytes(convert_tensors(state_dict, architecture, "hub", stored, target), written)
     family = mapping.family_for(architecture, target)
-    simple = family.simplify(state_dict, architecture)
+    simple = family.rewrite(state_dict, architecture)
     plan = make_plan(family, simple.architecture, shapes_of(simple.state_dict), "hub")
     touched = {name for made in simple.made for name in (made.tensor, *made.sources)}
     untouched = {name: tensor if stored is None else tensor.to(stored) for name, tensor in state_dict.items()}

@@ -109,7 +109,7 @@ def _code(family: Family, architecture: Architecture, processor: str, load: str,
         load: the expression that loads the processor.
         inputs: the expression that makes the model's inputs.
     """
-    name, expression = family.class_name(architecture), family.answer(architecture)
+    name, expression = family.class_name(architecture), family.output_expression(architecture)
     auto = "AutoModelForImageClassification" if name.endswith("ForImageClassification") else name
     what = "logits" if architecture.classifier else "features"
     names = ", ".join(sorted(filter(None, [auto, processor]), key=str.lower))
@@ -161,7 +161,7 @@ def _classes(labels: tuple[str, ...]) -> str:
 def _changes(made: tuple[Made, ...]) -> str:
     if not made:
         return ""
-    lines = [f"- {how}" for how in dict.fromkeys(record.how for record in made)]
+    lines = [f"- {how}" for how in dict.fromkeys(record.description for record in made)]
     return "\n".join(
         ["## What was rewritten", "", "Transformers has no place for some of timm's tensors:", "", *lines]
     )

@@ -83,9 +83,7 @@ def test_an_output_that_takes_nothing(arguments, source):
     with open("/dev/full", "w") as full:
         done = subprocess.run([*MAIN, *arguments], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
-    assert done.stderr.endswith(
-        "error: The output cannot be written: No space left on device.\nWrite it elsewhere.\n"
-    )
+    assert done.stderr.endswith("error: The output cannot be written: No space left on device.\nWrite it elsewhere.\n")
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
 
 

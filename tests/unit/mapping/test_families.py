@@ -34,7 +34,7 @@ def test_the_columns_are_transformers_names(name, tmp_path):
     model = reduced(name)
     architecture = from_timm(model)
     family = family_for(architecture)
-    simple = family.simplify(model.state_dict(), architecture)
+    simple = family.rewrite(model.state_dict(), architecture)
     config = make_config(mapping.config(architecture))
     twin = getattr(transformers, config.architectures[0])(config)
 

@@ -10,8 +10,8 @@ from vitconv.models import timm as timm_models
 from vitconv.models.timm import from_timm
 
 
-def simplify(state_dict, architecture):
-    return family_for(architecture).simplify(state_dict, architecture)
+def rewrite(state_dict, architecture):
+    return family_for(architecture).rewrite(state_dict, architecture)
 
 
 REWRITTEN = sorted(FOLDED | {"no class position", "norm after pool", "headless", "no head bias"})
@@ -31,7 +31,7 @@ def rebuilt(kind: str, state_dict: dict[str, torch.Tensor]) -> torch.nn.Module:
 @pytest.mark.parametrize("kind", REWRITTEN)
 def test_the_rewritten_timm_model_computes_the_same(kind):
     model = small_model(kind).double()
-    simple = simplify(model.state_dict(), from_timm(model))
+    simple = rewrite(model.state_dict(), from_timm(model))
     twin = rebuilt(kind, simple.state_dict)
     if kind != "headless":
         assert from_timm(twin) == simple.architecture
@@ -45,7 +45,7 @@ def test_the_rewritten_timm_model_computes_the_same(kind):
 def test_the_input_is_left_as_it_is(kind):
     state_dict = small_model(kind).state_dict()
     before = {name: tensor.clone() for name, tensor in state_dict.items()}
-    simplify(state_dict, from_timm(small_model(kind)))
+    rewrite(state_dict, from_timm(small_model(kind)))
     assert list(state_dict) == list(before)
     assert all(torch.equal(state_dict[name], before[name]) for name in before)
 
@@ -53,7 +53,7 @@ def test_the_input_is_left_as_it_is(kind):
 def test_what_is_not_rewritten_is_passed_on():
     model = small_model("layer scale")
     state_dict = model.state_dict()
-    simple = simplify(state_dict, from_timm(model)).state_dict
+    simple = rewrite(state_dict, from_timm(model)).state_dict
     shared = {name for name in simple if simple[name] is state_dict[name]}
     assert set(simple) - shared == {
         f"blocks.{block}.{layer}.{kind}"
@@ -65,23 +65,23 @@ def test_what_is_not_rewritten_is_passed_on():
 
 def test_the_record_names_what_was_made_of_what():
     model = small_model("deit3")
-    made = {record.tensor: record for record in simplify(model.state_dict(), from_timm(model)).made}
+    made = {record.tensor: record for record in rewrite(model.state_dict(), from_timm(model)).made}
     assert made["blocks.1.mlp.fc2.bias"].sources == ("blocks.1.mlp.fc2.bias", "blocks.1.ls2.gamma")
-    assert made["pos_embed"].how == "a zero row for the class token in front"
+    assert made["pos_embed"].description == "a zero row for the class token in front"
     assert len(made) == 2 * 4 + 1
 
 
 def test_folding_rounds_once():
     """The product of two float32 is exact in float64, so folding in float32 is that product correctly rounded."""
     model = small_model("layer scale")
-    single = simplify(model.state_dict(), from_timm(model)).state_dict
-    double = simplify(model.double().state_dict(), from_timm(model)).state_dict
+    single = rewrite(model.state_dict(), from_timm(model)).state_dict
+    double = rewrite(model.double().state_dict(), from_timm(model)).state_dict
     assert all(torch.equal(single[name], double[name].float()) for name in single)
 
 
 def test_the_identity_pooler_is_exact():
     model = small_model("headless")
-    simple = simplify(model.state_dict(), from_timm(model)).state_dict
+    simple = rewrite(model.state_dict(), from_timm(model)).state_dict
     features = torch.randn(7, 64)
     assert torch.equal(torch.nn.functional.linear(features, simple["pooler.weight"], simple["pooler.bias"]), features)
 
@@ -136,7 +136,7 @@ def without(model, path):
 def test_a_rewrite_changes_no_function(rewrite, before, after, change):
     model = vision_transformer(**before)
     architecture = timm_models._read(model)
-    result = getattr(rewrites_module, rewrite)(rewrites_module.Simplified(dict(model.state_dict()), architecture))
+    result = getattr(rewrites_module, rewrite)(rewrites_module.Rewritten(dict(model.state_dict()), architecture))
     twin = vision_transformer(**after)
     if rewrite == "zero_patch_bias":
         twin.patch_embed.proj.bias = torch.nn.Parameter(torch.zeros(64).double())
@@ -156,7 +156,7 @@ def test_a_bias_worked_into_its_neighbour(rewrite, path):
     model = vision_transformer()
     twin = without(vision_transformer(), path)
     result = getattr(rewrites_module, rewrite)(
-        rewrites_module.Simplified(dict(model.state_dict()), timm_models._read(model))
+        rewrites_module.Rewritten(dict(model.state_dict()), timm_models._read(model))
     )
     tensors = dict(result.state_dict)
     if rewrite == "patch_bias_into_positions":  # the class token's position has no patch
@@ -172,9 +172,7 @@ def test_a_head_bias_of_zeros_just_goes():
     model = vision_transformer()
     model.head.bias.data.zero_()
     before = dict(model.state_dict())
-    after = rewrites_module.head_bias_into_norm(
-        rewrites_module.Simplified(before, timm_models._read(model))
-    ).state_dict
+    after = rewrites_module.head_bias_into_norm(rewrites_module.Rewritten(before, timm_models._read(model))).state_dict
     assert "head.bias" not in after
     assert all(after[name] is before[name] for name in after)
 
@@ -186,5 +184,5 @@ def test_a_head_whose_bias_no_norm_can_take_over_is_refused(classes):
     model.head.weight.data[1] = model.head.weight.data[0]
     with pytest.raises(WeightsError, match=r"The head has a bias \(`head.bias`\), which CLIP's projection has not"):
         rewrites_module.head_bias_into_norm(
-            rewrites_module.Simplified(dict(model.state_dict()), timm_models._read(model))
+            rewrites_module.Rewritten(dict(model.state_dict()), timm_models._read(model))
         )

@@ -102,7 +102,7 @@ def test_every_family_s_folder_loads_under_transformers_4(tmp_path):
         pixels = pixels_for(model)
         with torch.no_grad():
             expected = model(pixels)
-        answer = family_for(done.architecture).answer(done.architecture)
+        answer = family_for(done.architecture).output_expression(done.architecture)
         torch.save({"pixels": pixels, "expected": expected, "answer": answer}, done.destination / "case.pt")
     printed = subprocess.run(
         [sys.executable, "-c", LOAD_ALL, str(tmp_path / "hf")],

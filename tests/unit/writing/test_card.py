@@ -77,7 +77,7 @@ def each_way_to_use_a_model():
                 family = family_for(architecture)
             except ArchitectureError:
                 continue
-            way = family.class_name(architecture), family.answer(architecture)
+            way = family.class_name(architecture), family.output_expression(architecture)
             found.setdefault(way, (way[0], entry.name, classes, None))
     # No architecture of timm's becomes this one but by --target.
     ways = [*found.values(), ("Dinov2ForImageClassification", "deit3_base_patch16_224", 5, "dinov2")]

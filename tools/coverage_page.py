@@ -1,0 +1,67 @@
+"""Ask the installed timm again what its Vision Transformers are: write catalogue.json and docs/coverage.md."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import jinja2
+
+from vitconv.models import catalogue
+
+ROOT = Path(__file__).resolve().parents[1]
+KINDS = ("moved", "made", "folded")
+
+
+def coverage_page() -> str:
+    """The contents of docs/coverage.md: every verdict, with the counts at the top."""
+    verdicts = catalogue.verdicts()
+    converted = [verdict for verdict in verdicts if verdict.class_name]
+    refused = [verdict for verdict in verdicts if not verdict.class_name]
+    classes = []
+    for name, count in Counter(verdict.class_name for verdict in converted).most_common():
+        of_class = [verdict for verdict in converted if verdict.class_name == name]
+        expressions = list(dict.fromkeys(verdict.output_expression for verdict in of_class))
+        classes.append((name, expressions, count, _counts(of_class)))
+    reasons = [
+        (reason, [verdict.name for verdict in refused if verdict.obstacles == reason])
+        for reason, _ in Counter(verdict.obstacles for verdict in refused).most_common()
+    ]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=False,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("coverage.md.j2").render(
+        version=json.loads(catalogue.FILE.read_text(encoding="utf-8"))["timm"],
+        total=len(verdicts),
+        converted=converted,
+        refused=refused,
+        classes=classes,
+        totals=_counts(converted),
+        reasons=reasons,
+    )
+
+
+def _counts(verdicts: list[catalogue.Verdict]) -> list[int]:
+    counts = Counter(verdict.exactness for verdict in verdicts)
+    return [counts[kind] for kind in KINDS]
+
+
+def write_catalogue() -> None:
+    """Write ``catalogue.json``, one architecture a line."""
+    content = catalogue.generate()
+    lines = ",\n".join(
+        f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in content["architectures"].items()
+    )
+    text = f'{{"timm": "{content["timm"]}", "architectures": {{\n{lines}\n}}}}\n'
+    catalogue.FILE.write_text(text, encoding="utf-8")
+    catalogue.entries.cache_clear()
+
+
+if __name__ == "__main__":
+    write_catalogue()
+    (ROOT / "docs" / "coverage.md").write_text(coverage_page(), encoding="utf-8")
