@@ -624,7 +624,8 @@ def _write(folder: Path, opened: Identified, labels: tuple[str, ...], dtype: str
     stored = {dtype_name(tensor) for tensor in opened.tensors.values()}
     family = mapping.family_for(inspection.architecture, inspection.target)
     if family.is_pure_rename(inspection.architecture) and dtype in (None, *(stored if len(stored) == 1 else ())):
-        tensors = inspection.plan.apply(opened.tensors)
+        in_file: Any = opened.tensors  # not read into memory: each is only cut into its rows
+        tensors = inspection.plan.apply(in_file)
     else:
         import torch
 

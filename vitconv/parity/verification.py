@@ -35,6 +35,7 @@ from vitconv.checkpoints.checkpoint import (
     TORCH_INDEX_FILE,
     read_json,
     read_state_dict,
+    widest_dtype,
     write_json,
 )
 from vitconv.checkpoints.tensorfile import INDEX_FILE, WEIGHTS_FILE
