@@ -184,7 +184,7 @@ def convert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder named DST.")] = False,
 ) -> None:
     """Convert timm weights to a Transformers folder, and prove it before it appears."""
-    with errors_for_people(), _progress() as say, _uncollected():
+    with errors_for_people(), _uncollected(), _progress() as say:
         from vitconv.convert import convert_checkpoint
 
         done = convert_checkpoint(
@@ -261,7 +261,7 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Prove an existing Transformers folder against the timm weights it was made from."""
-    with errors_for_people(), _progress() as say, _uncollected():
+    with errors_for_people(), _uncollected(), _progress() as say:
         from vitconv.convert import verify_checkpoint
 
         found = verify_checkpoint(
@@ -307,7 +307,7 @@ def revert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder named DST.")] = False,
 ) -> None:
     """Convert a Transformers folder back to one that timm loads, and prove it before it appears."""
-    with errors_for_people(), _progress() as say, _uncollected():
+    with errors_for_people(), _uncollected(), _progress() as say:
         from vitconv.convert import revert_checkpoint
 
         done = revert_checkpoint(
@@ -553,6 +553,7 @@ def errors_for_people(interrupted: Callable[[], str] = lambda: "Nothing was writ
     Args:
         interrupted: gives a sentence on what an interrupt leaves behind.
     """
+    process.ends_at_once = False
     try:
         yield
     except (VitconvError, KeyboardInterrupt) as error:

@@ -26,13 +26,12 @@ _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, 
 
 
 def main() -> None:
-    """The command ``vitconv``."""
+    """The command ``vitconv``: until one of its commands begins, nothing is open."""
     global ends_at_once
     ends_at_once = True
     _listen()
     from vitconv.cli import app
 
-    ends_at_once = False
     run(app)
 
 
