@@ -20,7 +20,7 @@ ends_at_once = False
 #: The signal that told it to end; 0 for none.
 told_to_end = 0
 
-_WORDS = {signal.SIGINT: "Interrupted", signal.SIGTERM: "Terminated"}
+_WORDS: dict[int, str] = {signal.SIGINT: "Interrupted", signal.SIGTERM: "Terminated"}
 #: What writing to an open file, such as the output, fails with; where vitconv writes files, it says so itself.
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EPIPE)
 
