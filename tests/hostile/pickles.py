@@ -254,7 +254,7 @@ SWELLING: dict[str, bytes] = {
     "a text encoded again and again": b"](" + _TEXT + call("_codecs", "encode", get(0), text("latin1")) * 1000 + b"e",
     "a text in a slow encoding": call("_codecs", "encode", text("\u00e4\u1234" * 10_000), text("punycode")),
     "a list copied again and again": b"](" + _MANY + call("builtins", "set", get(0)) * 10_000 + b"e",
-    "more objects than a checkpoint has": b"](" + b"N" * 2_100_000 + b"e",
+    "more objects than a checkpoint has": b"](" + b"N" * 1_100_000 + b"e",
     "a memo without end": b"](" + b"N" + b"r\xff\xff\xff\x7f" + b"j\xff\xff\xff\x7e" + b"e",
     "LONG4": b"\x8b\xff\xff\xff\x7f",
     "BINBYTES8": b"\x8e" + struct.pack("<Q", 1 << 40),

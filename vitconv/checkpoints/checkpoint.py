@@ -46,6 +46,8 @@ TORCH_FILE = "pytorch_model.bin"
 TORCH_INDEX_FILE = "pytorch_model.bin.index.json"
 HUB_PREFIX = re.compile(r"hf[-_]hub:")
 
+#: Bytes: for a hundred thousand records.
+_LONGEST_TABLE = 10_000_000
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 _SAVE_INSTEAD = "Save the weights with torch.save(model.state_dict(), path) and pass that file."
 _AGAIN = "Copy or download the file again."
@@ -289,9 +291,14 @@ def _check_zip(path: Path) -> tuple[dict[int, int], dict[str, int]]:
     Returns where the bytes of each entry are, start -> length, and the length of each tensor's bytes by its key.
     """
     try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            start = _table_start(file, size)
+            if size - start > _LONGEST_TABLE:
+                raise _damaged(path, "its table of contents is longer than that of any Vision Transformer")
+            archive = zipfile.ZipFile(file)
             entries = archive.infolist()
-            if archive.start_dir != _table_start(file, path.stat().st_size):
+            if archive.start_dir != start:
                 raise _damaged(path, "its table of contents is not where it should be")
             _refuse_other_archives(path, [entry.filename for entry in entries])
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
@@ -311,14 +318,17 @@ def _check_zip(path: Path) -> tuple[dict[int, int], dict[str, int]]:
 
 
 def _table_start(file: BinaryIO, size: int) -> int:
-    """Where a zip says that its table of contents begins, in the last bytes of the file: torch writes no comment."""
+    """Where a zip says that its table of contents begins, in its last bytes; its size where they do not say it so.
+
+    torch writes no comment behind them.
+    """
     file.seek(max(size - 98, 0))
     end = file.read()
     if end[-42:-38] != b"PK\6\7":
-        return int.from_bytes(end[-6:-2], "little") if end[-22:-18] == b"PK\5\6" else -1
+        return int.from_bytes(end[-6:-2], "little") if end[-22:-18] == b"PK\5\6" else size
     # The 64-bit record of the end, and where that record is.
     follows = end[:4] == b"PK\6\6" and int.from_bytes(end[-34:-26], "little") == size - 98
-    return int.from_bytes(end[48:56], "little") if follows else -1
+    return int.from_bytes(end[48:56], "little") if follows else size
 
 
 def check_checksums(path: Path, stopped: Callable[[], bool] = lambda: False) -> None:

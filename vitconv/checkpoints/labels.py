@@ -26,7 +26,7 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise InputError(f"There is no label file '{path}'.", "Check the path of the label file.") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # bytes that are no UTF-8, or a name with a NUL
         raise InputError(f"The label file '{path}' is not readable text.", _FORMATS) from error
     if text.lstrip()[:1] in ("[", "{"):
         labels = _from_json(text, path)

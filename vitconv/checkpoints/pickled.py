@@ -33,7 +33,7 @@ _SAFE = re.compile(
 #: Bytes and instructions: the pickle of a checkpoint has names and sizes only. That of a ViT of a billion parameters
 #: has a hundredth of both, with its optimizer.
 _LONGEST = 64_000_000
-_MOST_INSTRUCTIONS = 2_000_000
+_MOST_INSTRUCTIONS = 1_000_000
 #: Levels of nesting: Python hashes and frees nested objects by recursion, and some of torch's without a limit.
 _DEEPEST = 100
 #: Objects that calls are given, all together; what comes again by reference counts again.

@@ -53,7 +53,7 @@ def convert(
     overwrite: Overwrite = False,
 ) -> None:
     """Convert timm weights to a Transformers folder, and prove it before it appears."""
-    with errors_for_people(), show_steps() as on_step, without_garbage_collection():
+    with errors_for_people(), without_garbage_collection(), show_steps() as on_step:
         from vitconv.convert import convert_checkpoint
 
         done = convert_checkpoint(
@@ -97,7 +97,7 @@ def inspect(
     """Show what a conversion would do, without doing it: the architecture, every move, what would be refused."""
     from rich.table import Table
 
-    with errors_for_people(), show_steps() as on_step:
+    with errors_for_people(), without_garbage_collection(), show_steps() as on_step:
         from vitconv.convert import inspect_checkpoint
 
         on_step("Reading the checkpoint")
@@ -145,7 +145,7 @@ def revert(
     overwrite: Overwrite = False,
 ) -> None:
     """Convert a Transformers folder back to one that timm loads, and prove it before it appears."""
-    with errors_for_people(), show_steps() as on_step:
+    with errors_for_people(), without_garbage_collection(), show_steps() as on_step:
         from vitconv.convert import revert_checkpoint
 
         done = revert_checkpoint(

@@ -45,10 +45,10 @@ def run(command: Callable[[], object] | None = None) -> None:
     if sys.stdout is None:  # a shell closed it
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if command is None:
-        ends_at_once = True
+        ends_at_once = True  # until one of the commands begins, nothing is open
         from vitconv.cli.commands import app
 
-        command, ends_at_once = app, False
+        command = app
     try:
         command()
     except SystemExit as end:
@@ -75,6 +75,8 @@ def errors_for_people(interrupted: Callable[[], str] = lambda: "Nothing was writ
     Args:
         interrupted: returns a sentence on what an interrupt leaves behind.
     """
+    global ends_at_once
+    ends_at_once = False
     try:
         yield
     except (VitconvError, KeyboardInterrupt) as error:

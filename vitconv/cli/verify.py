@@ -41,7 +41,7 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print all numbers as JSON.")] = False,
 ) -> None:
     """Prove an existing Transformers folder against the timm weights it was made from."""
-    with errors_for_people(), show_steps() as on_step, without_garbage_collection():
+    with errors_for_people(), without_garbage_collection(), show_steps() as on_step:
         from vitconv.convert import verify_checkpoint
 
         found = verify_checkpoint(

@@ -231,6 +231,16 @@ def test_an_archive_with_two_pickles_is_refused(second, tmp_path):
     assert_refused(tmp_path / "w.pth", tmp_path, "have the same name")
 
 
+def test_an_archive_of_more_records_than_any_checkpoint_has(tmp_path):
+    with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}.")
+        for number in range(180_000):
+            archive.writestr(f"archive/data/{number}", b"")
+    start = time.process_time()
+    assert_refused(tmp_path / "w.pth", tmp_path, "longer than that of any Vision Transformer")
+    assert time.process_time() - start < 5
+
+
 def test_an_archive_within_another_folder_is_not_taken_for_it(tmp_path):
     """torch opens the pickle in the folder of the first record."""
     with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
