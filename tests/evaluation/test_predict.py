@@ -565,3 +565,20 @@ def test_too_little_shared_memory_is_an_error_in_words(folder, tmp_path, write_i
     assert "error: There is too little shared memory for a batch of 8 images" in done.stderr
     assert "Choose a smaller batch size" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("most", [10, 15, 20])
+def test_too_few_open_files_is_an_error_in_words(folder, tmp_path, write_images, most):
+    resource = pytest.importorskip("resource")
+    done = subprocess.run(
+        [Path(sys.executable).with_name("vitconv"), "predict", folder, write_images(2), tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (most, most)),
+    )
+    assert done.returncode == 1
+    assert "error: " in done.stderr
+    assert "Too many open files" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("out/*"))
