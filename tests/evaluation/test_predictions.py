@@ -414,6 +414,19 @@ def test_rows_that_say_two_things_are_refused_whatever_their_seal(tmp_path, edit
         read_predictions(tmp_path)
 
 
+def test_a_path_that_is_not_utf_8_any_more_is_an_edit(tmp_path):
+    parts = Parts(tmp_path, RUN, 1, overwrite=False)
+    parts.write(0, rows(0, 2), "key")
+    (file,) = tmp_path.iterdir()
+    content = file.read_bytes()
+    assert b"0.jpg" in content
+    file.write_bytes(content.replace(b"0.jpg", b"\xff.jpg"))
+    with pytest.raises(InputError, match="has been edited"):
+        read_predictions(tmp_path)
+    with pytest.raises(DestinationError, match="has been edited"):
+        parts.find(0, "key", PATHS)
+
+
 def test_a_part_that_would_fill_the_memory_is_refused(tmp_path):
     """Two hundred kilobytes, of which a hundred gigabytes become."""
     path = pa.DictionaryArray.from_arrays(pa.array(np.zeros(10**6, np.int32)), pa.array(["x" * 10**5]))

@@ -368,11 +368,11 @@ def _read(file: Path) -> _Part:
     if _columns(content.schema_arrow) != _columns(SCHEMA) or not {_KEY, _RUN, _CLASSES, _SEAL} <= metadata.keys():
         raise _NoPartError(_OTHERS)
     rows = _read_rows(content)
-    if _seal(rows, metadata) != metadata[_SEAL]:
-        raise _NoPartError(_EDITED)
     try:
+        if _seal(rows, metadata) != metadata[_SEAL]:
+            raise _NoPartError(_EDITED)
         part = _Part(rows, metadata[_KEY].decode(), metadata[_RUN].decode(), tuple(json.loads(metadata[_CLASSES])))
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:  # such as of a path that is not UTF-8
         raise _NoPartError(_EDITED) from error
     if not _is_sound(part):
         raise _NoPartError(_EDITED)
