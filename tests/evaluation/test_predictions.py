@@ -414,16 +414,19 @@ def test_rows_that_say_two_things_are_refused_whatever_their_seal(tmp_path, edit
         read_predictions(tmp_path)
 
 
-def test_a_path_that_is_not_utf_8_any_more_is_an_edit(tmp_path):
+@pytest.mark.parametrize(
+    ("text", "why"), [(b"0.jpg", "has been edited"), (b"probability", "was not written by this version")]
+)
+def test_what_is_not_utf_8_any_more_is_an_edit(tmp_path, text, why):
     parts = Parts(tmp_path, RUN, 1, overwrite=False)
     parts.write(0, rows(0, 2), "key")
     (file,) = tmp_path.iterdir()
     content = file.read_bytes()
-    assert b"0.jpg" in content
-    file.write_bytes(content.replace(b"0.jpg", b"\xff.jpg"))
-    with pytest.raises(InputError, match="has been edited"):
+    assert text in content
+    file.write_bytes(content.replace(text, b"\xff" + text[1:]))
+    with pytest.raises(InputError, match=why):
         read_predictions(tmp_path)
-    with pytest.raises(DestinationError, match="has been edited"):
+    with pytest.raises(DestinationError, match=why):
         parts.find(0, "key", PATHS)
 
 

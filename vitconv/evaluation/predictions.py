@@ -363,9 +363,12 @@ def _read(file: Path) -> _Part:
         data = stream.read() or b""
     if _ARROW in _footer(data):  # before pyarrow sees any of it
         raise _NoPartError(_OTHERS)
-    content = parquet.ParquetFile(pa.BufferReader(data))
-    metadata = content.metadata.metadata or {}
-    if _columns(content.schema_arrow) != _columns(SCHEMA) or not {_KEY, _RUN, _CLASSES, _SEAL} <= metadata.keys():
+    try:
+        content = parquet.ParquetFile(pa.BufferReader(data))
+        columns, metadata = _columns(content.schema_arrow), content.metadata.metadata or {}
+    except UnicodeDecodeError as error:  # of the names of columns
+        raise _NoPartError(_OTHERS) from error
+    if columns != _columns(SCHEMA) or not {_KEY, _RUN, _CLASSES, _SEAL} <= metadata.keys():
         raise _NoPartError(_OTHERS)
     rows = _read_rows(content)
     try:
