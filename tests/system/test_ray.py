@@ -2,9 +2,11 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -159,6 +161,25 @@ def test_a_cluster_that_does_not_start_is_an_error_in_words(monkeypatch, kind):
     monkeypatch.setattr(ray, "init", fail)
     with pytest.raises(InputError, match=r"cannot be reached, or started: The current node timed out"):
         RayEngine("cpu")
+
+
+def test_where_nothing_listens_ray_does_not_wait(folder, tmp_path, write_images):
+    """Ray waits for three minutes, and says so in lines of its own."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and nobody listens
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        done = subprocess.run(
+            [Path(sys.executable).with_name("vitconv"), "predict", folder, write_images(1), tmp_path / "out"]
+            + ["--engine", "ray"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=os.environ | {"RAY_ADDRESS": address},
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: The Ray cluster at '{address}' cannot be reached, or started: ")
+    assert len(done.stderr.splitlines()) == 2
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_ray_it_says_what_to_install():

@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 refused or failed, with one ``error: …`` line on stderr 
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import os
@@ -591,6 +592,11 @@ def errors_for_people(interrupted: Callable[[], str] = lambda: "Nothing was writ
             raise typer.Exit(1) from None
         typer.echo(f"error: {'Terminated' if _told_to_end else 'Interrupted'}.\n{interrupted()}", err=True)
         raise typer.Exit(143 if _told_to_end else 130) from None
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):  # which may meet any line that imports something
+            raise
+        typer.echo(f"error: {error.strerror}.\nRaise the limit (ulimit -n), and run it again.", err=True)
+        raise typer.Exit(1) from None
 
 
 @contextmanager

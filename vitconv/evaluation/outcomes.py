@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vitconv.errors import InputError, first_few
-from vitconv.inference.images import ImageList, read_images, read_table
+from vitconv.inference.images import ImageList, read_header, read_images, read_table
 from vitconv.inference.predictions import Predictions, read_predictions, softmax
 
 
@@ -96,29 +96,31 @@ def _read_expected(path: str | Path, classes: tuple[str, ...]) -> _Expected:
         order = [other.classes.index(name) for name in classes]
         numbers = _numbers(other.rows["class"], classes, f"The expected answers in '{path}'")
         return _Expected(other.rows["path"], numbers, other.logits()[:, order].astype(np.float64))
-    table = read_table(path, "file of expected answers")
+    what = "file of expected answers"
+    columns = read_header(path, what)
+    if "class" not in columns:
+        raise InputError(f"The expected answers '{path}' have no column 'class'.", _same_classes(classes))
+    others = set(columns) - {"path", "class"}
+    if others and others != set(classes):
+        raise InputError(
+            f"The expected answers '{path}' have logits of other classes than the model: "
+            f"{first_few(sorted(others ^ set(classes)))}.",
+            _same_classes(classes),
+        )
+    table = read_table(path, what, columns)
     if not len(table):
         raise InputError(f"The expected answers '{path}' have no row.", "Write one for each image, or give no file.")
-    if "class" not in table.column_names:
-        raise InputError(f"The expected answers '{path}' have no column 'class'.", _same_classes(classes))
     if pc.count_distinct(table["path"]).as_py() != len(table):
         raise InputError(f"The expected answers '{path}' name an image more than once.", "Remove the repeated rows.")
     numbers = _numbers(table["class"], classes, f"The expected answers '{path}'")
-    others = [name for name in table.column_names if name not in ("path", "class")]
     if not others:
         return _Expected(table["path"], numbers, None)
-    if set(others) != set(classes):
-        wrong = sorted(set(others) ^ set(classes))
-        raise InputError(
-            f"The expected answers '{path}' have logits of other classes than the model: {first_few(wrong)}.",
-            _same_classes(classes),
-        )
     try:
         if any(pa.types.is_boolean(table[name].type) for name in classes):  # pyarrow makes 1 and 0 of true and false
             raise ValueError("true or false.")
         logits = np.stack([table[name].cast(pa.float64()).to_numpy() for name in classes], axis=1)
-        if not np.isfinite(logits).all():
-            raise ValueError("not all of them are finite.")
+        if not (np.abs(logits) <= np.finfo(np.float32).max).all():  # which a model's are, and NaN is not
+            raise ValueError("not all of them are finite in float32.")
     except (ValueError, pa.ArrowException) as error:
         raise InputError(
             f"The expected answers '{path}' have logits that are no numbers: {error}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -36,6 +37,7 @@ class LocalEngine:
             worker_init_fn=_be_quiet,
         )
         try:
+            _check_descriptors()
             for pixels in loader:
                 yield Answer(pixels.batch, predictor(pixels.values.numpy()), pixels.errors)
         except torch.OutOfMemoryError as error:
@@ -48,7 +50,15 @@ class LocalEngine:
                 f"There is too little memory to prepare {batches.size} images in each of {cores()} processes.",
                 f"{_AGAIN} Smaller batches take less memory.",
             ) from error
+        except OSError as error:  # of pipes and processes; whatever is wrong with an image is in its batch's errors
+            raise VitconvError(
+                f"The processes that prepare images cannot be run: {error.strerror or error}.", _LIMITS
+            ) from error
         except RuntimeError as error:
+            if "Too many open files" in str(error):
+                raise VitconvError(
+                    "The processes that prepare images cannot be run: Too many open files.", _LIMITS
+                ) from error
             if "DataLoader worker" not in str(error):
                 raise
             if "Caught" in str(error):  # the other process's traceback
@@ -62,6 +72,20 @@ class LocalEngine:
             ) from error
 
 
+def _check_descriptors() -> None:
+    """Raise OSError if the processes would want more open files than this one may have.
+
+    torch, which meets that limit half way, prints tracebacks of its own.
+    """
+    opened: list[int] = []
+    try:
+        for _ in range(8 + 5 * cores()):  # for each its pipes, and the memory of two batches
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+
+
 def _uses_ray() -> bool:
     """Whether this process is connected to a Ray cluster. Then it must not be forked.
 
@@ -72,6 +96,7 @@ def _uses_ray() -> bool:
     return ray is not None and ray.is_initialized()
 
 
+_LIMITS = "Raise the limits of open files and processes (ulimit -n, ulimit -u), and run it again."
 _AGAIN = "Run it again: it goes on where it stopped."
 
 

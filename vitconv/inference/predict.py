@@ -115,7 +115,8 @@ def predict(
     read_state_dict(classifier.folder)  # its files are whole, before a cluster is started for them
     batches = Batches(read_images(images), batch_size, load_processor(classifier.folder, processor), classifier.shape)
     runner = _ENGINES[engine](device)
-    facts = _facts(classifier, processor, batch_size, runner.device) | {"check_content": check_content}
+    facts = _facts(classifier, processor, batch_size, runner.device)
+    facts |= {"check_content": check_content, "folder": str(batches.images.folder)}  # what relative paths start from
     run = Run(facts, classifier.classes)
     cut = _cut(len(batches), batch_size)
     parts = Parts(destination, run, len(cut), overwrite=overwrite)

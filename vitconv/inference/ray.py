@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,7 @@ class RayEngine:
         if not ray.is_initialized():
             alone = {"include_dashboard": False} if address == "local" else {}
             try:
+                _check_listens(address)
                 ray.init(address, log_to_driver=False, logging_level="error", **alone)
             except Exception as error:  # Ray has no class of its own for this: a time-out is a bare Exception
                 raise InputError(
@@ -98,6 +100,28 @@ class RayEngine:
             )
         )
         yield from answers.iter_rows()
+
+
+def _check_listens(address: str) -> None:
+    """Raise OSError if nothing listens at ``host:port``: Ray itself would wait for three minutes.
+
+    Ray asks this machine's own address where the host is a loopback one, so that is tried, too.
+    """
+    import ray
+
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdecimal():
+        return
+    hosts = [host.strip("[]")]
+    if hosts[0] in ("localhost", "127.0.0.1", "::1"):
+        hosts.append(ray.util.get_node_ip_address())
+    for host in hosts:
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+            return
+        except OSError as error:
+            last = error
+    raise last
 
 
 def _failed(error: Exception) -> VitconvError:

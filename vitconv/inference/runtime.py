@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitconv.errors import InputError, ParityError
+from vitconv.checkpoints.labels import check_labels
 from vitconv.models.huggingface import first_line, load_config, load_folder
 from vitconv.parity.comparison import check_device
 
@@ -35,7 +36,7 @@ def read_classifier(folder: str | Path) -> Classifier:
 
     Raises:
         CheckpointError: the folder is none that vitconv writes.
-        InputError: its model has no classes.
+        InputError: its model has no classes, or two of the same name.
     """
     folder = Path(folder).resolve()
     config = load_config(folder)
@@ -47,11 +48,13 @@ def read_classifier(folder: str | Path) -> Classifier:
             f"The model in '{folder}' has no classes: it is a {name}, converted without a classification head.",
             "Convert a checkpoint that has a head; how to get this model's features, its README.md shows.",
         )
+    # A prediction names its class, in UTF-8.
+    classes = check_labels((config.id2label[i] for i in range(count)), f"`id2label` in config.json in '{folder}'")
     # SigLIP's configuration holds that of its vision model.
     vision = config.vision_config if "vision_config" in type(config).sub_configs else config
     size = vision.image_size
     height, width = (size, size) if isinstance(size, int) else size
-    return Classifier(folder, tuple(config.id2label[i] for i in range(count)), (vision.num_channels, height, width))
+    return Classifier(folder, classes, (vision.num_channels, height, width))
 
 
 class Predictor:

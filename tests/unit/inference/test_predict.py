@@ -297,6 +297,21 @@ def test_what_has_changed_is_done_again_if_it_may_be(folder, tmp_path, write_ima
     assert read_predictions(out).rows["path"].to_pylist() == read_images(images).paths.to_pylist()
 
 
+def test_equal_lists_in_two_folders_are_two_runs(folder, tmp_path, write_images, small_parts):
+    """Their relative paths name other images, even where these have the same size and time."""
+    first, out = write_images(8), tmp_path / "out"
+    (tmp_path / "other").mkdir()
+    second = shutil.copyfile(first, tmp_path / "other" / "list.csv")
+    shutil.copytree(tmp_path / "images", tmp_path / "other" / "images")
+    predict(folder, first, out, batch_size=2)
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    with pytest.raises(DestinationError, match="other weights, images or settings"):
+        predict(folder, second, out, batch_size=2)
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    assert predict(folder, second, out, batch_size=2, overwrite=True).found == 0
+    assert predict(folder, tmp_path / "images" / ".." / "other" / "list.csv", out, batch_size=2).found == 8
+
+
 def swap(folder, one, other):
     """Give two images of the same size each other's content, and leave their times as they were."""
     one, other = folder / one, folder / other
@@ -549,3 +564,20 @@ def test_too_little_shared_memory_is_an_error_in_words(folder, tmp_path, write_i
     assert "error: There is too little shared memory for a batch of 8 images" in done.stderr
     assert "Choose a smaller batch size" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("most", [10, 15, 20])
+def test_too_few_open_files_is_an_error_in_words(folder, tmp_path, write_images, most):
+    resource = pytest.importorskip("resource")
+    done = subprocess.run(
+        [Path(sys.executable).with_name("vitconv"), "predict", folder, write_images(2), tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (most, most)),
+    )
+    assert done.returncode == 1
+    assert "error: " in done.stderr
+    assert "Too many open files" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("out/*"))

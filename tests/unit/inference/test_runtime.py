@@ -26,6 +26,17 @@ def test_a_folder_says_what_it_takes_and_gives(folder):
     assert found.folder == folder
 
 
+@pytest.mark.parametrize(
+    ("names", "message"), [(["oak"] * 5, "names 'oak' more than once"), (["\ud800", *"abcd"], "unprintable name")]
+)
+def test_a_class_has_a_name_of_its_own_that_can_be_written(folder, tmp_path, names, message):
+    mine = shutil.copytree(folder, tmp_path / "mine")
+    config = json.loads((mine / "config.json").read_text()) | {"id2label": dict(enumerate(names))}
+    (mine / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=message):
+        read_classifier(mine)
+
+
 @pytest.mark.parametrize("kind", ["plain", "not square", "one channel", "one class", "deit3"])
 def test_the_logits_are_those_of_timm(tmp_path, kind):
     model = small_model(kind)
