@@ -16,17 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vitconv import __version__, mapping
 from vitconv.architecture import Architecture
-from vitconv.checkpoints.checkpoint import (
-    CONFIG_FILE,
-    HUB_PREFIX,
-    PARITY_FILE,
-    Source,
-    check_checksums,
-    open_source,
-    read_json,
-    sha256,
-    write_json,
-)
+from vitconv.checkpoints.checkpoint import CONFIG_FILE, HUB_PREFIX, PARITY_FILE, Source, check_checksums, open_source
 from vitconv.checkpoints.description import (
     SelfDescription,
 )
@@ -40,6 +30,7 @@ from vitconv.errors import (
     VitconvError,
     WeightsError,
 )
+from vitconv.files import read_json, sha256, write_json
 from vitconv.mapping.plan import Plan, check_tensors, convert_tensors, shapes_of, widest_dtype
 from vitconv.mapping.rewrites import Made
 from vitconv.models.huggingface import build_model, installed_dialect, make_config

@@ -11,12 +11,11 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
-from vitconv.checkpoints.checkpoint import write_json
 from vitconv.errors import InputError, shown
 from vitconv.evaluation.metrics import BUILT_IN, figures, intervals, proportion
 from vitconv.evaluation.outcomes import Answers, read_answers
 from vitconv.evaluation.thresholds import Threshold, judge
-from vitconv.writing.files import new_file
+from vitconv.files import new_file, write_json
 
 _DISAGREEMENTS = pa.schema(
     [(name, pa.string()) for name in ("path", "expected", "predicted", "label")] + [("probability", pa.float64())]

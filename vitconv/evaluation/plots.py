@@ -12,8 +12,8 @@ import numpy as np
 
 from vitconv.evaluation.evaluate import Evaluation
 from vitconv.evaluation.metrics import BINS
+from vitconv.files import new_file
 from vitconv.models.preprocessing import load_image
-from vitconv.writing.files import new_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,8 +14,9 @@ from typing import Literal, Protocol
 import pyarrow as pa
 
 import vitconv
-from vitconv.checkpoints.checkpoint import PARITY_FILE, read_state_dict, sha256
+from vitconv.checkpoints.checkpoint import PARITY_FILE, read_state_dict
 from vitconv.errors import CheckpointError, InputError, VitconvError, shown
+from vitconv.files import sha256
 from vitconv.inference.images import Answer, Batches, read_images
 from vitconv.inference.local import LocalEngine
 from vitconv.inference.predictions import Parts, Run, make_rows

@@ -25,12 +25,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from vitconv.checkpoints.checkpoint import sha256_of
 from vitconv.errors import DestinationError, InputError, first_few
-from vitconv.files import open_file
+from vitconv.files import new_file, open_file, sha256_of, unwritable
 from vitconv.models.preprocessing import MOST_BYTES
-from vitconv.writing.files import new_file
-from vitconv.writing.staging import unwritable
 
 #: The columns. ``row`` is the row's number in the list of images, from 0. Of an image that could not be read,
 #: ``error`` says why and the others are null; ``probability`` is the softmax, in float64, of the largest logit.

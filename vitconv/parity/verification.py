@@ -29,8 +29,9 @@ from typing import TYPE_CHECKING, Any
 
 from vitconv import mapping
 from vitconv.architecture import Architecture, Shapes
-from vitconv.checkpoints.checkpoint import read_state_dict, write_json
+from vitconv.checkpoints.checkpoint import read_state_dict
 from vitconv.errors import ParityError, VitconvError, first_few
+from vitconv.files import write_json
 from vitconv.mapping.plan import convert_tensors, make_plan, shapes_of, widest_dtype
 from vitconv.mapping.rewrites import Made
 from vitconv.models.huggingface import build_model, installed_dialect, load_config, load_folder, make_config, shown

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from models import small_model
 from PIL import Image, ImageOps
 
-from vitconv.checkpoints.checkpoint import write_json
 from vitconv.errors import InputError
+from vitconv.files import write_json
 from vitconv.models import preprocessing
 from vitconv.models.preprocessing import (
     MOST_BYTES,

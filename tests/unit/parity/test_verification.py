@@ -9,9 +9,10 @@ from models import FOLDED, KINDS, full_model, pixels_for, small_model
 from safetensors.torch import load_file, save_file
 
 from vitconv import convert, mapping
-from vitconv.checkpoints.checkpoint import read_state_dict, sha256
+from vitconv.checkpoints.checkpoint import read_state_dict
 from vitconv.convert import convert_checkpoint, revert_checkpoint, to_huggingface, verify_checkpoint
 from vitconv.errors import CheckpointError, ParityError, VitconvError
+from vitconv.files import sha256
 from vitconv.mapping import Family
 from vitconv.mapping.plan import convert_tensors
 from vitconv.models.catalogue import entries
