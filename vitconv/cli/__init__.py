@@ -433,9 +433,9 @@ def predict(
 
     with (
         errors_for_people(what_is_kept),
-        _counter("Predicting") as advance,
+        _counter("Predicting") as on_progress,
     ):
-        from vitconv.inference.predict import predict
+        from vitconv.inference import predict
 
         done = predict(
             model,
@@ -448,7 +448,7 @@ def predict(
             max_errors=max_errors,
             check_content=check_content,
             overwrite=overwrite,
-            advance=advance,
+            on_progress=on_progress,
         )
     found = f", {done.found:,} of them by an earlier run" if done.found else ""
     typer.echo(
@@ -469,7 +469,7 @@ def report(
 ) -> None:
     """Write the report on an evaluation, and fail if a threshold is missed."""
     with errors_for_people():
-        from vitconv.evaluation.report import report
+        from vitconv.evaluation import report
 
         missed = report(evaluation, destination, last=last, verification=verification)
         page = destination / "index.html"

@@ -1,4 +1,4 @@
-"""What is known of each image, side by side: the model's answer, the expected one, the truth."""
+"""Predictions aligned with expected and true labels."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from vitconv.inference.predictions import Predictions, read_predictions, softmax
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What is known of each image, in the order of the list; classes are numbers, -1 where there is none.
+class Outcomes:
+    """Predictions aligned with expected and true labels, in the order of the list; classes are numbers, -1 for none.
 
     Attributes:
         classes: the names of the model's classes.
@@ -59,8 +59,8 @@ class Answers:
         return np.flatnonzero((self.expected >= 0) & (self.predicted != self.expected))
 
 
-def read_answers(predictions: str | Path, images: str | Path, expected: str | Path | None) -> Answers:
-    """Read the three files, and bring them into one order: see :func:`vitconv.evaluation.evaluate.evaluate`.
+def read_outcomes(predictions: str | Path, images: str | Path, expected: str | Path | None) -> Outcomes:
+    """Read the three files, and bring them into one order: see :func:`vitconv.evaluation.evaluate`.
 
     Raises:
         InputError: a file is not what it should be, the predictions are of another list, or a class is unknown.
@@ -123,7 +123,7 @@ def _read_expected(path: str | Path, classes: tuple[str, ...]) -> _Expected:
             raise ValueError("not all of them are finite in float32.")
     except (ValueError, pa.ArrowException) as error:
         raise InputError(
-            f"The expected answers '{path}' have logits that are no numbers: {error}",
+            f"The expected answers '{path}' have logits that are not numbers: {error}",
             "Write a number in every column of a class, or leave these columns out.",
         ) from error
     return _Expected(table["path"], numbers, logits)
@@ -139,11 +139,11 @@ def _numbers(names: pa.ChunkedArray, classes: tuple[str, ...], where: str) -> ND
     unknown = pc.and_(pc.is_null(numbers), pc.not_equal(pc.fill_null(names, ""), ""))
     if pc.any(unknown).as_py():
         name = names.filter(unknown)[0].as_py()
-        raise InputError(f"{where} name a class that the model has not: '{name}'.", _same_classes(classes))
+        raise InputError(f"{where} name a class that the model does not have: '{name}'.", _same_classes(classes))
     return pc.fill_null(numbers, -1).to_numpy().astype(np.int64)
 
 
-def _align(made: Predictions, listed: ImageList, expected: _Expected | None, images: str) -> Answers:
+def _align(made: Predictions, listed: ImageList, expected: _Expected | None, images: str) -> Outcomes:
     """Bring the expected answers into the order of the list."""
     logits = made.logits()
     readable = ~np.isnan(logits).any(axis=1)
@@ -166,7 +166,7 @@ def _align(made: Predictions, listed: ImageList, expected: _Expected | None, ima
         if expected.logits is not None:
             values = np.where(known[:, None], expected.logits[places], np.nan)
     unreadable = made.rows.filter(pc.is_valid(made.rows["error"]))
-    return Answers(
+    return Outcomes(
         classes=made.classes,
         paths=tuple(made.rows["path"].to_pylist()),
         errors=tuple(zip(unreadable["path"].to_pylist(), unreadable["error"].to_pylist(), strict=True)),

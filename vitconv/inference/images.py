@@ -21,11 +21,10 @@ from pyarrow import csv
 
 from vitconv.errors import InputError, VitconvError
 from vitconv.files import check_file, open_file
-from vitconv.models.preprocessing import load_image, process
+from vitconv.inference.pixels import Preprocessor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from transformers.image_processing_utils import BaseImageProcessor
 
 
 @dataclass(frozen=True)
@@ -174,8 +173,8 @@ class Pixels(NamedTuple):
     errors: list[str | None]
 
 
-class Answer(NamedTuple):
-    """What the model says of a batch.
+class BatchOutput(NamedTuple):
+    """The model's output for a batch.
 
     Attributes:
         batch: the batch's number.
@@ -198,14 +197,12 @@ class Batches:
     Attributes:
         images: the list.
         size: images in a batch.
-        processor: the folder's: see :func:`vitconv.models.preprocessing.load_processor`.
-        shape: (channels, height, width) of the model's input.
+        preprocessor: makes the pixels of an image.
     """
 
     images: ImageList
     size: int
-    processor: BaseImageProcessor
-    shape: tuple[int, int, int]
+    preprocessor: Preprocessor
 
     def __len__(self) -> int:
         return -(-len(self.images) // self.size)
@@ -215,7 +212,7 @@ class Batches:
         return range(batch * self.size, min((batch + 1) * self.size, len(self.images)))
 
     def __getitem__(self, batch: int) -> Pixels:
-        values = np.zeros((self.size, *self.shape), np.float32)
+        values = np.zeros((self.size, *self.preprocessor.shape), np.float32)
         paths = self.images.slice(self.rows(batch))
         errors = [self._read(path, place) for path, place in zip(paths, values, strict=False)]
         return Pixels(batch, values, errors)
@@ -224,10 +221,7 @@ class Batches:
         """Put an image's pixels into its place of the batch; or say what is wrong with it."""
         file = self.images.folder / path
         try:
-            pixels = process(load_image(file), self.processor, self.shape[0])[0]
-            if pixels.shape != self.shape:  # numpy would repeat one channel for three
-                return f"'{path}' becomes pixels of shape {tuple(pixels.shape)}, the model takes {self.shape}."
-            place[:] = pixels
+            place[:] = self.preprocessor(file)
         except VitconvError as error:
             if isinstance(error.__cause__, OSError) and error.__cause__.errno in _OF_THE_MACHINE:
                 # Another time, the image may be there: a row that says otherwise would be found in every later run.

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from vitconv.errors import VitconvError, in_traceback
-from vitconv.inference.images import Answer, Batches, Pixels, cores
-from vitconv.inference.runtime import Classifier, Predictor, choose_device
+from vitconv.inference.images import Batches, BatchOutput, Pixels, cores
+from vitconv.inference.runtime import Runtime, choose_device
 
 
 class LocalEngine:
-    """Runs a model over batches: see :class:`vitconv.inference.predict.Engine`."""
+    """Runs a model over batches: see :class:`vitconv.inference.batch_prediction.Engine`."""
 
     def __init__(self, device: str) -> None:
         import torch
 
         self.device = choose_device(device, torch.cuda.device_count())
 
-    def run(self, model: Classifier, batches: Batches, todo: Sequence[int]) -> Iterator[Answer]:
-        """The answers to the batches of these numbers, in this order."""
+    def run(
+        self, open_runtime: Callable[[str], Runtime], batches: Batches, todo: Sequence[int]
+    ) -> Iterator[BatchOutput]:
+        """The outputs of the batches with these numbers, in this order."""
         import torch
         from torch.utils.data import DataLoader
 
-        predictor = Predictor(model.folder, self.device)
+        runtime = open_runtime(self.device)
         # Two prepared batches a process are what is in memory at any time.
         loader = DataLoader(
             batches,
@@ -39,7 +41,7 @@ class LocalEngine:
         try:
             _check_descriptors()
             for pixels in loader:
-                yield Answer(pixels.batch, predictor(pixels.values.numpy()), pixels.errors)
+                yield BatchOutput(pixels.batch, runtime(pixels.values.numpy()), pixels.errors)
         except torch.OutOfMemoryError as error:
             raise VitconvError(
                 f"The device '{self.device}' has too little memory for a batch of {batches.size} images.",

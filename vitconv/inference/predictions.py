@@ -56,24 +56,24 @@ class Run:
     """What makes predictions what they are: equal runs give equal rows, to the bit.
 
     Attributes:
-        facts: plain data: the model's and the code's SHA-256, the batch size, the kind of device, the versions…
+        settings: plain data: the model's and the code's SHA-256, the batch size, the kind of device, the versions…
         classes: the names of the model's classes.
     """
 
-    facts: dict[str, Any]
+    settings: dict[str, Any]
     classes: tuple[str, ...]
 
     @cached_property
     def fingerprint(self) -> str:
         """The same for equal runs only."""
-        return _fingerprint([self.facts, self.classes])
+        return _fingerprint([self.settings, self.classes])
 
     def key(self, files: Sequence[Path]) -> str:
         """The same for equal runs on these image files as they are now only: their sizes, times and permissions.
 
-        With the fact ``check_content``: their contents, whatever their times.
+        With the setting ``check_content``: their contents, whatever their times.
         """
-        look = _content if self.facts.get("check_content") else _stat
+        look = _content if self.settings.get("check_content") else _stat
         return _fingerprint([self.fingerprint, [look(file) for file in files]])
 
 
@@ -102,9 +102,9 @@ def _content(file: Path) -> tuple[str, str] | tuple[str, int, int, int]:
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Probabilities, in float64, of logits of shape (images, classes)."""
-    from scipy.special import softmax
-
-    return softmax(logits.astype(np.float64), axis=1)
+    values = logits.astype(np.float64)
+    exponentials = np.exp(values - values.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
 def make_rows(
@@ -169,10 +169,12 @@ class Parts:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             others = sorted({entry.name for entry in self._folder.iterdir()} - names)
-            foreign = [name for name in others if not _WRITTEN.fullmatch(name)]
-            foreign += [path.name for path in self._folder.glob("part-*") if path.exists() and not path.is_file()]
-            if foreign:
-                raise DestinationError(f"'{self._folder}' holds what is no prediction ({first_few(foreign)}).", _OTHER)
+            unsupported = [name for name in others if not _WRITTEN.fullmatch(name)]
+            unsupported += [path.name for path in self._folder.glob("part-*") if path.exists() and not path.is_file()]
+            if unsupported:
+                raise DestinationError(
+                    f"'{self._folder}' holds what is no prediction ({first_few(unsupported)}).", _OTHER
+                )
             if not overwrite and any(name.startswith("part-") for name in others):
                 raise self._of_another_run(others[-1])
             for name in others:
@@ -306,7 +308,7 @@ def parts(folder: str | Path) -> list[Path]:
 
 
 def read_predictions(folder: str | Path) -> Predictions:
-    """Read what :func:`vitconv.inference.predict.predict` wrote.
+    """Read what :func:`vitconv.inference.predict` wrote.
 
     Raises:
         InputError: there is no such folder, it holds something else, or parts of several runs, or rows are missing.

@@ -663,8 +663,8 @@ def _shift(margin: int) -> int:
 MOST_BYTES = 2**28
 
 
-def load_image(path: str | Path) -> Image:
-    """Open an image file; of several frames, the first.
+def load_image(path: str | Path | bytes) -> Image:
+    """Open an image file, or the content of one; of several frames, the first.
 
     Raises:
         InputError: there is no such file, it is no image that Pillow can read, or larger than :data:`MOST_PIXELS` or
@@ -672,36 +672,43 @@ def load_image(path: str | Path) -> Image:
     """
     from PIL import Image
 
+    is_content = isinstance(path, bytes)
+    name = "The image" if is_content else f"'{path}'"
     try:
-        with open_file(path) as file, _Pieces(file.raw, path) as stream, warnings.catch_warnings():
-            size = os.fstat(stream.fileno()).st_size
+        with (
+            io.BytesIO(path) if is_content else open_file(path) as file,
+            _Pieces(file if is_content else file.raw, name) as stream,
+            warnings.catch_warnings(),
+        ):
+            size = len(path) if is_content else os.fstat(stream.fileno()).st_size
             if not size:  # or a file of the system's, which may never end
-                raise _unreadable(path, "it is empty")
+                raise _unreadable(name, "it is empty")
             if size > MOST_BYTES:
-                raise InputError(f"'{path}' has {size:,} bytes; the most are {MOST_BYTES:,}.", _SMALLER)
+                raise InputError(f"{name} has {size:,} bytes; the most are {MOST_BYTES:,}.", _SMALLER)
             warnings.simplefilter("ignore")  # of tags it skips; of too many pixels, which are refused below
             if _count_strips(stream) > _MOST_STRIPS:
-                raise InputError(f"'{path}' is a TIFF in more than {_MOST_STRIPS:,} strips.", "Save it as PNG.")
+                raise InputError(f"{name} is a TIFF in more than {_MOST_STRIPS:,} strips.", "Save it as PNG.")
             with Image.open(stream, formats=_formats()) as image:
-                _check_size(image, name=f"'{path}'")
-                _check_effort(image, stream, f"'{path}'")
+                _check_size(image, name=name)
+                _check_effort(image, stream, name)
                 image.load()
-                _check_size(image, name=f"'{path}'")  # an icon's file may hold another than it says
+                _check_size(image, name=name)  # an icon's file may hold another than it says
                 loaded = image.copy()  # without the reader, which for WebP holds the picture three more times
-                loaded.filename = os.fspath(path)
+                if not is_content:
+                    loaded.filename = os.fspath(path)
                 return loaded
     except FileNotFoundError as error:
         raise InputError(f"There is no image '{path}'.", "Check the path of the image.") from error
     except (VitconvError, MemoryError):
         raise
     except NoRegularFileError as error:
-        raise _unreadable(path, f"it is {error.strerror}") from error
+        raise _unreadable(name, f"it is {error.strerror}") from error
     except Image.DecompressionBombError as error:  # before Pillow tells its sides
         pixels = re.search(r"\d+", str(error))
         count = f"{int(pixels[0]):,}" if pixels else "too many"
-        raise InputError(f"'{path}' has {count} pixels; the most are {MOST_PIXELS:,}.", _SMALLER) from error
+        raise InputError(f"{name} has {count} pixels; the most are {MOST_PIXELS:,}.", _SMALLER) from error
     except Exception as error:  # Pillow's readers have no common one
-        raise _unreadable(path) from error
+        raise _unreadable(name) from error
 
 
 #: What photos are kept in, and Pillow reads in C and in memory that its header tells. Not so other formats: an ICNS or
@@ -725,16 +732,16 @@ class _Pieces(io.BufferedReader):
     many of them. A photo has some; 256 MiB of them take minutes and gigabytes.
     """
 
-    def __init__(self, raw: io.RawIOBase, path: str | Path) -> None:
+    def __init__(self, raw: Any, name: str) -> None:
         super().__init__(raw)
-        self._path, self._count, self._small = path, 0, 0
+        self._name, self._count, self._small = name, 0, 0
 
     def read(self, size: int | None = -1, /) -> bytes:
         """As :meth:`io.BufferedReader.read`; :class:`InputError` where there are too many."""
         self._count += 1
         self._small += size if size is not None and 0 < size < 2**16 else 0
         if self._count > _MOST_PIECES or self._small > _MOST_SMALL:
-            raise InputError(f"'{self._path}' is in too many pieces.", "Save it again, as PNG or JPEG.")
+            raise InputError(f"{self._name} is in too many pieces.", "Save it again, as PNG or JPEG.")
         return super().read(size)
 
 
@@ -793,9 +800,9 @@ _MOST_SCANNED = 16 * MOST_PIXELS
 _SMALLER = "Make the image smaller, or cut out the part that matters."
 
 
-def _unreadable(path: str | Path, why: str | None = None) -> InputError:
+def _unreadable(name: str, why: str | None = None) -> InputError:
     reason = f": {why}" if why else ""
-    return InputError(f"'{path}' is not an image that can be read{reason}.", "Pass a PNG, JPEG or WebP file.")
+    return InputError(f"{name} is not an image that can be read{reason}.", "Pass a PNG, JPEG or WebP file.")
 
 
 def _check_size(image: Image, resized: tuple[int, int] | None = None, name: str | None = None) -> None:

@@ -9,15 +9,16 @@ from PIL import Image
 
 from vitconv.errors import InputError
 from vitconv.inference.images import Batches, read_images
-from vitconv.inference.runtime import read_classifier
+from vitconv.inference.pixels import Preprocessor, open_preprocessor
+from vitconv.inference.runtime import read_info
 from vitconv.models.preprocessing import load_processor, process
 
 
 @pytest.fixture
 def cut(folder):
     """Cut a list into batches."""
-    model = read_classifier(folder)
-    return lambda path, size: Batches(read_images(path), size, load_processor(folder), model.shape)
+    model = read_info(folder)
+    return lambda path, size: Batches(read_images(path), size, open_preprocessor(model))
 
 
 def test_a_list_has_paths_and_perhaps_labels(tmp_path):
@@ -101,7 +102,7 @@ def test_what_cannot_be_read_has_an_error_and_its_place_stays_empty(write_images
 def test_pixels_of_another_shape_are_an_error_of_the_image(folder, write_images):
     path = write_images(1)
     for shape in ((1, 32, 32), (3, 32, 64)):
-        pixels = Batches(read_images(path), 1, load_processor(folder), shape)[0]
+        pixels = Batches(read_images(path), 1, Preprocessor(load_processor(folder), shape))[0]
         assert pixels.errors == [f"'images/00000.jpg' becomes pixels of shape (3, 32, 32), the model takes {shape}."]
         assert not pixels.values.any()
 

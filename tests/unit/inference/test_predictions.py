@@ -472,9 +472,9 @@ def test_parts_that_do_not_belong_together_are_refused(tmp_path, spoil):
         shutil.copyfile(files[1], tmp_path / "part-00000001-copy.parquet")
     elif spoil == "of other classes":
         files[1].unlink()
-        Parts(tmp_path, Run(RUN.facts, ("a", "c", "b")), 3, overwrite=False).write(1, rows(2, 2), "key")
+        Parts(tmp_path, Run(RUN.settings, ("a", "c", "b")), 3, overwrite=False).write(1, rows(2, 2), "key")
     else:
         files[1].unlink()
-        Parts(tmp_path, Run(RUN.facts | {"folder": "x"}, CLASSES), 3, overwrite=False).write(1, rows(2, 2), "key")
+        Parts(tmp_path, Run(RUN.settings | {"folder": "x"}, CLASSES), 3, overwrite=False).write(1, rows(2, 2), "key")
     with pytest.raises(InputError, match=r"lack rows|are of several runs|has been edited"):
         read_predictions(tmp_path)

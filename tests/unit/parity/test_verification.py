@@ -502,10 +502,10 @@ def test_an_odd_configuration_passes_or_is_refused_in_words(tiny, edited, odd, t
     pixels = pixels_for(tiny[2])
 
     def predict(folder):
-        from vitconv.inference.runtime import Predictor, read_classifier
+        from vitconv.inference.runtime import open_model, read_info
 
-        read_classifier(folder)
-        Predictor(folder, "cpu")(pixels.numpy())
+        read_info(folder)
+        open_model(folder, "cpu")(pixels.numpy())
 
     for value in values:
         folder = edited("config.json", {name: value})

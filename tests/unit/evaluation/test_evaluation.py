@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from vitconv.errors import InputError
-from vitconv.evaluation import plots
-from vitconv.evaluation.evaluate import evaluate
+from vitconv.evaluation import evaluate, plots
 from vitconv.inference.predictions import Parts, Run, make_rows
 
 CLASSES = ("ash", "beech", "oak")
@@ -100,7 +99,7 @@ def test_expected_answers_in_any_order_of_rows_and_columns(files):
         1,
         0,
     )
-    assert np.isnan(result.answers.expected_logits[4]).all()
+    assert np.isnan(result.outcomes.expected_logits[4]).all()
 
 
 def test_expected_classes_without_logits(files):
@@ -127,7 +126,7 @@ def test_an_image_that_cannot_be_read_disagrees_and_has_no_metrics(files):
     assert (result.figures["errors"], result.figures["labelled"], result.figures["compared"]) == (1, 5, 6)
     assert result.figures["agreement"] == 5 / 6
     assert result.figures["accuracy"] == 4 / 5
-    assert result.answers.errors == (("images/0.jpg", "broken"),)
+    assert result.outcomes.errors == (("images/0.jpg", "broken"),)
     assert result.disagreements()[0]["predicted"] is None
 
 

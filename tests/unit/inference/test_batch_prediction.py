@@ -19,11 +19,10 @@ from typer.testing import CliRunner
 from vitconv.cli import app
 from vitconv.convert import convert_checkpoint
 from vitconv.errors import CheckpointError, DestinationError, InputError, VitconvError
-from vitconv.inference import images as images_module
-from vitconv.inference import local
-from vitconv.inference import predict as module
+from vitconv.inference import batch_prediction as module
+from vitconv.inference import local, predict
+from vitconv.inference import pixels as pixels_module
 from vitconv.inference.images import read_images
-from vitconv.inference.predict import predict
 from vitconv.inference.predictions import read_predictions
 from vitconv.mapping import CLASSES
 from vitconv.models.preprocessing import known_difference, load_image, timm_pixels
@@ -184,9 +183,9 @@ def test_a_run_goes_on_where_it_stopped(folder, tmp_path, write_images, small_pa
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        predict(folder, images, tmp_path / "out", batch_size=2, advance=stop)
+        predict(folder, images, tmp_path / "out", batch_size=2, on_progress=stop)
     seen = []
-    summary = predict(folder, images, tmp_path / "out", batch_size=2, advance=lambda *counts: seen.append(counts))
+    summary = predict(folder, images, tmp_path / "out", batch_size=2, on_progress=lambda *counts: seen.append(counts))
     assert summary.found == 8
     assert seen[-1] == (15, 0, 15)
     assert read_predictions(tmp_path / "out").rows.equals(read_predictions(tmp_path / "whole").rows)
@@ -207,9 +206,9 @@ def test_a_killed_run_loses_no_part(folder, tmp_path, write_images):
     """A real process, killed by the system after the first part."""
     images = write_images(16)
     script = (
-        "import os, signal, sys; from vitconv.inference import predict as p; p.ROWS_PER_PART = 4\n"
+        "import os, signal, sys; from vitconv.inference import batch_prediction as p; p.ROWS_PER_PART = 4\n"
         "kill = lambda done, *_: done == 8 and os.kill(os.getpid(), signal.SIGKILL)\n"
-        "p.predict(*sys.argv[1:], batch_size=2, advance=kill)"
+        "p.predict(*sys.argv[1:], batch_size=2, on_progress=kill)"
     )
     arguments = [sys.executable, "-c", script, folder, images, tmp_path / "out"]
     # The pipe is closed when the processes that prepare images have noticed, too.
@@ -225,7 +224,7 @@ def test_a_signal_ends_the_command_and_it_goes_on_afterwards(folder, tmp_path, w
     lines = images.read_text().splitlines()
     images.write_text("\n".join([lines[0], *lines[1:] * 10]) + "\n")
     script = (
-        "import os, sys; from vitconv.inference import predict as p; from vitconv.cli import run\n"
+        "import os, sys; from vitconv.inference import batch_prediction as p; from vitconv.cli import run\n"
         "p.ROWS_PER_PART, write, wanted = 8, p.Parts.write, int(sys.argv.pop())\n"
         "def and_stop(self, part, *more): write(self, part, *more); part == 9 and os.kill(os.getpid(), wanted)\n"
         "p.Parts.write = and_stop; run()"
@@ -341,7 +340,7 @@ def test_only_with_check_content_is_a_change_without_another_size_and_time_seen(
 
 def test_an_error_of_the_machine_is_no_error_of_the_image(folder, tmp_path, write_images, monkeypatch):
     """It would be found again in every later run, though the image is well."""
-    real = images_module.load_image
+    real = pixels_module.load_image
 
     def fail(path):
         if path.name != "00002.jpg":
@@ -351,7 +350,7 @@ def test_an_error_of_the_machine_is_no_error_of_the_image(folder, tmp_path, writ
         except OSError as error:
             raise InputError(f"'{path}' is not an image that can be read.", "") from error
 
-    monkeypatch.setattr(images_module, "load_image", fail)
+    monkeypatch.setattr(pixels_module, "load_image", fail)
     with pytest.raises(VitconvError, match=r"00002.jpg' is not an image that can be read. Input/output error"):
         predict(folder, write_images(4), tmp_path / "out", batch_size=2, max_errors=4)
     monkeypatch.undo()
@@ -409,7 +408,7 @@ def test_an_engine_that_loses_rows_or_their_order_is_found_out(folder, tmp_path,
     [
         ({"engine": "spark"}, "There is no engine 'spark'"),
         ({"processor": "torchvision"}, "There is no processor 'torchvision'"),
-        ({"batch_size": 0}, "A batch of 0 images"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"batch_size": 10**30}, f"A batch of {10**30} images takes too much memory"),
         ({"batch_size": 10**5000}, "A batch of a value of the type int that cannot be written images takes"),
         ({"device": "cuda:99"}, "There is no device 'cuda:99'"),
@@ -497,7 +496,7 @@ def test_the_command_counts_and_goes_on(folder, tmp_path, write_images):
     assert code == 1
     assert err.endswith(
         "error: 1 of the first 6 images cannot be read; 0 may. 'images/00001.png' is not an image that can be read.\n"
-        "Mend them, take them off the list, or allow more; what is done is kept.\n"
+        "Repair them, take them off the list, or allow more errors; what is done is kept.\n"
     )
     code, stdout, err = run_command(folder, images, out, "--max-errors", 1)
     assert code == 0
