@@ -17,6 +17,7 @@ from vitconv.evaluation.metrics import (
     BUILT_IN,
     RESERVED,
     Recount,
+    compute,
     find_metric,
     interval,
     intervals,
