@@ -31,7 +31,7 @@ import argparse
 import numpy as np
 from scipy.special import softmax
 
-from vitconv.evaluation.metrics import figures, intervals
+from vitconv.evaluation.metrics import compute, intervals
 
 NAMES = ("accuracy", "precision", "recall", "f1", "log_loss", "calibration_error")
 SHARPENED = 1.5
@@ -89,7 +89,7 @@ def draw(images: int, shares: np.ndarray, distance: float, rng: np.random.Genera
 
 def of_all(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     """The figures of all images."""
-    return {name: figures(name, labels, probabilities, range(probabilities.shape[1]))[name] for name in NAMES}
+    return {name: compute(name, labels, probabilities, range(probabilities.shape[1]))[name] for name in NAMES}
 
 
 def separation(shares: np.ndarray, accuracy: float) -> float:

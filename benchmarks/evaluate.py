@@ -30,7 +30,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from vitconv.evaluation import plots
-from vitconv.evaluation.evaluate import Evaluation, evaluate
+from vitconv.evaluation.evaluation import Evaluation, evaluate
 from vitconv.inference.predictions import Parts, Run, make_rows
 
 SIZES = ((500, 7), (500, 2000), (50_000, 7), (50_000, 1000))

@@ -39,11 +39,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from models import full_model
 
 from vitconv.convert import convert_checkpoint
+from vitconv.inference import predict
 from vitconv.inference.images import Batches, read_images
-from vitconv.inference.predict import predict
+from vitconv.inference.pixels import open_preprocessor
 from vitconv.inference.predictions import Parts, Run, make_rows
-from vitconv.inference.runtime import Predictor, read_classifier
-from vitconv.models.processors import load_processor
+from vitconv.inference.runtime import open_model
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINES = ("local", "ray")
@@ -96,17 +96,16 @@ def seconds(work: Callable[[], object]) -> float:
 
 def parts(folder: Path, batch_size: int, temporary: Path) -> tuple[float, float]:
     """Images a second: prepared on one core, and through the model on all."""
-    classifier = read_classifier(folder)
-    batches = Batches(
-        read_images(image_list(4 * batch_size, temporary)), batch_size, load_processor(folder), classifier.shape
-    )
+    runtime = open_model(folder, "cpu")
+    images = read_images(image_list(4 * batch_size, temporary))
+    batches = Batches(images, batch_size, open_preprocessor(runtime.info))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     prepared = statistics.median(seconds(lambda number=number: batches[number]) for number in range(4))
     torch.set_num_threads(threads)
-    predictor, pixels = Predictor(classifier.folder, "cpu"), batches[0].values
-    predictor(pixels)
-    computed = statistics.median(seconds(lambda: predictor(pixels)) for _ in range(4))
+    pixels = batches[0].values
+    runtime(pixels)
+    computed = statistics.median(seconds(lambda: runtime(pixels)) for _ in range(4))
     return batch_size / prepared, batch_size / computed
 
 

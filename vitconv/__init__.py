@@ -19,8 +19,8 @@ if TYPE_CHECKING:
         to_timm,
         verify_checkpoint,
     )
-    from vitconv.evaluation.evaluate import evaluate
-    from vitconv.inference.predict import predict
+    from vitconv.evaluation import evaluate
+    from vitconv.inference import predict
     from vitconv.parity.comparison import compare
 
 __version__ = "0.1.0"
@@ -41,8 +41,8 @@ __all__ = [
 #: The module that each name is in, if it is not in ``vitconv.convert``.
 _MODULES = {
     "compare": "vitconv.parity.comparison",
-    "evaluate": "vitconv.evaluation.evaluate",
-    "predict": "vitconv.inference.predict",
+    "evaluate": "vitconv.evaluation",
+    "predict": "vitconv.inference",
 }
 
 

@@ -22,9 +22,7 @@ from vitconv.checkpoints.checkpoint import (
     Source,
     check_checksums,
     open_source,
-    sha256,
     widest_dtype,
-    write_json,
 )
 from vitconv.checkpoints.description import (
     SelfDescription,
@@ -40,6 +38,7 @@ from vitconv.errors import (
     WeightsError,
     shown,
 )
+from vitconv.files import sha256, write_json
 from vitconv.mapping.plan import Plan, check_tensors, convert_tensors, shapes_of
 from vitconv.mapping.rewrites import Made
 from vitconv.mapping.summary import summarise_architecture, summarise_rewrites

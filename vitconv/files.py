@@ -1,13 +1,22 @@
-"""The files that people name: only regular ones are opened. A pipe would be waited for, a device has no end."""
+"""Read and write files safely.
+
+Only regular files are opened: a pipe would block, and a device has no end. A new file appears whole or not at all.
+"""
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import stat
-from typing import BinaryIO
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
 
-from vitconv.errors import InputError, VitconvError
+from vitconv.errors import CheckpointError, DestinationError, InputError, VitconvError
 
 #: The most bytes of a file of text: some ten times the class names of any model. More is a mistaken path.
 MOST_TEXT = 2**26
@@ -92,3 +101,86 @@ def _refuse_others(status: os.stat_result, path: str | os.PathLike[str]) -> None
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     raise NoRegularFileError(errno.EINVAL, _KINDS.get(stat.S_IFMT(status.st_mode), "something else"), os.fspath(path))
+
+
+@contextmanager
+def new_file(path: str | Path) -> Iterator[Path]:
+    """Yield a file to write, which takes the name ``path`` when the block ends well, so that it is whole or not there.
+
+    An old file of this name is replaced, not written into: that would change others with it, as what DVC has recorded
+    is a hard link to its cache. The file lies beside ``path`` and has its suffix; a kill leaves it there, hidden.
+
+    Raises:
+        DestinationError: it cannot be written, or the folder cannot be made.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+        os.close(descriptor)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o666 & ~umask())
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(destination: Path, error: OSError) -> DestinationError:
+    """The error of a destination that the system does not let be written."""
+    return DestinationError(
+        f"'{destination}' cannot be written: {error.strerror or error}.", "Check the disk and the permissions."
+    )
+
+
+def umask() -> int:
+    """What this process takes from the permissions of new files: Python's temporary files are always private."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(content: Any, path: Path) -> None:
+    """Write JSON for people and diffs: indented, keys in the order given, UTF-8."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: the file is not one.
+    """
+    check_file(path, "JSON file", most=MOST_TEXT, error=CheckpointError)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"'{path}' is not readable JSON.", "Restore the file, or remove it.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"'{path}' is no JSON object.", "Restore the file, or remove it.")
+    return content
+
+
+def sha256(file: Path, stopped: Callable[[], bool] = lambda: False) -> str:
+    """A file's SHA-256, in hexadecimal; of as much as was read, if ``stopped`` says so.
+
+    Raises:
+        InputError: it is a pipe, a device, or a file of the system's that says that it is empty, and is not.
+        OSError: it cannot be read.
+    """
+    check_file(file, "file")
+    with open_file(file) as stream:
+        return sha256_of(stream, stopped)
+
+
+def sha256_of(stream: BinaryIO, stopped: Callable[[], bool] = lambda: False) -> str:
+    """As :func:`sha256`, of a file that is open."""
+    digest = hashlib.sha256()
+    while (chunk := stream.read(1 << 20)) and not stopped():
+        digest.update(chunk)
+    return digest.hexdigest()

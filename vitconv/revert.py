@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from vitconv import mapping
 from vitconv.architecture import Architecture, check_image_size
-from vitconv.checkpoints.checkpoint import CONFIG_FILE, PARITY_FILE, write_json
+from vitconv.checkpoints.checkpoint import CONFIG_FILE, PARITY_FILE
 from vitconv.errors import ArchitectureError, CheckpointError, InputError, ParityError, WeightsError, first_few
+from vitconv.files import write_json
 from vitconv.mapping import Family
 from vitconv.mapping.plan import make_plan, shapes_of
 from vitconv.mapping.rewrites import Rewrite, Rewritten, fold_layer_scale

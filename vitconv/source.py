@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitconv import mapping
 from vitconv.architecture import Architecture, Shapes, check_image_size, describe_shapes, fit_to_weights
-from vitconv.checkpoints.checkpoint import Source, open_source, read_json
+from vitconv.checkpoints.checkpoint import Source, open_source
 from vitconv.checkpoints.description import (
     DATA,
     SIZES,
@@ -39,6 +39,7 @@ from vitconv.checkpoints.labels import check_labels, in_order, read_labels
 from vitconv.checkpoints.tensorfile import StoredTensor, load_tensors
 from vitconv.checkpoints.unwrap import unwrap
 from vitconv.errors import ArchitectureError, CheckpointError, InputError, VitconvError, first_few, shown
+from vitconv.files import read_json
 from vitconv.mapping.plan import Plan, check_names, check_tensors, make_plan, shapes_of
 from vitconv.mapping.rewrites import Made
 from vitconv.mapping.summary import summarise_architecture, summarise_rewrites

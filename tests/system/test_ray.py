@@ -2,19 +2,24 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import exported
+import numpy as np
 import psutil
 import pytest
 
 from vitconv.errors import InputError, VitconvError
+from vitconv.inference import predict
 from vitconv.inference.images import Batches, read_images
-from vitconv.inference.predict import predict
+from vitconv.inference.pixels import open_preprocessor
 from vitconv.inference.predictions import read_predictions
 from vitconv.inference.ray import RayEngine
-from vitconv.inference.runtime import read_classifier
+from vitconv.inference.runtime import RUNTIMES, opener, read_info
 
 pytestmark = pytest.mark.integration
 
@@ -65,7 +70,7 @@ def test_both_engines_write_the_same_with_timm_s_processor(folder, tmp_path, wri
 
 
 def test_one_engine_goes_on_where_the_other_stopped(folder, tmp_path, write_images, monkeypatch):
-    monkeypatch.setattr("vitconv.inference.predict.ROWS_PER_PART", 8)
+    monkeypatch.setattr("vitconv.inference.batch_prediction.ROWS_PER_PART", 8)
     images = write_images(24)
 
     def stop(done, errors, total):
@@ -73,7 +78,7 @@ def test_one_engine_goes_on_where_the_other_stopped(folder, tmp_path, write_imag
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        predict(folder, images, tmp_path / "out", engine="ray", batch_size=4, advance=stop)
+        predict(folder, images, tmp_path / "out", engine="ray", batch_size=4, on_progress=stop)
     assert predict(folder, images, tmp_path / "out", batch_size=4).found == 8
     predict(folder, images, tmp_path / "local", batch_size=4)
     assert read_predictions(tmp_path / "out").rows.equals(read_predictions(tmp_path / "local").rows)
@@ -95,7 +100,7 @@ def test_killed_workers_lose_nothing(folder, tmp_path, write_images, victim):
                 process.send_signal(signal.SIGKILL)
                 killed.append(process.pid)
 
-    summary = predict(folder, images, tmp_path / "ray", engine="ray", batch_size=2, advance=kill)
+    summary = predict(folder, images, tmp_path / "ray", engine="ray", batch_size=2, on_progress=kill)
     assert killed, "no worker was there to be killed"
     assert (summary.rows, summary.errors) == (240, 0)
     assert read_predictions(tmp_path / "ray").rows.equals(read_predictions(tmp_path / "local").rows)
@@ -132,9 +137,9 @@ def test_an_error_of_ours_in_a_worker_is_told_as_it_is(cluster, folder, write_im
         def __getitem__(self, batch):
             raise InputError("The disk does not answer.", "Run it again.")
 
-    batches = Failing(read_images(write_images(2)), 2, None, (3, 32, 32))
+    batches = Failing(read_images(write_images(2)), 2, open_preprocessor(read_info(folder)))
     with pytest.raises(VitconvError) as caught:
-        list(RayEngine("cpu").run(read_classifier(folder), batches, [0]))
+        list(RayEngine("cpu").run(opener(read_info(folder)), batches, [0]))
     assert (caught.value.problem, caught.value.remedy) == ("The disk does not answer.", "Run it again.")
 
 
@@ -159,6 +164,25 @@ def test_a_cluster_that_does_not_start_is_an_error_in_words(monkeypatch, kind):
     monkeypatch.setattr(ray, "init", fail)
     with pytest.raises(InputError, match=r"cannot be reached, or started: The current node timed out"):
         RayEngine("cpu")
+
+
+def test_where_nothing_listens_ray_does_not_wait(folder, tmp_path, write_images):
+    """Ray waits for three minutes, and says so in lines of its own."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and nobody listens
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        done = subprocess.run(
+            [Path(sys.executable).with_name("vitconv"), "predict", folder, write_images(1), tmp_path / "out"]
+            + ["--engine", "ray"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=os.environ | {"RAY_ADDRESS": address},
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: The Ray cluster at '{address}' cannot be reached, or started: ")
+    assert len(done.stderr.splitlines()) == 2
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_ray_it_says_what_to_install():
@@ -206,3 +230,18 @@ def test_no_other_machine_can_reach_the_cluster():
     }
     assert listening
     assert listening <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+
+
+def test_another_runtime_predicts_on_ray(folder, tmp_path, write_images, monkeypatch):
+    """Neither the engine nor predict knows of it: its logits and classes are the converted folder's."""
+    monkeypatch.setitem(RUNTIMES, "exported", exported.KIND)
+    program = exported.export(folder, tmp_path / "program", batch_size=4)
+    images = write_images(6, broken=(2,))
+    options = {"batch_size": 4, "device": "cpu", "max_errors": 1}
+    predict(folder, images, tmp_path / "converted", **options)
+    summary = predict(program, images, tmp_path / "exported", engine="ray", **options)
+    assert (summary.rows, summary.errors) == (6, 1)
+    one, other = (read_predictions(tmp_path / name) for name in ("converted", "exported"))
+    assert one.classes == other.classes
+    assert np.nanmax(np.abs(one.logits() - other.logits())) < 1e-5
+    assert one.rows["class"].equals(other.rows["class"])

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.integration
 #: a process inherits when another program is started in it.
 SCRIPT = """
 import json, resource, sys
-from vitconv.inference.predict import predict
+from vitconv.inference import predict
 def peak():
     (own,) = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
     return [int(own) / 1024, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024]

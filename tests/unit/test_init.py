@@ -24,8 +24,8 @@ DOCUMENTED = {
         *("revert_checkpoint", "to_huggingface", "to_timm", "verify_checkpoint"),
     ],
     "vitconv.parity": ["Comparison", "Parity", "Stage", "compare"],
-    "vitconv.inference.predict": ["predict"],
-    "vitconv.evaluation.evaluate": ["evaluate"],
+    "vitconv.inference": ["predict"],
+    "vitconv.evaluation": ["evaluate"],
     "vitconv.cli": ["app", "run"],
 }
 
@@ -79,8 +79,8 @@ def test_a_public_name_is_the_function(name):
     assert callable(found) and found.__name__ == name
     where = {
         "compare": "vitconv.parity",
-        "predict": "vitconv.inference.predict",
-        "evaluate": "vitconv.evaluation.evaluate",
+        "predict": "vitconv.inference",
+        "evaluate": "vitconv.evaluation",
     }
     assert found is getattr(importlib.import_module(where.get(name, "vitconv.convert")), name)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import hashlib
-import json
 import os
 import pickle
 import re
@@ -33,7 +31,7 @@ from vitconv.checkpoints.tensorfile import (
     read_header,
 )
 from vitconv.errors import CheckpointError, first_few
-from vitconv.files import MOST_TEXT, check_file, open_file
+from vitconv.files import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -554,47 +552,6 @@ def _is_expanded(tensor: StoredTensor | Tensor) -> bool:
     return tensor.numel() * size > tensor.untyped_storage().nbytes() or any(
         stride == 0 and length > 1 for stride, length in zip(tensor.stride(), tensor.shape, strict=True)
     )
-
-
-def write_json(content: Any, path: Path) -> None:
-    """Write JSON for people and diffs: indented, keys in the order given, UTF-8."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: the file is not one.
-    """
-    check_file(path, "JSON file", most=MOST_TEXT, error=CheckpointError)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"'{path}' is not readable JSON.", "Restore the file, or remove it.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"'{path}' is no JSON object.", "Restore the file, or remove it.")
-    return content
-
-
-def sha256(file: Path, stopped: Callable[[], bool] = lambda: False) -> str:
-    """A file's SHA-256, in hexadecimal; of as much as was read, if ``stopped`` says so.
-
-    Raises:
-        InputError: it is a pipe, a device, or a file of the system's that says that it is empty, and is not.
-        OSError: it cannot be read.
-    """
-    check_file(file, "file")
-    with open_file(file) as stream:
-        return sha256_of(stream, stopped)
-
-
-def sha256_of(stream: BinaryIO, stopped: Callable[[], bool] = lambda: False) -> str:
-    """As :func:`sha256`, of a file that is open."""
-    digest = hashlib.sha256()
-    while (chunk := stream.read(1 << 20)) and not stopped():
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def widest_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:

@@ -11,10 +11,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from vitconv.checkpoints.checkpoint import HUB_PREFIX, TORCH_INDEX_FILE, sha256, write_json
+from vitconv.checkpoints.checkpoint import HUB_PREFIX, TORCH_INDEX_FILE
 from vitconv.checkpoints.tensorfile import INDEX_FILE
 from vitconv.errors import InputError
-from vitconv.writing.files import new_file
+from vitconv.files import new_file, sha256, write_json
 
 
 def digest(value: str | None) -> dict[str, str]:

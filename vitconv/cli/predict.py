@@ -58,7 +58,7 @@ def predict(
         errors_for_people(what_is_kept),
         show_count("Predicting") as advance,
     ):
-        from vitconv.inference.predict import predict
+        from vitconv.inference import predict
 
         done = predict(
             model,
@@ -91,7 +91,7 @@ def report(
 ) -> None:
     """Write the report on an evaluation, and fail if a threshold is missed."""
     with errors_for_people():
-        from vitconv.evaluation.report import report
+        from vitconv.evaluation import report
 
         missed = report(evaluation, destination, last=last, verification=verification)
         page = destination / "index.html"

@@ -1,18 +1,23 @@
-"""From a converted folder and a list of images to a report: predict, evaluate, report, each a step of its own.
+"""From predictions to a report.
 
-``images`` (what to look at) → ``predictor`` (pixels to logits) → an engine, ``local`` or ``cluster`` (which runs them
-over all batches) → ``predictions`` (Parquet files): that is ``predict``. ``answers`` (predictions beside what is
-expected and true) → ``metrics`` → ``thresholds``: that is ``evaluate``. Then ``pictures`` and ``report``. Nothing else
-in vitconv imports this package but the command line, and it needs the extra ``evaluate``.
+``outcomes`` (predictions aligned with expected and true labels) → ``metrics`` → ``thresholds``: that is
+:func:`evaluate`. Then ``plots`` and :func:`report`. It needs the extra ``evaluate``.
 """
 
-from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-from vitconv.errors import InputError, first_few
+from vitconv.inference.optional import load
 
-_missing = [name for name in ("jinja2", "matplotlib", "pyarrow", "sklearn", "torchmetrics") if find_spec(name) is None]
-if _missing:
-    raise InputError(
-        f"Predicting and evaluating need packages that are not installed: {first_few(_missing)}.",
-        "Install them with pip install 'vitconv[evaluate]'.",
-    )
+if TYPE_CHECKING:
+    from vitconv.evaluation.evaluation import evaluate
+    from vitconv.evaluation.reporting import report
+
+__all__ = ["evaluate", "report"]
+
+_MODULES = {"evaluate": "vitconv.evaluation.evaluation", "report": "vitconv.evaluation.reporting"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return load(_MODULES[name], name, ["jinja2", "matplotlib", "pyarrow", "sklearn", "torchmetrics"])

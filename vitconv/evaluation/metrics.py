@@ -189,7 +189,7 @@ def _said(error: BaseException) -> str:
 _SIGNATURE = "Write it as def function(labels, probabilities, classes) -> float | dict[str, float]."
 
 
-def figures(name: str, labels: Labels, probabilities: Probabilities, classes: Sequence[str]) -> dict[str, float]:
+def compute(name: str, labels: Labels, probabilities: Probabilities, classes: Sequence[str]) -> dict[str, float]:
     """What a metric gives: by its own name, or for a mapping by ``name_key``.
 
     Raises:
@@ -253,7 +253,7 @@ def intervals(
     count = len(labels)
     counted: dict[str, float] = {}
     for name in names:
-        values = figures(name, labels, probabilities, classes)
+        values = compute(name, labels, probabilities, classes)
         if name in _SHARES:
             found |= {key: proportion(round(value * count), count) for key, value in values.items()}
         elif name in BUILT_IN:
@@ -282,7 +282,7 @@ def _again(
 ) -> NDArray[np.float64]:
     """The figures of any metric, computed of some images; NaN where that cannot be done."""
     try:
-        values = figures(name, labels[chosen], probabilities[chosen], classes)
+        values = compute(name, labels[chosen], probabilities[chosen], classes)
     except InputError:
         values = {}
     return np.array([values.get(key, math.nan) for key in keys])

@@ -1,4 +1,4 @@
-"""What is known of each image, side by side: the model's answer, the expected one, the truth."""
+"""Predictions aligned with expected and true labels."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vitconv.errors import InputError, first_few
-from vitconv.inference.images import ImageList, read_images, read_table
+from vitconv.inference.images import ImageList, read_header, read_images, read_table
 from vitconv.inference.predictions import Predictions, read_predictions, softmax
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What is known of each image, in the order of the list; classes are numbers, -1 where there is none.
+class Outcomes:
+    """Predictions aligned with expected and true labels, in the order of the list; classes are numbers, -1 for none.
 
     Attributes:
         classes: the names of the model's classes.
@@ -59,8 +59,8 @@ class Answers:
         return np.flatnonzero((self.expected >= 0) & (self.predicted != self.expected))
 
 
-def read_answers(predictions: str | Path, images: str | Path, expected: str | Path | None) -> Answers:
-    """Read the three files, and bring them into one order: see :func:`vitconv.evaluation.evaluate.evaluate`.
+def read_outcomes(predictions: str | Path, images: str | Path, expected: str | Path | None) -> Outcomes:
+    """Read the three files, and bring them into one order: see :func:`vitconv.evaluation.evaluate`.
 
     Raises:
         InputError: a file is not what it should be, the predictions are of another list, or a class is unknown.
@@ -96,32 +96,34 @@ def _read_expected(path: str | Path, classes: tuple[str, ...]) -> _Expected:
         order = [other.classes.index(name) for name in classes]
         numbers = _numbers(other.rows["class"], classes, f"The expected answers in '{path}'")
         return _Expected(other.rows["path"], numbers, other.logits()[:, order].astype(np.float64))
-    table = read_table(path, "file of expected answers")
+    what = "file of expected answers"
+    columns = read_header(path, what)
+    if "class" not in columns:
+        raise InputError(f"The expected answers '{path}' have no column 'class'.", _same_classes(classes))
+    others = set(columns) - {"path", "class"}
+    if others and others != set(classes):
+        raise InputError(
+            f"The expected answers '{path}' have logits of other classes than the model: "
+            f"{first_few(sorted(others ^ set(classes)))}.",
+            _same_classes(classes),
+        )
+    table = read_table(path, what, columns)
     if not len(table):
         raise InputError(f"The expected answers '{path}' have no row.", "Write one for each image, or give no file.")
-    if "class" not in table.column_names:
-        raise InputError(f"The expected answers '{path}' have no column 'class'.", _same_classes(classes))
     if pc.count_distinct(table["path"]).as_py() != len(table):
         raise InputError(f"The expected answers '{path}' name an image more than once.", "Remove the repeated rows.")
     numbers = _numbers(table["class"], classes, f"The expected answers '{path}'")
-    others = [name for name in table.column_names if name not in ("path", "class")]
     if not others:
         return _Expected(table["path"], numbers, None)
-    if set(others) != set(classes):
-        wrong = sorted(set(others) ^ set(classes))
-        raise InputError(
-            f"The expected answers '{path}' have logits of other classes than the model: {first_few(wrong)}.",
-            _same_classes(classes),
-        )
     try:
         if any(pa.types.is_boolean(table[name].type) for name in classes):  # pyarrow makes 1 and 0 of true and false
             raise ValueError("true or false.")
         logits = np.stack([table[name].cast(pa.float64()).to_numpy() for name in classes], axis=1)
-        if not np.isfinite(logits).all():
-            raise ValueError("not all of them are finite.")
+        if not (np.abs(logits) <= np.finfo(np.float32).max).all():  # which a model's are, and NaN is not
+            raise ValueError("not all of them are finite in float32.")
     except (ValueError, pa.ArrowException) as error:
         raise InputError(
-            f"The expected answers '{path}' have logits that are no numbers: {error}",
+            f"The expected answers '{path}' have logits that are not numbers: {error}",
             "Write a number in every column of a class, or leave these columns out.",
         ) from error
     return _Expected(table["path"], numbers, logits)
@@ -137,11 +139,11 @@ def _numbers(names: pa.ChunkedArray, classes: tuple[str, ...], where: str) -> ND
     unknown = pc.and_(pc.is_null(numbers), pc.not_equal(pc.fill_null(names, ""), ""))
     if pc.any(unknown).as_py():
         name = names.filter(unknown)[0].as_py()
-        raise InputError(f"{where} name a class that the model has not: '{name}'.", _same_classes(classes))
+        raise InputError(f"{where} name a class that the model does not have: '{name}'.", _same_classes(classes))
     return pc.fill_null(numbers, -1).to_numpy().astype(np.int64)
 
 
-def _align(made: Predictions, listed: ImageList, expected: _Expected | None, images: str) -> Answers:
+def _align(made: Predictions, listed: ImageList, expected: _Expected | None, images: str) -> Outcomes:
     """Bring the expected answers into the order of the list."""
     logits = made.logits()
     readable = ~np.isnan(logits).any(axis=1)
@@ -164,7 +166,7 @@ def _align(made: Predictions, listed: ImageList, expected: _Expected | None, ima
         if expected.logits is not None:
             values = np.where(known[:, None], expected.logits[places], np.nan)
     unreadable = made.rows.filter(pc.is_valid(made.rows["error"]))
-    return Answers(
+    return Outcomes(
         classes=made.classes,
         paths=tuple(made.rows["path"].to_pylist()),
         errors=tuple(zip(unreadable["path"].to_pylist(), unreadable["error"].to_pylist(), strict=True)),

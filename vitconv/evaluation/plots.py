@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import numpy as np
 
-from vitconv.evaluation.evaluate import Evaluation
+from vitconv.evaluation.evaluation import Evaluation
 from vitconv.evaluation.metrics import BINS
+from vitconv.files import new_file
 from vitconv.models.images import load_image
-from vitconv.writing.files import new_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,11 +36,11 @@ def plain(name: str, limit: int = 24) -> str:
 def draw_logits(evaluation: Evaluation) -> Figure:
     """Every logit against the expected one: on the diagonal where they agree."""
     figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
-    answers = evaluation.answers
-    known = np.isfinite(answers.differences) if answers.differences is not None else np.array(False)
+    outcomes = evaluation.outcomes
+    known = np.isfinite(outcomes.differences) if outcomes.differences is not None else np.array(False)
     if not known.any():
         return _nothing(axes, "No logits to compare with")
-    x, y = answers.expected_logits[known], answers.logits[known]
+    x, y = outcomes.expected_logits[known], outcomes.logits[known]
     if len(x) > _MOST_POINTS:
         some = np.random.default_rng(0).choice(len(x), _MOST_POINTS, replace=False)
         x, y = x[some], y[some]
@@ -55,15 +55,15 @@ def draw_confusion(evaluation: Evaluation) -> Figure:
     """How often each class was answered for each true class; without labels, for each expected answer."""
     from sklearn.metrics import confusion_matrix
 
-    answers = evaluation.answers
+    outcomes = evaluation.outcomes
     truth, what = (
-        (answers.labels, "true class") if answers.labels is not None else (answers.expected, "expected answer")
+        (outcomes.labels, "true class") if outcomes.labels is not None else (outcomes.expected, "expected answer")
     )
-    chosen = (truth >= 0) & (answers.predicted >= 0)
+    chosen = (truth >= 0) & (outcomes.predicted >= 0)
     if not chosen.any():
         return _nothing(plt.subplots(figsize=(5, 5), layout="constrained")[1], f"No image with a {what} could be read")
-    count = len(answers.classes)
-    matrix = confusion_matrix(truth[chosen], answers.predicted[chosen], labels=np.arange(count))
+    count = len(outcomes.classes)
+    matrix = confusion_matrix(truth[chosen], outcomes.predicted[chosen], labels=np.arange(count))
     few = count <= _MOST_CLASSES
     side = 2.5 + 0.5 * count if few else 8
     figure, axes = plt.subplots(figsize=(side + 1, side), layout="constrained")
@@ -71,7 +71,7 @@ def draw_confusion(evaluation: Evaluation) -> Figure:
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="answer", ylabel=what, title=f"{np.trace(matrix)} of {matrix.sum()} on the diagonal")
     if few:
-        names = list(map(plain, answers.classes))
+        names = list(map(plain, outcomes.classes))
         axes.set_xticks(range(count), names, rotation=45, ha="right", parse_math=False)
         axes.set_yticks(range(count), names, parse_math=False)
         for row, column in zip(*np.nonzero(matrix), strict=True):
@@ -87,13 +87,13 @@ def draw_reliability(evaluation: Evaluation) -> Figure:
     figure, (axes, below) = plt.subplots(
         2, 1, figsize=(5, 5.6), height_ratios=(4, 1), sharex=True, layout="constrained"
     )
-    answers = evaluation.answers
-    chosen = (answers.labels >= 0) & (answers.predicted >= 0) if answers.labels is not None else np.array(False)
+    outcomes = evaluation.outcomes
+    chosen = (outcomes.labels >= 0) & (outcomes.predicted >= 0) if outcomes.labels is not None else np.array(False)
     if not chosen.any():
         below.axis("off")
         return _nothing(axes, "No labels to compare with")
-    confidence = answers.probabilities[chosen].max(axis=1)
-    right = answers.predicted[chosen] == answers.labels[chosen]
+    confidence = outcomes.probabilities[chosen].max(axis=1)
+    right = outcomes.predicted[chosen] == outcomes.labels[chosen]
     accuracy, mean_confidence = calibration_curve(right, confidence, n_bins=BINS)
     axes.axline((0, 0), slope=1, color=GREY, linewidth=1)
     axes.plot(mean_confidence, accuracy, "o-", color=BLUE)
@@ -108,7 +108,7 @@ def draw_reliability(evaluation: Evaluation) -> Figure:
 def draw_classes(evaluation: Evaluation) -> Figure:
     """Precision and recall of each class, the worst first; without labels, the share that agrees."""
     rows = evaluation.per_class.to_pylist()
-    if evaluation.answers.labels is not None:
+    if evaluation.outcomes.labels is not None:
         columns, key = {"precision": BLUE, "recall": ORANGE}, "f1"
         rows = [row for row in rows if row["images"]]
     else:
@@ -137,14 +137,14 @@ def draw_images(evaluation: Evaluation, folder: Path) -> Figure:
         evaluation: the result.
         folder: where the paths in the list start from.
     """
-    answers = evaluation.answers
-    chosen = answers.disagreeing[:12]
-    title = f"{len(answers.disagreeing)} images disagree"
+    outcomes = evaluation.outcomes
+    chosen = outcomes.disagreeing[:12]
+    title = f"{len(outcomes.disagreeing)} images disagree"
     if not len(chosen):
-        readable = np.flatnonzero(answers.predicted >= 0)
-        sure = answers.probabilities[readable].max(axis=1)
+        readable = np.flatnonzero(outcomes.predicted >= 0)
+        sure = outcomes.probabilities[readable].max(axis=1)
         chosen = readable[np.argsort(sure, kind="stable")[:12]]
-        title = "No image disagrees; the least certain are" if answers.expected is not None else "The least certain"
+        title = "No image disagrees; the least certain are" if outcomes.expected is not None else "The least certain"
     rows = 2 if len(chosen) > 6 else 1
     figure, grid = plt.subplots(rows, 6, figsize=(12, 2.6 * rows), layout="constrained")
     figure.suptitle(title)
@@ -152,18 +152,18 @@ def draw_images(evaluation: Evaluation, folder: Path) -> Figure:
         axes.axis("off")
     for axes, i in zip(grid.flat, chosen, strict=False):
         try:
-            picture = load_image(folder / answers.paths[i]).convert("RGB")
+            picture = load_image(folder / outcomes.paths[i]).convert("RGB")
             picture.thumbnail((400, 400))  # as it is drawn: large photos would be held twelve at a time
             axes.imshow(picture)
         except Exception:  # Pillow has no common one: see vitconv.inference.images
             axes.text(0.5, 0.5, "not readable", ha="center", transform=axes.transAxes)
         lines = ["no answer"]
-        if answers.predicted[i] >= 0:
-            lines = [f"{plain(answers.name(answers.predicted[i]), 22)} {answers.probabilities[i].max():.0%}"]
-        if answers.expected is not None and answers.expected[i] not in (-1, answers.predicted[i]):
-            lines.append(f"expected: {plain(answers.name(answers.expected[i]), 22)}")
-        if answers.labels is not None and answers.labels[i] >= 0:
-            lines.append(f"true: {plain(answers.name(answers.labels[i]), 22)}")
+        if outcomes.predicted[i] >= 0:
+            lines = [f"{plain(outcomes.name(outcomes.predicted[i]), 22)} {outcomes.probabilities[i].max():.0%}"]
+        if outcomes.expected is not None and outcomes.expected[i] not in (-1, outcomes.predicted[i]):
+            lines.append(f"expected: {plain(outcomes.name(outcomes.expected[i]), 22)}")
+        if outcomes.labels is not None and outcomes.labels[i] >= 0:
+            lines.append(f"true: {plain(outcomes.name(outcomes.labels[i]), 22)}")
         axes.set_title("\n".join(lines), fontsize=8, parse_math=False)
     return figure
 

@@ -1,4 +1,4 @@
-"""What passes: figures against their limits, and which class is to blame where one is missed."""
+"""What passes: figures against their limits, and which class is wrong most often where one is missed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from vitconv.errors import InputError, first_few, shown
 from vitconv.evaluation.metrics import BUILT_IN
-from vitconv.evaluation.outcomes import Answers
+from vitconv.evaluation.outcomes import Outcomes
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Threshold:
         bound: ``"min"`` or ``"max"``.
         limit: the least, or the largest, value that passes.
         value: the figure.
-        detail: where it is missed: which classes or images are to blame, in a sentence; else empty.
+        detail: where it is missed: which classes or images are wrong, in a sentence; else empty.
     """
 
     name: str
@@ -45,24 +45,24 @@ class Threshold:
 _FORM = "Write {min: NUMBER}, {max: NUMBER} or both."
 
 
-def judge(
+def check_thresholds(
     thresholds: Mapping[str, Mapping[str, float]],
     found: Mapping[str, float],
-    answers: Answers,
+    outcomes: Outcomes,
 ) -> tuple[Threshold, ...]:
-    """Hold figures against thresholds.
+    """Compare metrics with their thresholds.
 
     Args:
         thresholds: for a figure's name, ``"min"``, ``"max"`` or both.
         found: the figures.
-        answers: what they were computed from, to say which images are to blame.
+        outcomes: what they were computed from, to say which images are wrong.
 
     Raises:
         InputError: they are no mapping, or one is of an unknown figure, or no number.
     """
     if not isinstance(thresholds, Mapping):
         raise InputError(f"The thresholds are {shown(thresholds)}.", f"Write a figure's name for each. {_FORM}")
-    judged = []
+    checked = []
     for name, bounds in thresholds.items():
         if name not in found:
             raise InputError(
@@ -77,9 +77,9 @@ def judge(
         for bound, limit in limits.items():
             threshold = Threshold(name, bound, limit, found[name])
             if not threshold.passed:
-                threshold = replace(threshold, detail=_blame(name, answers))
-            judged.append(threshold)
-    return tuple(judged)
+                threshold = replace(threshold, detail=_most_wrong(name, outcomes))
+            checked.append(threshold)
+    return tuple(checked)
 
 
 def _limit(name: str, limit: object) -> float:
@@ -89,32 +89,34 @@ def _limit(name: str, limit: object) -> float:
         number = math.inf
     if math.isnan(number):
         # YAML takes 1e-4 for a text.
-        raise InputError(f"The threshold of '{name}' is {shown(limit)}, no number.", f"{_FORM} (A small one: 1.0e-4.)")
+        raise InputError(
+            f"The threshold of '{name}' is {shown(limit)}, not a number.", f"{_FORM} (A small one: 1.0e-4.)"
+        )
     if math.isinf(number):
         raise InputError(f"The threshold of '{name}' is {shown(limit)}, which no figure reaches.", "Leave it out.")
     return number
 
 
-def _blame(name: str, answers: Answers) -> str:
-    """Which class and image a missed threshold is about, where that can be told."""
+def _most_wrong(name: str, outcomes: Outcomes) -> str:
+    """The class and images that are wrong most often, in a sentence; empty where that is unknown."""
     if name == "max_logit_difference":
-        image, number = np.unravel_index(np.nanargmax(answers.differences), answers.differences.shape)
-        ours, theirs = answers.logits[image, number], answers.expected_logits[image, number]
-        return f"'{answers.classes[number]}' of {answers.paths[image]}, {ours:.6g} instead of {theirs:.6g}."
+        image, number = np.unravel_index(np.nanargmax(outcomes.differences), outcomes.differences.shape)
+        ours, theirs = outcomes.logits[image, number], outcomes.expected_logits[image, number]
+        return f"'{outcomes.classes[number]}' of {outcomes.paths[image]}, {ours:.6g} instead of {theirs:.6g}."
     if name == "errors":
-        return f"{first_few(path for path, reason in answers.errors)}."
-    truth = answers.expected if name == "agreement" else answers.labels if name in BUILT_IN else None
+        return f"{first_few(path for path, reason in outcomes.errors)}."
+    truth = outcomes.expected if name == "agreement" else outcomes.labels if name in BUILT_IN else None
     if truth is None:
         return ""
     # An image that could not be read disagrees; the metrics leave it out.
-    judged = truth >= 0 if name == "agreement" else (truth >= 0) & (answers.predicted >= 0)
-    wrong = judged & (answers.predicted != truth)
-    counts = np.bincount(truth[wrong], minlength=len(answers.classes))
+    judged = truth >= 0 if name == "agreement" else (truth >= 0) & (outcomes.predicted >= 0)
+    wrong = judged & (outcomes.predicted != truth)
+    counts = np.bincount(truth[wrong], minlength=len(outcomes.classes))
     if not counts.any():
         return ""
     worst = counts.argmax()
-    images = [answers.paths[i] for i in np.flatnonzero(wrong & (truth == worst))]
-    name = first_few([answers.classes[worst]])  # not at any length
+    images = [outcomes.paths[i] for i in np.flatnonzero(wrong & (truth == worst))]
+    name = first_few([outcomes.classes[worst]])  # not at any length
     return (
         f"most of all '{name}', {counts[worst]} of {(judged & (truth == worst)).sum()} images wrong "
         f"({first_few(images, 2)})."

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import codecs
+import csv as python_csv
 import errno
+import io
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import csv
 
 from vitconv.errors import InputError, VitconvError
-from vitconv.files import check_file
-from vitconv.models.images import load_image
-from vitconv.models.pixels import process
+from vitconv.files import check_file, open_file
+from vitconv.inference.pixels import Preprocessor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from transformers.image_processing_utils import BaseImageProcessor
 
 
 @dataclass(frozen=True)
@@ -53,9 +58,11 @@ def read_images(path: str | Path) -> ImageList:
     Raises:
         InputError: there is no such file, it is not CSV, has no column ``path``, or a row has no path.
     """
-    table = read_table(path, "list of images")
+    what = "list of images"
+    columns = [name for name in read_header(path, what) if name in ("path", "label")]
+    table = read_table(path, what, columns)
     paths = table["path"]
-    if paths.null_count or "" in paths.unique().to_pylist():
+    if paths.null_count or pc.any(pc.equal(paths, "")).as_py():
         raise InputError(f"The list of images '{path}' has a row without a path.", _LIST)
     if not len(paths):
         raise InputError(f"The list of images '{path}' is empty.", _LIST)
@@ -63,40 +70,91 @@ def read_images(path: str | Path) -> ImageList:
     return ImageList(paths, labels, Path(path).resolve().parent)
 
 
-def read_table(path: str | Path, what: str) -> pa.Table:
-    """Read a CSV file with a column ``path``; the names in it, and in ``class`` and ``label``, stay as they are.
+def read_header(path: str | Path, what: str) -> list[str]:
+    """The names of the columns of a CSV file with a column ``path``.
 
     Args:
         path: the file.
         what: what it should be, for people.
 
     Raises:
-        InputError: there is no such file, it is no regular file, is not CSV, or has no column ``path``.
+        InputError: there is no such file, it is no regular file or too large, is not CSV, or has no column ``path``.
     """
-    check_file(path, what)
+    check_file(path, what, most=MOST_TABLE)
+    with _for_people(path, what), open_file(path) as file:
+        head = (file.read(_MOST_ROW) or b"").removeprefix(codecs.BOM_UTF8)
+        if len(head) == _MOST_ROW and b"\n" not in head and b"\r" not in head:
+            raise ValueError(f"its header has more than {_MOST_ROW:,} bytes.")
+        text = head.decode(errors="ignore" if len(head) == _MOST_ROW else "strict")  # cut within a character
+        columns = next(filter(None, python_csv.reader(io.StringIO(text, newline=""))), None)
+    if columns is None:
+        raise InputError(f"The {what} '{path}' is not CSV that can be read: it has no header.", _LIST)
+    if "path" not in columns:
+        raise InputError(f"The {what} '{path}' has no column 'path'.", _LIST)
+    if len(set(columns)) < len(columns):
+        raise InputError(f"The {what} '{path}' has two columns of the same name.", _LIST)
+    return columns
+
+
+def read_table(path: str | Path, what: str, columns: Sequence[str]) -> pa.Table:
+    """Read columns of a CSV file; the names in ``path``, ``class`` and ``label`` stay as they are.
+
+    Args:
+        path: the file.
+        what: what it should be, for people.
+        columns: of :func:`read_header`, those to read: any other costs time and memory, too.
+
+    Raises:
+        InputError: there is no such file, or it is not CSV.
+    """
+    # An empty field is an empty string, and a class may be called "NA", "null" or "7".
+    names = dict.fromkeys(("path", "class", "label"), pa.string())
+    with _for_people(path, what):
+        table = csv.read_csv(
+            Path(path).absolute(),  # because pyarrow takes a leading ~ for somebody's home
+            read_options=csv.ReadOptions(block_size=_MOST_ROW),
+            parse_options=csv.ParseOptions(newlines_in_values=True),
+            convert_options=csv.ConvertOptions(
+                column_types=names, strings_can_be_null=False, include_columns=list(columns)
+            ),
+        )
+        _check_quotes(path)
+    return table.combine_chunks()
+
+
+def _check_quotes(path: str | Path) -> None:
+    """Raise csv.Error if a quotation mark has no other: pyarrow takes all lines that follow it for one field."""
+    with open_file(path) as file:
+        if any(b'"' in block for block in iter(partial(file.read, 2**20), b"")):
+            file.seek(0)
+            for _ in python_csv.reader(io.TextIOWrapper(file, "utf-8-sig", newline=""), strict=True):
+                pass
+
+
+@contextmanager
+def _for_people(path: str | Path, what: str) -> Iterator[None]:
+    """Raise :class:`InputError` for whatever goes wrong while a CSV file is read."""
     try:
-        # An empty field is an empty string, and a class may be called "NA", "null" or "7".
-        names = dict.fromkeys(("path", "class", "label"), pa.string())
-        options = csv.ConvertOptions(column_types=names, strings_can_be_null=False)
-        # Absolute, because pyarrow takes a leading ~ for somebody's home.
-        table = csv.read_csv(Path(path).absolute(), convert_options=options).combine_chunks()
-        columns = table.column_names  # of which the bytes are looked at here only
+        yield
     except FileNotFoundError as error:
         raise InputError(f"There is no {what} '{path}'.", "Check the path of the file.") from error
     except UnicodeEncodeError as error:
         raise InputError(f"The name of the {what} '{path}' is not UTF-8.", "Rename the file.") from error
     except UnicodeDecodeError as error:
         raise InputError(f"The {what} '{path}' is not CSV that can be read: it is not UTF-8.", _LIST) from error
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, python_csv.Error, pa.ArrowException) as error:
         reason = str(error).partition("\n")[0]
+        if "straddling" in reason:
+            reason = f"it has a row of more than {_MOST_ROW:,} bytes, or a quotation mark without its other."
+        elif "unexpected end of data" in reason:
+            reason = "it has a quotation mark without its other."
         raise InputError(f"The {what} '{path}' is not CSV that can be read: {reason}", _LIST) from error
-    if "path" not in columns:
-        raise InputError(f"The {what} '{path}' has no column 'path'.", _LIST)
-    if len(set(columns)) < len(columns):
-        raise InputError(f"The {what} '{path}' has two columns of the same name.", _LIST)
-    return table
 
 
+#: The most bytes of a CSV file: of a list, some ten million images. It is read into memory.
+MOST_TABLE = 2**30
+#: The most bytes of a row: the logits of some hundred thousand classes. So many are parsed at once.
+_MOST_ROW = 2**24
 _LIST = "Write a CSV file with a header, and a column 'path' with a path in every row."
 
 
@@ -115,8 +173,8 @@ class Pixels(NamedTuple):
     errors: list[str | None]
 
 
-class Answer(NamedTuple):
-    """What the model says of a batch.
+class BatchOutput(NamedTuple):
+    """The model's output for a batch.
 
     Attributes:
         batch: the batch's number.
@@ -139,14 +197,12 @@ class Batches:
     Attributes:
         images: the list.
         size: images in a batch.
-        processor: the folder's: see :func:`vitconv.models.processors.load_processor`.
-        shape: (channels, height, width) of the model's input.
+        preprocessor: makes the pixels of an image.
     """
 
     images: ImageList
     size: int
-    processor: BaseImageProcessor
-    shape: tuple[int, int, int]
+    preprocessor: Preprocessor
 
     def __len__(self) -> int:
         return -(-len(self.images) // self.size)
@@ -156,7 +212,7 @@ class Batches:
         return range(batch * self.size, min((batch + 1) * self.size, len(self.images)))
 
     def __getitem__(self, batch: int) -> Pixels:
-        values = np.zeros((self.size, *self.shape), np.float32)
+        values = np.zeros((self.size, *self.preprocessor.shape), np.float32)
         paths = self.images.slice(self.rows(batch))
         errors = [self._read(path, place) for path, place in zip(paths, values, strict=False)]
         return Pixels(batch, values, errors)
@@ -165,10 +221,7 @@ class Batches:
         """Put an image's pixels into its place of the batch; or say what is wrong with it."""
         file = self.images.folder / path
         try:
-            pixels = process(load_image(file), self.processor, self.shape[0])[0]
-            if pixels.shape != self.shape:  # numpy would repeat one channel for three
-                return f"'{path}' becomes pixels of shape {tuple(pixels.shape)}, the model takes {self.shape}."
-            place[:] = pixels
+            place[:] = self.preprocessor(file)
         except VitconvError as error:
             if isinstance(error.__cause__, OSError) and error.__cause__.errno in _OF_THE_MACHINE:
                 # Another time, the image may be there: a row that says otherwise would be found in every later run.

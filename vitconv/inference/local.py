@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from vitconv.errors import VitconvError, in_traceback
-from vitconv.inference.images import Answer, Batches, Pixels, cores
-from vitconv.inference.runtime import Classifier, Predictor, choose_device
+from vitconv.inference.images import Batches, BatchOutput, Pixels, cores
+from vitconv.inference.runtime import Runtime, choose_device
 
 
 class LocalEngine:
-    """Runs a model over batches: see :class:`vitconv.inference.predict.Engine`."""
+    """Runs a model over batches: see :class:`vitconv.inference.batch_prediction.Engine`."""
 
     def __init__(self, device: str) -> None:
         import torch
 
         self.device = choose_device(device, torch.cuda.device_count())
 
-    def run(self, model: Classifier, batches: Batches, todo: Sequence[int]) -> Iterator[Answer]:
-        """The answers to the batches of these numbers, in this order."""
+    def run(
+        self, open_runtime: Callable[[str], Runtime], batches: Batches, todo: Sequence[int]
+    ) -> Iterator[BatchOutput]:
+        """The outputs of the batches with these numbers, in this order."""
         import torch
         from torch.utils.data import DataLoader
 
-        predictor = Predictor(model.folder, self.device)
+        runtime = open_runtime(self.device)
         # Two prepared batches a process are what is in memory at any time.
         loader = DataLoader(
             batches,
@@ -36,8 +39,9 @@ class LocalEngine:
             worker_init_fn=_be_quiet,
         )
         try:
+            _check_descriptors()
             for pixels in loader:
-                yield Answer(pixels.batch, predictor(pixels.values.numpy()), pixels.errors)
+                yield BatchOutput(pixels.batch, runtime(pixels.values.numpy()), pixels.errors)
         except torch.OutOfMemoryError as error:
             raise VitconvError(
                 f"The device '{self.device}' has too little memory for a batch of {batches.size} images.",
@@ -48,7 +52,15 @@ class LocalEngine:
                 f"There is too little memory to prepare {batches.size} images in each of {cores()} processes.",
                 f"{_AGAIN} Smaller batches take less memory.",
             ) from error
+        except OSError as error:  # of pipes and processes; whatever is wrong with an image is in its batch's errors
+            raise VitconvError(
+                f"The processes that prepare images cannot be run: {error.strerror or error}.", _LIMITS
+            ) from error
         except RuntimeError as error:
+            if "Too many open files" in str(error):
+                raise VitconvError(
+                    "The processes that prepare images cannot be run: Too many open files.", _LIMITS
+                ) from error
             if "DataLoader worker" not in str(error):
                 raise
             if "Caught" in str(error):  # the other process's traceback
@@ -62,6 +74,20 @@ class LocalEngine:
             ) from error
 
 
+def _check_descriptors() -> None:
+    """Raise OSError if the processes would want more open files than this one may have.
+
+    torch, which meets that limit half way, prints tracebacks of its own.
+    """
+    opened: list[int] = []
+    try:
+        for _ in range(8 + 5 * cores()):  # for each its pipes, and the memory of two batches
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+
+
 def _uses_ray() -> bool:
     """Whether this process is connected to a Ray cluster. Then it must not be forked.
 
@@ -72,6 +98,7 @@ def _uses_ray() -> bool:
     return ray is not None and ray.is_initialized()
 
 
+_LIMITS = "Raise the limits of open files and processes (ulimit -n, ulimit -u), and run it again."
 _AGAIN = "Run it again: it goes on where it stopped."
 
 

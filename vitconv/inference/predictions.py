@@ -2,30 +2,32 @@
 
 Every file says in its metadata of which run it is part: which weights, which images, in which batches, on which
 kind of device. A run that was cut off goes on behind the parts that it finds of itself, whichever engine wrote them.
+A seal, the SHA-256 of rows and metadata, tells a part that was edited.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from vitconv.checkpoints.checkpoint import sha256_of
 from vitconv.errors import DestinationError, InputError, first_few
-from vitconv.files import open_file
+from vitconv.files import new_file, open_file, sha256_of, unwritable
 from vitconv.models.images import MOST_BYTES
-from vitconv.writing.files import new_file
-from vitconv.writing.staging import unwritable
 
 #: The columns. ``row`` is the row's number in the list of images, from 0. Of an image that could not be read,
 #: ``error`` says why and the others are null; ``probability`` is the softmax, in float64, of the largest logit.
@@ -41,7 +43,12 @@ SCHEMA = pa.schema(
 )
 _PART = "part-{:08}.parquet"
 _WRITTEN = re.compile(r"part-\d{8}\.parquet|\.part-\d{8}\..*")
-_KEY, _RUN, _CLASSES = b"vitconv.key", b"vitconv.run", b"vitconv.classes"
+_KEY, _RUN, _CLASSES, _SEAL = b"vitconv.key", b"vitconv.run", b"vitconv.classes", b"vitconv.seal"
+#: Where a file has Arrow's own description of its columns. It may name types that a library such as Ray has
+#: registered, whose code pyarrow then runs. The files here have none: the types of Parquet are enough.
+_ARROW = b"ARROW:schema"
+#: The most bytes of a part, in the file and in memory: its rows are 256, or those of one batch.
+MOST_PART = 2**30
 
 
 @dataclass(frozen=True)
@@ -49,25 +56,25 @@ class Run:
     """What makes predictions what they are: equal runs give equal rows, to the bit.
 
     Attributes:
-        facts: plain data: the model's and the code's SHA-256, the batch size, the kind of device, the versions…
+        settings: plain data: the model's and the code's SHA-256, the batch size, the kind of device, the versions…
         classes: the names of the model's classes.
     """
 
-    facts: dict[str, Any]
+    settings: dict[str, Any]
     classes: tuple[str, ...]
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """The same for equal runs only."""
-        return _fingerprint([self.facts, self.classes])
+        return _fingerprint([self.settings, self.classes])
 
     def key(self, files: Sequence[Path]) -> str:
         """The same for equal runs on these image files as they are now only: their sizes, times and permissions.
 
-        With the fact ``check_content``: their contents, whatever their times.
+        With the setting ``check_content``: their contents, whatever their times.
         """
-        look = _content if self.facts.get("check_content") else _stat
-        return _fingerprint([self.facts, self.classes, [look(file) for file in files]])
+        look = _content if self.settings.get("check_content") else _stat
+        return _fingerprint([self.fingerprint, [look(file) for file in files]])
 
 
 def _fingerprint(content: Any) -> str:
@@ -95,9 +102,9 @@ def _content(file: Path) -> tuple[str, str] | tuple[str, int, int, int]:
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Probabilities, in float64, of logits of shape (images, classes)."""
-    from scipy.special import softmax
-
-    return softmax(logits.astype(np.float64), axis=1)
+    values = logits.astype(np.float64)
+    exponentials = np.exp(values - values.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
 def make_rows(
@@ -162,10 +169,12 @@ class Parts:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             others = sorted({entry.name for entry in self._folder.iterdir()} - names)
-            foreign = [name for name in others if not _WRITTEN.fullmatch(name)]
-            foreign += [path.name for path in self._folder.glob("part-*") if path.exists() and not path.is_file()]
-            if foreign:
-                raise DestinationError(f"'{self._folder}' holds what is no prediction ({first_few(foreign)}).", _OTHER)
+            unsupported = [name for name in others if not _WRITTEN.fullmatch(name)]
+            unsupported += [path.name for path in self._folder.glob("part-*") if path.exists() and not path.is_file()]
+            if unsupported:
+                raise DestinationError(
+                    f"'{self._folder}' holds what is no prediction ({first_few(unsupported)}).", _OTHER
+                )
             if not overwrite and any(name.startswith("part-") for name in others):
                 raise self._of_another_run(others[-1])
             for name in others:
@@ -187,39 +196,79 @@ class Parts:
             DestinationError: it is of another run or list, and may not be replaced.
         """
         file = self._folder / _PART.format(part)
-        try:
-            table = _read(file)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            if error.errno:  # of the system's: it may be whole
+        with self._locked():
+            try:
+                found = _read(file)
+            except FileNotFoundError:
+                return None
+            except _NoPartError as error:
+                if not self._overwrite:
+                    raise DestinationError(f"'{file}' {error}.", "Delete it, or pass --overwrite.") from error
+                found = None
+            except OSError as error:
+                if error.errno:  # of the system's: it may be whole
+                    raise unwritable(self._folder, error) from error
+                found = None
+            except pa.ArrowException:
+                found = None
+            if found is not None and found.key == key:
+                return found.rows
+            if found is not None and not self._is_mine(found, paths) and not self._overwrite:
+                raise self._of_another_run(file.name)
+            try:
+                file.unlink()
+            except OSError as error:
                 raise unwritable(self._folder, error) from error
-            table = None
-        except pa.ArrowException:
-            table = None
-        metadata = (table.schema.metadata or {}) if table is not None else {}
-        if metadata.get(_KEY) == key.encode():
-            return table
-        same_run = metadata.get(_RUN) == self._run.fingerprint.encode()
-        mine = table is None or (same_run and table["path"].to_pylist() == list(paths))
-        if not mine and not self._overwrite:
-            raise self._of_another_run(file.name)
-        try:
-            file.unlink()
-        except OSError as error:
-            raise unwritable(self._folder, error) from error
         return None
 
     def write(self, part: int, table: pa.Table, key: str) -> None:
         """Write a part, whole or not at all.
 
         Raises:
-            DestinationError: it cannot be written.
+            DestinationError: it cannot be written, or another run has written it since :meth:`find` looked for it.
         """
-        classes = json.dumps(list(self._run.classes))
-        table = table.replace_schema_metadata({_KEY: key, _RUN: self._run.fingerprint, _CLASSES: classes})
-        with new_file(self._folder / _PART.format(part)) as file, file.open("wb") as stream:
-            parquet.write_table(table, stream, use_dictionary=["class", "error"])  # logits hardly repeat
+        # Without a colon, which only names have here, these do not look like what is refused in a file.
+        classes = json.dumps(list(self._run.classes)).replace(":", "\\u003a")
+        metadata = {_KEY: key.encode(), _RUN: self._run.fingerprint.encode(), _CLASSES: classes.encode()}
+        target = self._folder / _PART.format(part)
+        with self._locked(), new_file(target) as file:
+            # Logits hardly repeat. Statistics would put paths where _ARROW is looked for.
+            options = {"use_dictionary": ["class", "error"], "write_statistics": False, "store_schema": False}
+            with file.open("wb") as stream, parquet.ParquetWriter(stream, table.schema, **options) as writer:
+                writer.write_table(table)
+                writer.add_key_value_metadata(metadata | {_SEAL: _seal(table, metadata)})
+            self._check_free(target, key, table["path"].to_pylist())
+
+    def _check_free(self, file: Path, key: str, paths: Sequence[str]) -> None:
+        """Raise :class:`DestinationError` if there is a part, unless it is one of the same run on the same images."""
+        try:
+            found = _read(file)
+        except FileNotFoundError:
+            return
+        except (pa.ArrowException, _NoPartError):
+            found = None
+        if found is None or (found.key != key and not self._is_mine(found, paths)):
+            raise DestinationError(
+                f"Another run has written '{file}' meanwhile.",
+                "Wait until it has ended, or choose another destination.",
+            )
+
+    def _is_mine(self, found: _Part, paths: Sequence[str]) -> bool:
+        return found.run == self._run.fingerprint and found.rows["path"].to_pylist() == list(paths)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other runs from looking at the folder's parts, and writing them; some file systems lock no folders."""
+        try:
+            descriptor = os.open(self._folder, os.O_RDONLY)
+        except OSError as error:
+            raise unwritable(self._folder, error) from error
+        try:
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def _of_another_run(self, name: str) -> DestinationError:
         return DestinationError(
@@ -259,7 +308,7 @@ def parts(folder: str | Path) -> list[Path]:
 
 
 def read_predictions(folder: str | Path) -> Predictions:
-    """Read what :func:`vitconv.inference.predict.predict` wrote.
+    """Read what :func:`vitconv.inference.predict` wrote.
 
     Raises:
         InputError: there is no such folder, it holds something else, or parts of several runs, or rows are missing.
@@ -267,28 +316,134 @@ def read_predictions(folder: str | Path) -> Predictions:
     files = parts(folder)
     if not files:
         raise InputError(f"There are no predictions in '{folder}'.", _PREDICT)
-    try:
-        tables = [_read(file) for file in files]
-        metadata = [table.schema.metadata for table in tables]
-        rows = pa.concat_tables(table.select(SCHEMA.names).cast(SCHEMA) for table in tables)
-        runs, classes = {one[_RUN] for one in metadata}, json.loads(metadata[0][_CLASSES])
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"The predictions in '{folder}' cannot be read: {error}", _PREDICT) from error
-    if len(runs) > 1:
+    found = []
+    for file in files:
+        try:
+            found.append(_read(file))
+        except _NoPartError as error:
+            raise InputError(
+                f"The predictions in '{folder}' cannot be read: '{file}' {error}.",
+                "Delete it and run `vitconv predict` again, which writes it anew.",
+            ) from error
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"The predictions in '{folder}' cannot be read: {error}", _PREDICT) from error
+    if len({(part.run, part.classes) for part in found}) > 1:
         raise InputError(f"The predictions in '{folder}' are of several runs.", _PREDICT)
+    rows = pa.concat_tables(part.rows for part in found)
     if not np.array_equal(rows["row"].to_numpy(), np.arange(len(rows))):
         raise InputError(f"The predictions in '{folder}' lack rows.", _PREDICT)
-    return Predictions(rows, tuple(classes))
+    return Predictions(rows, found[0].classes)
 
 
-def _read(file: Path) -> pa.Table:
-    """A Parquet file, opened here: of a path, pyarrow takes ``~`` for a home, ``a:b`` for a URI, and ``a=b`` for data.
+@dataclass(frozen=True)
+class _Part:
+    """A part read back: its rows, and what its metadata says."""
+
+    rows: pa.Table
+    key: str
+    run: str
+    classes: tuple[str, ...]
+
+
+class _NoPartError(Exception):
+    """What is wrong with a Parquet file, in words that follow its name."""
+
+
+def _read(file: Path) -> _Part:
+    """A part, opened here: of a path, pyarrow takes ``~`` for a home, ``a:b`` for a URI, and ``a=b`` for data.
 
     Raises:
         OSError, pa.ArrowException: there is no such file, it is no regular one, or it is none of Parquet's.
+        _NoPartError: it is another one than :meth:`Parts.write` writes, or its content is not what that wrote.
     """
     with open_file(file) as stream:
-        return parquet.read_table(stream)
+        if os.fstat(stream.fileno()).st_size > MOST_PART:
+            raise _NoPartError(_OTHERS)
+        data = stream.read() or b""
+    if _ARROW in _footer(data):  # before pyarrow sees any of it
+        raise _NoPartError(_OTHERS)
+    try:
+        content = parquet.ParquetFile(pa.BufferReader(data))
+        columns, metadata = _columns(content.schema_arrow), content.metadata.metadata or {}
+    except UnicodeDecodeError as error:  # of the names of columns
+        raise _NoPartError(_OTHERS) from error
+    if columns != _columns(SCHEMA) or not {_KEY, _RUN, _CLASSES, _SEAL} <= metadata.keys():
+        raise _NoPartError(_OTHERS)
+    rows = _read_rows(content)
+    try:
+        if _seal(rows, metadata) != metadata[_SEAL]:
+            raise _NoPartError(_EDITED)
+        part = _Part(rows, metadata[_KEY].decode(), metadata[_RUN].decode(), tuple(json.loads(metadata[_CLASSES])))
+    except (ValueError, TypeError, RecursionError) as error:  # such as of a path that is not UTF-8
+        raise _NoPartError(_EDITED) from error
+    if not _is_sound(part):
+        raise _NoPartError(_EDITED)
+    return part
+
+
+_OTHERS = "was not written by this version of vitconv"
+_EDITED = "has been edited since it was written"
+
+
+def _footer(data: bytes) -> bytes:
+    """A Parquet file's description of itself, not yet decoded: the last 8 bytes are its length and ``PAR1``."""
+    end = max(0, len(data) - 8)
+    return data[max(0, end - int.from_bytes(data[end : end + 4], "little")) : end]
+
+
+def _columns(schema: pa.Schema) -> list[tuple[str, pa.DataType]]:
+    return [(field.name, field.type) for field in schema]
+
+
+def _read_rows(content: parquet.ParquetFile) -> pa.Table:
+    """All rows, little by little: a small file may become rows that no memory holds."""
+    batches, size = [], 0
+    for batch in content.iter_batches(256):
+        batches.append(batch)
+        size += batch.nbytes
+        if size > MOST_PART:
+            raise _NoPartError(_OTHERS)
+    return pa.Table.from_batches(batches, content.schema_arrow).cast(SCHEMA).combine_chunks()
+
+
+def _seal(rows: pa.Table, metadata: dict[bytes, bytes]) -> bytes:
+    """The SHA-256 of a part: of each column which values are null, how long the others are, and their bytes."""
+    sha = hashlib.sha256()
+    for content in (metadata[_KEY], metadata[_RUN], metadata[_CLASSES], len(rows).to_bytes(8, "little")):
+        sha.update(len(content).to_bytes(8, "little") + content)
+    for column in rows.columns:
+        sha.update(column.is_valid().to_numpy())
+        values = column.drop_null().combine_chunks()
+        if pa.types.is_string(values.type):
+            texts = [text.encode() for text in values.to_pylist()]
+            sha.update(np.array([len(text) for text in texts], np.int64))
+            sha.update(b"".join(texts))
+        elif pa.types.is_list(values.type):
+            sha.update(pc.list_value_length(values).to_numpy())
+            sha.update(np.ascontiguousarray(values.flatten().to_numpy(zero_copy_only=False)))
+        else:
+            sha.update(np.ascontiguousarray(values.to_numpy()))
+    return sha.hexdigest().encode()
+
+
+def _is_sound(part: _Part) -> bool:
+    """Whether every row has an error, or else finite logits for all classes and the class of the largest."""
+    rows, classes = part.rows, part.classes
+    if not classes or not all(isinstance(name, str) for name in classes):
+        return False
+    if rows["row"].null_count or rows["path"].null_count:
+        return False
+    fine = rows.filter(pc.is_null(rows["error"]))
+    for name in ("class", "probability", "logits"):
+        if fine[name].null_count or rows[name].null_count != len(rows) - len(fine):
+            return False
+    lists = fine["logits"].combine_chunks()
+    if not pc.all(pc.equal(pc.list_value_length(lists), len(classes)), min_count=0).as_py():
+        return False
+    logits = lists.flatten().to_numpy(zero_copy_only=False).reshape(-1, len(classes))
+    if not np.isfinite(logits).all():  # of a null within, this is NaN
+        return False
+    return fine["class"].to_pylist() == [classes[best] for best in logits.argmax(axis=1)]
 
 
 _PREDICT = "Write them with `vitconv predict`; a run that was cut off goes on where it stopped."

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vitconv.errors import InputError, VitconvError, in_traceback
-from vitconv.inference.images import Answer, Batches
-from vitconv.inference.runtime import Classifier, Predictor, choose_device
+from vitconv.inference.images import Batches, BatchOutput
+from vitconv.inference.runtime import Runtime, choose_device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class RayEngine:
-    """Runs a model over batches: see :class:`vitconv.inference.predict.Engine`.
+    """Runs a model over batches: see :class:`vitconv.inference.batch_prediction.Engine`.
 
     It uses the cluster that this process or ``RAY_ADDRESS`` names, or else starts one on this machine, for itself
     alone. The machines of a cluster must see the images and the model's folder under the same paths.
@@ -46,6 +47,7 @@ class RayEngine:
         if not ray.is_initialized():
             alone = {"include_dashboard": False} if address == "local" else {}
             try:
+                _check_listens(address)
                 ray.init(address, log_to_driver=False, logging_level="error", **alone)
             except Exception as error:  # Ray has no class of its own for this: a time-out is a bare Exception
                 raise InputError(
@@ -65,17 +67,21 @@ class RayEngine:
         if self.device.startswith("cuda") and not self._gpus:
             raise InputError("The Ray cluster has no GPU.", "Choose the device auto or cpu.")
 
-    def run(self, model: Classifier, batches: Batches, todo: Sequence[int]) -> Iterator[Answer]:
-        """The answers to the batches of these numbers, in this order."""
+    def run(
+        self, open_runtime: Callable[[str], Runtime], batches: Batches, todo: Sequence[int]
+    ) -> Iterator[BatchOutput]:
+        """The outputs of the batches with these numbers, in this order."""
         # Ray lets through more than its own errors, such as ConnectionResetError when a process is killed at the wrong
-        # moment. What is raised here is of the pipeline, whatever its class: what takes the answers is outside.
+        # moment. What is raised here is of the pipeline, whatever its class: what takes the outputs is outside.
         try:
-            for row in self._rows(model, batches, todo):
-                yield Answer(row["batch"], row["logits"], list(row["errors"]))
+            for row in self._rows(open_runtime, batches, todo):
+                yield BatchOutput(row["batch"], row["logits"], list(row["errors"]))
         except Exception as error:
             raise _failed(error) from error
 
-    def _rows(self, model: Classifier, batches: Batches, todo: Sequence[int]) -> Iterator[dict[str, Any]]:
+    def _rows(
+        self, open_runtime: Callable[[str], Runtime], batches: Batches, todo: Sequence[int]
+    ) -> Iterator[dict[str, Any]]:
         """The pipeline's rows, one a batch: ``batch``, its number, ``errors`` and ``logits``."""
         import ray
         import torch
@@ -86,18 +92,40 @@ class RayEngine:
         # One model a GPU; without GPUs one a machine, which computes beside the tasks that prepare images.
         kind = self.device.partition(":")[0]
         models = self._gpus if kind == "cuda" else sum(node["Alive"] for node in ray.nodes())
-        answers = (
+        outputs = (
             ray.data.range(len(todo), override_num_blocks=len(todo))
             .map(_Prepare(batches, todo), num_cpus=1)
             .map(
                 _Predict,
-                fn_constructor_args=(model, kind, torch.get_num_threads()),
+                fn_constructor_args=(open_runtime, kind, torch.get_num_threads()),
                 compute=ray.data.ActorPoolStrategy(size=models),
                 num_cpus=0,
                 num_gpus=1 if kind == "cuda" else 0,
             )
         )
-        yield from answers.iter_rows()
+        yield from outputs.iter_rows()
+
+
+def _check_listens(address: str) -> None:
+    """Raise OSError if nothing listens at ``host:port``: Ray itself would wait for three minutes.
+
+    Ray asks this machine's own address where the host is a loopback one, so that is tried, too.
+    """
+    import ray
+
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdecimal():
+        return
+    hosts = [host.strip("[]")]
+    if hosts[0] in ("localhost", "127.0.0.1", "::1"):
+        hosts.append(ray.util.get_node_ip_address())
+    for host in hosts:
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+            return
+        except OSError as error:
+            last = error
+    raise last
 
 
 def _failed(error: Exception) -> VitconvError:
@@ -129,13 +157,13 @@ class _Prepare:
 class _Predict:
     """An actor's work: a batch of pixels → its logits."""
 
-    def __init__(self, model: Classifier, device: str, threads: int) -> None:
+    def __init__(self, open_runtime: Callable[[str], Runtime], device: str, threads: int) -> None:
         import torch
 
         # Ray gives an actor one thread. As many as the driver's: sums may depend on how they are cut up.
         torch.set_num_threads(threads)
-        self._predictor = Predictor(model.folder, device)
+        self._runtime = open_runtime(device)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        logits: NDArray[np.float32] = self._predictor(row.pop("values"))
+        logits: NDArray[np.float32] = self._runtime(row.pop("values"))
         return row | {"logits": logits}

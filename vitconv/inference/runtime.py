@@ -1,15 +1,14 @@
-"""The converted model: what it takes and gives, and how to run it."""
+"""What an engine, a server or an evaluation knows of a model: a Runtime, and how to open the one of a folder."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from vitconv.errors import InputError, ParityError
-from vitconv.mapping import CLASSES
-from vitconv.models.huggingface import first_line, load_config, load_folder
-from vitconv.parity.comparison import check_device
+from vitconv.inference import transformers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,61 +16,34 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Classifier:
-    """What a folder's configuration says of its model.
+class ModelInfo:
+    """What a folder says of its model, without loading it.
 
     Attributes:
-        folder: where it is.
-        classes: the names of its classes.
-        shape: (channels, height, width) of its input.
+        runtime: the name of the runtime that runs it.
+        folder: where it is, absolute.
+        classes: the names of its classes, in the order of the logits.
+        input_shape: (channels, height, width) of an image's pixels.
+        fingerprint: the SHA-256 of what decides the numbers: the weight files and the configurations.
+        versions: of the packages that the logits depend on, by name.
     """
 
+    runtime: str
     folder: Path
     classes: tuple[str, ...]
-    shape: tuple[int, int, int]
+    input_shape: tuple[int, int, int]
+    fingerprint: str
+    versions: Mapping[str, str]
 
 
-def read_classifier(folder: str | Path) -> Classifier:
-    """Read a folder's configuration.
+class Runtime(Protocol):
+    """A model on a device, ready to run.
 
-    Raises:
-        CheckpointError: the folder is none that vitconv writes.
-        InputError: its model has no classes.
-    """
-    folder = Path(folder).resolve()
-    config = load_config(folder)
-    name, count = config.architectures[0], len(config.id2label)
-    family = CLASSES[name]
-    if not 0 < count == family.num_labels(name, config):
-        raise InputError(
-            f"The model in '{folder}' has no classes: it is a {name}, converted without a classification head.",
-            "Convert a checkpoint that has a head; how to get this model's features, its README.md shows.",
-        )
-    vision = family.vision_config(config)
-    size = vision.image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return Classifier(folder, tuple(config.id2label[i] for i in range(count)), (vision.num_channels, height, width))
-
-
-class Predictor:
-    """A folder's model on a device.
-
-    Args:
-        folder: as vitconv writes it.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``…
-
-    Raises:
-        ParityError: the folder lacks weights.
-        InputError: there is no such device here.
+    Attributes:
+        info: what its folder says of it.
     """
 
-    def __init__(self, folder: Path, device: str) -> None:
-        import torch
-
-        check_device(device)
-        torch.backends.cudnn.allow_tf32 = False  # the embedding's convolution would move logits by 1e-3
-        self._device, self._folder = device, folder
-        self._model = load_folder(folder).to(device)
+    info: ModelInfo
 
     def __call__(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """The logits of a batch.
@@ -81,31 +53,75 @@ class Predictor:
 
         Returns:
             float32, (batch, classes).
-
-        Raises:
-            ParityError: the model cannot be run.
-            torch.OutOfMemoryError: the device has too little memory.
         """
-        import torch
 
-        # A copy: kernels may take other paths for memory that is not aligned as torch aligns it.
-        values = torch.tensor(pixels).to(self._device, self._model.dtype)
-        # Not inference_mode: Transformers caches constants, which no one in this process could train with any more.
-        try:
-            with torch.no_grad():
-                output = self._model(pixel_values=values)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # a configuration edited by hand may make a model fail in any way
-            raise ParityError(
-                f"The model in '{self._folder}' cannot be run: {type(error).__name__}: {first_line(error)}",
-                "Check its config.json, or convert the source again.",
-                stage="loading",
-            ) from error
-        logits = output["logits"] if "logits" in output else output["image_embeds"]
-        return logits.float().cpu().numpy()
+
+@dataclass(frozen=True)
+class RuntimeKind:
+    """How to run the folders of one kind.
+
+    Its functions must be importable by name, because other processes open runtimes, too.
+
+    Attributes:
+        recognises: whether a folder is of this kind. It only looks at the folder's files.
+        read_info: reads what the folder says of its model.
+        open: loads the model onto a device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``…
+    """
+
+    recognises: Callable[[Path], bool]
+    read_info: Callable[[Path], ModelInfo]
+    open: Callable[[ModelInfo, str], Runtime]
+
+
+#: The kinds that :func:`open_model` knows besides a converted folder, by the runtime's name.
+RUNTIMES: dict[str, RuntimeKind] = {}
+
+
+def find_kind(folder: Path) -> RuntimeKind:
+    """How to run a folder: the kind that recognises it, else as a folder of Transformers."""
+    found = (kind for kind in RUNTIMES.values() if kind.recognises(folder))
+    default = RuntimeKind(Path.is_dir, transformers.read_info, transformers.TransformersRuntime)
+    return next(found, default)
+
+
+def read_info(folder: str | Path) -> ModelInfo:
+    """What a folder says of its model, without loading it.
+
+    Raises:
+        CheckpointError: it is not a folder that vitconv writes, or a file cannot be read.
+        InputError: its model has no classes, or two with the same name.
+    """
+    folder = Path(folder).resolve()
+    return find_kind(folder).read_info(folder)
+
+
+def opener(info: ModelInfo) -> Callable[[str], Runtime]:
+    """What opens this model on a device. It can be pickled, so that another process can open the same runtime."""
+    return partial(find_kind(info.folder).open, info)
+
+
+def open_model(folder: str | Path, device: str = "auto") -> Runtime:
+    """Load the model in a folder.
+
+    Args:
+        folder: as vitconv writes it.
+        device: ``"auto"`` for a GPU if there is one, else ``"cpu"``, ``"cuda"``, ``"cuda:1"``…
+
+    Raises:
+        CheckpointError, ParityError: it is not a folder that vitconv writes, or weights are missing.
+        InputError: its model has no classes, or there is no such device.
+
+    >>> model = open_model("converted")  # doctest: +SKIP
+    >>> model.info.input_shape  # doctest: +SKIP
+    (3, 384, 384)
+    >>> model(pixels).shape  # doctest: +SKIP
+    (8, 7)
+    """
+    import torch
+
+    return opener(read_info(folder))(choose_device(device, torch.cuda.device_count()))
 
 
 def choose_device(name: str, gpus: float) -> str:
-    """The device for ``"auto"``: a GPU where there is one. Other names stay."""
+    """The device for ``"auto"``: a GPU if there is one. Other names stay."""
     return name if name != "auto" else "cuda" if gpus else "cpu"

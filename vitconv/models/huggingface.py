@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from vitconv import mapping
 from vitconv.architecture import check_image_size
-from vitconv.checkpoints.checkpoint import CONFIG_FILE, read_json, read_state_dict
+from vitconv.checkpoints.checkpoint import CONFIG_FILE, read_state_dict
 from vitconv.errors import CheckpointError, ParityError, VitconvError, WeightsError, first_few
-from vitconv.files import MOST_TEXT, check_file
+from vitconv.files import MOST_TEXT, check_file, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor

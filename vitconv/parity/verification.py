@@ -33,13 +33,12 @@ from vitconv.checkpoints.checkpoint import (
     CONFIG_FILE,
     TORCH_FILE,
     TORCH_INDEX_FILE,
-    read_json,
     read_state_dict,
     widest_dtype,
-    write_json,
 )
 from vitconv.checkpoints.tensorfile import INDEX_FILE, WEIGHTS_FILE
 from vitconv.errors import ParityError, VitconvError, first_few
+from vitconv.files import read_json, write_json
 from vitconv.mapping.plan import convert_tensors, make_plan, shapes_of
 from vitconv.mapping.rewrites import Made
 from vitconv.markdown import escape

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from vitconv import __version__
 from vitconv.architecture import MOST_PIXELS
-from vitconv.checkpoints.checkpoint import PARITY_FILE, read_json
+from vitconv.checkpoints.checkpoint import PARITY_FILE
 from vitconv.checkpoints.labels import check_labels
 from vitconv.errors import CheckpointError, InputError, shown
+from vitconv.files import read_json
 from vitconv.models.catalogue import entries
 
 if TYPE_CHECKING:

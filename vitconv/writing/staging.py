@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vitconv.errors import DestinationError, first_few
+from vitconv.files import umask, unwritable
 
 #: What a conversion may leave in a folder, and the Hub's own file.
 _WRITTEN = re.compile(
@@ -126,13 +127,6 @@ def _exists(path: Path) -> DestinationError:
     return DestinationError(f"'{path}' exists already.", "Choose another destination, or pass --overwrite.")
 
 
-def unwritable(destination: Path, error: OSError) -> DestinationError:
-    """The error for a destination that the system does not let vitconv write."""
-    return DestinationError(
-        f"'{destination}' cannot be written: {error.strerror or error}.", "Check the disk and the permissions."
-    )
-
-
 def _new_staging(destination: Path) -> tuple[Path, int | None]:
     """A new hidden folder beside the destination, locked as long as this process lives; abandoned ones are removed."""
     parent = os.open(destination.parent, os.O_RDONLY)
@@ -205,10 +199,3 @@ def _rename(staging: Path, destination: Path, flag: int) -> None:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
     else:
         staging.rename(destination)
-
-
-def umask() -> int:
-    """The permissions that this process removes from new files; Python's temporary files are always private."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from vitconv.checkpoints.checkpoint import sha256
 from vitconv.checkpoints.digests import digest, write_digests
 from vitconv.errors import CheckpointError, InputError
+from vitconv.files import sha256
 
 
 def sha(content: bytes) -> str:

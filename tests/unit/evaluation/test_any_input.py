@@ -27,13 +27,13 @@ from PIL import Image
 from vitconv.checkpoints.digests import write_digests
 from vitconv.cli.stages import _FORMS, read_parameters
 from vitconv.errors import VitconvError
-from vitconv.evaluation.evaluate import evaluate
+from vitconv.evaluation import evaluate
 from vitconv.evaluation.plots import save_pictures
-from vitconv.evaluation.report import PICTURES, report
+from vitconv.evaluation.reporting import PICTURES, report
 from vitconv.inference.images import Batches, read_images
+from vitconv.inference.pixels import open_preprocessor
 from vitconv.inference.predictions import Parts, Run, make_rows
-from vitconv.inference.runtime import read_classifier
-from vitconv.models.processors import load_processor
+from vitconv.inference.runtime import read_info
 
 CASES = int(os.environ.get("VITCONV_FUZZ_CASES", "200"))
 SECONDS, BYTES = 20, 2 << 30
@@ -154,19 +154,18 @@ def seeds() -> list[bytes]:
 @pytest.fixture(scope="module")
 def batches(folder, place):
     """Makes the batch of one image of a list."""
-    processor = load_processor(folder)
-    shape = read_classifier(folder).shape
+    preprocessor = open_preprocessor(read_info(folder))
 
     def make(name: str) -> Batches:
         (place / "one.csv").write_text(f'path\n"{name}"\n')
-        return Batches(read_images(place / "one.csv"), 1, processor, shape)
+        return Batches(read_images(place / "one.csv"), 1, preprocessor)
 
     return make
 
 
 def check_pixels(batches: Batches):
     pixels = batches[0]
-    assert pixels.values.shape == (1, *batches.shape) and pixels.values.dtype == np.float32
+    assert pixels.values.shape == (1, *batches.preprocessor.shape) and pixels.values.dtype == np.float32
     (error,) = pixels.errors
     assert (error is None and np.isfinite(pixels.values).all()) or (error and not pixels.values.any())
 
@@ -464,5 +463,5 @@ def test_whatever_a_configuration_says(place, folder, data):
     (place / "model").mkdir(exist_ok=True)
     (place / "model" / "config.json").write_text(json.dumps(content))
     with contextlib.suppress(VitconvError):
-        read = read_classifier(place / "model")
-        assert all(isinstance(name, str) for name in read.classes) and all(size > 0 for size in read.shape)
+        read = read_info(place / "model")
+        assert all(isinstance(name, str) for name in read.classes) and all(size > 0 for size in read.input_shape)

@@ -11,7 +11,7 @@ def test_without_the_extra_it_says_what_to_install(tmp_path):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr == (
-        "error: Predicting and evaluating need packages that are not installed: pyarrow, sklearn.\n"
+        "error: predict needs packages that are not installed: pyarrow.\n"
         "Install them with pip install 'vitconv[evaluate]'.\n"
     )
 
@@ -23,3 +23,18 @@ def test_converting_needs_none_of_it():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_evaluation_says_what_is_missing_when_it_is_called():
+    script = (
+        "import sys; sys.modules['jinja2'] = sys.modules['sklearn'] = None\n"
+        "from vitconv.evaluation import evaluate, report\n"
+        "for call in (evaluate, report):\n"
+        "    try: call('a', 'b')\n"
+        "    except Exception as error: print(type(error).__name__, error.problem)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "".join(
+        f"InputError {name} needs packages that are not installed: jinja2, sklearn.\n"
+        for name in ("evaluate", "report")
+    )

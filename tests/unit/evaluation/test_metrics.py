@@ -17,7 +17,7 @@ from vitconv.evaluation.metrics import (
     BUILT_IN,
     RESERVED,
     Recount,
-    figures,
+    compute,
     find_metric,
     interval,
     intervals,
@@ -61,7 +61,7 @@ def mine():
     ],
 )
 def test_figures_worked_out_by_hand(name, expected):
-    assert figures(name, LABELS, PROBABILITIES, CLASSES) == pytest.approx(expected, abs=1e-6)
+    assert compute(name, LABELS, PROBABILITIES, CLASSES) == pytest.approx(expected, abs=1e-6)
 
 
 @settings(deadline=None)  # the first call imports scikit-learn
@@ -76,10 +76,10 @@ def test_every_built_in_metric_takes_whatever_a_model_may_say(data):
     weights = np.array(weights, float) + np.where(np.sum(weights, axis=1) == 0, 1, 0)[:, None]
     probabilities = weights / weights.sum(axis=1, keepdims=True)
     for name in BUILT_IN:
-        for key, value in figures(name, labels, probabilities, list(map(str, range(count)))).items():
+        for key, value in compute(name, labels, probabilities, list(map(str, range(count)))).items():
             assert value >= 0
             assert name == "log_loss" or value <= 1 + 1e-6, key
-    assert figures("accuracy", labels, probabilities, range(count))["accuracy"] == pytest.approx(
+    assert compute("accuracy", labels, probabilities, range(count))["accuracy"] == pytest.approx(
         (probabilities.argmax(1) == labels).mean()
     )
 
@@ -93,8 +93,8 @@ def test_a_metric_of_ones_own(mine):
 
     mine.cost = cost
     mine.one = lambda labels, probabilities, classes=None: 3
-    assert figures("mine:cost", LABELS, PROBABILITIES, CLASSES) == {"cost_low": 1.0, "cost_high": 2.5}
-    assert figures("mine:one", LABELS, PROBABILITIES, CLASSES) == {"one": 3.0}
+    assert compute("mine:cost", LABELS, PROBABILITIES, CLASSES) == {"cost_low": 1.0, "cost_high": 2.5}
+    assert compute("mine:one", LABELS, PROBABILITIES, CLASSES) == {"one": 3.0}
     assert seen[0][0] is LABELS
     assert seen[0][1] is PROBABILITIES
     assert seen[0][2] == CLASSES
@@ -140,7 +140,7 @@ def test_a_wrong_signature_is_refused_before_it_is_called(mine, function):
 def test_nonsense_is_refused(mine, value):
     mine.cost = lambda labels, probabilities, classes: value
     with pytest.raises(InputError, match=r"The metric 'mine:cost' returned .* for 'cost") as caught:
-        figures("mine:cost", LABELS, PROBABILITIES, CLASSES)
+        compute("mine:cost", LABELS, PROBABILITIES, CLASSES)
     assert caught.value.remedy == "It must return finite numbers."
 
 
@@ -152,7 +152,7 @@ def test_nonsense_is_refused(mine, value):
 def test_more_nonsense_is_refused(mine, value):
     mine.cost = lambda labels, probabilities, classes: value
     with pytest.raises(InputError, match=r"The metric 'mine:cost' returned .* for 'cost") as caught:
-        figures("mine:cost", LABELS, PROBABILITIES, CLASSES)
+        compute("mine:cost", LABELS, PROBABILITIES, CLASSES)
     assert len(caught.value.problem) < 300
 
 
@@ -217,7 +217,7 @@ def raise_(error):
 )
 def test_numbers_of_any_kind(mine, value, expected):
     mine.cost = lambda labels, probabilities, classes: value
-    found = figures("mine:cost", LABELS, PROBABILITIES, CLASSES)
+    found = compute("mine:cost", LABELS, PROBABILITIES, CLASSES)
     assert found == expected
     assert all(type(number) is float for number in found.values())
 
@@ -242,7 +242,7 @@ def test_numbers_of_any_kind(mine, value, expected):
 def test_a_metric_that_does_what_it_likes_is_named(mine, function, words):
     mine.cost = function
     with pytest.raises(InputError, match=words) as caught:
-        figures("mine:cost", LABELS, PROBABILITIES, CLASSES)
+        compute("mine:cost", LABELS, PROBABILITIES, CLASSES)
     assert "'mine:cost'" in caught.value.problem
     assert "\n" not in caught.value.problem and len(caught.value.problem) < 1000
 
@@ -250,14 +250,14 @@ def test_a_metric_that_does_what_it_likes_is_named(mine, function, words):
 def test_an_interrupt_is_no_error_of_the_metrics(mine):
     mine.cost = lambda labels, probabilities, classes: raise_(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        figures("mine:cost", LABELS, PROBABILITIES, CLASSES)
+        compute("mine:cost", LABELS, PROBABILITIES, CLASSES)
 
 
 @pytest.mark.parametrize("name", sorted(RESERVED))
 def test_a_figure_of_the_evaluations_own_is_none_of_a_metric(mine, name):
     setattr(mine, name, lambda labels, probabilities, classes: 0.0)
     with pytest.raises(InputError, match=f"gives a figure that there is already: '{name}'"):
-        figures(f"mine:{name}", LABELS, PROBABILITIES, CLASSES)
+        compute(f"mine:{name}", LABELS, PROBABILITIES, CLASSES)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_a_name_that_is_none_is_refused(name):
 def test_a_metric_that_fails_is_named(mine):
     mine.cost = lambda labels, probabilities, classes: 1 / 0
     with pytest.raises(InputError, match="The metric 'mine:cost' failed: ZeroDivisionError: division by zero"):
-        figures("mine:cost", LABELS, PROBABILITIES, CLASSES)
+        compute("mine:cost", LABELS, PROBABILITIES, CLASSES)
 
 
 def test_an_interval_holds_the_figure_and_narrows_with_images():
@@ -380,7 +380,7 @@ def test_figures_that_resampling_biases_lie_in_their_interval():
     logits[np.arange(3000), labels] += 4
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     for name in ("precision", "recall", "f1"):
-        value = figures(name, labels, probabilities, range(1000))[name]
+        value = compute(name, labels, probabilities, range(1000))[name]
         low, high = intervals([name], labels, probabilities, range(1000)).get(name, (value, value))
         assert low <= value <= high
 
@@ -423,7 +423,7 @@ def test_the_quick_figures_are_those_of_the_libraries(images, classes):
     found = {
         key: value
         for name in ("top", "log_loss", "calibration_error")
-        for key, value in figures(name, labels, probabilities, everyone).items()
+        for key, value in compute(name, labels, probabilities, everyone).items()
     }
     expected = {
         f"top_{k}": top_k_accuracy_score(labels, probabilities, k=k, labels=everyone) for k in (3, 5) if k < classes
@@ -444,7 +444,7 @@ def test_a_resample_is_counted_as_the_metrics_compute_it(images, classes):
         found = dict(zip(recount.keys, recount(chosen), strict=True))
         for name in recount.keys:
             close = 1e-6 if name == "calibration_error" else 1e-12  # torchmetrics counts in float32
-            for key, value in figures(name, labels[chosen], probabilities[chosen], range(classes)).items():
+            for key, value in compute(name, labels[chosen], probabilities[chosen], range(classes)).items():
                 assert found[key] == pytest.approx(value, abs=close), key
 
 

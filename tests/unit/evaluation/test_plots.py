@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from vitconv.evaluation import plots
-from vitconv.evaluation.evaluate import Evaluation
-from vitconv.evaluation.outcomes import Answers
+from vitconv.evaluation.evaluation import Evaluation
+from vitconv.evaluation.outcomes import Outcomes
 
 DRAWERS = [plots.draw_logits, plots.draw_confusion, plots.draw_reliability, plots.draw_classes]
 
@@ -25,7 +25,7 @@ def make(count=40, classes=7, labels=True, expected=True, unreadable=()):
     for i in unreadable:
         predicted[i], probabilities[i], logits[i] = -1, np.nan, np.nan
     truth = rng.integers(-1, classes, count)
-    answers = Answers(
+    answers = Outcomes(
         tuple(f"class {i}" * (1 + i % 9) for i in range(classes)),
         tuple(f"{i}.png" for i in range(count)),
         tuple((f"{i}.png", "broken") for i in unreadable),
@@ -82,7 +82,7 @@ NAMES = (
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_names_are_drawn_as_they_are(draw, labels):
     evaluation = make(classes=len(NAMES), labels=labels)
-    answers = dataclasses.replace(evaluation.answers, classes=NAMES)
+    answers = dataclasses.replace(evaluation.outcomes, classes=NAMES)
     rows = [
         row | {"class": name, "images": 1, "compared": 1}
         for row, name in zip(evaluation.per_class.to_pylist(), NAMES, strict=True)
@@ -106,7 +106,7 @@ def test_missing_glyphs_and_paths_are_no_errors(tmp_path):
     """As where Python is told to take warnings for errors, and a path in the list is none that there can be."""
     evaluation = make()
     answers = dataclasses.replace(
-        evaluation.answers, classes=("屋根",) * 7, paths=("a\0b", "a" * 5000, "", *["~"] * 37)
+        evaluation.outcomes, classes=("屋根",) * 7, paths=("a\0b", "a" * 5000, "", *["~"] * 37)
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -117,7 +117,7 @@ def test_missing_glyphs_and_paths_are_no_errors(tmp_path):
 def test_the_confusion_matrix_counts_what_was_answered():
     evaluation = make()
     (axes,) = plots.draw_confusion(evaluation).axes
-    answers = evaluation.answers
+    answers = evaluation.outcomes
     shown = {(text.get_position()[1], text.get_position()[0]): int(text.get_text()) for text in axes.texts}
     for (truth, answer), count in shown.items():
         assert count == ((answers.labels == truth) & (answers.predicted == answer)).sum()
@@ -134,7 +134,7 @@ def test_the_worst_classes_come_first():
 @pytest.mark.parametrize("wrong", [0, 3, 20])
 def test_the_images_that_disagree_are_shown_or_the_least_certain(tmp_path, wrong):
     evaluation = make(unreadable=(2,))
-    answers = evaluation.answers
+    answers = evaluation.outcomes
     for i in range(len(answers.paths)):
         if i != 1:  # which is missing
             Image.new("L", (8, 8)).save(tmp_path / answers.paths[i])

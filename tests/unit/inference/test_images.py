@@ -1,6 +1,7 @@
 import errno
 import os
 import socket
+import time
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from PIL import Image
 
 from vitconv.errors import InputError
 from vitconv.inference.images import Batches, read_images
-from vitconv.inference.runtime import read_classifier
+from vitconv.inference.pixels import Preprocessor, open_preprocessor
+from vitconv.inference.runtime import read_info
 from vitconv.models.pixels import process
 from vitconv.models.processors import load_processor
 
@@ -16,8 +18,8 @@ from vitconv.models.processors import load_processor
 @pytest.fixture
 def cut(folder):
     """Cut a list into batches."""
-    model = read_classifier(folder)
-    return lambda path, size: Batches(read_images(path), size, load_processor(folder), model.shape)
+    model = read_info(folder)
+    return lambda path, size: Batches(read_images(path), size, open_preprocessor(model))
 
 
 def test_a_list_has_paths_and_perhaps_labels(tmp_path):
@@ -26,6 +28,8 @@ def test_a_list_has_paths_and_perhaps_labels(tmp_path):
     images = read_images(path)
     assert images.paths.to_pylist() == ["a.jpg", "with, comma.jpg", "NA"]
     assert images.labels.to_pylist() == ["oak", "", "null"]
+    path.write_text('path\n5" pipe.jpg\n"5"" pipe.jpg"\n\na.jpg')
+    assert read_images(path).paths.to_pylist() == ['5" pipe.jpg', '5" pipe.jpg', "a.jpg"]
     assert images.folder == tmp_path
     path.write_text("path\n1\n2\n")
     assert read_images(path).paths.to_pylist() == ["1", "2"]
@@ -41,6 +45,14 @@ def test_a_list_has_paths_and_perhaps_labels(tmp_path):
         ("path,label\na.jpg,x\n,y\n", "a row without a path"),
         ("path,label\na.jpg,x,z\n", "is not CSV"),
         ("path\n\xff\n", "is not CSV"),
+        ("\xff\na.jpg\n", "it is not UTF-8"),
+        ("\n\n", "it has no header"),
+        ("path,label,path\na.jpg,x,b.jpg\n", "two columns of the same name"),
+        ("path\n" + "x" * 2**25 + "\n", "a row of more than 16,777,216 bytes, or a quotation mark without its other"),
+        ('path\n"' + "images/a.jpg\n" * 2**21, "field larger than field limit"),
+        ('path\na.jpg\n"b.jpg\nc.jpg\nd.jpg\n', "a quotation mark without its other"),
+        ('path,note\na.jpg,x\nb.jpg,"5 inch\nc.jpg,x\n', "a quotation mark without its other"),
+        ("path," + "x" * 2**25 + "\na.jpg,b\n", "its header has more than 16,777,216 bytes"),
     ],
 )
 def test_what_is_no_list_is_refused(tmp_path, text, message):
@@ -91,7 +103,7 @@ def test_what_cannot_be_read_has_an_error_and_its_place_stays_empty(write_images
 def test_pixels_of_another_shape_are_an_error_of_the_image(folder, write_images):
     path = write_images(1)
     for shape in ((1, 32, 32), (3, 32, 64)):
-        pixels = Batches(read_images(path), 1, load_processor(folder), shape)[0]
+        pixels = Batches(read_images(path), 1, Preprocessor(load_processor(folder), shape))[0]
         assert pixels.errors == [f"'images/00000.jpg' becomes pixels of shape (3, 32, 32), the model takes {shape}."]
         assert not pixels.values.any()
 
@@ -156,3 +168,28 @@ def test_a_list_is_a_regular_file(tmp_path):
     with pytest.raises(InputError, match="The list of images '.*list.csv' is a pipe, not a file") as caught:
         read_images(tmp_path / "list.csv")
     assert "Write its content to a file" in caught.value.remedy
+
+
+@pytest.mark.parametrize("count", [10, 100_000])
+def test_a_path_may_have_line_breaks_however_long_the_list(tmp_path, count):
+    """pyarrow cuts a long file into pieces, by default at any line break."""
+    names = [f"images/a\nb{i:07}.jpg" for i in range(count)]
+    (tmp_path / "list.csv").write_text("path\n" + "".join(f'"{name}"\n' for name in names))
+    assert read_images(tmp_path / "list.csv").paths.to_pylist() == names
+
+
+def test_a_list_too_large_for_the_memory_is_refused(tmp_path):
+    (tmp_path / "list.csv").write_text("path\na.jpg\n")
+    os.truncate(tmp_path / "list.csv", 2 * 10**9)
+    with pytest.raises(InputError, match="list.csv' has 2,000,000,000 bytes; the most are 1,073,741,824"):
+        read_images(tmp_path / "list.csv")
+
+
+def test_columns_that_are_not_read_take_no_time(tmp_path):
+    """A hundred thousand of them took 36 seconds and 3 GiB."""
+    with (tmp_path / "list.csv").open("w") as file:
+        file.write(f"{','.join(map(str, range(100_000)))},path\n")
+        file.writelines(f"{'1,' * 100_000}{row}.jpg\n" for row in range(50))
+    start = time.monotonic()
+    assert read_images(tmp_path / "list.csv").paths.to_pylist() == [f"{row}.jpg" for row in range(50)]
+    assert time.monotonic() - start < 5

@@ -154,7 +154,7 @@ def test_a_part_that_cannot_take_its_name_leaves_nothing(tmp_path, monkeypatch, 
     parts.write(0, rows(0, 2), "key")
     monkeypatch.setattr(os, "replace", lambda *names: _raise(OSError(number, os.strerror(number))))
     with pytest.raises(DestinationError, match=f"cannot be written: {os.strerror(number)}"):
-        parts.write(0, rows(5, 1), "another")
+        parts.write(0, rows(0, 2), "another")
     assert [file.name for file in tmp_path.iterdir()] == ["part-00000000.parquet"]
     assert parts.find(0, "key", PATHS).num_rows == 2
 
@@ -291,3 +291,190 @@ def test_what_is_no_folder_of_predictions_is_refused(tmp_path, spoil):
     with pytest.raises(InputError, match=r"no predictions in|cannot be read|lack rows") as caught:
         read_predictions(tmp_path)
     assert str(tmp_path) in caught.value.problem
+
+
+class _Recorder(pa.ExtensionType):
+    """What a library registers, as Ray does: pyarrow calls it when a file names it."""
+
+    calls = []
+
+    def __init__(self):
+        super().__init__(pa.binary(), "vitconv.tests.recorder")
+
+    def __arrow_ext_serialize__(self):
+        return b"code"
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage_type, serialized):
+        cls.calls.append(serialized)
+        return cls()
+
+
+@pytest.mark.parametrize("column", ["path", "extra"])
+def test_no_code_that_a_file_names_is_run(tmp_path, column):
+    """Ray registers a type of pickled objects, which any Parquet file may then name."""
+    parts = Parts(tmp_path, RUN, 1, overwrite=False)
+    parts.write(0, rows(0, 2), "key")
+    (file,) = tmp_path.iterdir()
+    _Recorder.calls.clear()
+    pa.register_extension_type(_Recorder())
+    try:
+        table = parquet.read_table(file)
+        metadata = table.schema.metadata
+        objects = pa.ExtensionArray.from_storage(_Recorder(), pa.array([b"x", b"y"]))
+        table = table.drop_columns(["path"] if column == "path" else []).append_column(column, objects)
+        parquet.write_table(table.replace_schema_metadata(metadata), file)
+        with pytest.raises(DestinationError, match="part-00000000.parquet' was not written by this version"):
+            parts.find(0, "key", PATHS)
+        with pytest.raises(InputError, match="part-00000000.parquet' was not written by this version"):
+            read_predictions(tmp_path)
+        assert _Recorder.calls == []
+        parquet.read_table(file)
+        assert b"code" in _Recorder.calls  # else this would prove nothing
+    finally:
+        pa.unregister_extension_type("vitconv.tests.recorder")
+
+
+def test_names_that_look_like_what_is_refused_are_names(tmp_path):
+    run = Run({}, ("ARROW:schema", "b:c", "c"))
+    table = make_rows(0, ["ARROW:schema"] * 2, np.eye(2, 3, dtype=np.float32), [None, "ARROW:schema"], run.classes)
+    Parts(tmp_path, run, 1, overwrite=False).write(0, table, "key")
+    made = read_predictions(tmp_path)
+    assert made.rows.equals(table)
+    assert made.classes == run.classes
+
+
+def edited(table, column, values):
+    place = table.schema.names.index(column)
+    return table.set_column(place, table.field(place), pa.chunked_array([pa.array(values, table.field(place).type)]))
+
+
+def store(table, file):
+    """Write a table with its metadata and no description of Arrow's, as a part is."""
+    with parquet.ParquetWriter(file, table.schema, store_schema=False) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata(table.schema.metadata)
+
+
+EDITS = {
+    "a class": lambda table: edited(table, "class", ["c", "c"]),
+    "a logit": lambda table: edited(table, "logits", [[1, 2, 3], [1, 2, 3]]),
+    "no logits": lambda table: edited(table, "logits", [[1, 2, 3], []]),
+    "a row": lambda table: table.slice(0, 1),
+    "an error": lambda table: edited(table, "error", ["", None]),
+    "a probability": lambda table: edited(table, "probability", [1, 1]),
+    "a path": lambda table: edited(table, "path", ["0.jpg", "x.jpg"]),
+    "the paths' ends": lambda table: edited(table, "path", ["0.jpg1", ".jpg"]),
+    "the order": lambda table: table.take([1, 0]),
+    "the classes": lambda table: table.replace_schema_metadata(
+        {**table.schema.metadata, b"vitconv.classes": b'["c", "b", "a"]'}
+    ),
+    "the run": lambda table: table.replace_schema_metadata({**table.schema.metadata, b"vitconv.run": b"x"}),
+    "no metadata": lambda table: table.replace_schema_metadata({}),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_part_that_was_edited_is_not_taken_for_done(tmp_path, edit):
+    """Even where it kept its key."""
+    parts = Parts(tmp_path, RUN, 1, overwrite=False)
+    parts.write(0, rows(0, 2), "key")
+    (file,) = tmp_path.iterdir()
+    table = EDITS[edit](parquet.read_table(file))
+    store(table, file)
+    why = "was not written" if edit == "no metadata" else "has been edited"
+    with pytest.raises(DestinationError, match=f"part-00000000.parquet' {why}") as caught:
+        parts.find(0, "key", PATHS)
+    assert caught.value.remedy == "Delete it, or pass --overwrite."
+    with pytest.raises(InputError, match=f"part-00000000.parquet' {why}"):
+        read_predictions(tmp_path)
+    assert file.exists()
+    assert Parts(tmp_path, RUN, 1, overwrite=True).find(0, "key", PATHS) is None
+
+
+@pytest.mark.parametrize("edit", ["no logits", "an error", "a class", "no class", "infinite", "no path"])
+def test_rows_that_say_two_things_are_refused_whatever_their_seal(tmp_path, edit):
+    """A seal keeps out no one who writes it anew: then at least nothing else fails on what was written."""
+    table = rows(0, 2)
+    if edit == "no class":
+        table = edited(table, "class", [None, table["class"][1].as_py()])
+    elif edit == "infinite":
+        table = edited(table, "logits", [[np.inf, 1, 2], table["logits"][1].as_py()])
+    elif edit == "no path":
+        table = edited(table, "path", [None, "1.jpg"])
+    elif edit == "a class":
+        table = edited(table, "class", ["d", "d"])
+    else:
+        table = EDITS[edit](table)
+    parts = Parts(tmp_path, RUN, 1, overwrite=False)
+    parts.write(0, table, "key")
+    with pytest.raises(DestinationError, match="has been edited"):
+        parts.find(0, "key", PATHS)
+    with pytest.raises(InputError, match="has been edited"):
+        read_predictions(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"), [(b"0.jpg", "has been edited"), (b"probability", "was not written by this version")]
+)
+def test_what_is_not_utf_8_any_more_is_an_edit(tmp_path, text, why):
+    parts = Parts(tmp_path, RUN, 1, overwrite=False)
+    parts.write(0, rows(0, 2), "key")
+    (file,) = tmp_path.iterdir()
+    content = file.read_bytes()
+    assert text in content
+    file.write_bytes(content.replace(text, b"\xff" + text[1:]))
+    with pytest.raises(InputError, match=why):
+        read_predictions(tmp_path)
+    with pytest.raises(DestinationError, match=why):
+        parts.find(0, "key", PATHS)
+
+
+def test_a_part_that_would_fill_the_memory_is_refused(tmp_path):
+    """Two hundred kilobytes, of which a hundred gigabytes become."""
+    path = pa.DictionaryArray.from_arrays(pa.array(np.zeros(10**6, np.int32)), pa.array(["x" * 10**5]))
+    nothing = {name: pa.nulls(10**6, SCHEMA.field(name).type) for name in SCHEMA.names[2:]}
+    table = pa.table({"row": pa.array(np.zeros(10**6, np.int64)), "path": path, **nothing})
+    parquet.write_table(table, tmp_path / "part-00000000.parquet", store_schema=False)
+    assert (tmp_path / "part-00000000.parquet").stat().st_size < 10**6
+    with pytest.raises(InputError, match="part-00000000.parquet' was not written by this version"):
+        read_predictions(tmp_path)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("other", ["run", "list"])
+def test_a_part_that_another_run_wrote_meanwhile_is_kept(tmp_path, other, overwrite):
+    """Two runs that were started at once into one folder."""
+    first = Parts(tmp_path, RUN, 1, overwrite=False)
+    run = Run({"batch_size": 9}, CLASSES) if other == "run" else RUN
+    second = Parts(tmp_path, run, 1, overwrite=overwrite)
+    start = 5 if other == "list" else 0
+    paths = [f"{start}.jpg", f"{start + 1}.jpg"]
+    assert first.find(0, "key", PATHS) is second.find(0, "another", paths) is None
+    first.write(0, rows(0, 2), "key")
+    with pytest.raises(DestinationError, match="Another run has written .*part-00000000.parquet' meanwhile"):
+        second.write(0, rows(start, 2), "another")
+    assert [file.name for file in tmp_path.iterdir()] == ["part-00000000.parquet"]
+    assert first.find(0, "key", PATHS).equals(rows(0, 2))
+
+
+@pytest.mark.parametrize("spoil", ["gap", "overlap", "twice", "of other classes", "of another list"])
+def test_parts_that_do_not_belong_together_are_refused(tmp_path, spoil):
+    parts = Parts(tmp_path, RUN, 3, overwrite=False)
+    for number in range(3):
+        parts.write(number, rows(2 * number, 2), "key")
+    files = sorted(tmp_path.iterdir())
+    if spoil == "gap":
+        files[1].unlink()
+    elif spoil == "overlap":
+        parts.write(1, rows(1, 3), "key")
+    elif spoil == "twice":
+        shutil.copyfile(files[1], tmp_path / "part-00000001-copy.parquet")
+    elif spoil == "of other classes":
+        files[1].unlink()
+        Parts(tmp_path, Run(RUN.settings, ("a", "c", "b")), 3, overwrite=False).write(1, rows(2, 2), "key")
+    else:
+        files[1].unlink()
+        Parts(tmp_path, Run(RUN.settings | {"folder": "x"}, CLASSES), 3, overwrite=False).write(1, rows(2, 2), "key")
+    with pytest.raises(InputError, match=r"lack rows|are of several runs|has been edited"):
+        read_predictions(tmp_path)

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from models import small_model
 from PIL import Image, ImageOps
 
-from vitconv.checkpoints.checkpoint import write_json
 from vitconv.errors import InputError
+from vitconv.files import write_json
 from vitconv.models import images
 from vitconv.models.data_config import DataConfig, data_config, makes_pixels, read_data_config, tag_config
 from vitconv.models.images import MOST_BYTES, MOST_PIXELS, load_image, sample_image

@@ -9,9 +9,10 @@ from models import FOLDED, KINDS, full_model, pixels_for, small_model
 from safetensors.torch import load_file, save_file
 
 from vitconv import convert, mapping
-from vitconv.checkpoints.checkpoint import read_state_dict, sha256
+from vitconv.checkpoints.checkpoint import read_state_dict
 from vitconv.convert import convert_checkpoint, revert_checkpoint, to_huggingface, verify_checkpoint
 from vitconv.errors import CheckpointError, ParityError, VitconvError
+from vitconv.files import sha256
 from vitconv.mapping import Family
 from vitconv.mapping.plan import convert_tensors
 from vitconv.models.catalogue import entries
@@ -503,10 +504,10 @@ def test_an_odd_configuration_passes_or_is_refused_in_words(tiny, edited, odd, t
     pixels = pixels_for(tiny[2])
 
     def predict(folder):
-        from vitconv.inference.runtime import Predictor, read_classifier
+        from vitconv.inference.runtime import open_model, read_info
 
-        read_classifier(folder)
-        Predictor(folder, "cpu")(pixels.numpy())
+        read_info(folder)
+        open_model(folder, "cpu")(pixels.numpy())
 
     for value in values:
         folder = edited("config.json", {name: value})

@@ -6,7 +6,6 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -14,15 +13,15 @@ from typing import Protocol
 import pyarrow as pa
 
 import vitconv
-from vitconv.checkpoints.checkpoint import PARITY_FILE, read_state_dict, sha256
-from vitconv.errors import CheckpointError, InputError, VitconvError, shown
+from vitconv.errors import InputError, VitconvError, shown
 from vitconv.inference import EngineName
-from vitconv.inference.images import Answer, Batches, read_images
+from vitconv.inference.images import Batches, BatchOutput, read_images
 from vitconv.inference.local import LocalEngine
+from vitconv.inference.pixels import Preprocessor, open_preprocessor
 from vitconv.inference.predictions import Parts, Run, make_rows
 from vitconv.inference.ray import RayEngine
-from vitconv.inference.runtime import Classifier, read_classifier
-from vitconv.models.processors import ProcessorName, load_processor
+from vitconv.inference.runtime import ModelInfo, Runtime, opener, read_info
+from vitconv.models.processors import ProcessorName
 
 #: About as many rows are in a file: what a run that is cut off has to do again at most.
 ROWS_PER_PART = 256
@@ -40,8 +39,16 @@ class Engine(Protocol):
 
     device: str
 
-    def run(self, model: Classifier, batches: Batches, todo: Sequence[int]) -> Iterator[Answer]:
-        """The answers to the batches of these numbers, in this order."""
+    def run(
+        self, open_runtime: Callable[[str], Runtime], batches: Batches, todo: Sequence[int]
+    ) -> Iterator[BatchOutput]:
+        """The outputs of the batches with these numbers, in this order.
+
+        Args:
+            open_runtime: opens the model on a device; it can be pickled.
+            batches: the list, cut into batches.
+            todo: the numbers of the batches.
+        """
 
 
 _ENGINES: dict[str, Callable[[str], Engine]] = {"local": LocalEngine, "ray": RayEngine}
@@ -76,7 +83,7 @@ def predict(
     max_errors: int = 0,
     check_content: bool = False,
     overwrite: bool = False,
-    advance: Callable[[int, int, int], None] = lambda done, errors, rows: None,
+    on_progress: Callable[[int, int, int], None] = lambda done, errors, rows: None,
 ) -> Summary:
     """Predict the class of every image in a list, and write a row for each: see :data:`.predictions.SCHEMA`.
 
@@ -97,7 +104,7 @@ def predict(
         check_content: whether what an earlier run has done is told by the SHA-256 of each image, instead of its size,
             time and permissions. Both kinds are not mixed in ``destination``.
         overwrite: whether predictions of other weights, images or settings may be replaced in ``destination``.
-        advance: called with the number of images done, how many of them could not be read, and the length of the list.
+        on_progress: called with the number of images done, of unreadable ones among them, and of images in the list.
 
     Raises:
         CheckpointError, ParityError: the folder is none that vitconv wrote, or lacks weights.
@@ -108,17 +115,20 @@ def predict(
     if engine not in _ENGINES:
         raise InputError(f"There is no engine '{engine}'.", f"Choose one of {', '.join(_ENGINES)}.")
     if batch_size < 1:
-        raise InputError(f"A batch of {shown(batch_size)} images cannot be.", "Choose a batch size of 1 or more.")
-    classifier = read_classifier(model)
-    _check_batch(batch_size, classifier)
-    read_state_dict(classifier.folder)  # its files are whole, before a cluster is started for them
-    batches = Batches(read_images(images), batch_size, load_processor(classifier.folder, processor), classifier.shape)
+        raise InputError(
+            f"batch_size must be at least 1, got {shown(batch_size)}.", "Choose a batch size of 1 or more."
+        )
+    info = read_info(model)
+    _check_batch(batch_size, info)
+    preprocessor = open_preprocessor(info, processor)
+    batches = Batches(read_images(images), batch_size, preprocessor)
     runner = _ENGINES[engine](device)
-    facts = _facts(classifier, processor, batch_size, runner.device) | {"check_content": check_content}
-    run = Run(facts, classifier.classes)
+    settings = _settings(info, preprocessor, batch_size, runner.device)
+    settings |= {"check_content": check_content, "folder": str(batches.images.folder)}  # where relative paths start
+    run = Run(settings, info.classes)
     cut = _cut(len(batches), batch_size)
     parts = Parts(destination, run, len(cut), overwrite=overwrite)
-    count = _Count(len(batches.images), max_errors, advance)
+    count = _Count(len(batches.images), max_errors, on_progress)
 
     keys, todo = [], []
     for number, part in enumerate(cut):
@@ -131,11 +141,11 @@ def predict(
             count.add(rows)
             count.check()
     found = count.done
-    answers = runner.run(classifier, batches, [batch for number in todo for batch in cut[number]])
+    outputs = runner.run(opener(info), batches, [batch for number in todo for batch in cut[number]])
     for number in todo:
         tables = []
-        for answer in islice(answers, len(cut[number])):
-            tables.append(_rows(answer, batches, classifier.classes))
+        for output in islice(outputs, len(cut[number])):
+            tables.append(_rows(output, batches, info.classes))
             count.add(tables[-1])
         rows = pa.concat_tables(tables)
         if rows["row"].to_pylist() != [row for batch in cut[number] for row in batches.rows(batch)]:
@@ -145,47 +155,41 @@ def predict(
     return Summary(count.done, count.errors, found, runner.device)
 
 
-def _check_batch(size: int, model: Classifier) -> None:
+def _check_batch(size: int, model: ModelInfo) -> None:
     """Raise :class:`InputError` if the pixels of a batch take too much memory.
 
     It has this size whatever the length of the list: the rows depend on it.
     """
-    most = MOST_BATCH // (4 * math.prod(model.shape))
+    most = MOST_BATCH // (4 * math.prod(model.input_shape))
     if not most:
         raise InputError(
-            f"The model in '{model.folder}' takes images of shape {shown(list(model.shape))}, too large for a batch.",
+            f"The model in '{model.folder}' takes images of shape "
+            f"{shown(list(model.input_shape))}, too large for a batch.",
             "Check the sizes in its config.json.",
         )
     if size > most:
         raise InputError(
             f"A batch of {shown(size)} images takes too much memory: {most:,} images of shape "
-            f"{shown(list(model.shape))} have {MOST_BATCH:,} bytes.",
+            f"{shown(list(model.input_shape))} have {MOST_BATCH:,} bytes.",
             f"Choose a batch size of {most:,} or less.",
         )
 
 
-def _facts(model: Classifier, processor: ProcessorName, batch_size: int, device: str) -> dict[str, object]:
-    """What else the logits depend on, besides the images."""
-    packages = ["torch", "transformers", "pillow", "numpy"] + (["timm", "torchvision"] if processor == "timm" else [])
-    files = sorted(file for file in model.folder.iterdir() if file.suffix in (".json", ".safetensors"))
-    try:
-        digests = {file.name: sha256(file) for file in files if file.name != PARITY_FILE and file.is_file()}
-    except OSError as error:
-        raise CheckpointError(
-            f"'{error.filename}' cannot be read: {error.strerror or error}.", "Check the file and its permissions."
-        ) from error
+def _settings(info: ModelInfo, preprocessor: Preprocessor, batch_size: int, device: str) -> dict[str, object]:
+    """What the logits depend on besides the images: a run with other settings is another run."""
     return {
-        "files": digests,
-        "processor": processor,
+        "model": info.fingerprint,
+        "runtime": info.runtime,
+        "processor": preprocessor.name,
         "batch_size": batch_size,
         "device": device.partition(":")[0],
         "code": _code(),
-        "versions": {name: version(name) for name in packages},
+        "versions": {**info.versions, **preprocessor.versions},
     }
 
 
 def _code() -> str:
-    """One SHA-256 of all of vitconv's: whatever is mended in it, nothing old is taken for new."""
+    """One SHA-256 of all of vitconv's code: after any fix in it, old predictions are not reused."""
     package = Path(vitconv.__file__).parent
     return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(package.rglob("*.py")))).hexdigest()
 
@@ -196,17 +200,17 @@ def _cut(batches: int, batch_size: int) -> list[range]:
     return [range(start, min(start + step, batches)) for start in range(0, batches, step)]
 
 
-def _rows(answer: Answer, batches: Batches, classes: Sequence[str]) -> pa.Table:
-    rows = batches.rows(answer.batch)
-    return make_rows(rows.start, batches.images.slice(rows), answer.logits[: len(rows)], answer.errors, classes)
+def _rows(output: BatchOutput, batches: Batches, classes: Sequence[str]) -> pa.Table:
+    rows = batches.rows(output.batch)
+    return make_rows(rows.start, batches.images.slice(rows), output.logits[: len(rows)], output.errors, classes)
 
 
 class _Count:
     """Counts rows and errors, tells of them, and ends the run at too many errors."""
 
-    def __init__(self, total: int, max_errors: int, advance: Callable[[int, int, int], None]) -> None:
+    def __init__(self, total: int, max_errors: int, on_progress: Callable[[int, int, int], None]) -> None:
         self.done, self.errors = 0, 0
-        self._total, self._max_errors, self._advance = total, max_errors, advance
+        self._total, self._max_errors, self._on_progress = total, max_errors, on_progress
         self._first: list[str] = []
 
     def add(self, rows: pa.Table) -> None:
@@ -214,7 +218,7 @@ class _Count:
         errors = rows["error"].drop_null()
         self.errors += len(errors)
         self._first += errors[: 3 - len(self._first)].to_pylist()
-        self._advance(self.done, self.errors, self._total)
+        self._on_progress(self.done, self.errors, self._total)
 
     def check(self) -> None:
         """Raise :class:`InputError` at too many errors."""
@@ -222,5 +226,5 @@ class _Count:
             raise InputError(
                 f"{self.errors:,} of the first {self.done:,} images cannot be read; {self._max_errors:,} may. "
                 f"{' '.join(self._first)}",
-                "Mend them, take them off the list, or allow more; what is done is kept.",
+                "Repair them, take them off the list, or allow more errors; what is done is kept.",
             )

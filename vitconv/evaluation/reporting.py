@@ -12,11 +12,9 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
-from vitconv.checkpoints.checkpoint import read_json
 from vitconv.errors import CheckpointError, InputError, shown
-from vitconv.files import MOST_TEXT, check_file, open_file
+from vitconv.files import MOST_TEXT, check_file, new_file, open_file, read_json
 from vitconv.markdown import escape, visible
-from vitconv.writing.files import new_file
 
 #: The pictures of the evaluation, in the order of the page, and what each shows.
 PICTURES = {

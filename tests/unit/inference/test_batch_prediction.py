@@ -19,11 +19,10 @@ from typer.testing import CliRunner
 from vitconv.cli import app
 from vitconv.convert import convert_checkpoint
 from vitconv.errors import CheckpointError, DestinationError, InputError, VitconvError
-from vitconv.inference import images as images_module
-from vitconv.inference import local
-from vitconv.inference import predict as module
+from vitconv.inference import batch_prediction as module
+from vitconv.inference import local, predict
+from vitconv.inference import pixels as pixels_module
 from vitconv.inference.images import read_images
-from vitconv.inference.predict import predict
 from vitconv.inference.predictions import read_predictions
 from vitconv.mapping import CLASSES
 from vitconv.models.images import load_image
@@ -185,9 +184,9 @@ def test_a_run_goes_on_where_it_stopped(folder, tmp_path, write_images, small_pa
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        predict(folder, images, tmp_path / "out", batch_size=2, advance=stop)
+        predict(folder, images, tmp_path / "out", batch_size=2, on_progress=stop)
     seen = []
-    summary = predict(folder, images, tmp_path / "out", batch_size=2, advance=lambda *counts: seen.append(counts))
+    summary = predict(folder, images, tmp_path / "out", batch_size=2, on_progress=lambda *counts: seen.append(counts))
     assert summary.found == 8
     assert seen[-1] == (15, 0, 15)
     assert read_predictions(tmp_path / "out").rows.equals(read_predictions(tmp_path / "whole").rows)
@@ -208,9 +207,9 @@ def test_a_killed_run_loses_no_part(folder, tmp_path, write_images):
     """A real process, killed by the system after the first part."""
     images = write_images(16)
     script = (
-        "import os, signal, sys; from vitconv.inference import predict as p; p.ROWS_PER_PART = 4\n"
+        "import os, signal, sys; from vitconv.inference import batch_prediction as p; p.ROWS_PER_PART = 4\n"
         "kill = lambda done, *_: done == 8 and os.kill(os.getpid(), signal.SIGKILL)\n"
-        "p.predict(*sys.argv[1:], batch_size=2, advance=kill)"
+        "p.predict(*sys.argv[1:], batch_size=2, on_progress=kill)"
     )
     arguments = [sys.executable, "-c", script, folder, images, tmp_path / "out"]
     # The pipe is closed when the processes that prepare images have noticed, too.
@@ -226,7 +225,7 @@ def test_a_signal_ends_the_command_and_it_goes_on_afterwards(folder, tmp_path, w
     lines = images.read_text().splitlines()
     images.write_text("\n".join([lines[0], *lines[1:] * 10]) + "\n")
     script = (
-        "import os, sys; from vitconv.inference import predict as p; from vitconv.cli import run\n"
+        "import os, sys; from vitconv.inference import batch_prediction as p; from vitconv.cli import run\n"
         "p.ROWS_PER_PART, write, wanted = 8, p.Parts.write, int(sys.argv.pop())\n"
         "def and_stop(self, part, *more): write(self, part, *more); part == 9 and os.kill(os.getpid(), wanted)\n"
         "p.Parts.write = and_stop; run()"
@@ -298,6 +297,21 @@ def test_what_has_changed_is_done_again_if_it_may_be(folder, tmp_path, write_ima
     assert read_predictions(out).rows["path"].to_pylist() == read_images(images).paths.to_pylist()
 
 
+def test_equal_lists_in_two_folders_are_two_runs(folder, tmp_path, write_images, small_parts):
+    """Their relative paths name other images, even where these have the same size and time."""
+    first, out = write_images(8), tmp_path / "out"
+    (tmp_path / "other").mkdir()
+    second = shutil.copyfile(first, tmp_path / "other" / "list.csv")
+    shutil.copytree(tmp_path / "images", tmp_path / "other" / "images")
+    predict(folder, first, out, batch_size=2)
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    with pytest.raises(DestinationError, match="other weights, images or settings"):
+        predict(folder, second, out, batch_size=2)
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    assert predict(folder, second, out, batch_size=2, overwrite=True).found == 0
+    assert predict(folder, tmp_path / "images" / ".." / "other" / "list.csv", out, batch_size=2).found == 8
+
+
 def swap(folder, one, other):
     """Give two images of the same size each other's content, and leave their times as they were."""
     one, other = folder / one, folder / other
@@ -327,7 +341,7 @@ def test_only_with_check_content_is_a_change_without_another_size_and_time_seen(
 
 def test_an_error_of_the_machine_is_no_error_of_the_image(folder, tmp_path, write_images, monkeypatch):
     """It would be found again in every later run, though the image is well."""
-    real = images_module.load_image
+    real = pixels_module.load_image
 
     def fail(path):
         if path.name != "00002.jpg":
@@ -337,7 +351,7 @@ def test_an_error_of_the_machine_is_no_error_of_the_image(folder, tmp_path, writ
         except OSError as error:
             raise InputError(f"'{path}' is not an image that can be read.", "") from error
 
-    monkeypatch.setattr(images_module, "load_image", fail)
+    monkeypatch.setattr(pixels_module, "load_image", fail)
     with pytest.raises(VitconvError, match=r"00002.jpg' is not an image that can be read. Input/output error"):
         predict(folder, write_images(4), tmp_path / "out", batch_size=2, max_errors=4)
     monkeypatch.undo()
@@ -395,7 +409,7 @@ def test_an_engine_that_loses_rows_or_their_order_is_found_out(folder, tmp_path,
     [
         ({"engine": "spark"}, "There is no engine 'spark'"),
         ({"processor": "torchvision"}, "There is no processor 'torchvision'"),
-        ({"batch_size": 0}, "A batch of 0 images"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"batch_size": 10**30}, f"A batch of {10**30} images takes too much memory"),
         ({"batch_size": 10**5000}, "A batch of a value of the type int that cannot be written images takes"),
         ({"device": "cuda:99"}, "There is no device 'cuda:99'"),
@@ -483,7 +497,7 @@ def test_the_command_counts_and_goes_on(folder, tmp_path, write_images):
     assert code == 1
     assert err.endswith(
         "error: 1 of the first 6 images cannot be read; 0 may. 'images/00001.png' is not an image that can be read.\n"
-        "Mend them, take them off the list, or allow more; what is done is kept.\n"
+        "Repair them, take them off the list, or allow more errors; what is done is kept.\n"
     )
     code, stdout, err = run_command(folder, images, out, "--max-errors", 1)
     assert code == 0
@@ -550,3 +564,20 @@ def test_too_little_shared_memory_is_an_error_in_words(folder, tmp_path, write_i
     assert "error: There is too little shared memory for a batch of 8 images" in done.stderr
     assert "Choose a smaller batch size" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("most", [10, 15, 20])
+def test_too_few_open_files_is_an_error_in_words(folder, tmp_path, write_images, most):
+    resource = pytest.importorskip("resource")
+    done = subprocess.run(
+        [Path(sys.executable).with_name("vitconv"), "predict", folder, write_images(2), tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (most, most)),
+    )
+    assert done.returncode == 1
+    assert "error: " in done.stderr
+    assert "Too many open files" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("out/*"))

@@ -11,14 +11,13 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
-from vitconv.checkpoints.checkpoint import write_json
 from vitconv.errors import InputError, shown
-from vitconv.evaluation.metrics import BUILT_IN, figures, intervals, proportion
-from vitconv.evaluation.outcomes import Answers, read_answers
-from vitconv.evaluation.thresholds import Threshold, judge
+from vitconv.evaluation.metrics import BUILT_IN, compute, intervals, proportion
+from vitconv.evaluation.outcomes import Outcomes, read_outcomes
+from vitconv.evaluation.thresholds import Threshold, check_thresholds
+from vitconv.files import new_file, write_json
 from vitconv.markdown import escape
 from vitconv.markdown import table as markdown_table
-from vitconv.writing.files import new_file
 
 _DISAGREEMENTS = pa.schema(
     [(name, pa.string()) for name in ("path", "expected", "predicted", "label")] + [("probability", pa.float64())]
@@ -30,7 +29,7 @@ class Evaluation:
     """The result.
 
     Attributes:
-        answers: what the figures are computed from.
+        outcomes: what the figures are computed from.
         figures: by name: the counts (``images``; ``errors``, of them unreadable; ``compared`` and ``not_compared``,
             with and without an expected answer; ``labelled``, those readable whose truth is known), ``agreement`` and
             ``max_logit_difference`` with the expected answers, what the metrics give, and ``thresholds_missed``.
@@ -39,7 +38,7 @@ class Evaluation:
         per_class: a row for each class, with its figures.
     """
 
-    answers: Answers
+    outcomes: Outcomes
     figures: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     thresholds: tuple[Threshold, ...]
@@ -52,7 +51,7 @@ class Evaluation:
 
     def disagreements(self) -> list[dict[str, Any]]:
         """The images whose answer is not the expected one: path, expected, predicted, label, probability."""
-        a = self.answers
+        a = self.outcomes
         return [
             {
                 "path": a.paths[i],
@@ -74,7 +73,7 @@ class Evaluation:
             "intervals": self.intervals,
             "per_class": self.per_class.to_pylist(),
             "disagreements": self.disagreements()[:20],
-            "errors": [{"path": path, "error": error} for path, error in self.answers.errors[:20]],
+            "errors": [{"path": path, "error": error} for path, error in self.outcomes.errors[:20]],
         }
 
     def save(self, folder: str | Path, metrics: str | Path) -> None:
@@ -96,7 +95,7 @@ class Evaluation:
 
     def __repr__(self) -> str:
         missed = sum(not threshold.passed for threshold in self.thresholds)
-        return f"Evaluation({len(self.answers.paths):,} images, {missed} of {len(self.thresholds)} thresholds missed)"
+        return f"Evaluation({len(self.outcomes.paths):,} images, {missed} of {len(self.thresholds)} thresholds missed)"
 
     def _repr_markdown_(self) -> str:
         """The metrics with their intervals, and the thresholds, for notebooks."""
@@ -120,7 +119,7 @@ def evaluate(
     """Compare predictions with expected answers and with the truth.
 
     Args:
-        predictions: the folder that :func:`vitconv.inference.predict.predict` wrote.
+        predictions: the folder that :func:`vitconv.inference.predict` wrote.
         images: the list they were made of; in its column ``label`` are the true classes, where they are known.
         expected: the answers to compare with: a CSV file with the columns ``path`` and ``class`` and, where they are
             known, the logits in a column for each class; or another folder of predictions.
@@ -135,86 +134,86 @@ def evaluate(
         InputError: a file is not what it should be, the predictions are of another list, a class, metric or figure
             has an unknown name, or there is nothing to compare with.
     """
-    answers = read_answers(predictions, images, expected)
-    if answers.labels is None and answers.expected is None:
+    outcomes = read_outcomes(predictions, images, expected)
+    if outcomes.labels is None and outcomes.expected is None:
         raise InputError(
             f"There is nothing to compare with: '{images}' has no labels, and there are no expected answers.",
             "Add a column 'label' to the list of images, or give expected answers.",
         )
-    found: dict[str, float] = {"images": len(answers.paths), "errors": len(answers.errors)}
+    found: dict[str, float] = {"images": len(outcomes.paths), "errors": len(outcomes.errors)}
     ranges: dict[str, tuple[float, float]] = {}
-    if answers.expected is not None:
-        _compare(answers, found, ranges)
-    if answers.labels is not None:
+    if outcomes.expected is not None:
+        _compare(outcomes, found, ranges)
+    if outcomes.labels is not None:
         names = [metrics] if isinstance(metrics, str) else () if metrics is None else metrics
         if not isinstance(names, Sequence):
             raise InputError(f"The metrics are {shown(metrics)}.", "Write a list of names.")
-        _measure(answers, names, found, ranges)
-    judged = judge(thresholds or {}, found, answers)
-    found["thresholds_missed"] = sum(not threshold.passed for threshold in judged)
-    return Evaluation(answers, found, ranges, judged, _per_class(answers))
+        _measure(outcomes, names, found, ranges)
+    checked = check_thresholds(thresholds or {}, found, outcomes)
+    found["thresholds_missed"] = sum(not threshold.passed for threshold in checked)
+    return Evaluation(outcomes, found, ranges, checked, _per_class(outcomes))
 
 
-def _compare(answers: Answers, found: dict[str, float], ranges: dict[str, tuple[float, float]]) -> None:
+def _compare(outcomes: Outcomes, found: dict[str, float], ranges: dict[str, tuple[float, float]]) -> None:
     """Add the figures of the comparison with the expected answers."""
     from sklearn.metrics import accuracy_score
 
-    compared = answers.expected >= 0
-    expected, predicted = answers.expected[compared], answers.predicted[compared]
-    found |= {"compared": len(expected), "not_compared": len(answers.paths) - len(expected)}
+    compared = outcomes.expected >= 0
+    expected, predicted = outcomes.expected[compared], outcomes.predicted[compared]
+    found |= {"compared": len(expected), "not_compared": len(outcomes.paths) - len(expected)}
     found["agreement"] = accuracy_score(expected, predicted)
     ranges["agreement"] = proportion(int((expected == predicted).sum()), len(expected))
-    if answers.differences is not None:
-        largest = np.fmax.reduce(answers.differences, axis=None)  # NaN only where all are; nanmax would copy them
+    if outcomes.differences is not None:
+        largest = np.fmax.reduce(outcomes.differences, axis=None)  # NaN only where all are; nanmax would copy them
         if np.isfinite(largest):
             found["max_logit_difference"] = float(largest)
 
 
 def _measure(
-    answers: Answers, metrics: Sequence[str], found: dict[str, float], ranges: dict[str, tuple[float, float]]
+    outcomes: Outcomes, metrics: Sequence[str], found: dict[str, float], ranges: dict[str, tuple[float, float]]
 ) -> None:
     """Add the figures of the metrics, over the images that could be read and whose truth is known."""
-    chosen = (answers.predicted >= 0) & (answers.labels >= 0)
+    chosen = (outcomes.predicted >= 0) & (outcomes.labels >= 0)
     found["labelled"] = int(chosen.sum())
     if not chosen.any():
         return
     # Of all images, a view: a copy of the probabilities of 50 000 images of 1000 classes would be 400 MB.
     which = slice(None) if chosen.all() else chosen
-    labels, probabilities = answers.labels[which], answers.probabilities[which]
+    labels, probabilities = outcomes.labels[which], outcomes.probabilities[which]
     for array in (labels, probabilities):
         array.flags.writeable = False  # a metric of somebody's own must not change what the next one sees
     for name in metrics:
-        new = figures(name, labels, probabilities, answers.classes)
+        new = compute(name, labels, probabilities, outcomes.classes)
         clash = sorted(new.keys() & found.keys())
         if clash:
             raise InputError(
                 f"The metric '{name}' gives a figure that there is already: '{clash[0]}'.", "Give it another name."
             )
         found |= new
-    ranges |= intervals(metrics, labels, probabilities, answers.classes)
+    ranges |= intervals(metrics, labels, probabilities, outcomes.classes)
 
 
-def _per_class(answers: Answers) -> pa.Table:
+def _per_class(outcomes: Outcomes) -> pa.Table:
     """A row for each class: ``class``, and as far as they can be told, its figures; null where it does not occur."""
-    columns: dict[str, Any] = {"class": list(answers.classes)}
-    everyone = np.arange(len(answers.classes))
-    if answers.labels is not None:
+    columns: dict[str, Any] = {"class": list(outcomes.classes)}
+    everyone = np.arange(len(outcomes.classes))
+    if outcomes.labels is not None:
         from sklearn.metrics import precision_recall_fscore_support
 
-        chosen = (answers.labels >= 0) & (answers.predicted >= 0)
+        chosen = (outcomes.labels >= 0) & (outcomes.predicted >= 0)
         names = ("precision", "recall", "f1", "images")
         if chosen.any():
             values = precision_recall_fscore_support(
-                answers.labels[chosen], answers.predicted[chosen], labels=everyone, zero_division=np.nan
+                outcomes.labels[chosen], outcomes.predicted[chosen], labels=everyone, zero_division=np.nan
             )
         else:
             values = [*np.full((3, len(everyone)), np.nan), np.zeros(len(everyone), int)]
         columns |= dict(zip(names, values, strict=True))
-    if answers.expected is not None:
-        compared = answers.expected >= 0
-        agreeing = compared & (answers.predicted == answers.expected)
-        columns["compared"] = np.bincount(answers.expected[compared], minlength=len(everyone))
-        columns["agreeing"] = np.bincount(answers.expected[agreeing], minlength=len(everyone))
-    if answers.differences is not None:
-        columns["max_logit_difference"] = np.fmax.reduce(answers.differences, axis=0)
+    if outcomes.expected is not None:
+        compared = outcomes.expected >= 0
+        agreeing = compared & (outcomes.predicted == outcomes.expected)
+        columns["compared"] = np.bincount(outcomes.expected[compared], minlength=len(everyone))
+        columns["agreeing"] = np.bincount(outcomes.expected[agreeing], minlength=len(everyone))
+    if outcomes.differences is not None:
+        columns["max_logit_difference"] = np.fmax.reduce(outcomes.differences, axis=0)
     return pa.table({name: pa.array(column, from_pandas=True) for name, column in columns.items()})

@@ -10,9 +10,9 @@ import pytest
 from markdown_it import MarkdownIt
 
 from vitconv.errors import InputError
-from vitconv.evaluation.evaluate import evaluate
+from vitconv.evaluation import evaluate
 from vitconv.evaluation.plots import save_pictures
-from vitconv.evaluation.report import Change, changes, report
+from vitconv.evaluation.reporting import Change, changes, report
 from vitconv.inference.predictions import Parts, Run, make_rows
 
 CLASSES = ("ash", "beech & <oak>")

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from vitconv.errors import InputError
-from vitconv.evaluation import plots
-from vitconv.evaluation.evaluate import evaluate
+from vitconv.evaluation import evaluate, plots
 from vitconv.inference.predictions import Parts, Run, make_rows
 
 CLASSES = ("ash", "beech", "oak")
@@ -100,7 +99,7 @@ def test_expected_answers_in_any_order_of_rows_and_columns(files):
         1,
         0,
     )
-    assert np.isnan(result.answers.expected_logits[4]).all()
+    assert np.isnan(result.outcomes.expected_logits[4]).all()
 
 
 def test_expected_classes_without_logits(files):
@@ -127,7 +126,7 @@ def test_an_image_that_cannot_be_read_disagrees_and_has_no_metrics(files):
     assert (result.figures["errors"], result.figures["labelled"], result.figures["compared"]) == (1, 5, 6)
     assert result.figures["agreement"] == 5 / 6
     assert result.figures["accuracy"] == 4 / 5
-    assert result.answers.errors == (("images/0.jpg", "broken"),)
+    assert result.outcomes.errors == (("images/0.jpg", "broken"),)
     assert result.disagreements()[0]["predicted"] is None
 
 
@@ -267,12 +266,15 @@ def test_wrong_thresholds_are_refused(files, limits, message):
         ({"expected": [["path", "class"], ["images/x.jpg", "ash"]]}, "None of the expected answers is of an image"),
         ({"expected": [["path", "class", "ash", "oak"], ["images/0.jpg", "ash", 1, 2]]}, "logits of other classes than the model: beech"),
         ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "x"]]}, "logits that are no numbers"),
-        ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "nan"]]}, "logits that are no numbers: not all of them are finite"),
+        ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "nan"]]}, "logits that are no numbers: not all of them are finite in float32"),
         ({"expected": []}, "is not CSV that can be read"),
         ({"expected": [["path", "class"]]}, "have no row"),
         ({"expected": [["path", "class", "ash", "beech", "oak"]]}, "have no row"),
         ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "1" + "0" * 400]]}, "logits that are no numbers"),
         ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "-inf"]]}, "logits that are no numbers"),
+        ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "1e39"]]}, "logits that are no numbers: not all of them are finite in float32"),
+        ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, -1e308, 1e308]]}, "logits that are no numbers: not all of them are finite in float32"),
+        ({"expected": [["path", "class", *map(str, range(10**6))], ["images/0.jpg", "ash", *[1] * 10**6]]}, "logits of other classes than the model: "),
         ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, ""]]}, "logits that are no numbers"),
         ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "true"]]}, "logits that are no numbers"),
         ({"expected": [["path", "class", "ash", "beech", "oak", "elm"], ["images/0.jpg", "ash", 1, 2, 3, 4]]}, "logits of other classes than the model: elm"),

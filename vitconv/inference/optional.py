@@ -1,0 +1,25 @@
+"""Public names that need optional packages: a missing package is reported when the name is called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from vitconv.errors import InputError, first_few
+
+
+def load(module: str, name: str, packages: Sequence[str]) -> Any:
+    """A function of a module; where packages are missing, one that raises :class:`InputError` when it is called."""
+    missing = [package for package in packages if find_spec(package) is None]
+    if not missing:
+        return getattr(import_module(module), name)
+
+    def unavailable(*arguments: object, **options: object) -> None:
+        raise InputError(
+            f"{name} needs packages that are not installed: {first_few(missing)}.",
+            "Install them with pip install 'vitconv[evaluate]'.",
+        )
+
+    return unavailable
