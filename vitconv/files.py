@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import stat
@@ -36,7 +37,7 @@ class NoRegularFileError(OSError):
     """A path leads to a pipe, a socket or a device; ``strerror`` says to which."""
 
 
-def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+def open_file(path: str | os.PathLike[str]) -> io.BufferedReader:
     """Open a regular file, or one that a symbolic link leads to, for reading its bytes.
 
     Raises:

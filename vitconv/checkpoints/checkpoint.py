@@ -89,8 +89,9 @@ class Source:
             return tensor
         if not tensor.is_meta:
             return tensor.resolve_conj().resolve_neg()
-        start = tensor.untyped_storage()._checkpoint_offset
-        first, size = tensor.storage_offset() * tensor.itemsize, tensor.numel() * tensor.itemsize
+        storage: Any = tensor.untyped_storage()
+        start: int = storage._checkpoint_offset
+        first, size = int(tensor.storage_offset()) * tensor.itemsize, tensor.numel() * tensor.itemsize
         if start not in self.records or first + size > self.records[start]:
             raise _damaged(self.files[0], f"`{name}` has more elements than the file has bytes for it")
         if tensor.is_contiguous() and not tensor.is_neg():

@@ -42,8 +42,9 @@ _ARCHITECTURE = ("architecture", "arch", "model", "model_name")
 _TIMM_ON_THE_HUB = ("hf-hub:timm/", "hf_hub:timm/", "timm/")
 
 
-#: More than any setting is made of; what a file repeats by reference counts each time.
-_MOST_VALUES = 10_000
+#: The most values in one setting, and the most names in one list: ImageNet-21k has 21,843 classes. What a file repeats
+#: by reference counts each time.
+_MOST_VALUES, _MOST_NAMES = 10_000, 100_000
 
 
 @dataclass(frozen=True)
@@ -391,28 +392,35 @@ def _of_arguments(arguments: Mapping[str, Any], prefix: str) -> Iterator[tuple[s
 
 
 def _readable(value: Any) -> Any:
-    """A value if it is made of text, numbers of ordinary size, lists and mappings; else what stands for it."""
-    left = _MOST_VALUES
+    """A value made of text, numbers of ordinary size, lists and mappings; :class:`Unreadable` for any other."""
+    most = left = _MOST_NAMES if _are_names(value) else _MOST_VALUES
 
     def unreadable(value: Any, depth: int) -> Unreadable | None:
         nonlocal left
         left -= 1
         if left < 0:
-            return Unreadable("has more values than any setting")
+            return Unreadable(f"has more than {most:,} values")
         if value is None or isinstance(value, (bool, str)):
             return None
         if isinstance(value, (int, float)):
             ordinary = abs(value) < 1e300 or value != value
-            return None if ordinary else Unreadable("is a number beyond all sizes")
+            return None if ordinary else Unreadable("is too large a number")
         if not isinstance(value, (list, tuple, Mapping)):
-            return Unreadable(f"is a {type(value).__name__}, which is not read")
+            return Unreadable(f"is a {type(value).__name__}, which vitconv does not read")
         if depth > 4 and value:
-            return Unreadable("is nested without end")
+            return Unreadable("is nested too deeply")
         inner = value.values() if isinstance(value, Mapping) else value
         found = (unreadable(one, depth + 1) for one in inner)
         return next((one for one in found if one is not None), None)
 
     return unreadable(value, 0) or value
+
+
+def _are_names(value: Any) -> bool:
+    """Whether it is a list of plain strings, or a mapping to them: class names, or their descriptions."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return isinstance(value, (list, tuple)) and all(type(one) is str for one in value)
 
 
 def _readable_cfg(cfg: Mapping[str, Any]) -> dict[str, Any]:

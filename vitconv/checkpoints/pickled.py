@@ -203,7 +203,7 @@ def _is_safe(name: str) -> bool:
 class _Walk:
     """Follows pickles one after another, and keeps what it meets in them."""
 
-    def __init__(self, stream: BinaryIO | _Beginning) -> None:
+    def __init__(self, stream: Any) -> None:
         self.named: list[str] = []
         self.protocol = 0
         self.storages: dict[str, int] = {}
@@ -219,7 +219,8 @@ class _Walk:
         stack: list[Any] = []
         marks: list[int] = []
         memo: dict[Any, Any] = {}
-        for opcode, argument, _ in pickletools.genops(self._stream):
+        instructions: Any = pickletools.genops(self._stream)
+        for opcode, argument, _ in instructions:
             self._instructions += 1
             if self._instructions > _MOST_INSTRUCTIONS:
                 raise _ProblemError("it describes more objects than any Vision Transformer has")
@@ -249,7 +250,7 @@ class _Walk:
         """What an instruction leaves: given its argument, what it takes from the stack, and what up to a mark."""
         if name in ("SETITEM", "SETITEMS", "DICT"):
             target, pairs = (taken[0] if taken else _Made()), [*taken[1:], *marked]
-            target.entries += zip(pairs[::2], pairs[1::2], strict=True)
+            target.entries.extend(zip(pairs[::2], pairs[1::2], strict=True))
             self._check_keys(pairs[::2])
             return self._put(target, pairs)
         if name in ("APPEND", "APPENDS", "ADDITEMS", "BUILD"):

@@ -18,7 +18,7 @@ from selfdescribed import TINY, as_train_py_saves, photos, timm_answers, train_p
 from timm.data import resolve_data_config
 from timm.models import save_for_hf
 
-from vitconv.checkpoints.description import SelfDescription, Statement, describe, same_value
+from vitconv.checkpoints.description import SelfDescription, Statement, describe, describe_folder, same_value
 from vitconv.convert import convert_checkpoint, inspect, verify_checkpoint
 from vitconv.errors import ArchitectureError, CheckpointError, InputError, VitconvError
 from vitconv.models.images import load_image
@@ -781,5 +781,19 @@ def test_values_that_multiply_are_not_read():
     value = 1
     for _ in range(5):
         value = [value] * 1000
-    with pytest.raises(CheckpointError, match="has more values than any setting"):
+    with pytest.raises(CheckpointError, match="has more than 10,000 values"):
         describe({"args": {"mean": value}}).check_readable()
+
+
+def test_imagenet_21k_label_names_are_read():
+    """timm's folders put the 21,843 names, and a description of each, into ``pretrained_cfg``."""
+    names = [f"n{i:08d}" for i in range(21_843)]
+    cfg = {"label_names": names, "label_descriptions": {name: f"the class {name}" for name in names}}
+    description = describe_folder("vit_tiny_patch16_224", cfg, {}, file="config.json")
+    description.check_readable()
+    assert description.get("label_names") == names
+
+
+def test_a_list_of_more_than_100000_names_is_refused():
+    with pytest.raises(CheckpointError, match="`args.mean` has more than 100,000 values"):
+        describe({"args": {"mean": ["a"] * 100_001}}).check_readable()
