@@ -2,7 +2,7 @@
 
     python fuzz/fuzz_checkpoint.py -runs=100000 [corpus]
 
-The property is that of tests/test_fuzz.py: a file is accounted for to the last byte, or refused with a VitconvError;
+The property is that of tests/unit/checkpoints/test_fuzz.py: a file is accounted for to the last byte, or refused with a VitconvError;
 no other exception, no hang (10 s), no unbounded memory (4 GB).
 """
 
@@ -13,7 +13,8 @@ from pathlib import Path
 
 import atheris
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+_TESTS = Path(__file__).resolve().parents[1] / "tests"
+sys.path[:0] = [str(_TESTS), str(_TESTS / "unit/checkpoints")]
 
 with atheris.instrument_imports(include=["vitconv", "json", "zipfile"]):
     from vitconv.checkpoints.checkpoint import open_source

@@ -1,4 +1,4 @@
-"""What can go wrong, each as one sentence on what is wrong and one on what to do about it."""
+"""vitconv's errors: one sentence says what is wrong, and one says what to do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import reprlib
 from collections.abc import Iterable
 
-#: More than a sentence with a few paths has, of which Linux opens none above 4096 bytes.
+#: The longest sentence in an error. It has room for several paths: Linux allows 4096 bytes for each.
 MOST_CHARACTERS = 20_000
 _LONG_NAME = re.compile(r"`([^`]{200})[^`]+`")
 
@@ -18,7 +18,7 @@ class VitconvError(Exception):
         problem: one sentence on what is wrong, naming the key, file or module.
         remedy: one sentence on what to do.
 
-    A name in somebody's file may have any length: what stands in backticks is cut at a line's, and all of it at
+    Names from a file can have any length: text in backticks is cut at 200 characters, and a sentence at
     :data:`MOST_CHARACTERS`.
     """
 
@@ -33,7 +33,7 @@ class VitconvError(Exception):
 
 
 class ArchitectureError(VitconvError):
-    """The architecture is unknown, or no Transformers class computes what it computes."""
+    """The architecture is unknown, or no class in Transformers computes the same."""
 
 
 class CheckpointError(VitconvError):
@@ -53,11 +53,11 @@ class DestinationError(VitconvError):
 
 
 class ParityError(VitconvError):
-    """A converted model is not what its source makes of it.
+    """A converted model does not match its source.
 
     Attributes:
-        stage: where: ``"config"``, ``"labels"``, ``"bytes"``, ``"loading"``, ``"pixels"``, or the stage of the
-            computation, ``"embeddings"`` to ``"logits"``.
+        stage: where they differ: ``"config"``, ``"labels"``, ``"bytes"``, ``"loading"``, ``"pixels"``, or the stage of
+            the computation, ``"embeddings"`` to ``"logits"``.
     """
 
     def __init__(self, problem: str, remedy: str, stage: str) -> None:
@@ -66,7 +66,7 @@ class ParityError(VitconvError):
 
 
 def in_traceback(text: str) -> VitconvError | None:
-    """The error of vitconv's at the end of another process's traceback, in whatever is written around it."""
+    """vitconv's error at the end of another process's traceback, found in its output; ``None`` if there is none."""
     found = re.findall(r"\bvitconv\.errors\.\w+: (.+)\n(.+)", text)
     return VitconvError(*found[-1]) if found else None
 
@@ -89,10 +89,12 @@ def shown(value: object) -> str:
     "[1, 'a']"
     """
     try:
-        text = (_BRIEF.repr if isinstance(value, (list, dict)) else repr)(value)  # of YAML, these may be immense
+        text = (_BRIEF.repr if isinstance(value, (list, dict)) else repr)(value)  # lists from YAML may be huge
     except KeyboardInterrupt:
         raise
-    except BaseException:  # such as of an integer of more digits than Python writes, or of somebody else's class
+    except (
+        BaseException
+    ):  # such as an integer with more digits than Python writes, or a class with a broken `__repr__`
         return f"a value of the type {type(value).__name__} that cannot be written"
     return text if len(text) <= 100 else f"{text[:100]}…"
 

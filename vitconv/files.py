@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from vitconv.errors import CheckpointError, DestinationError, InputError, VitconvError
 
-#: The most bytes of a file of text: some ten times the class names of any model. More is a mistaken path.
+#: The most bytes of a text file: ten times more than any model's class names. A larger file is a mistaken path.
 MOST_TEXT = 2**26
 
 _KINDS = {
@@ -28,13 +28,13 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-# Where there is such a flag: do not wait for a pipe's other end, take no terminal, leave the bytes as they are.
+# If the system has them: do not wait for a pipe's other end, take no terminal, do not translate line ends.
 _FLAGS = ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY")
 _OPEN = sum(getattr(os, name, 0) for name in _FLAGS) | os.O_RDONLY
 
 
 class NoRegularFileError(OSError):
-    """A path leads to a pipe, a socket or a device; ``strerror`` says to which."""
+    """A path leads to a pipe, a socket or a device; ``strerror`` says which."""
 
 
 def open_file(path: str | os.PathLike[str]) -> io.BufferedReader:
@@ -57,10 +57,10 @@ def open_file(path: str | os.PathLike[str]) -> io.BufferedReader:
 def check_file(
     path: str | os.PathLike[str], what: str, *, most: int | None = None, error: type[VitconvError] = InputError
 ) -> None:
-    """Raise ``error`` if a path leads to a pipe, a socket or a device, or a file of more than so many bytes.
+    """Raise ``error`` if a path leads to a pipe, a socket or a device, or a file with more than ``most`` bytes.
 
-    What is missing, a folder, or unreadable passes: whoever opens it says so. Of the system's own files, such as
-    /proc/kmsg, which say that they are empty and may have no end, none passes that is not.
+    A folder, or a file that is missing or unreadable, passes: opening it raises an error. System files such as
+    /proc/kmsg have the size 0 and may be endless: they pass only if they are really empty.
 
     Args:
         path: what was named.
@@ -79,12 +79,13 @@ def check_file(
         return
     if stat.S_ISREG(status.st_mode) and not status.st_size and not _is_empty(path):
         raise error(
-            f"The {what} '{path}' is a file of the system's, without a size.",
+            f"The {what} '{path}' is a system file without a size.",
             "Write its content to a file, and pass that.",
         )
     if most is not None and stat.S_ISREG(status.st_mode) and status.st_size > most:
         raise error(
-            f"The {what} '{path}' has {status.st_size:,} bytes; the most are {most:,}.", "Check the path of the file."
+            f"The {what} '{path}' has {status.st_size:,} bytes; at most {most:,} are allowed.",
+            "Check the path of the file.",
         )
 
 
@@ -106,10 +107,10 @@ def _refuse_others(status: os.stat_result, path: str | os.PathLike[str]) -> None
 
 @contextmanager
 def new_file(path: str | Path) -> Iterator[Path]:
-    """Yield a file to write, which takes the name ``path`` when the block ends well, so that it is whole or not there.
+    """Yield a temporary file to write, and rename it to ``path`` if the block succeeds: whole or not there.
 
-    An old file of this name is replaced, not written into: that would change others with it, as what DVC has recorded
-    is a hard link to its cache. The file lies beside ``path`` and has its suffix; a kill leaves it there, hidden.
+    An old file at ``path`` is replaced, not written into: DVC may have linked it to its cache, and the cached file
+    would change with it. The temporary file is hidden and beside ``path``, with its suffix; a kill leaves it there.
 
     Raises:
         DestinationError: it cannot be written, or the folder cannot be made.
@@ -133,14 +134,14 @@ def new_file(path: str | Path) -> Iterator[Path]:
 
 
 def unwritable(destination: Path, error: OSError) -> DestinationError:
-    """The error of a destination that the system does not let be written."""
+    """The error for a destination that cannot be written."""
     return DestinationError(
         f"'{destination}' cannot be written: {error.strerror or error}.", "Check the disk and the permissions."
     )
 
 
 def umask() -> int:
-    """What this process takes from the permissions of new files: Python's temporary files are always private."""
+    """This process's umask: temporary files are always private, and finished ones get the usual permissions."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
@@ -163,15 +164,15 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"'{path}' is not readable JSON.", "Restore the file, or remove it.") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"'{path}' is no JSON object.", "Restore the file, or remove it.")
+        raise CheckpointError(f"'{path}' is not a JSON object.", "Restore the file, or remove it.")
     return content
 
 
 def sha256(file: Path, stopped: Callable[[], bool] = lambda: False) -> str:
-    """A file's SHA-256, in hexadecimal; of as much as was read, if ``stopped`` says so.
+    """A file's SHA-256, in hexadecimal; only of what was read if ``stopped`` returns true.
 
     Raises:
-        InputError: it is a pipe, a device, or a file of the system's that says that it is empty, and is not.
+        InputError: it is a pipe, a device, or a system file without a size that is not empty.
         OSError: it cannot be read.
     """
     check_file(file, "file")
@@ -180,7 +181,7 @@ def sha256(file: Path, stopped: Callable[[], bool] = lambda: False) -> str:
 
 
 def sha256_of(stream: BinaryIO, stopped: Callable[[], bool] = lambda: False) -> str:
-    """As :func:`sha256`, of a file that is open."""
+    """Like :func:`sha256`, for an open file."""
     digest = hashlib.sha256()
     while (chunk := stream.read(1 << 20)) and not stopped():
         digest.update(chunk)

@@ -1,8 +1,8 @@
-"""A source, understood: its content, what it says of itself and what was given → architecture, data, tensors.
+"""Identify a source: from its files, what they say of themselves and what was given, to a plan for its tensors.
 
-The way is a straight line: open the files, read what they say of themselves, identify the architecture by that and by
-what was given, find the tensors by timm's names, size the architecture by them, and plan. A contradiction on the way
-is an error that names both sides.
+The steps: open the files, read what they say of themselves, identify the architecture by that and by what was given,
+find the tensors by timm's names, set the architecture's sizes by them, and plan the conversion. A contradiction is an
+error that names both sides.
 """
 
 from __future__ import annotations
@@ -80,11 +80,11 @@ class Inspection:
 
     Attributes:
         architecture: as read from timm and the weights.
-        target: the family that was asked for; ``None`` for the plainest that computes the same.
+        target: the family that was given; ``None`` for the simplest one that computes the same.
         plan: the moves into the Hub layout.
         made: the tensors that are made from others (or from nothing) before the moves.
         data: how timm prepares an image for the model.
-        warnings: what the converted folder will not be able to do, and what had to be assumed, in sentences.
+        warnings: what the converted folder lacks, and what had to be assumed, in sentences.
         notes: what the checkpoint says of itself and how the model was found in it, in sentences.
     """
 
@@ -115,11 +115,11 @@ class Inspection:
 
 @dataclass(frozen=True)
 class Identified:
-    """A source, understood: its weights, what they are the weights of, and what will be done.
+    """An identified source: its weights, the architecture they belong to, and the plan.
 
     Attributes:
         source: the opened files.
-        description: what it says of itself, as far as it is not ignored.
+        description: what it says of itself, without what is ignored.
         tensors: the weights in timm's names, in their file wherever possible.
         timm_name: what timm calls the architecture; ``None`` if a model was given.
         build: gives timm's model of the architecture, without weights.
@@ -152,7 +152,7 @@ class Identified:
             return None
         count, name = self.inspection.architecture.num_labels, "class_map" if stated is None else "label_names"
         if not count:
-            return None  # of a head that was left out
+            return None  # the head was left out
         remedy = f"Pass the right ones with --labels FILE, or --ignore {name} to have none."
         try:
             names = read()
@@ -160,31 +160,35 @@ class Identified:
             raise InputError(error.problem, remedy) from error
         if len(names) != count:
             raise InputError(
-                f"The checkpoint names {len(names)} classes (`{self.description.where(name)}`), and the weights have "
+                f"The checkpoint names {len(names)} classes (`{self.description.where(name)}`), but the weights have "
                 f"{count}.",
                 remedy,
             )
         return names
 
     def timm_model(self) -> nn.Module:
-        """A timm model that may take the source's weights, and computes what they are converted as."""
+        """A timm model of the identified architecture, without the source's weights.
+
+        Raises:
+            ArchitectureError: the installed timm builds another architecture by this name.
+        """
         model = self.build()
         built, known = from_timm(model), self.inspection.architecture
         if built != known:
             differing = [name for name, value in asdict(built).items() if value != asdict(known)[name]]
             raise ArchitectureError(
-                f"The installed timm builds '{self.timm_name}' with another {first_few(differing)} than expected.",
+                f"The installed timm builds '{self.timm_name}' with a different {first_few(differing)} than expected.",
                 "Report this as a bug in vitconv, with your version of timm.",
             )
         return model
 
 
 def identify(path: str | os.PathLike[str], options: SourceOptions) -> Identified:
-    """Say what a source is; read names and shapes, and of its tensors only what has to be computed with.
+    """Identify a source. Names and shapes are read, and only those tensors that have to be computed with.
 
     Raises:
-        VitconvError: it cannot be read or is no convertible model, or what it says of itself contradicts what was
-            given or its weights.
+        VitconvError: it cannot be read or converted, or what it says of itself contradicts its weights or what was
+            given.
     """
     if options.image_size is not None:
         check_image_size(options.image_size)
@@ -193,7 +197,7 @@ def identify(path: str | os.PathLike[str], options: SourceOptions) -> Identified
     wanted, note = _architecture(source, options, description)
     reference = timm_reference(wanted, description)
     if not description.statements.keys() & {"architecture", "pretrained_cfg"}:
-        reference = replace(reference, input_size=None)  # what timm fed it nobody tells
+        reference = replace(reference, input_size=None)  # nothing states the image size that timm used
     if isinstance(options.architecture, str):
         _check_tag(options.architecture, reference, description)
     description = _with_sizes_of_timm(description, reference, options.ignore)
@@ -244,7 +248,7 @@ def _architecture(
     """
     given = options.architecture
     if isinstance(given, str):
-        # A name that timm does not know stays, to be refused as it was given.
+        # A name that timm does not know is kept, so that the error shows it as it was given.
         return check_architecture(_name_of_today(given) or given, description), []
     if given is not None:
         _check_module(given, description)
@@ -281,7 +285,7 @@ def _trained_and_wanted(
     description: SelfDescription,
     options: SourceOptions,
 ) -> tuple[Architecture, Architecture]:
-    """The architecture at the sizes of the weights, and at those wanted, after a look for contradictions."""
+    """The architecture at the sizes of the weights, and at the sizes asked for; contradictions are errors."""
     shapes, trained = shapes_of(tensors), reference.architecture
     known = trained
     if isinstance(wanted, str):
@@ -291,7 +295,7 @@ def _trained_and_wanted(
         description,
         num_classes=None if options.headless else trained.num_labels,
         in_chans=trained.num_channels,
-        # A model that takes any size may well be fed with another than it was built for: see below.
+        # A model for any size may take images of another size than it was built for: see `_check_dynamic`.
         img_size=None if options.image_size or reference.input_size else trained.image_size,
     )
     _check_dynamic(reference, description, trained, options.image_size)
@@ -299,13 +303,13 @@ def _trained_and_wanted(
 
 
 def _check_mode(description: SelfDescription, known: Architecture) -> None:
-    """Raise :class:`CheckpointError` if images were converted to other colours than their channels tell."""
+    """Raise :class:`CheckpointError` if images were converted to another colour mode than the channels imply."""
     mode = description.get("input_img_mode")
     if mode is not None and mode != MODES.get(known.num_channels):
         raise CheckpointError(
-            f"The images were converted to {shown(mode)} (`{description.where('input_img_mode')}`), which no image "
-            "processor of Transformers does.",
-            "Pass --ignore input_img_mode if you do that yourself.",
+            f"The model was trained on images converted to {shown(mode)} (`{description.where('input_img_mode')}`), "
+            "and no image processor of Transformers does that.",
+            "Pass --ignore input_img_mode if you convert the images yourself.",
         )
 
 
@@ -328,7 +332,7 @@ def _ordered(names: Any, where: str) -> tuple[str, ...]:
 def _class_map(source: Source, description: SelfDescription) -> Path | None:
     """The file of class names that the checkpoint was trained with, if one of that name lies beside it.
 
-    By its name alone: what a checkpoint names elsewhere is not opened.
+    Only the name is used: a checkpoint cannot make vitconv open files in other folders.
     """
     name = Path(str(description.get("class_map") or "")).name
     path = source.files[0].parent / name
@@ -336,7 +340,7 @@ def _class_map(source: Source, description: SelfDescription) -> Path | None:
 
 
 def _class_names_note(source: Source, description: SelfDescription) -> list[str]:
-    """Where class names are to be had that do not stand in the checkpoint itself."""
+    """A note on where class names are that the checkpoint refers to but does not hold."""
     stated = description.get("class_map")
     if stated is None or "label_names" in description.statements:
         return []
@@ -364,7 +368,7 @@ class TimmReference:
 def timm_reference(architecture: nn.Module | str, description: SelfDescription) -> TimmReference:
     """From the catalogue, which needs no torch; else from timm, with the arguments that the checkpoint states."""
     if not isinstance(architecture, str):
-        return replace(_reference_of_model(architecture), input_size=None)  # it is of the size that it was given with
+        return replace(_reference_of_model(architecture), input_size=None)  # it has the size that it was built with
     cfg, arguments = description.get("pretrained_cfg"), description.model_args
     known = catalogue.look_up(architecture) if cfg is None and not arguments else None
     if known is not None:
@@ -374,31 +378,31 @@ def timm_reference(architecture: nn.Module | str, description: SelfDescription) 
 
 def _reference_of_model(model: nn.Module) -> TimmReference:
     cfg = getattr(model, "pretrained_cfg", None) or {}
-    # The patches' embedding of a model for any size does not insist on one.
+    # The patch embedding of a model for any size does not check the size.
     dynamic = not getattr(getattr(model, "patch_embed", None), "strict_img_size", True)
     fed = tuple((cfg.get("input_size") or ())[-2:])
     return TimmReference(from_timm(model), tag_config(cfg), fed if dynamic and is_image_size(fed) else None)
 
 
 def _build(name: str, description: SelfDescription, sizes: Mapping[str, Any]) -> nn.Module:
-    """timm's model, without weights, with what the checkpoint states; other ``sizes`` go before the stated ones."""
+    """timm's model without weights, with the arguments that the checkpoint states; ``sizes`` override stated ones."""
     stated = {size: description.get(size) for size in SIZES if size in description.statements}
     arguments = {**description.model_args, **stated, **sizes}
     return build_timm(name, pretrained_cfg=description.get("pretrained_cfg"), **arguments)
 
 
 def _name_of_today(name: str) -> str | None:
-    """The name that timm has today for an architecture; ``None`` if it knows none. Only an old one needs timm."""
+    """timm's current name for an architecture; ``None`` if it has none. Only an outdated name needs timm imported."""
     return name if catalogue.look_up(name) else known_name(name)
 
 
 def _names(description: SelfDescription) -> set[str]:
-    """Everything that a description says something of."""
+    """Every name that a description states."""
     return {*description.statements, *(description.get("pretrained_cfg") or {})}
 
 
 def _own_description(source: Source, ignore: Collection[str]) -> tuple[SelfDescription, list[str]]:
-    """What the source says of itself, but for what is to be ignored, and notes on what is not timm's."""
+    """What the source says of itself, without what is ignored, and notes for people on it."""
     description = describe(source.content)
     if source.config is not None:
         config = read_json(source.config)
@@ -416,7 +420,7 @@ def _own_description(source: Source, ignore: Collection[str]) -> tuple[SelfDescr
     if stated is None:
         return description, said
     if "pretrained_cfg" in description.statements:
-        stated = base_name(stated)  # whose tag says nothing then
+        stated = base_name(stated)  # its tag does not matter then
     known = _name_of_today(stated)
     if known is None:
         note = (
@@ -428,7 +432,7 @@ def _own_description(source: Source, ignore: Collection[str]) -> tuple[SelfDescr
 
 
 def _only_candidate(source: Source, options: SourceOptions) -> tuple[str, str]:
-    """The architecture of timm's that the weights fit, and a note that says so.
+    """The timm architecture that the weights fit, and a note about it.
 
     Raises:
         ArchitectureError: there is none, or there are several that compute different numbers.
@@ -477,9 +481,9 @@ def _check_module(model: nn.Module, description: SelfDescription) -> None:
     differing = [name for name, value in asdict(replace(described, **free)).items() if value != asdict(given)[name]]
     if differing:
         raise ArchitectureError(
-            f"The checkpoint says '{stated}' (`{description.where('architecture')}`), from which the model given "
-            f"differs in {first_few(differing)}.",
-            "Give the model that the weights were trained as, or ignore=['architecture'].",
+            f"The checkpoint says '{stated}' (`{description.where('architecture')}`), but the model given "
+            f"differs from it in {first_few(differing)}.",
+            "Give the model that the weights were trained with, or ignore=['architecture'].",
         )
     _check_preprocessing("The model given", _reference_of_model(model).tag, reference.tag, description)
 
@@ -510,7 +514,7 @@ def _check_preprocessing(
 
 
 def _fed_size(reference: TimmReference, description: SelfDescription) -> Any:
-    """(height, width) that timm prepares images to, as far as the checkpoint tells."""
+    """(height, width) that timm prepares images to; ``None`` if the checkpoint does not state it."""
     stated = description.statements.get("img_size")
     if reference.input_size is not None and (stated is None or stated.of_model):
         return reference.input_size
@@ -520,12 +524,12 @@ def _fed_size(reference: TimmReference, description: SelfDescription) -> Any:
 def _check_dynamic(
     reference: TimmReference, description: SelfDescription, trained: Architecture, image_size: tuple[int, int] | None
 ) -> None:
-    """Raise :class:`CheckpointError` where timm feeds a model that takes any size with another one than its own."""
+    """Raise :class:`CheckpointError` if timm gives a model for any size images of another size than its positions."""
     fed = _fed_size(reference, description)
     if reference.input_size is None or image_size is not None or fed == trained.image_size:
         return
     raise CheckpointError(
-        f"The model takes images of any size (`dynamic_img_size`): timm feeds it {fed[0]}x{fed[1]}, and its positions "
+        f"The model takes images of any size (`dynamic_img_size`): timm gives it {fed[0]}x{fed[1]}, but its positions "
         f"are those of {trained.image_size[0]}x{trained.image_size[1]}. A converted model has one size.",
         "Name the one you want with --img-size H W: timm resamples the positions for it, and so does vitconv.",
     )
@@ -538,7 +542,7 @@ def _assumed(
     data: DataConfig,
     description: SelfDescription,
 ) -> list[str]:
-    """A warning where the preprocessing rests on nothing but a name, which is of another size or other classes."""
+    """A warning if only a name tells the preprocessing, and its model has another image size or other classes."""
     told = description.statements.keys()
     if not isinstance(given, str) or data.given or told & {"architecture", "pretrained_cfg"} or told >= set(DATA):
         return []
@@ -557,7 +561,7 @@ def _assumed(
 
 
 def _respell(source: Source, build: Callable[[], nn.Module], tensors: Mapping[str, Any]) -> dict[str, Tensor] | None:
-    """Rename tensors of an older spelling with timm's own filter; ``None`` if it would do more than rename."""
+    """Rename tensors that have older names with timm's own filter; ``None`` if it would do more than rename."""
     from timm.models import vision_transformer
 
     model: Any = build()
@@ -581,7 +585,7 @@ def _respell(source: Source, build: Callable[[], nn.Module], tensors: Mapping[st
 def sized(
     architecture: Architecture, shapes: Shapes, image_size: tuple[int, int] | None, stated: Any = None
 ) -> tuple[Architecture, Architecture]:
-    """The architecture at the sizes that the weights were trained for, and at those that are wanted.
+    """The architecture at the sizes that the weights were trained for, and at the sizes asked for.
 
     Args:
         architecture: with timm's own sizes.
@@ -589,7 +593,7 @@ def sized(
         image_size: the wanted one; by default the weights'.
         stated: the image size that the checkpoint states, for weights that leave it open.
     """
-    # First what tensors there are, then what their sizes tell.
+    # First check the names of the tensors, then their sizes.
     check_names(mapping.timm_shapes(replace(architecture, num_labels=int("head.weight" in shapes))), shapes)
     if image_size is not None:
         with suppress(InputError):
@@ -597,20 +601,20 @@ def sized(
             return trained, trained
     try:
         trained = fit_to_weights(architecture, shapes, stated if is_image_size(stated) else None)
-    except InputError:  # the weights are of another size than is stated: what they tell by themselves
+    except InputError:  # the weights have another size than is stated: use only the weights
         trained = fit_to_weights(architecture, shapes)
     if image_size is None:
         return trained, trained
     wanted = replace(trained, image_size=(int(image_size[0]), int(image_size[1])))
     if min(wanted.grid) < 1:
-        fit_to_weights(architecture, shapes, image_size)  # says what is wrong with it
+        fit_to_weights(architecture, shapes, image_size)  # raises the error that says what is wrong
     return trained, wanted
 
 
 def _shape_note(architecture: Architecture, shapes: Shapes, taken: Architecture) -> list[str]:
-    """Say so where an image size was taken as the weights' own that they do not tell by themselves."""
+    """A note if the given image size was taken as that of the training, although the weights alone suggest another."""
     if not architecture.position_embedding:
-        return []  # nothing depends on it
+        return []  # then nothing depends on the image size
     try:
         told = fit_to_weights(architecture, shapes)
     except InputError:
@@ -618,8 +622,8 @@ def _shape_note(architecture: Architecture, shapes: Shapes, taken: Architecture)
     if told.image_size == taken.image_size:
         return []
     return [
-        f"The weights have as many patches as {taken.image_size[0]}x{taken.image_size[1]} makes, so they were taken "
-        f"to be trained at that size; `pos_embed` was not resampled from {told.image_size[0]}x{told.image_size[1]}."
+        f"The weights have as many patches as {taken.image_size[0]}x{taken.image_size[1]} images, which was taken as "
+        f"the size of the training; `pos_embed` was not resampled from {told.image_size[0]}x{told.image_size[1]}."
     ]
 
 

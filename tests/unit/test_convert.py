@@ -412,7 +412,7 @@ def test_a_source_with_a_bit_turned_around(small_checkpoint, converted, tmp_path
     with pytest.raises(CheckpointError, match=r"flipped.pth' is damaged or incomplete: the bytes of its record"):
         convert_checkpoint(path, tmp_path / "model", architecture="vit_tiny_patch16_224")
     assert not (tmp_path / "model").exists()
-    with pytest.raises(CheckpointError, match="do not fit their checksum"):
+    with pytest.raises(CheckpointError, match="do not match their checksum"):
         verify_checkpoint(path, converted.destination)
     convert_checkpoint(path, tmp_path / "model", architecture="vit_tiny_patch16_224", verify=False)
 

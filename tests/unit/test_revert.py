@@ -232,7 +232,7 @@ def test_code_in_the_folder_is_neither_run_nor_asked_about(converted, tmp_path, 
     (source / "evil.py").write_text(f"open({str(tmp_path / 'RUN')!r}, 'w')\nclass Foo: pass\n")
     (source / "preprocessor_config.json").write_text('{"auto_map": {"AutoImageProcessor": "evil.Foo"}}')
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
-    with pytest.raises(InputError, match="preprocessor_config.json in '.*' asks for code of the folder's own"):
+    with pytest.raises(InputError, match="preprocessor_config.json in '.*' asks for code from the folder"):
         revert_checkpoint(source, tmp_path / "back")
     assert not (tmp_path / "RUN").exists()
 

@@ -1,1 +1,1 @@
-"""What people have, as content by name: files, folders and the Hub, unwrapped, and what a file says of itself."""
+"""Read checkpoints from files, folders and the Hub: their tensors by name, and what they say of themselves."""

@@ -1,4 +1,4 @@
-"""Open the checkpoints people have: files of torch's or safetensors, folders, and names on the Hub."""
+"""Open checkpoints: files in torch's format or safetensors, folders, and models on the Hub."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config.json"
 PARITY_FILE = "parity.json"
-#: As torch's users save weights in a folder, in one file or in several.
+#: Weights in torch's format in a folder: one file, or the index of several.
 TORCH_FILE = "pytorch_model.bin"
 TORCH_INDEX_FILE = "pytorch_model.bin.index.json"
 HUB_PREFIX = re.compile(r"hf[-_]hub:")
 
-#: Bytes: for a hundred thousand records.
+#: Bytes of a zip's table of contents: enough for a hundred thousand records.
 _LONGEST_TABLE = 10_000_000
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 _SAVE_INSTEAD = "Save the weights with torch.save(model.state_dict(), path) and pass that file."
@@ -53,13 +53,13 @@ _AGAIN = "Copy or download the file again."
 
 @dataclass(frozen=True)
 class Source:
-    """An opened checkpoint, as far as a file can tell.
+    """An opened checkpoint: its content, and where it comes from.
 
     Attributes:
-        content: what the weights' file holds: tensors by name, perhaps within wrappers.
+        content: what the weights file holds: tensors by name, perhaps within wrappers.
         files: the files that hold the weights.
-        config: the ``config.json`` that lies beside the weights, if one does.
-        records: of a file in torch's format, where the bytes of its tensors are: start -> length.
+        config: the ``config.json`` beside the weights; ``None`` if there is none.
+        records: for a file in torch's zip format, where the bytes of its tensors are: start -> length.
         notes: where it comes from, in sentences for people.
     """
 
@@ -70,21 +70,21 @@ class Source:
     notes: tuple[str, ...] = ()
 
     def tensors(self, content: Mapping[Any, Any], *, integers: bool = False) -> dict[str, StoredTensor | Tensor]:
-        """A part of the content as plain floating-point tensors by name, in their files wherever that is possible.
+        """Part of the content as floating-point tensors by name: :class:`StoredTensor` wherever that is possible.
 
         Args:
-            content: of ``self.content``, what holds tensors only.
-            integers: let tensors of integers pass, too.
+            content: the part of ``self.content`` to read; it must hold only tensors.
+            integers: accept int64 tensors, too.
 
         Raises:
-            CheckpointError: it holds anything else, or nothing.
+            CheckpointError: it is empty, or holds anything but such tensors.
         """
         where = os.fspath(self.files[0] if len(self.files) == 1 else self.files[0].parent)
         found = _only_tensors(content, where, (*_FLOATS, "int64") if integers else _FLOATS)
         return {name: self._located(name, tensor) for name, tensor in found.items()}
 
     def _located(self, name: str, tensor: StoredTensor | Tensor) -> StoredTensor | Tensor:
-        """A tensor on ``meta``, found in the file it was read from; any other with its signs in its bytes."""
+        """Where a tensor on ``meta`` is in its file; a tensor with data, with conjugation and negation applied."""
         if isinstance(tensor, StoredTensor):
             return tensor
         if not tensor.is_meta:
@@ -93,7 +93,7 @@ class Source:
         start: int = storage._checkpoint_offset
         first, size = int(tensor.storage_offset()) * tensor.itemsize, tensor.numel() * tensor.itemsize
         if start not in self.records or first + size > self.records[start]:
-            raise _damaged(self.files[0], f"`{name}` has more elements than the file has bytes for it")
+            raise _damaged(self.files[0], f"`{name}` reaches beyond its bytes in the file")
         if tensor.is_contiguous() and not tensor.is_neg():
             return StoredTensor(self.files[0], start + first, dtype_name(tensor), tuple(tensor.shape))
         # Such as a convolution in channels-last order: torch views its bytes as they lie.
@@ -102,9 +102,7 @@ class Source:
         try:
             stored = stored.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
         except RuntimeError as error:
-            raise _damaged(
-                self.files[0], f"`{name}` has elements beyond the bytes that the file has for it"
-            ) from error
+            raise _damaged(self.files[0], f"`{name}` reaches beyond its bytes in the file") from error
         # A view of a complex tensor's conjugate is marked as negated: the file has its values with the other sign.
         return stored.neg() if tensor.is_neg() else stored
 
@@ -113,11 +111,11 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     """Open a file of weights, a folder as timm saves it for the Hub, or such a folder on the Hub.
 
     Args:
-        path: a file, be it the index of several; a folder with ``config.json`` and weights, perhaps sharded; or
+        path: a weights file, or the index of several; a folder with ``config.json`` and weights, perhaps sharded; or
             ``"hf-hub:org/name"``, perhaps with ``@revision``.
 
     Raises:
-        CheckpointError: there is no such file or folder, or it is damaged, or it holds no dictionary.
+        CheckpointError: the file or folder does not exist, is damaged, or does not hold a dictionary.
     """
     if HUB_PREFIX.match(str(path)):
         from vitconv.checkpoints.hub import download
@@ -126,7 +124,7 @@ def open_source(path: str | os.PathLike[str]) -> Source:
         note = f"The checkpoint is {path} at revision {folder.name}."
         return replace(_open_folder(folder), notes=(note,))
     path = Path(path)
-    if os.path.isdir(path):  # pathlib's own raises an error where the name is too long
+    if os.path.isdir(path):  # `Path.is_dir` raises an error if the name is too long
         return _open_folder(path)
     if path.name in (INDEX_FILE, TORCH_INDEX_FILE) and os.path.isfile(path):
         return _open_folder(path.parent, path.name)
@@ -146,13 +144,13 @@ def _open_folder(path: Path, weights: str | None = None) -> Source:
 
 
 def _read_folder(path: Path, weights: str | None = None) -> Source:
-    """The weights in a folder: those of the file named, or the first there are, safetensors before pickles."""
+    """Read the weights in a folder: the file ``weights``, or the first file found, safetensors before pickles."""
     known = (WEIGHTS_FILE, INDEX_FILE, TORCH_FILE, TORCH_INDEX_FILE)
     name = weights or next((name for name in known if os.path.exists(path / name)), None)
     if name is None:
         _refuse_distributed(path)
         raise CheckpointError(
-            f"The folder '{path}' holds neither {' nor '.join(known)}.", "Pass the file of weights inside it."
+            f"The folder '{path}' holds none of {', '.join(known)}.", "Pass the weights file inside it."
         )
     if name in (INDEX_FILE, TORCH_INDEX_FILE):
         return _read_shards(path / name)
@@ -165,18 +163,20 @@ def _refuse_distributed(path: Path) -> None:
     if os.path.exists(path / ".metadata") or any(path.glob("*.distcp")):
         target = shlex.quote(f"{path.resolve().name or 'weights'}.pth")
         raise CheckpointError(
-            f"'{path}' is a checkpoint of torch.distributed.checkpoint, in pieces for several processes.",
-            "Join it into one file, and pass that: python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
+            f"'{path}' is a sharded checkpoint of torch.distributed.checkpoint.",
+            "Join it into one file and pass that: python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
             f"{shlex.quote(os.fspath(path))} {target}",
         )
 
 
 def _read_shards(index: Path) -> Source:
-    """Read the files that an index names: each tensor is in the file that the index says, and in no other."""
+    """Read the files that an index lists, and check that each tensor is in the file that the index says."""
     path = index.parent
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-        raise CheckpointError(f"'{index}' has no `weight_map` of file names.", "Download the folder again.")
+        raise CheckpointError(
+            f"`weight_map` in '{index}' does not map tensors to file names.", "Download the folder again."
+        )
     files = sorted(set(shards.values()))
     outside = [name for name in files if Path(name).name != name or name in ("", ".", "..") or "\0" in name]
     if outside:
@@ -190,33 +190,33 @@ def _read_shards(index: Path) -> Source:
         for tensor, value in found.items():
             if tensor in content or shards.get(tensor) != name:
                 raise CheckpointError(
-                    f"'{path / name}' holds `{tensor}`, which the index does not place there.",
+                    f"'{path / name}' holds `{tensor}`, which the index does not list for this file.",
                     "Download the folder again.",
                 )
             if not is_tensor(value):
                 raise CheckpointError(
                     f"`{tensor}` in '{path / name}' is a {type(value).__name__}, not a tensor.", _SAVE_INSTEAD
                 )
-            # Where its bytes are can only be told while it is known which of the files it is from. What is no weight
-            # is left for `Source.tensors` to refuse, if it is asked for.
+            # A tensor on `meta` does not say which file it is from, so it is located here. Tensors that are not
+            # weights are kept as they are: `Source.tensors` refuses them if the model needs them.
             weight = not _is_unusual(value) and dtype_name(value) in (*_FLOATS, "int64")
             content[tensor] = shard._located(tensor, value) if weight else value
     missing = [name for name in shards if name not in content]
     if missing:
         raise CheckpointError(
-            f"The shards of '{path}' lack tensors that the index names: {first_few(missing)}.",
+            f"Tensors that '{index}' lists are not in its files: {first_few(missing)}.",
             "Download the folder again.",
         )
     return Source(content, tuple(path / name for name in files))
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read a file that holds tensors by name and nothing else, or the weights of a folder, perhaps sharded.
+    """Read a file that holds only tensors by name, or the weights in a folder, perhaps sharded.
 
     The tensors are views of the memory-mapped file wherever its format allows.
 
     Raises:
-        CheckpointError: there is no such file, it is damaged, or it holds something else.
+        CheckpointError: the file does not exist, is damaged, or holds something else.
     """
     path = Path(path)
     source = _read_folder(path) if os.path.isdir(path) else open_source(path)
@@ -282,10 +282,10 @@ def _compressed(where: str | Path) -> CheckpointError:
 
 
 def _check_zip(path: Path) -> tuple[dict[int, int], dict[str, int]]:
-    """Check that a zip is one that torch writes, before torch reads it: nothing in it is compressed or overlaps.
+    """Check before torch reads it that a zip is as torch writes it: nothing in it is compressed or overlaps.
 
-    So it cannot grow in memory. Nor can it be read in two ways: torch has a reader of its own, which looks for the
-    table of contents in another way than Python does, and makes no difference between capitals and small letters.
+    So it cannot grow in memory. Python and torch must also see the same content: torch's own zip reader finds the
+    table of contents in another way than Python's, and ignores case in names.
 
     Returns where the bytes of each entry are, start -> length, and the length of each tensor's bytes by its key.
     """
@@ -294,16 +294,16 @@ def _check_zip(path: Path) -> tuple[dict[int, int], dict[str, int]]:
             size = path.stat().st_size
             start = _table_start(file, size)
             if size - start > _LONGEST_TABLE:
-                raise _damaged(path, "its table of contents is longer than that of any Vision Transformer")
+                raise _damaged(path, f"its table of contents has more than {_LONGEST_TABLE:,} bytes")
             archive = zipfile.ZipFile(file)
             entries = archive.infolist()
             if archive.start_dir != start:
                 raise _damaged(path, "its table of contents is not where it should be")
             _refuse_other_archives(path, [entry.filename for entry in entries])
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-                raise _damaged(path, "it is compressed, which no checkpoint is")
+                raise _damaged(path, "its records are compressed, which torch never does")
             if sum(entry.file_size for entry in entries) > path.stat().st_size:
-                raise _damaged(path, "it claims to hold more bytes than it has")
+                raise _damaged(path, "its records claim more bytes than the file has")
             names = {entry.filename.casefold() for entry in entries}
             if len(names) != len(entries) or any(entry.filename != entry.orig_filename for entry in entries):
                 raise _damaged(path, "several of its records have the same name")
@@ -317,9 +317,9 @@ def _check_zip(path: Path) -> tuple[dict[int, int], dict[str, int]]:
 
 
 def _table_start(file: BinaryIO, size: int) -> int:
-    """Where a zip says that its table of contents begins, in its last bytes; its size where they do not say it so.
+    """Where a zip's table of contents begins, as its last bytes say; the file's size if they do not say it.
 
-    torch writes no comment behind them.
+    torch writes no comment at the end of the file, so the position of these bytes is known.
     """
     file.seek(max(size - 98, 0))
     end = file.read()
@@ -333,14 +333,15 @@ def _table_start(file: BinaryIO, size: int) -> int:
 def check_checksums(path: Path, stopped: Callable[[], bool] = lambda: False) -> None:
     """Compare every byte of a file in torch's zip format with the checksums (CRC-32) in it; torch itself does not.
 
-    Other formats have none, nor has a file saved after ``torch.serialization.set_crc32_options(False)``: they pass.
+    Other formats have no checksums, and neither have files saved after
+    ``torch.serialization.set_crc32_options(False)``: they pass unchecked.
 
     Args:
         path: a file that :func:`open_source` has read.
-        stopped: asked before each record; nothing more is read once it says so.
+        stopped: called before each record; reading stops when it returns true.
 
     Raises:
-        CheckpointError: the bytes are not those that were written.
+        CheckpointError: the bytes do not match a checksum.
     """
     with path.open("rb") as file:
         if _format_of(file.read(16)) == "zip":
@@ -365,7 +366,7 @@ def _compare_checksums(
         while left and (chunk := file.read(min(left, 1 << 20))):
             found, left = zlib.crc32(chunk, found), left - len(chunk)
         if found != entry.CRC:
-            raise _damaged(path, f"the bytes of its record '{entry.filename}' do not fit their checksum")
+            raise _damaged(path, f"the bytes of its record '{entry.filename}' do not match their checksum")
 
 
 def _is_tensor_data(entry: zipfile.ZipInfo) -> bool:
@@ -375,7 +376,7 @@ def _is_tensor_data(entry: zipfile.ZipInfo) -> bool:
 def _refuse_other_archives(path: Path, names: list[str]) -> None:
     if names and all(name.endswith(".npy") for name in names):
         raise CheckpointError(
-            f"'{path}' is a NumPy archive, as the original JAX models have it.",
+            f"'{path}' is a NumPy archive, the format of the original JAX models.",
             "Load it into the timm model with `model.load_pretrained(path)`, and save that model's state_dict().",
         )
     if any("/code/" in name or name.endswith("/constants.pkl") for name in names):
@@ -383,35 +384,33 @@ def _refuse_other_archives(path: Path, names: list[str]) -> None:
 
 
 def _data_start(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
-    """Where an entry's bytes begin: after its own header, which has names and fields of its own length."""
+    """Where an entry's bytes begin: after its header, whose length depends on the name and extra fields in it."""
     file.seek(entry.header_offset + 26)
     name, extra = struct.unpack("<HH", file.read(4))
     return entry.header_offset + 30 + name + extra
 
 
 def _read_torch(path: Path, lengths: Mapping[str, int] | None) -> Any:
-    """What torch makes of a file, once it is sure that it can.
+    """Read a file with torch, after checking that this is safe.
 
     Args:
-        path: a zip, or an older file of pickles and bytes.
-        lengths: of a zip, how many bytes there are for each storage.
+        path: a zip, or a file in torch's older format.
+        lengths: for a zip, the number of bytes of each storage in the file; ``None`` for the older format.
     """
     try:
         found = scan(path)
     except (zipfile.BadZipFile, NotImplementedError) as error:
         raise _damaged(path, "it has no `data.pkl`") from error
-    if found.foreign or (found.problem and found.unsafe):
+    if found.unsupported or (found.problem and found.unsafe):
         raise _refused_pickle(path, "", found)
     if found.problem:
         raise _damaged(path, found.problem)
     short = [key for key, size in found.storages.items() if lengths is not None and size > lengths.get(key, -1)]
     if short:
-        raise _damaged(
-            path, f"it has more elements in its storage {first_few(short, 1)} than the file has bytes for it"
-        )
+        raise _damaged(path, f"its storage {first_few(short, 1)} reaches beyond its bytes in the file")
     import torch
 
-    # On `meta`, torch only notes where each tensor is in the file. Bytes in another order it must turn around itself.
+    # On `meta`, torch only notes where each tensor is in the file. Bytes in another order have to be swapped by torch.
     try:
         find = lengths is not None and hasattr(torch.UntypedStorage, "_checkpoint_offset") and _has_native_bytes(path)
         # timm's training script saves its arguments; a Namespace only holds values. By a path that ends in
@@ -420,7 +419,7 @@ def _read_torch(path: Path, lengths: Mapping[str, int] | None) -> Any:
             content = torch.load(file, map_location="meta" if find else "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refused_pickle(path, str(error), found) from error
-    except NotImplementedError as error:  # what has no place on `meta`
+    except NotImplementedError as error:  # a tensor that cannot be on `meta`
         raise _compressed(path) from error
     except Exception as error:  # a hostile pickle can make torch's reader raise anything
         raise _damaged(path, "torch cannot read it") from error
@@ -429,10 +428,10 @@ def _read_torch(path: Path, lengths: Mapping[str, int] | None) -> Any:
 
 
 def _refuse_disguised(path: Path, content: Any) -> None:
-    """Refuse dictionaries and tensors with attributes of their own in the place of their methods.
+    """Refuse dictionaries and tensors that have an attribute in the place of a method.
 
-    A pickle can give an ``OrderedDict`` another ``items``, or a tensor another ``stride``: whoever asks it gets what
-    the file says, not what it holds.
+    A pickle can replace the ``items`` of an ``OrderedDict``, or the ``stride`` of a tensor. The object then misreports
+    what it holds.
     """
     import torch
 
@@ -447,7 +446,8 @@ def _refuse_disguised(path: Path, content: Any) -> None:
         hidden = sorted(str(name) for name in own if name in dir(type(value)))
         if hidden:
             raise CheckpointError(
-                f"'{path}' holds a {type(value).__name__} whose `{first_few(hidden, 1)}` is not that of its class.",
+                f"'{path}' holds a {type(value).__name__} whose `{first_few(hidden, 1)}` is replaced: it can "
+                "misreport its content.",
                 "Do not use this checkpoint.",
             )
         waiting += own.values()
@@ -457,26 +457,28 @@ def _refuse_disguised(path: Path, content: Any) -> None:
             waiting += value
 
 
-#: How torch says which object it did not make.
+#: How an error of torch's names the object that it refused to create.
 _UNSAFE = re.compile(r"GLOBAL (.*?) (?:was not an allowed global|whose module)")
-#: What no checkpoint has a use for: these run commands, or read other files.
+#: Functions that run commands or read other files: no checkpoint needs them.
 _HOSTILE = re.compile(
     r"(os|posix|nt|sys|subprocess|pty|runpy|socket|shutil)\.|(builtins\.)?(eval|exec|compile|__import__)$"
 )
 
 
 def _refused_pickle(path: Path, message: str, found: Pickled) -> CheckpointError:
-    """Say which objects in a pickle torch did not make, and how somebody who trusts the file gets at its weights."""
+    """The error for a pickle that torch refuses: which objects it holds, and how to save its weights if trusted."""
     by_torch = _UNSAFE.search(message)
     unsafe = list(dict.fromkeys([*([by_torch[1]] if by_torch else []), *found.unsafe]))
     problem = f"'{path}' holds Python objects, not only tensors"
     if unsafe:
         problem += f": {first_few(f'`{name}`' for name in unsafe)}"
-    problem += "; opening them could run code, so vitconv does not."
+    problem += "; vitconv does not open them, because that could run code."
     if not unsafe and found.protocol <= 2:
         return CheckpointError(problem, _SAVE_INSTEAD)
     if any(_HOSTILE.match(name) for name in unsafe):
-        return CheckpointError(problem, "No checkpoint needs these: do not open it, and get the weights elsewhere.")
+        return CheckpointError(
+            problem, "Do not open this file: no checkpoint needs these objects. Get the weights from elsewhere."
+        )
     if not unsafe:
         problem = (
             f"'{path}' is a pickle of protocol {found.protocol}; torch can open only protocol 2 without running it."
@@ -493,7 +495,7 @@ def _refused_pickle(path: Path, message: str, found: Pickled) -> CheckpointError
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without torch's warnings on the format: what matters of it is an error here."""
+    """Suppress torch's warnings about the format: what matters is an error here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -514,7 +516,11 @@ def _only_tensors(content: Mapping[Any, Any], where: str, dtypes: Collection[str
     if others or not named:
         raise CheckpointError(
             f"'{where}' is not a plain state dict: "
-            + (f"{first_few(others)} {'is' if len(others) == 1 else 'are'} no tensors." if others else "it is empty."),
+            + (
+                f"{first_few(others)} {'is not a tensor' if len(others) == 1 else 'are not tensors'}."
+                if others
+                else "it is empty."
+            ),
             _SAVE_INSTEAD,
         )
     if any(map(_is_unusual, named.values())):
@@ -522,14 +528,14 @@ def _only_tensors(content: Mapping[Any, Any], where: str, dtypes: Collection[str
     exotic = [name for name, tensor in named.items() if dtype_name(tensor) not in dtypes]
     if exotic:
         raise CheckpointError(
-            f"'{where}' holds tensors that are no floating-point weights ({first_few(exotic, 2)}: "
+            f"'{where}' holds tensors that are not floating-point weights ({first_few(exotic, 2)}: "
             f"{dtype_name(named[exotic[0]])}).",
             _SAVE_INSTEAD,
         )
     expanded = [name for name, tensor in named.items() if _is_expanded(tensor)]
     if expanded:
         raise CheckpointError(
-            f"'{where}' holds tensors that show the same bytes several times ({first_few(expanded)}).",
+            f"'{where}' holds tensors whose elements share memory, as `expand()` makes them ({first_few(expanded)}).",
             "Save them with `.clone()`.",
         )
     return {name: tensor if isinstance(tensor, StoredTensor) else tensor.detach() for name, tensor in named.items()}
@@ -540,13 +546,13 @@ def _is_unusual(tensor: StoredTensor | Tensor) -> bool:
         return False
     import torch
 
-    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):  # another class may compute as it likes
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):  # a subclass can change what operations do
         return True
     return str(tensor.layout) != "torch.strided" or tensor.is_quantized
 
 
 def _is_expanded(tensor: StoredTensor | Tensor) -> bool:
-    """Whether its elements lie on one another: it could be of any size, and made of nothing."""
+    """Whether elements share memory: such a tensor can have any size with hardly any bytes."""
     if isinstance(tensor, StoredTensor):
         return False
     size = itemsize(dtype_name(tensor)) or 1
@@ -556,7 +562,7 @@ def _is_expanded(tensor: StoredTensor | Tensor) -> bool:
 
 
 def widest_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
-    """The dtype that holds the values of all the tensors: theirs, if they share one."""
+    """The smallest dtype that holds the values of all floating-point tensors among these."""
     import torch
 
     dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}

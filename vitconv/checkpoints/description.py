@@ -2,8 +2,8 @@
 
 timm's training script saves its arguments beside the weights, Lightning its hyperparameters, and a folder for the Hub
 has a ``config.json``. All of that is read here into one :class:`SelfDescription`, by timm's names and with the place
-where each thing stands. It fills what is not given, and what contradicts it is an error: neither side is followed in
-silence. Nothing here imports torch.
+where each thing stands. It supplies what the user does not give. A contradiction with what the user gives is an error:
+neither side wins silently. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ DATA = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 SIZES = ("num_classes", "in_chans", "img_size")
 #: What is neither a size nor an argument of the model.
 _OTHERS = ("architecture", "pretrained_cfg", "label_names", "class_map", "input_img_mode", *DATA)
-#: Arguments of ``timm.create_model`` that say where weights come from or how code is made, and nothing of the model.
+#: Arguments of ``timm.create_model`` for loading weights and compiling code: they do not change what is computed.
 _OF_LOADING = (
     *("checkpoint_path", "pretrained", "cache_dir", "pretrained_model_args", "pretrained_strict"),
     *("scriptable", "exportable", "no_jit"),
 )
-#: Those that make another model of it.
+#: Arguments that change the model in ways that vitconv does not read.
 _OF_ANOTHER_MODEL = ("pretrained_cfg", "pretrained_cfg_overlay", "features_only")
-#: Arguments of timm's Vision Transformers that decide what they compute, where they stand by themselves.
+#: Arguments of timm's Vision Transformers that decide what they compute: also read from the top level of Lightning's
+#: hyperparameters.
 _OF_THE_MODEL = (
     *("act_layer", "attn_layer", "block_fn", "class_token", "depth", "dynamic_img_size", "embed_dim", "fc_norm"),
     *("final_norm", "global_pool", "init_values", "mlp_layer", "mlp_ratio", "no_embed_class", "norm_layer"),
     *("num_heads", "patch_size", "pool_include_prefix", "pos_embed", "pre_norm", "proj_bias", "qk_norm", "qkv_bias"),
     *("reg_tokens",),
 )
-#: How an architecture is called in dictionaries of one's own.
+#: Keys under which people save the name of the architecture.
 _ARCHITECTURE = ("architecture", "arch", "model", "model_name")
-#: What prefixes a model of timm's own organisation on the Hub, whose name is the architecture's and its tag's.
+#: Prefixes of models in timm's organisation on the Hub: what follows is the architecture and its tag.
 _TIMM_ON_THE_HUB = ("hf-hub:timm/", "hf_hub:timm/", "timm/")
 
 
@@ -54,7 +55,7 @@ class Statement:
     Attributes:
         value: as it stands there.
         where: the place, for people: ``"args.mean"``.
-        of_model: it is an argument that the model was built with, and says nothing of the images it was fed.
+        of_model: whether it is an argument of the model, which does not tell the size of the training images.
     """
 
     value: Any
@@ -64,16 +65,16 @@ class Statement:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """Stands for a value that is not read.
+    """Stands in for a value that vitconv does not read.
 
     Attributes:
-        reason: why, to go behind the name of the place.
+        reason: why, as the rest of a sentence that begins with the value's place: ``"is a set, …"``.
     """
 
     reason: str
 
     def __str__(self) -> str:
-        return "that is not read"
+        return "a value that is not read"
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,14 @@ class SelfDescription:
     Attributes:
         statements: by timm's names: ``architecture``, the :data:`SIZES`, :data:`DATA`, ``pretrained_cfg``,
             ``label_names``, ``class_map``; every other name is an argument of the model, such as ``global_pool``.
-        rates: of dropout and the like, by the names of timm's arguments: they change nothing in evaluation.
+        rates: dropout rates and the like, by the names of timm's arguments: they only matter in training.
     """
 
     statements: Mapping[str, Statement] = field(default_factory=dict)
     rates: Mapping[str, Any] = field(default_factory=dict)
 
     def check_readable(self) -> None:
-        """Raise :class:`CheckpointError` if something that is stated cannot be read; by then it may be ignored."""
+        """Raise :class:`CheckpointError` if a statement cannot be read. First remove ignored ones: :meth:`without`."""
         values = {name: (statement.value, statement.where) for name, statement in self.statements.items()}
         cfg = self.get("pretrained_cfg")
         if isinstance(cfg, Mapping):
@@ -99,7 +100,7 @@ class SelfDescription:
             if isinstance(value, Unreadable):
                 raise CheckpointError(
                     f"The checkpoint's `{where}` {value.reason}.",
-                    f"Correct it there, or pass --ignore {name}; what it should have said can then be given.",
+                    f"Correct it there, or pass --ignore {name} and give the right value yourself.",
                 )
 
     def get(self, name: str) -> Any:
@@ -122,22 +123,22 @@ class SelfDescription:
 
     @property
     def data(self) -> dict[str, Any]:
-        """What goes before a tag's or ``pretrained_cfg``'s values, by the names in :data:`DATA`."""
+        """The stated preprocessing, by the names in :data:`DATA`: it overrides a tag's and ``pretrained_cfg``'s."""
         return {name: self.get(name) for name in DATA if name in self.statements}
 
     def without(self, names: Collection[str]) -> SelfDescription:
         """The same without some statements.
 
         Raises:
-            InputError: the checkpoint says nothing of a name.
+            InputError: the checkpoint does not state one of the names.
         """
         cfg = self.get("pretrained_cfg") or {}
         unknown = [name for name in names if name not in (*self.statements, *cfg, *SIZES)]
         if unknown:
             said = sorted({*self.statements, *(name for name in DATA if name in cfg)})
             raise InputError(
-                f"The checkpoint says nothing of '{unknown[0]}' that could be ignored.",
-                f"It says something of {', '.join(said)}." if said else "Leave the option out.",
+                f"The checkpoint does not state '{unknown[0]}', so it cannot be ignored.",
+                f"Choose from what it states: {', '.join(said)}." if said else "Leave the option out.",
             )
         kept = {name: statement for name, statement in self.statements.items() if name not in names}
         if "pretrained_cfg" in kept:
@@ -146,16 +147,16 @@ class SelfDescription:
         return SelfDescription(kept, self.rates)
 
     def stating(self, name: str, value: Any) -> SelfDescription:
-        """The same with another form of what is stated for a name."""
+        """The same with another value for a name."""
         return SelfDescription({**self.statements, name: replace(self.statements[name], value=value)}, self.rates)
 
     def filled(self, values: Mapping[str, Any], where: str, ignore: Collection[str]) -> SelfDescription:
-        """The same with more statements, for names of which nothing is said yet and which are not ignored."""
+        """The same with more statements, for names that are neither stated yet nor ignored."""
         more = {name: Statement(value, where, of_model=True) for name, value in values.items() if name not in ignore}
         return SelfDescription({**more, **self.statements}, self.rates)
 
     def __str__(self) -> str:
-        """What it says, for people; without the parts of a whole ``pretrained_cfg``, and labels."""
+        """The statements, for people, without ``pretrained_cfg`` and ``label_names``, which are long."""
         shown = [
             f"{name} {_short(statement.value)} ({statement.where})"
             for name, statement in self.statements.items()
@@ -179,7 +180,7 @@ def describe(content: Mapping[Any, Any]) -> SelfDescription:
             ``config.json``.
 
     Raises:
-        CheckpointError: it says two things of one name.
+        CheckpointError: two of its statements contradict each other.
     """
     args, hyper = _as_mapping(content.get("args")), _as_mapping(content.get("hyper_parameters"))
     found = [*_of_configuration(content), *_of_arguments(args, "args."), *_of_hyperparameters(hyper)]
@@ -200,10 +201,10 @@ def describe_folder(
 
 
 def together(*descriptions: SelfDescription) -> SelfDescription:
-    """All that several places say.
+    """Merge the descriptions from several places.
 
     Raises:
-        CheckpointError: two of them say different things of one name.
+        CheckpointError: two of them contradict each other.
     """
     found = [item for description in descriptions for item in description.statements.items()]
     rates: dict[str, Any] = {}
@@ -257,9 +258,9 @@ def check_sizes(
     """Raise :class:`CheckpointError` if the weights' shapes contradict what the checkpoint says of itself.
 
     Args:
-        description: what it says.
-        num_classes, in_chans, img_size: what the weights tell; ``None`` where they leave it open, or where what the
-            checkpoint says of it does not matter.
+        description: what the checkpoint says of itself.
+        num_classes, in_chans, img_size: the sizes of the weights; ``None`` to skip a size, because the weights do not
+            determine it or because it does not matter.
     """
     told = {"num_classes": num_classes, "in_chans": in_chans, "img_size": img_size}
     for name, value in told.items():
@@ -268,10 +269,10 @@ def check_sizes(
             continue
         if not (is_image_size(stated) if name == "img_size" else type(stated) is int):
             raise CheckpointError(
-                f"The checkpoint's `{description.where(name)}` is {shown(stated)}, which is no size.",
-                f"Correct it there, or pass --ignore {name} to take what the weights tell ({_short(value)}).",
+                f"The checkpoint's `{description.where(name)}` is {shown(stated)}, which is not a size.",
+                f"Correct it there, or pass --ignore {name} to take the size of the weights ({_short(value)}).",
             )
-        remedy = f"Check that it is the file you mean; --ignore {name} takes what the weights tell."
+        remedy = f"Check that this is the right file, or pass --ignore {name} to take the size of the weights."
         if name == "img_size":
             height, width = stated
             remedy = (
@@ -296,8 +297,8 @@ def check_folder(folder: SelfDescription, weights: SelfDescription) -> None:
     for name, value in weights.data.items():
         if cfg.get(name) and not same_value(cfg[name], value):
             raise CheckpointError(
-                f"The folder says `{name}` {_short(cfg[name])} in {folder.where('pretrained_cfg')}, its weights "
-                f"{_short(value)} in `{weights.where(name)}`.",
+                f"The folder says `{name}` {_short(cfg[name])} in {folder.where('pretrained_cfg')}, but its weights "
+                f"file says {_short(value)} in `{weights.where(name)}`.",
                 f"Give the right one with --data-config, and pass --ignore {name}.",
             )
 
@@ -323,7 +324,7 @@ def _as_mapping(value: Any) -> dict[str, Any]:
 
 
 def _of_configuration(content: Mapping[Any, Any]) -> Iterator[tuple[str, Statement]]:
-    """What stands at the top level of a file, beside the weights."""
+    """What the top level of a file states, beside the weights."""
     for name in ("architecture", "arch"):
         if isinstance(content.get(name), str):
             yield "architecture", Statement(content[name], name)
@@ -338,7 +339,7 @@ def _of_configuration(content: Mapping[Any, Any]) -> Iterator[tuple[str, Stateme
 
 
 def _of_hyperparameters(parameters: Mapping[str, Any]) -> Iterator[tuple[str, Statement]]:
-    """What Lightning saved, by timm's names: at its top level, or in mappings there that people nest them in."""
+    """What Lightning saved, by timm's names: at the top level of its hyperparameters, or in a mapping there."""
     nested = {
         f"{name}.": _as_mapping(value)
         for name, value in parameters.items()
@@ -360,9 +361,9 @@ _IMAGENET = {
 
 
 def _of_arguments(arguments: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Statement]]:
-    """What the arguments of timm's training script, or others by the same names, say. ``None`` says nothing.
+    """The statements in the arguments of timm's training script, or in others with the same names. ``None`` is skipped.
 
-    Of the preprocessing, timm takes an empty or zero value as none as well, but for ``mean`` and ``std``.
+    timm also treats empty and zero values of the preprocessing as not given, except for ``mean`` and ``std``.
     """
     for name in _ARCHITECTURE:
         if isinstance(arguments.get(name), str) and arguments[name]:
@@ -434,9 +435,9 @@ def _readable_cfg(cfg: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _bounded(size: Any) -> Any:
-    """A (height, width), or what stands for one that no image has; all else as it is."""
+    """A value as it is; :class:`Unreadable` for a (height, width) that no image may have."""
     if is_image_size(size) and size[0] * size[1] > MOST_PIXELS:
-        return Unreadable(f"is of more pixels than the {MOST_PIXELS:,} that an image has at most")
+        return Unreadable(f"has more than the {MOST_PIXELS:,} pixels that an image may have")
     return size
 
 
@@ -453,11 +454,11 @@ def _of_input_size(value: Any, prefix: str) -> Iterator[tuple[str, Statement]]:
 def _of_model_args(arguments: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Statement]]:
     for name, value in arguments.items():
         where = prefix + name
-        if value is None or name in _OF_LOADING:  # timm takes no argument for its default
+        if value is None or name in _OF_LOADING:  # `None` is timm's default
             continue
         if name in _OF_ANOTHER_MODEL:
             if value:
-                yield name, Statement(Unreadable("makes another model of it, in a way that is not read"), where)
+                yield name, Statement(Unreadable("changes the model in a way that vitconv does not read"), where)
         elif name == "model_name":
             yield "architecture", Statement(value, where)
         else:
@@ -470,7 +471,7 @@ def _of_model_args(arguments: Mapping[str, Any], prefix: str) -> Iterator[tuple[
 def _size(name: str, value: Any, where: str) -> tuple[str, Statement]:
     """A size by its name in :data:`SIZES`; ``img_size`` as (height, width), of one number those of a square.
 
-    What is no size at all stays as it is: no weights will agree with it.
+    A value that is not a size stays as it is: the check against the weights refuses it.
     """
     value = _readable(value)
     if isinstance(value, float) and value.is_integer():
@@ -494,7 +495,7 @@ def _merged(found: list[tuple[str, Statement]]) -> dict[str, Statement]:
     for name, statement in found:
         if name == "architecture":
             value = statement.value
-            value = _without_source(value) if isinstance(value, str) else Unreadable("is no name")
+            value = _without_source(value) if isinstance(value, str) else Unreadable("is not a name")
             statement = replace(statement, value=value)
         before = merged.get(name)
         if before is None or _refines(name, statement.value, before.value):
@@ -515,6 +516,6 @@ def _refines(name: str, value: Any, other: Any) -> bool:
 
 
 def _without_source(name: str) -> str:
-    """An architecture's name without where timm was to load it from."""
+    """An architecture's name without its prefix and revision on the Hub."""
     prefix = next((prefix for prefix in _TIMM_ON_THE_HUB if name.startswith(prefix)), "")
     return name.removeprefix(prefix).partition("@")[0] if prefix else name

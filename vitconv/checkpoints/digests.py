@@ -1,8 +1,8 @@
-"""What the pipeline reads, by its bytes.
+"""Digests of the pipeline's inputs.
 
-DVC has no dependency that may be absent, and none that is a model on the Hub. So a stage that always runs writes the
-SHA-256 of what each parameter names, and the other stages depend on what it writes: where that has not changed, they
-do not run again.
+DVC cannot depend on a file that may be absent, or on a model on the Hub. So a stage that always runs writes the
+SHA-256 of the files that each parameter names. The other stages depend on what it writes: they run again only if that
+changes.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from vitconv.files import new_file, sha256, write_json
 
 
 def digest(value: str | None) -> dict[str, str]:
-    """The SHA-256 of every file that a parameter names, by its path within what is named; empty for nothing.
+    """The SHA-256 of every file that a parameter names, by its path within the folder; empty for no value.
 
     Args:
-        value: a file, a folder, ``hf-hub:org/name``, or nothing. Of an index of several files, all in its folder.
+        value: a file, a folder, ``hf-hub:org/name``, or nothing. The index of several files stands for its folder.
 
     Raises:
         InputError: there is no such file, or it cannot be read.
@@ -45,7 +45,7 @@ def digest(value: str | None) -> dict[str, str]:
     raise InputError(f"There is no file '{value}'.", _CORRECT)
 
 
-_CORRECT = "Correct it in params.yaml; what is optional may be empty."
+_CORRECT = "Correct the path in params.yaml, or leave it empty if it is optional."
 
 
 def write_digests(values: Mapping[str, str | None], destination: str | os.PathLike[str]) -> None:

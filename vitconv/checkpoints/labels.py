@@ -18,7 +18,7 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
     """Read class names in the order of their indices, from text (one per line) or JSON (a list or a mapping).
 
     Raises:
-        InputError: there is no such file, or it is neither.
+        InputError: the file does not exist, or has neither format.
     """
     path = Path(path)
     check_file(path, "label file", most=MOST_TEXT)
@@ -26,7 +26,7 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise InputError(f"There is no label file '{path}'.", "Check the path of the label file.") from error
-    except (OSError, ValueError) as error:  # bytes that are no UTF-8, or a name with a NUL
+    except (OSError, ValueError) as error:  # bytes that are not UTF-8, or a path with a NUL
         raise InputError(f"The label file '{path}' is not readable text.", _FORMATS) from error
     if text.lstrip()[:1] in ("[", "{"):
         labels = _from_json(text, path)
@@ -36,19 +36,19 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
 
 
 def check_labels(labels: Iterable[Any], where: str = "The list of labels") -> tuple[str, ...]:
-    """The labels as a tuple, if each is a name of its own.
+    """The labels as a tuple, after checking that they are printable and different.
 
     Raises:
-        InputError: one is empty, no text, or there twice.
+        InputError: one is empty or not text, or occurs twice.
     """
     names = tuple(labels)
     if not names or not all(isinstance(name, str) and name and name.isprintable() for name in names):
-        raise InputError(f"{where} has an empty or unprintable name, or none at all.", _FORMATS)
+        raise InputError(f"{where} is empty, or has an empty or unprintable name.", _FORMATS)
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise InputError(
             f"{where} names '{repeated[0]}' more than once.",
-            "Give every class a name of its own: Transformers finds a class by its name.",
+            "Give every class a different name: Transformers finds a class by its name.",
         )
     return names
 

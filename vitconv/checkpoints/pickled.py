@@ -1,13 +1,13 @@
-"""Look into a pickle without opening it: what it would make, and whether torch can safely be let at it.
+"""Look into a pickle without opening it: what it would create, and whether torch can open it safely.
 
 A pickle is a program: opening it runs it. ``pickletools`` lists its instructions without following them. Here they
-are followed for their shape only: what would be a dictionary becomes its keys and values, everything else the name of
-what would be called. Nothing is imported and nothing is called.
+are followed to learn the structure of the result: a dictionary becomes its keys and values, and every other object the
+name of what would be called to create it. Nothing is imported and nothing is called.
 
 torch's own reader (``weights_only=True``) runs no code of the file's, but it does what the file says: it makes
 bytearrays of any size, tensors that reach beyond their bytes, and nests tuples until Python's stack overflows. A file
-that does such things has a :attr:`Pickled.problem`, and torch never sees it. The rule is that whatever torch would
-follow is followed here in the same way; so what cannot be followed is a problem, too.
+that does such things has a :attr:`Pickled.problem`, and torch never opens it. Every instruction that torch would
+follow is followed here in the same way. A pickle with an instruction that cannot be followed has a problem, too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-#: What torch opens itself, near enough for words.
+#: What torch creates with ``weights_only=True``, approximately: torch itself has the last word.
 _SAFE = re.compile(
     r"torch\.(_utils\._rebuild_\w+|\w+Storage|storage\.\w+Storage|_tensor\.\w+|nn\.parameter\.Parameter|Size|device|Tensor"
     r"|serialization\._get_layout|b?float\d+\w*|u?int\d+|bool|complex\d+|q\w+)"
@@ -34,9 +34,9 @@ _SAFE = re.compile(
 #: has a hundredth of both, with its optimizer.
 _LONGEST = 64_000_000
 _MOST_INSTRUCTIONS = 1_000_000
-#: Levels of nesting: Python hashes and frees nested objects by recursion, and some of torch's without a limit.
+#: Levels of nesting: Python hashes and frees nested objects by recursion, in some of torch's code without a limit.
 _DEEPEST = 100
-#: Objects that calls are given, all together; what comes again by reference counts again.
+#: Objects in the arguments of all calls together; what is repeated by reference counts each time.
 _MOST_GIVEN = 10_000_000
 #: Keys that are neither text nor numbers, and the objects in one: their hashes can be made to collide.
 _MOST_ODD_KEYS, _LARGEST_KEY = 1000, 50
@@ -67,7 +67,7 @@ _STORAGES = {
     **dict.fromkeys(("Double", "Long", "ComplexFloat"), 8),
     "ComplexDouble": 16,
 }
-#: Makes tensors without bytes of the file's: of any size, and of whatever the memory holds.
+#: Calls that create tensors without bytes from the file: of any size, and filled with what was in memory.
 _OUT_OF_NOTHING = re.compile(r"torch\.(\w+\.)*(\w*Tensor|\w+Storage)")
 _REBUILDS = re.compile(r"torch\._utils\._rebuild_(q?tensor|tensor_v[23])")
 #: torch's format before 1.6 is several pickles: this number, a version, facts on the machine, and then the content.
@@ -76,23 +76,23 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 
 @dataclass(frozen=True)
 class Pickled:
-    """What a pickle would make.
+    """What a pickle would create.
 
     Attributes:
         unsafe: the classes and functions it names that torch does not open, in its order.
         protocol: of pickling; torch opens 2 only.
-        weights: the expression that takes what can be kept out of ``c``, the opened content; ``"c"`` if that cannot
-            be told.
+        weights: a Python expression for the part of ``c``, the opened content, that can be kept; ``"c"`` if that
+            is not known.
         storages: the bytes that it says each of its storages has, by key.
-        foreign: it has instructions that torch's reader of weights does not follow.
-        problem: why torch must not open it, to go behind the name of the file; ``""`` if it may.
+        unsupported: whether it has instructions that torch's reader of weights does not follow.
+        problem: why torch must not open it, for the end of a sentence; ``""`` if torch may open it.
     """
 
     unsafe: tuple[str, ...] = ()
     protocol: int = 0
     weights: str = "c"
     storages: Mapping[str, int] = field(default_factory=dict)
-    foreign: bool = False
+    unsupported: bool = False
     problem: str = ""
 
 
@@ -102,15 +102,17 @@ class _ProblemError(Exception):
 
 @dataclass(eq=False, slots=True)
 class _Made:
-    """An object that would be made: by calling what, with which entries and what other parts.
+    """An object that the pickle would create.
 
     Attributes:
-        by: what is called; ``None`` for what pickles have instructions for.
-        kind: the instruction that makes it.
+        by: the name of what is called to create it; ``None`` if a pickle instruction creates it.
+        entries: keys and values, of a dictionary.
+        parts: everything else that it is created from or given later.
+        kind: the instruction that creates it.
         depth: levels of objects below it.
-        size: objects within it, each as often as it is reached.
-        inside: it is a part of another.
-        nbytes: of a storage.
+        size: the number of objects within it; a repeated one counts each time.
+        inside: whether it is a part of another object.
+        nbytes: for a storage, its size in bytes.
     """
 
     by: str | None = None
@@ -124,7 +126,7 @@ class _Made:
 
     @property
     def is_tuple(self) -> bool:
-        """Whether it is a plain tuple, which nothing changes any more."""
+        """Whether it is a plain tuple, which cannot change later."""
         return self.kind in ("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3")
 
     def has(self, wanted: str) -> bool:
@@ -133,11 +135,11 @@ class _Made:
 
 
 def scan(path: Path) -> Pickled:
-    """Look into a file of torch's, or a bare pickle.
+    """Look into a file in torch's format, or a bare pickle.
 
     Raises:
         OSError: it cannot be read.
-        zipfile.BadZipFile: it is no zip, though it begins like one.
+        zipfile.BadZipFile: it begins like a zip, but is none.
     """
     with path.open("rb") as file:
         zipped = file.read(2) == b"PK"
@@ -155,16 +157,16 @@ def scan(path: Path) -> Pickled:
             weights = _weights(made)
         except _ProblemError as error:
             problem = str(error)
-        except Exception as error:  # a hostile pickle can break off anywhere, or have any order of instructions
+        except Exception as error:  # a hostile pickle can end anywhere, or have its instructions in any order
             problem = "its pickle cannot be followed"
-            # Where pickletools reads a name, it takes ASCII only; of such a name there is nothing that torch makes.
-            walk.foreign |= isinstance(error, UnicodeDecodeError) and error.encoding == "ascii"
+            # pickletools reads names as ASCII only. torch creates nothing that has another name.
+            walk.unsupported |= isinstance(error, UnicodeDecodeError) and error.encoding == "ascii"
     unsafe = tuple(dict.fromkeys(name for name in walk.named if not _is_safe(name)))
-    return Pickled(unsafe, walk.protocol, weights, walk.storages, walk.foreign, problem)
+    return Pickled(unsafe, walk.protocol, weights, walk.storages, walk.unsupported, problem)
 
 
 def _in_zip(path: Path) -> bytes:
-    """The pickle in a zip of torch's: in the folder of the first entry, as torch finds it."""
+    """The pickle in a zip in torch's format: in the folder of the first entry, where torch looks for it."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         name = entries[0].filename.partition("/")[0] + "/data.pkl" if entries else ""
@@ -173,18 +175,18 @@ def _in_zip(path: Path) -> bytes:
             raise zipfile.BadZipFile(f"there is no '{name}'")
         entry.CRC = None  # type: ignore[assignment]  # torch can be told not to compute it
         with archive.open(entry) as file:
-            return file.read(_LONGEST)  # of one that is longer, the end is missing
+            return file.read(_LONGEST)  # a longer one is cut off, and so refused
 
 
 class _Beginning:
-    """As much of a file as can be a pickle: of an older one, the tensors' bytes follow."""
+    """The beginning of a file, no longer than a pickle may be. In older files, the tensors' bytes follow it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._left = _LONGEST
 
     def read(self, count: int) -> bytes:
-        """The next bytes, fewer where there are no more."""
+        """The next bytes; fewer at the end."""
         return self._counted(self._file.read(min(count, self._left)))
 
     def readline(self) -> bytes:
@@ -201,13 +203,13 @@ def _is_safe(name: str) -> bool:
 
 
 class _Walk:
-    """Follows pickles one after another, and keeps what it meets in them."""
+    """Follows pickles one after another, and records the names and storages in them."""
 
     def __init__(self, stream: Any) -> None:
         self.named: list[str] = []
         self.protocol = 0
         self.storages: dict[str, int] = {}
-        self.foreign = False
+        self.unsupported = False
         self._stream = stream
         self._instructions = 0
         self._late = 0
@@ -215,7 +217,7 @@ class _Walk:
         self._odd_keys = 0
 
     def pickle(self) -> Any:
-        """What the next pickle would make."""
+        """What the next pickle would create."""
         stack: list[Any] = []
         marks: list[int] = []
         memo: dict[Any, Any] = {}
@@ -223,9 +225,9 @@ class _Walk:
         for opcode, argument, _ in instructions:
             self._instructions += 1
             if self._instructions > _MOST_INSTRUCTIONS:
-                raise _ProblemError("it describes more objects than any Vision Transformer has")
+                raise _ProblemError(f"its pickle has more than {_MOST_INSTRUCTIONS:,} instructions")
             before = opcode.stack_before
-            self.foreign = self.foreign or opcode.name not in _FOLLOWED_BY_TORCH
+            self.unsupported = self.unsupported or opcode.name not in _FOLLOWED_BY_TORCH
             if opcode.name == "PROTO":
                 self.protocol = argument
             elif opcode.name == "MARK":
@@ -247,7 +249,7 @@ class _Walk:
         return stack[-1]
 
     def _result(self, name: str, argument: Any, taken: list[Any], marked: list[Any]) -> Any:
-        """What an instruction leaves: given its argument, what it takes from the stack, and what up to a mark."""
+        """What an instruction puts on the stack, given its argument and what it takes from the stack."""
         if name in ("SETITEM", "SETITEMS", "DICT"):
             target, pairs = (taken[0] if taken else _Made()), [*taken[1:], *marked]
             target.entries.extend(zip(pairs[::2], pairs[1::2], strict=True))
@@ -266,7 +268,7 @@ class _Walk:
             return _Made(self.named[-1], parts=marked)
         if name in ("REDUCE", "NEWOBJ", "NEWOBJ_EX", "OBJ"):
             called, *arguments = [*taken, *marked]
-            if not self.foreign:
+            if not self.unsupported:
                 self._check_call(called.by, arguments[0])
             return self._put(_Made(called.by, parts=arguments), arguments)
         if name in ("NONE", "NEWTRUE", "NEWFALSE"):
@@ -279,14 +281,14 @@ class _Walk:
         return argument
 
     def _put(self, target: _Made, added: list[Any]) -> _Made:
-        """Account for objects that become parts of another."""
+        """Count objects that become parts of another."""
         depth = 1 + max((part.depth for part in added if isinstance(part, _Made)), default=0) if added else 0
-        # What already holds the target was measured without them. Each such addition makes all of it deeper at most
-        # by its own depth.
+        # Objects that already hold the target were measured without the added ones. Such an addition makes them
+        # deeper by at most its own depth.
         self._late += depth if target.inside else 0
         target.depth = max(target.depth, depth)
         if target.depth + self._late > _DEEPEST:
-            raise _ProblemError("it nests objects more deeply than any checkpoint does")
+            raise _ProblemError("it nests objects too deeply")
         target.size = min(target.size + sum(map(_size, added)), 2 * _MOST_GIVEN)
         for part in added:
             if isinstance(part, _Made):
@@ -296,31 +298,31 @@ class _Walk:
     def _check_keys(self, keys: list[Any]) -> None:
         for key in keys:
             if isinstance(key, int) and abs(key) >= 1 << 64:
-                raise _ProblemError("it has a number of more than 64 bits for a key")
+                raise _ProblemError("it has a key that is a number of more than 64 bits")
             self._odd_keys += isinstance(key, _Made)
             if self._odd_keys > _MOST_ODD_KEYS or _size(key) > _LARGEST_KEY and isinstance(key, _Made):
-                raise _ProblemError("it has keys that are neither names nor numbers")
+                raise _ProblemError("it has too many or too large keys that are neither text nor numbers")
 
     def _give(self, values: list[Any]) -> None:
         self._given += sum(map(_size, values))
         if self._given > _MOST_GIVEN:
-            raise _ProblemError("it copies more objects than any Vision Transformer has")
+            raise _ProblemError(f"it copies more than {_MOST_GIVEN:,} objects")
 
     def _check_state(self, by: str | None, state: list[Any]) -> None:
         self._give(state)
         if by is not None and _is_safe(by) and by not in ("collections.OrderedDict", "argparse.Namespace"):
-            raise _ProblemError(f"it sets the parts of a {by}, which no checkpoint does")
+            raise _ProblemError(f"it sets attributes of a {by}, which no checkpoint does")
 
     def _check_call(self, by: str, given: Any) -> None:
         """Check a call, given its tuple of arguments."""
         if not given.is_tuple:
-            raise _ProblemError("it calls something with other than a tuple of arguments")
+            raise _ProblemError("it makes a call whose arguments are not a tuple")
         arguments = given.parts
         self._give(arguments)
         if _OUT_OF_NOTHING.fullmatch(by):
-            raise _ProblemError(f"it makes a {by} that has no bytes in the file")
+            raise _ProblemError(f"it creates a {by} without bytes in the file")
         if by == "builtins.bytearray" and any(isinstance(value, int) for value in arguments):
-            raise _ProblemError("it makes a bytearray of any size")
+            raise _ProblemError("it creates a bytearray from a size instead of bytes")
         if by == "_codecs.encode" and any(value not in ("latin1", "utf-8", "ascii") for value in arguments[1:]):
             raise _ProblemError("it encodes text in an unusual way")
         if by in ("builtins.set", "collections.Counter", "collections.OrderedDict"):
@@ -335,26 +337,26 @@ class _Walk:
             _check_extent(by, *arguments)
 
     def _storage(self, identity: Any) -> _Made:
-        """A storage, by what torch writes instead of it: what it is, its class, key, place and number of elements."""
+        """A storage, from torch's tuple for it: ``"storage"``, class, key, device and number of elements."""
         what, made_by, key, _, numel, *view = identity.parts
         element = _STORAGES[made_by.by.rpartition(".")[2].removesuffix("Storage")]
         whole = view in ([], [None])
         if what != "storage" or not isinstance(key, str) or type(numel) is not int or numel < 0 or not whole:
-            raise _ProblemError("it refers to bytes in a way that torch does not")
+            raise _ProblemError("it refers to a storage in a way that torch does not")
         if self.storages.setdefault(key, numel * element) != numel * element:
             raise _ProblemError(f"its storage `{key}` has two sizes")
         return _Made(kind="BINPERSID", parts=[identity], nbytes=numel * element)
 
 
 def _size(value: Any) -> int:
-    """How many objects a value is made of; a text counts by its length."""
+    """The number of objects in a value; text counts by its length."""
     if isinstance(value, _Made):
         return value.size
     return 1 + len(value) // 8 if isinstance(value, (str, bytes)) else 1
 
 
 def _check_extent(by: str, storage: _Made, offset: Any, size: _Made, stride: _Made, *others: Any) -> None:
-    """Check that a tensor lies in its storage: torch would make the storage larger, of what the memory holds."""
+    """Check that a tensor lies in its storage: torch would enlarge the storage with bytes from memory."""
     lengths, steps = _numbers(size), _numbers(stride)
     if storage.nbytes < 0 or len(lengths) != len(steps) or len(lengths) > 64 or min(0, offset, *lengths, *steps) < 0:
         raise _ProblemError("it has a tensor of an impossible shape")
@@ -365,7 +367,7 @@ def _check_extent(by: str, storage: _Made, offset: Any, size: _Made, stride: _Ma
         element = max(int(bits[0]) // 8, 1) if bits else 1
     last = offset + sum((length - 1) * step for length, step in zip(lengths, steps, strict=True))
     if math.prod(lengths) and (last + 1) * element > storage.nbytes:
-        raise _ProblemError("a tensor in it has elements beyond the bytes that the file has for it")
+        raise _ProblemError("a tensor in it reaches beyond its bytes in the file")
 
 
 def _numbers(value: _Made) -> list[int]:
@@ -378,7 +380,7 @@ def _numbers(value: _Made) -> list[int]:
 
 
 def _weights(content: Any) -> str:
-    """The expression that takes out of ``c``, the content, what torch opens by itself, and the weights among it."""
+    """A Python expression for the part of ``c``, the content, that torch can open, with the weights."""
     if not isinstance(content, _Made):
         return "c"
     if _is_module(content):
@@ -402,7 +404,7 @@ def _weights(content: Any) -> str:
         else:
             dropped.append(key)
     weights = [key for key, _, tensors in kept if tensors]
-    # Whatever else may say something of the model stays beside the weights.
+    # Other entries that may describe the model stay beside the weights.
     told = [key for key, value, tensors in kept if not tensors and isinstance(value, (str, _Made))]
     if len(models) == 1 and not weights:
         return _written("c[{}].state_dict()", models)
@@ -414,19 +416,19 @@ def _weights(content: Any) -> str:
 
 
 def _written(expression: str, keys: list[Any]) -> str:
-    """The expression with the keys in it; ``"c"`` where they are none, too many, or not plain words."""
+    """The expression with the keys in it; ``"c"`` if there are no keys, too many, or keys that are not plain words."""
     plain = all(isinstance(key, str) and key.isidentifier() and len(key) < 60 for key in keys)
     return expression.format(", ".join(map(repr, keys))) if plain and 0 < len(keys) < 9 else "c"
 
 
 def _is_module(value: Any) -> bool:
-    """Whether it would be a ``torch.nn.Module``: an object that is given its parts by these names."""
+    """Whether it would be a ``torch.nn.Module``: an object whose state has ``_modules``."""
     state = value.parts[-1] if isinstance(value, _Made) and value.parts else None
     return isinstance(state, _Made) and state.has("_modules")
 
 
 def _inside(value: Any, seen: set[int]) -> Iterator[_Made]:
-    """Everything that would be made for a value, itself included, but for what was met before."""
+    """Every object in a value, itself included, that is not in ``seen`` yet."""
     waiting = [value]
     while waiting:
         value = waiting.pop()

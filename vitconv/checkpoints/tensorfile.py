@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-#: What the format calls each dtype, what torch does, and its bytes. Of the others there are no weights of a ViT.
+#: What the format calls each dtype, what torch calls it, and its bytes. No weights of a ViT have another dtype.
 _DTYPES = {
     "F64": ("float64", 8),
     "F32": ("float32", 4),
@@ -74,7 +74,7 @@ class StoredTensor:
         file: the file.
         start: where its first byte is in the file.
         dtype: by torch's name, such as ``"float32"``.
-        shape: as usual.
+        shape: the length of each dimension.
     """
 
     file: Path
@@ -94,14 +94,14 @@ class StoredTensor:
         return replace(self, start=self.start + first * row, shape=(max(stop - first, 0), *self.shape[1:]))
 
     def reshape(self, shape: tuple[int, ...]) -> StoredTensor:
-        """The same elements in another shape of as many."""
+        """The same elements in another shape of the same size."""
         return replace(self, shape=shape)
 
 
 def is_tensor(value: Any) -> bool:
-    """Whether it is a tensor of this page or of torch: by its type, as a file may hold anything that has a shape.
+    """Whether a value is a :class:`StoredTensor` or a tensor of torch's, by its type: a file may hold anything.
 
-    Where torch is not imported, nothing can be one of its tensors.
+    If torch is not imported, nothing can be a tensor of torch's.
     """
     return isinstance(value, (StoredTensor, getattr(sys.modules.get("torch"), "Tensor", StoredTensor)))
 
@@ -112,7 +112,7 @@ def dtype_name(tensor: StoredTensor | Tensor) -> str:
 
 
 def itemsize(dtype: str) -> int | None:
-    """Bytes of an element; ``None`` for a dtype that this page does not know."""
+    """Bytes of an element; ``None`` for a dtype that is not listed here."""
     return _SIZES.get(dtype)
 
 
@@ -120,23 +120,23 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     """Find the tensors of a safetensors file, and check that they fill it: no gap, no overlap, nothing outside.
 
     Raises:
-        CheckpointError: the file is damaged, or was made to do damage; the message says where.
+        CheckpointError: the file is damaged or hostile; the message says where.
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or not 2 <= length <= size - 8:
-            raise _damaged(path, f"its header should have {length} bytes, and the file has {size}")
+            raise _damaged(path, f"its header should have {length} bytes, but the file has {size}")
         if length > _LONGEST_HEADER:
-            raise _damaged(path, f"its header of {length} bytes is longer than that of any Vision Transformer")
+            raise _damaged(path, f"its header has {length:,} bytes, more than the {_LONGEST_HEADER:,} allowed")
         text = file.read(length)
     entries = _parse(path, text)
     tensors = {name: _locate(path, name, entry, 8 + length) for name, entry in entries.items()}
     position = 8 + length
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].nbytes)):
         if tensor.start != position:
-            raise _damaged(path, f"the bytes of {_quoted(name)} do not begin where those before it end")
+            raise _damaged(path, f"the bytes of {_quoted(name)} do not begin where the tensor before it ends")
         position += tensor.nbytes
     if position != size:
         raise _damaged(path, f"its tensors end at byte {position} of {size}")
@@ -160,7 +160,7 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
 
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=without_duplicates)
-        # Half of a surrogate pair can be escaped in JSON, but is no character.
+        # Half of a surrogate pair can be escaped in JSON, but is not a character.
         json.dumps(header, ensure_ascii=False).encode("utf-8")
     except UnicodeError as error:
         raise _damaged(path, "its header is not UTF-8") from error
@@ -171,10 +171,10 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise _damaged(path, str(error)[:200]) from error
     if not isinstance(header, dict):
-        raise _damaged(path, "its header is no JSON object")
+        raise _damaged(path, "its header is not a JSON object")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _damaged(path, "its metadata are not texts by name")
+        raise _damaged(path, "its metadata does not map names to text")
     return header
 
 
@@ -183,7 +183,7 @@ def _locate(path: Path, name: str, entry: Any, data: int) -> StoredTensor:
         return isinstance(values, list) and all(type(value) is int and 0 <= value < 1 << 62 for value in values)
 
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise _damaged(path, f"the entry of {_quoted(name)} is not one of dtype, shape and offsets")
+        raise _damaged(path, f"the entry of {_quoted(name)} does not consist of dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise _damaged(path, f"{_quoted(name)} has the unknown dtype {str(dtype)[:20]!r}")
@@ -196,7 +196,7 @@ def _locate(path: Path, name: str, entry: Any, data: int) -> StoredTensor:
 
 
 def load_tensors(tensors: Mapping[str, StoredTensor | Tensor]) -> dict[str, Tensor]:
-    """The tensors to compute with: memory-mapped, so that only what is read is loaded. Others stay as they are.
+    """Load stored tensors into torch, memory-mapped: only what is read is loaded. Other tensors stay as they are.
 
     The mapping is private: writing to a tensor does not write to its file.
     """
@@ -219,7 +219,7 @@ def load_tensors(tensors: Mapping[str, StoredTensor | Tensor]) -> dict[str, Tens
 
 
 def write_weights(tensors: Mapping[str, StoredTensor | Tensor], folder: Path) -> None:
-    """Write ``model.safetensors`` into the folder, or several files and their index where it would be too large.
+    """Write ``model.safetensors`` into the folder, or several files and their index if it would be too large.
 
     Args:
         tensors: in the order in which to write them.

@@ -1,7 +1,7 @@
 """Recognise checkpoints that are something else, to refuse them by name and say what would help.
 
-Only the wording of a refusal depends on this page, but for what :func:`added_parts` finds: weights that would have to
-be merged into others, which no conversion may leave out in silence.
+Most of this module only decides the wording of a refusal. The exception is :func:`added_parts`: it finds weights that
+would have to be merged into others, and must not be left out without a word.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ADDED: tuple[tuple[str, str, str], ...] = (
 _FAMILIES: tuple[tuple[str, str, str], ...] = (
     (
         r"(embeddings\.patch_embeddings\.projection\.|embeddings\.patch_embedding\.)",
-        "a Transformers model already",
+        "already a Transformers model",
         "Load it with `from_pretrained`; vitconv converts timm's weights.",
     ),
     (
@@ -45,13 +45,13 @@ _FAMILIES: tuple[tuple[str, str, str], ...] = (
         "a masked autoencoder with its decoder (MAE pretraining)",
         "Save the encoder alone: leave out `mask_token` and all names that begin with `decoder_`.",
     ),
-    (r"transformer\.resblocks\.[0-9]+\.", "a CLIP model in OpenAI's spelling", _TIMM),
+    (r"transformer\.resblocks\.[0-9]+\.", "a CLIP model with OpenAI's names", _TIMM),
     (r"\bconv1\.weight$|\blayer[1-4]\.[0-9]+\.(conv|bn)[1-3]\.", "a ResNet", _TIMM),
     (r"relative_position_bias_table$", "a Swin Transformer or a ViT with relative positions", _TIMM),
     (r"stages\.[0-9]+\.(blocks\.)?[0-9]+\.(conv_dw|dwconv|gamma)", "a ConvNeXt", _TIMM),
     (r"conv_stem\.weight", "an EfficientNet or MobileNet", _TIMM),
     (r"mlp_tokens\.", "an MLP-Mixer", _TIMM),
-    (r"features\.[0-9]+\.[0-9.]*weight", "a convolutional network of torchvision's", _TIMM),
+    (r"features\.[0-9]+\.[0-9.]*weight", "a convolutional network from torchvision", _TIMM),
     (r"stages\.[0-9]+\.", "a network in stages, not a Vision Transformer", _TIMM),
 )
 

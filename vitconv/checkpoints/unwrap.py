@@ -1,4 +1,4 @@
-"""Find the model's tensors in whatever a checkpoint holds around them.
+"""Find the model's tensors inside the wrappers of a checkpoint.
 
 Training scripts wrap: ``{"state_dict": …, "optimizer": …}``, an EMA copy beside the weights, ``module.`` from DDP,
 ``_orig_mod.`` from torch.compile, ``model.`` or ``backbone.`` from Lightning, ``visual.trunk.`` from open_clip, in any
@@ -20,7 +20,7 @@ from vitconv.checkpoints import unsupported
 from vitconv.checkpoints.tensorfile import dtype_name, is_tensor
 from vitconv.errors import CheckpointError, first_few
 
-# A tensor that every Vision Transformer has, and nothing else: where it is, a model begins.
+# Every Vision Transformer has this tensor, and no other model: its prefix is the prefix of a model.
 _ANCHOR = "patch_embed.proj.weight"
 _HEAD = frozenset({"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"})
 _DEPTH = 4
@@ -28,14 +28,14 @@ _DEPTH = 4
 #: model all names are looked at.
 _MOST_TENSORS, _MOST_MODELS = 100_000, 50
 
-#: Words that name a head, whatever the shape; within a longer word, too (`decode_head`, `my_classifier`).
+#: Words that name a head for a tensor of any shape; within a longer word, too (`decode_head`, `my_classifier`).
 _HEAD_WORDS = re.compile(r"head|classif|logits|clf|arcface|cosface")
 #: Words that name a head where the tensor is a matrix; as a word of their own (`fc`, `fc2`, `cls_layer`, `out_proj`).
 _MATRIX_WORDS = re.compile(
     r"fc|linear|lin|out(put)?|proj(ection|ector)?|cls|class(es)?|category|predict(or|ion)?|prototypes?|probe|scores?|mlp"
     r"|dense|softmax"
 )
-#: What lies beside a model and has matrices, but is no head of it: a text tower, a token, an optimizer's state.
+#: Matrices beside a model that are not its head: a text tower, a token, an optimizer's state.
 _NO_HEAD = re.compile(
     r"(^|\.)(text|textual|text_model|text_encoder|text_tower|text_projection|token_embedding|resblocks|mask_token"
     r"|optim(izer)?s?(_\w+)?)(\.|$)"
@@ -83,7 +83,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Unwrapped:
-    """The tensors, and what was done to get at them, in sentences for people."""
+    """The model's tensors, and notes for people on how they were found."""
 
     tensors: dict[str, Any]
     notes: tuple[str, ...]
@@ -101,10 +101,10 @@ def unwrap(
 
     Args:
         content: what the file holds.
-        names: the architecture's tensor names; ``None`` to take the only model there is, whatever its names.
+        names: the architecture's tensor names; ``None`` to take the only model in the file, with any names.
         ema: take the EMA weights where there are both.
         headless: take the model without a head; a note names what looks like one and is left out.
-        respell: gives tensors in an older spelling their names of today; ``None`` if it cannot.
+        respell: renames tensors that have older names; returns ``None`` if it cannot.
 
     Raises:
         CheckpointError: there is no model, several fit, it has no head and something in the file looks like one, or
@@ -114,14 +114,14 @@ def unwrap(
     if len(everything) > _MOST_TENSORS:
         raise CheckpointError(
             f"The checkpoint holds more than {_MOST_TENSORS:,} tensors, such as {first_few(everything[:2])}.",
-            "Save the state dict of the model to a file of its own.",
+            "Save the state dict of the model to a separate file.",
         )
     _refuse(unsupported.added_parts(everything))
     found = list(islice(_readings(content), _MOST_MODELS + 1))
     if len(found) > _MOST_MODELS:
         raise CheckpointError(
             f"The checkpoint holds more than {_MOST_MODELS} models: {first_few(map(str, found), 2)}.",
-            "Save the state dict of the one that is meant to a file of its own.",
+            "Save the state dict of the model you mean to a separate file.",
         )
     if headless:
         found = [_without_head(reading, names) for reading in found]
@@ -134,7 +134,7 @@ def unwrap(
     if not fitting and names is not None:
         respelled = [replace(reading, tensors=respell(reading.tensors) or {}) for reading in found]
         fitting = [reading for reading in respelled if fits(reading.tensors)]
-        notes += ["Names of an older spelling were renamed by timm's own checkpoint_filter_fn."] if fitting else []
+        notes += ["Tensors with older names were renamed by timm's own checkpoint_filter_fn."] if fitting else []
     if not fitting:
         _refuse(unsupported.family(everything))
     if not found:
@@ -144,7 +144,7 @@ def unwrap(
             "Pass the state dict of a timm Vision Transformer.",
         )
     if not fitting:
-        # None fits: take the nearest, so that the message can name what is missing from it.
+        # None fits: take the nearest, so that the error can name what it lacks.
         fitting = [max(found, key=lambda reading: len(set(reading.tensors) & set(names or ())))]
     reading, said = _choose(fitting, ema, headless)
     notes += said
@@ -185,7 +185,7 @@ def _flat(content: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _mappings(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
-    """Every mapping in the nesting with the keys that lead there, each once: a file may repeat one without end."""
+    """Every mapping in the nesting with the keys that lead there, once each: a file may repeat one endlessly."""
     seen: set[int] = set()
     waiting: list[tuple[tuple[str, ...], Mapping[Any, Any]]] = [((), content)]
     for place, mapping in waiting:
@@ -215,7 +215,7 @@ def _choose(fitting: list[Reading], ema: bool, headless: bool) -> tuple[Reading,
     if not len(averaged) == len(plain) == 1:
         raise CheckpointError(
             f"The checkpoint holds {len(fitting)} models that fit: {first_few(map(str, fitting))}.",
-            "Save the state dict of the one that is meant to a file of its own.",
+            "Save the state dict of the model you mean to a separate file.",
         )
     taken, left = (averaged[0], plain[0]) if ema else (plain[0], averaged[0])
     if left.headed and not taken.headed and not headless:
@@ -228,12 +228,14 @@ def _choose(fitting: list[Reading], ema: bool, headless: bool) -> tuple[Reading,
             "--headless.",
         )
     if ema:
-        return taken, ["Of the trained weights and their EMA, the EMA was taken (--no-ema takes the others)."]
-    return taken, ["Of the trained weights and their EMA, the trained weights were taken."]
+        return taken, [
+            "The checkpoint holds trained weights and their EMA: the EMA was taken (--no-ema takes the others)."
+        ]
+    return taken, ["The checkpoint holds trained weights and their EMA: the trained weights were taken."]
 
 
 def _without_head(reading: Reading, names: Set[str] | None) -> Reading:
-    """The reading without what is in the place of its head, whatever its form: but for what the model needs."""
+    """The reading without its head, of any form; tensors that the model needs are kept."""
     needed = set(names or ()) - _HEAD
     head = {
         name: None for name in reading.tensors if _HEAD_MODULE.fullmatch(name.partition(".")[0]) and name not in needed
@@ -246,8 +248,9 @@ def _without_head(reading: Reading, names: Set[str] | None) -> Reading:
 def _heads_outside(reading: Reading, found: Iterable[Reading], content: Mapping[Any, Any]) -> list[str]:
     """Names of tensors anywhere in the file that may be the head of a model that has none, the likeliest first.
 
-    That is what is called like a head, and any matrix that takes what the model gives, or what another such gives:
-    but for the model's own tensors, other copies of them (an EMA, a teacher), and the state of optimizers.
+    These are tensors with the name of a head, and matrices whose input has the width of the model's output or of the
+    output of another such matrix. The model's own tensors, copies of them (an EMA, a teacher) and the state of
+    optimizers are left out.
     """
     original = next(one for one in found if one.mapping is reading.mapping and one.prefix == reading.prefix)
     shape = original.tensors[_ANCHOR].shape

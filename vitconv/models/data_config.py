@@ -1,4 +1,4 @@
-"""How timm prepares an image for a model: its data configuration, from the tag, the checkpoint and the user."""
+"""timm's data configuration, that is how it prepares images: from the tag, the checkpoint and the user."""
 
 from __future__ import annotations
 
@@ -90,11 +90,11 @@ def data_config(
         tag: what timm says of the model's pretrained tag, or of the checkpoint's ``pretrained_cfg``:
             :func:`tag_config`.
         architecture: the model's, as the weights have it.
-        given: values that go before all others, by timm's names: :data:`GIVEN`.
-        stated: what the checkpoint says of itself: its values go before the tag's.
+        given: values that override all others, by timm's names: :data:`GIVEN`.
+        stated: what the checkpoint says of itself: its values override the tag's.
 
     Raises:
-        InputError: a value is of an unknown name, or does not fit the model.
+        InputError: a name is unknown, or a value does not fit the model.
     """
     stated = stated or SelfDescription()
     channels = architecture.num_channels
@@ -102,7 +102,7 @@ def data_config(
     own = {name: _for_channels(name, value, channels) for name, value in stated.data.items()}
     _check_given(given, architecture)
     basis = tag_values(tag, channels)
-    # An interpolation that is not among the given ones is an obstacle to a processor, not to the model.
+    # An interpolation that Transformers lacks only prevents a processor, not the conversion.
     unchecked = ("interpolation",) if isinstance(basis["interpolation"], str) else ()
     checked = {name: value for name, value in basis.items() if name not in unchecked}
     _check_given({**checked, **own}, architecture, stated)
@@ -124,7 +124,7 @@ def data_config(
 
 
 def tag_values(tag: Mapping[str, Any], channels: int) -> dict[str, Any]:
-    """A tag's values for a model of so many channels: for one, the mean of three channels' ``mean`` and ``std``."""
+    """A tag's values for a model with this number of channels: for 1, ``mean`` and ``std`` are averaged over three."""
     values = {name: _for_channels(name, tag[name], channels) for name in DATA}
     for name in ("mean", "std"):
         value = values[name]
@@ -134,7 +134,7 @@ def tag_values(tag: Mapping[str, Any], channels: int) -> dict[str, Any]:
 
 
 def _for_channels(name: str, value: Any, channels: int) -> Any:
-    """One number for ``mean`` or ``std`` is that number for each channel, as timm takes it."""
+    """A single ``mean`` or ``std`` repeated for each channel, as timm does; any other value as it is."""
     repeated = name in ("mean", "std") and isinstance(value, (list, tuple)) and len(value) == 1
     return list(value) * channels if repeated else value
 
@@ -164,11 +164,11 @@ GIVEN: dict[str, str] = {
 def read_data_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a data configuration from a JSON file: timm's ``pretrained_cfg``, or some of its values.
 
-    What does not concern the pixels (``url``, ``num_classes``…) is left out if the file is a whole timm
-    ``config.json`` with a ``pretrained_cfg``.
+    From a whole timm ``config.json`` with a ``pretrained_cfg``, only the values that concern pixels are returned, not
+    ``url``, ``num_classes`` and the like.
 
     Raises:
-        InputError: there is no such file, or it is not a JSON object.
+        InputError: the file does not exist, or is not a JSON object.
     """
     check_file(path, "data configuration", most=MOST_TEXT)
     try:
@@ -195,13 +195,13 @@ def _are_numbers(value: Any) -> bool:
 
 
 def _resizes(crop_pct: Any, size: tuple[int, int]) -> bool:
-    """Whether a crop's share makes an image that can be cut from: at least a pixel, at most 100 times the crop."""
+    """Whether a ``crop_pct`` gives a resized image of at least one pixel and at most 100 times the crop's side."""
     return _are_numbers([crop_pct]) and min(size) >= crop_pct >= 0.01
 
 
 def _check_given(given: Mapping[str, Any], architecture: Architecture, stated: SelfDescription | None = None) -> None:
     channels = architecture.num_channels
-    # Without a format for images of so many channels, mean and std are never used.
+    # No image file has another number of channels than those in MODES, so mean and std are then never used.
     lengths = (channels,) if channels in MODES else (channels, 3)
     checks = {
         "mean": lambda value: _are_numbers(value) and len(value) in lengths,

@@ -1,4 +1,4 @@
-"""Image files: what is read as one, its bounds, and a picture for when none is given.
+"""Read image files within bounds, and draw a sample image for when none is given.
 
 An image file may be hostile or broken. :func:`load_image` reads the formats that photos are kept in, refuses what
 would take minutes or gigabytes, and names the file in every error.
@@ -24,9 +24,10 @@ from vitconv.files import NoRegularFileError, open_file
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: How Pillow calls the colours of images with so many channels: the only ones that image files have.
+#: Pillow's mode for images with 1 or 3 channels. Image files have no other number of channels.
 MODES = {1: "L", 3: "RGB"}
-#: The most bytes of an image file: so many pixels have fewer, uncompressed. Some formats are read as a whole.
+#: The most bytes of an image file: more than :data:`MOST_PIXELS` uncompressed pixels have. Some formats are read as a
+#: whole.
 MOST_BYTES = 2**28
 
 
@@ -45,18 +46,18 @@ def load_image(source: str | Path | bytes) -> Image:
     name = "The image" if isinstance(source, bytes) else f"'{source}'"
     try:
         with _open(source) as (raw, size), _Pieces(raw, name) as stream, warnings.catch_warnings():
-            if not size:  # or a file of the system's, which may never end
+            if not size:  # this includes system files, which may be endless
                 raise _unreadable(name, "it is empty")
             if size > MOST_BYTES:
-                raise InputError(f"{name} has {size:,} bytes; the most are {MOST_BYTES:,}.", _SMALLER)
-            warnings.simplefilter("ignore")  # of tags it skips; of too many pixels, which are refused below
+                raise InputError(f"{name} has {size:,} bytes; at most {MOST_BYTES:,} are allowed.", _SMALLER)
+            warnings.simplefilter("ignore")  # about tags that it skips, and about many pixels, which are refused below
             if _count_strips(stream) > _MOST_STRIPS:
-                raise InputError(f"{name} is a TIFF in more than {_MOST_STRIPS:,} strips.", "Save it as PNG.")
+                raise InputError(f"{name} is a TIFF with more than {_MOST_STRIPS:,} strips.", "Save it as PNG.")
             with Image.open(stream, formats=_formats()) as image:
                 check_size(image, name=name)
                 _check_effort(image, stream, name)
                 image.load()
-                check_size(image, name=name)  # an icon's file may hold another than it says
+                check_size(image, name=name)  # the size in the header may be wrong
                 loaded = image.copy()  # without the reader, which for WebP holds the picture three more times
                 if not isinstance(source, bytes):
                     loaded.filename = os.fspath(source)  # type: ignore[attr-defined]  # as Image.open sets it
@@ -67,11 +68,11 @@ def load_image(source: str | Path | bytes) -> Image:
         raise
     except NoRegularFileError as error:
         raise _unreadable(name, f"it is {error.strerror}") from error
-    except Image.DecompressionBombError as error:  # before Pillow tells its sides
+    except Image.DecompressionBombError as error:  # before Pillow gives its height and width
         pixels = re.search(r"\d+", str(error))
         count = f"{int(pixels[0]):,}" if pixels else "too many"
-        raise InputError(f"{name} has {count} pixels; the most are {MOST_PIXELS:,}.", _SMALLER) from error
-    except Exception as error:  # Pillow's readers have no common one
+        raise InputError(f"{name} has {count} pixels; at most {MOST_PIXELS:,} are allowed.", _SMALLER) from error
+    except Exception as error:  # Pillow's readers raise errors of many kinds
         raise _unreadable(name) from error
 
 
@@ -86,7 +87,7 @@ def _open(source: str | Path | bytes) -> Iterator[tuple[Any, int]]:
             yield file.raw, os.fstat(file.fileno()).st_size
 
 
-#: What photos are kept in, and Pillow reads in C and in memory that its header tells. Not so other formats: an ICNS or
+#: Formats of photos that Pillow reads in C, with memory in proportion to the size in the header. An ICNS or
 #: ICO file holds pictures of any size, FITS is read into Python's lists, and EPS is a program that Ghostscript runs.
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")
 
@@ -101,10 +102,10 @@ def _formats() -> tuple[str, ...]:
 
 
 class _Pieces(io.BufferedReader):
-    """A file of which only so many pieces, and of small ones so many bytes, are read.
+    """A file that limits the number of reads, and the bytes in small ones.
 
     Pillow looks at the parts of a file (chunks, segments, blocks, comments) in Python, one by one, and keeps or joins
-    many of them. A photo has some; 256 MiB of them take minutes and gigabytes.
+    many of them. A photo has a few; 256 MiB of them take minutes and gigabytes.
     """
 
     def __init__(self, raw: Any, name: str) -> None:
@@ -116,7 +117,7 @@ class _Pieces(io.BufferedReader):
         self._count += 1
         self._small += size if size is not None and 0 < size < 2**16 else 0
         if self._count > _MOST_PIECES or self._small > _MOST_SMALL:
-            raise InputError(f"{self._name} is in too many pieces.", "Save it again, as PNG or JPEG.")
+            raise InputError(f"{self._name} consists of too many pieces.", "Save it again, as PNG or JPEG.")
         return super().read(size)
 
 
@@ -125,7 +126,7 @@ _MOST_SMALL = 2**25
 
 
 def _count_strips(stream: BinaryIO) -> int:
-    """How many strips, or tiles, a TIFF says that it is in; 0 for any other file. Pillow makes objects of each."""
+    """The number of strips or tiles that a TIFF states; 0 for any other file. Pillow creates objects for each."""
     start = stream.read(16).ljust(16, b"\0")
     order = {b"II": "<", b"MM": ">"}.get(start[:2], "")
     count = 0
@@ -133,7 +134,7 @@ def _count_strips(stream: BinaryIO) -> int:
         large = 43 in start[2:4]  # BigTIFF
         (offset,) = struct.unpack_from(f"{order}Q" if large else f"{order}I", start, 8 if large else 4)
         entry = struct.Struct(f"{order}HHQ8x" if large else f"{order}HHI4x")
-        with suppress(OSError, OverflowError, struct.error):  # Pillow says so
+        with suppress(OSError, OverflowError, struct.error):  # Pillow raises the error later
             stream.seek(offset)
             (entries,) = struct.unpack(f"{order}{'Q' if large else 'H'}", stream.read(8 if large else 2))
             directory = stream.read(min(entries, 2**16) * entry.size)
@@ -157,7 +158,9 @@ def _check_effort(image: Any, stream: BinaryIO, name: str) -> None:
     if image.format == "TIFF":
         width, height = (image.tag_v2.get(tag, 0) for tag in (_TILE_WIDTH, _TILE_LENGTH))
         if width * height > max(pixels, _SMALL_TILE):
-            raise InputError(f"{name} is in tiles of {width}x{height} pixels, larger than itself.", "Save it as PNG.")
+            raise InputError(
+                f"{name} has tiles of {width}x{height} pixels, which are larger than the image.", "Save it as PNG."
+            )
     if image.format in ("JPEG", "MPO") and image.info.get("progressive"):
         stream.seek(0)
         scans = stream.read().count(b"\xff\xda")
@@ -168,9 +171,9 @@ def _check_effort(image: Any, stream: BinaryIO, name: str) -> None:
 
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags: TIFF 6.0, section 15
 _SMALL_TILE = 2**20
-#: A progressive JPEG is decoded whole at each of its scans, of which it has some ten, or as many as it likes.
+#: A progressive JPEG is decoded as a whole for each scan. Most have about ten scans, but a file can have any number.
 _MOST_SCANNED = 16 * MOST_PIXELS
-_SMALLER = "Make the image smaller, or cut out the part that matters."
+_SMALLER = "Make the image smaller, or crop it."
 
 
 def _unreadable(name: str, why: str | None = None) -> InputError:
@@ -179,28 +182,33 @@ def _unreadable(name: str, why: str | None = None) -> InputError:
 
 
 def check_size(image: Image, resized: tuple[int, int] | None = None, name: str | None = None) -> None:
-    """Raise :class:`InputError` if an image, or what its resize makes on the way, has more than :data:`MOST_PIXELS`.
+    """Raise :class:`InputError` if an image, or an image in the course of its resize, exceeds :data:`MOST_PIXELS`.
 
     Args:
         image: it need not be loaded.
         resized: (height, width) that it is resized to.
-        name: what to call it, for people, if not as it calls itself.
+        name: what errors call it; by default :func:`image_name`.
     """
     name = name or image_name(image)
     height, width = image.height, image.width
     if height * width > MOST_PIXELS:
-        raise InputError(f"{name} is {width}x{height} pixels; the most are {MOST_PIXELS:,}.", _SMALLER)
+        raise InputError(f"{name} is {width}x{height} pixels; at most {MOST_PIXELS:,} are allowed.", _SMALLER)
     # Pillow resizes the rows first: in between, the picture has the new width and the old height.
     between = (max(resized[0], height), resized[1]) if resized else (0, 0)
     if between[0] * between[1] > MOST_PIXELS:
         raise InputError(
-            f"{name} is {width}x{height} pixels, and {between[1]}x{between[0]} while it is resized; the most are "
-            f"{MOST_PIXELS:,}.",
+            f"{name} is {width}x{height} pixels, and {between[1]}x{between[0]} while it is resized; at most "
+            f"{MOST_PIXELS:,} are allowed.",
             _SMALLER,
         )
 
 
 def convert_colors(image: Image, num_channels: int) -> Image:
+    """The image in Pillow's mode for 1 or 3 channels: :data:`MODES`.
+
+    Raises:
+        InputError: Pillow cannot convert its colours.
+    """
     try:
         return image.convert(MODES[num_channels])
     except ValueError as error:
@@ -211,13 +219,13 @@ def convert_colors(image: Image, num_channels: int) -> Image:
 
 
 def image_name(image: Image) -> str:
-    """What to call an image at a sentence's beginning: by its file, if it has one."""
+    """The name of an image for the beginning of a sentence: its file, if it has one."""
     file = getattr(image, "filename", "")
     return f"'{os.fspath(file)}'" if file else "The image"
 
 
 def sample_image(size: tuple[int, int] = (600, 448)) -> Image:
-    """A picture drawn by rule, for when none is given: coloured gradients under a grid of discs.
+    """A computed image, for when none is given: coloured gradients under a grid of discs.
 
     It has smooth parts, edges and fine detail, and is the same on every machine.
 

@@ -1,4 +1,4 @@
-"""The pixels that timm's transform and Transformers' processors make of an image, and where they differ."""
+"""The pixels that timm's transform and Transformers' processors compute from an image, and where they differ."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 def timm_pixels(image: Image, config: DataConfig, *, early_crop: bool = False) -> Tensor:
-    """What timm's evaluation transform makes of the image: float32, shape (channels, height, width).
+    """The pixels of timm's evaluation transform: float32, shape (channels, height, width).
 
     Args:
-        image: any picture.
+        image: any image.
         config: how timm prepares it.
-        early_crop: begin the centre crop where Transformers does, by :func:`crop_shift` earlier than timm.
+        early_crop: begin the centre crop where Transformers does: :func:`crop_shift` pixels earlier than timm.
 
     Raises:
-        InputError: it is too large, or becomes so (:data:`MOST_PIXELS`), or Pillow cannot convert its colours.
+        InputError: the image, also resized, is too large (:data:`MOST_PIXELS`), or Pillow cannot convert its colours.
     """
     from timm.data import create_transform
     from torchvision.transforms import CenterCrop
@@ -56,7 +56,7 @@ def timm_pixels(image: Image, config: DataConfig, *, early_crop: bool = False) -
 def huggingface_pixels(
     image: Image, folder: str | Path, config: DataConfig, processor: ProcessorName = "transformers"
 ) -> Tensor:
-    """What an image processor of the folder makes of the image: float32, shape (1, channels, height, width).
+    """The pixels of an image processor of the folder: float32, shape (1, channels, height, width).
 
     Raises:
         InputError: the folder has no such processor, or Transformers cannot read it.
@@ -68,11 +68,11 @@ def process(image: Image, processor: BaseImageProcessor, num_channels: int) -> T
     """The pixels of one image: float32, shape (1, channels, height, width).
 
     Raises:
-        InputError: it is too large, or becomes so (:data:`MOST_PIXELS`), or Pillow cannot convert its colours.
+        InputError: the image, also resized, is too large (:data:`MOST_PIXELS`), or Pillow cannot convert its colours.
     """
     for size in _processors_sizes(image, processor):
         check_size(image, size)
-    # Transformers' own processor converts to RGB by itself, but to grey never; timm's takes an image as it is.
+    # Transformers' own processor converts to RGB, but never to grey; timm's processor converts nothing.
     if num_channels == 1 or type(processor).__name__ == TIMM_CLASS:
         image = convert_colors(image, num_channels)
     return processor(image, return_tensors="pt")["pixel_values"]
@@ -94,7 +94,7 @@ def _resized(image_size: tuple[int, int], resize: tuple[int, int], crop_mode: st
 
 
 def _processors_sizes(image: Image, processor: BaseImageProcessor) -> list[tuple[int, int]]:
-    """(height, width) of what a processor makes of an image: of the resize, and of the crop, which may be larger."""
+    """(height, width) of the images that a processor makes: resized, and cropped, which may be larger."""
     if type(processor).__name__ == TIMM_CLASS:
         data = processor.data_config
         crop = data["input_size"][1:]
@@ -111,10 +111,10 @@ def _processors_sizes(image: Image, processor: BaseImageProcessor) -> list[tuple
 
 
 def known_difference(image: Image, config: DataConfig) -> str | None:
-    """Where timm and Transformers prepare this image differently on principle, in a sentence; ``None`` if nowhere.
+    """How timm and Transformers are known to prepare this image differently, in a sentence; ``None`` if they do not.
 
-    There are two such things. The crop: see :func:`crop_shift`. Transparency: timm drops it, so that the colour under
-    a transparent pixel counts; Transformers 5 blends with white first, and has no setting for it.
+    There are two known differences. The crop: see :func:`crop_shift`. Transparency: timm drops it, so that the colour
+    under a transparent pixel counts; Transformers 5 blends with white first, and has no setting for it.
     """
     down, right = crop_shift((image.height, image.width), config)
     if down or right:
@@ -127,7 +127,7 @@ def known_difference(image: Image, config: DataConfig) -> str | None:
 
 
 def without_transparency(image: Image, config: DataConfig) -> Image:
-    """The image as :func:`known_difference` says to pass it to Transformers, for timm's colours."""
+    """The image without transparency, so that Transformers sees timm's colours: see :func:`known_difference`."""
     transparent = config.num_channels == 3 and image.has_transparency_data
     return image.convert("RGBA").convert("RGB") if transparent else image
 
@@ -157,7 +157,7 @@ def _shift(margin: int) -> int:
 
 
 def probe_images(config: DataConfig) -> list[Image]:
-    """Pictures of every kind of shape, as a transform may treat one as another does, and the next differently.
+    """Images of different shapes: two transforms may agree on one shape and differ on another.
 
     Landscape, portrait, square, tiny and a panorama, larger and smaller than the crop; without those that the resize
     would make too large.
@@ -178,7 +178,7 @@ def probe_images(config: DataConfig) -> list[Image]:
 
 
 def probe_pixels(config: DataConfig) -> Tensor:
-    """Pixel values that no photo has, to find what a photo hides: shape (4, channels, height, width).
+    """Pixel values unlike a photo's, which show differences that a photo hides: shape (4, channels, height, width).
 
     Noise, where every patch differs; all black; all white; and a checkerboard of both, the strongest edges there are.
     """
@@ -194,7 +194,7 @@ def probe_pixels(config: DataConfig) -> Tensor:
 
 
 def _per_channel(config: DataConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std for the model's channels; of RGB values for a model that takes other channels, the first's."""
+    """Mean and std for the model's channels; the first channel's for all if their number differs."""
     if len(config.mean) == len(config.std) == config.num_channels:
         return config.mean, config.std
     return config.mean[:1], config.std[:1]

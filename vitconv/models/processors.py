@@ -7,7 +7,7 @@ margin around the crop is 3, 7, 11… pixels it begins the crop one pixel earlie
 it from ``preprocessor_config.json``.
 
 ``TimmWrapperImageProcessor`` of Transformers runs timm's own transform. It gives timm's pixels of every image, but
-needs timm. It has a file of its own, ``timm_processor.json``.
+needs timm. Its settings are in a separate file, ``timm_processor.json``.
 
 Neither rotates a photo by its EXIF orientation, as timm's datasets do not; ``transformers.pipeline`` and
 ``transformers.image_utils.load_image`` do, before the processor sees the photo.
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 PROCESSOR_FILE = "preprocessor_config.json"
 TIMM_PROCESSOR_FILE = "timm_processor.json"
-#: What processors of images and text are saved to. An image processor in it goes before every other file's.
+#: What processors of images and text are saved to. An image processor in it overrides every other file.
 NESTED_FILE = "processor_config.json"
 ProcessorName = Literal["transformers", "timm"]
 #: The image processors that a folder may have, each with its file: Transformers' own, and timm's transform.
@@ -41,9 +41,9 @@ TIMM_CLASS = "TimmWrapperImageProcessor"
 
 
 def obstacle(config: DataConfig) -> str | None:
-    """Why no image processor of Transformers' own does what this configuration says; ``None`` if one does."""
+    """The reason why Transformers has no image processor for this configuration; ``None`` if it has one."""
     if not makes_pixels(config):
-        return f"Image files have 1 or 3 channels, the model {config.num_channels}."
+        return f"Image files have 1 or 3 channels, but the model has {config.num_channels}."
     if config.crop_mode == "border":
         return "Transformers has no image processor that pads the borders with the mean (`crop_mode='border'`)."
     if config.interpolation not in RESAMPLE:
@@ -54,7 +54,7 @@ def obstacle(config: DataConfig) -> str | None:
 
 
 def missing_processor(config: DataConfig) -> str | None:
-    """That, why, and instead of what a folder gets no ``preprocessor_config.json``; ``None`` if it gets one."""
+    """Why a folder gets no ``preprocessor_config.json``, and the alternative; ``None`` if it gets one."""
     reason = obstacle(config)
     if reason is None:
         return None
@@ -112,8 +112,8 @@ def from_processor(
 ) -> dict[str, Any]:
     """timm's names for what a ``preprocessor_config.json`` does: the way back from :func:`processor_config`.
 
-    Steps that a class of Transformers takes by itself, or by a setting of its own, such as padding, are not looked at:
-    the pixels of :func:`vitconv.models.pixels.probe_images` show them.
+    Only the settings named here are read. Other steps of a processor, such as padding, show in the pixels of
+    :func:`vitconv.models.pixels.probe_images`.
 
     Args:
         content: the processor's settings.
@@ -152,7 +152,7 @@ def from_processor(
         **{name: not content.get(name, True) for name in ("do_resize", "do_rescale", "do_normalize")},
         "rescale_factor": not isinstance(factor, float) or not math.isclose(factor, 1 / 255),
     }
-    if odd["size"] and cropped is not None:  # which of them it is, nobody can say
+    if odd["size"] and cropped is not None:  # either of the two may be the wrong one
         odd["crop_size"] = True
     wrong = [f"`{name}` is {shown(content.get(name))}" for name, is_odd in odd.items() if is_odd]
     if wrong:
@@ -164,13 +164,13 @@ def from_processor(
 
 
 def _sides(size: Any) -> dict[str, int]:
-    """A processor's size as a mapping of positive numbers; empty if it is none."""
+    """A processor's size as a mapping of positive numbers; empty if it is anything else."""
     whole = isinstance(size, dict) and all(type(side) is int and side > 0 for side in size.values())
     return size if whole else {}
 
 
 def _crop_pct(crop: tuple[int, int], resized: tuple[int, int]) -> float | None:
-    """The share of which timm makes this resize, of both sides: floor(side / share)."""
+    """The ``crop_pct`` with which timm resizes to these sides, floor(side / crop_pct); ``None`` if there is none."""
     for side, goal in zip(crop, resized, strict=True):
         near = side / goal
         for share in (round(near, 2), round(near, 3), round(near, 6), near, math.nextafter(near, 0)):
@@ -188,8 +188,8 @@ def load_processor(folder: str | Path, processor: ProcessorName = "transformers"
             (PIL); ``"timm"`` for ``timm_processor.json``, which needs timm.
 
     Raises:
-        InputError: there is no such processor, the folder does not have it, Transformers cannot read it, or takes
-            other settings than the file's (:data:`NESTED_FILE`); or timm is not installed.
+        InputError: the name is unknown, the folder does not have this processor, Transformers cannot read it or takes
+            its settings from another file (:data:`NESTED_FILE`), or timm is not installed.
     """
     if processor not in PROCESSORS:
         raise InputError(f"There is no processor '{processor}'.", f"Choose one of {', '.join(PROCESSORS)}.")
@@ -197,7 +197,7 @@ def load_processor(folder: str | Path, processor: ProcessorName = "transformers"
 
 
 def processor_file(folder: Path) -> str | None:
-    """The name of the file of which Transformers takes a folder's image processor; ``None`` if there is none.
+    """The name of the file from which Transformers takes a folder's image processor; ``None`` if there is none.
 
     Raises:
         InputError: it is a pipe, a device, or larger than any such file.
@@ -210,7 +210,7 @@ def processor_file(folder: Path) -> str | None:
     except FileNotFoundError:
         return own
     except (OSError, ValueError, RecursionError):
-        return NESTED_FILE  # when Transformers loads it, it is said
+        return NESTED_FILE  # loading it raises the error
     nested = not isinstance(content, dict) or content.get("image_processor") is not None
     return NESTED_FILE if nested else own
 
@@ -218,10 +218,10 @@ def processor_file(folder: Path) -> str | None:
 def load_any_processor(folder: Path) -> BaseImageProcessor:
     """The image processor that Transformers itself loads from a folder, whoever wrote it; with the PIL backend.
 
-    Code that lies in the folder is neither run nor asked about.
+    Code in the folder is not run, and nobody is asked whether to run it.
 
     Raises:
-        InputError: there is none that Transformers can read.
+        InputError: the folder has no image processor that Transformers can read.
     """
     file = processor_file(folder) or PROCESSOR_FILE
     return _from_pretrained(folder, folder, file)
@@ -234,7 +234,7 @@ def _from_pretrained(path: Path, folder: Path, file: str) -> BaseImageProcessor:
     major = int(transformers.__version__.partition(".")[0])
     pil: dict[str, Any] = {"backend": "pil"} if major >= 5 else {"use_fast": False}
     try:
-        # Without the last argument, a folder with code of its own makes Transformers ask on the terminal.
+        # Without the last argument, Transformers asks on the terminal about a folder that has code.
         with quiet():
             processor = transformers.AutoImageProcessor.from_pretrained(path, **pil, trust_remote_code=False)
     except Exception as error:  # its settings are checked by Transformers, each in its own way
@@ -243,11 +243,11 @@ def _from_pretrained(path: Path, folder: Path, file: str) -> BaseImageProcessor:
             f"It has {TIMM_PROCESSOR_FILE}: choose the processor 'timm'."
             if (folder / TIMM_PROCESSOR_FILE).is_file()
             else "Pass a folder that `vitconv convert` has written; where it warned that there is no image processor "
-            "for the model, prepare the pixels in code of your own.",
+            "for the model, prepare the pixels in your own code.",
         ) from error
     if getattr(processor, "auto_map", None):
         raise InputError(
-            f"{file} in '{folder}' asks for code of the folder's own, which is not run.",
+            f"{file} in '{folder}' asks for code from the folder, which vitconv does not run.",
             "Write the settings of one of Transformers' own image processors into it, without `auto_map`.",
         )
     return processor
@@ -288,10 +288,11 @@ def _load_timm_processor(folder: Path) -> BaseImageProcessor:
         loaded, own = cls.from_pretrained(folder, image_processor_filename=path.name), cls.from_pretrained(path)
     except ImportError as error:
         raise InputError(
-            f"The image processor in {TIMM_PROCESSOR_FILE} needs timm and torchvision, of which one is not installed.",
+            f"The image processor in {TIMM_PROCESSOR_FILE} needs timm and torchvision; at least one of them is "
+            "not installed.",
             "Install them with pip install timm torchvision, or choose the processor 'transformers'.",
         ) from error
-    except Exception as error:  # timm checks nothing: what is wrong shows wherever it is used
+    except Exception as error:  # timm does not check the settings, so using a wrong one can raise anything
         raise InputError(
             f"'{folder}' has no {TIMM_PROCESSOR_FILE} that Transformers can read.",
             f"Remove {NESTED_FILE}, which Transformers takes instead."

@@ -90,7 +90,7 @@ def test_a_state_dict_in_memory_keeps_its_signs(tmp_path):
 
 def test_what_has_a_shape_and_a_dtype_is_not_yet_a_tensor(save):
     path = save({"a": torch.ones(1), "b": argparse.Namespace(shape=(1,), dtype="float32")})
-    with pytest.raises(CheckpointError, match="is not a plain state dict: b is no tensors"):
+    with pytest.raises(CheckpointError, match="is not a plain state dict: b is not a tensor"):
         read_state_dict(path)
 
 
@@ -121,13 +121,13 @@ def test_a_pickled_model_is_refused_with_what_to_save_instead(save):
     [
         (
             {"state_dict": {"a": torch.ones(1)}, "epoch": 3},
-            "is not a plain state dict: state_dict, epoch are no tensors",
+            "is not a plain state dict: state_dict, epoch are not tensors",
         ),
         ({}, "is not a plain state dict: it is empty"),
         ([torch.ones(1)], "holds a list, not a state dict"),
         (torch.ones(1), "holds a Tensor, not a state dict"),
         ({"a": torch.ones(2, 2).to_sparse()}, "holds sparse or quantised tensors"),
-        ({0: torch.ones(2, dtype=torch.int8)}, "are no floating-point weights"),
+        ({0: torch.ones(2, dtype=torch.int8)}, "are not floating-point weights"),
     ],
 )
 def test_refuses_what_is_no_state_dict(content, message, save):
@@ -181,7 +181,7 @@ def test_a_bit_that_has_turned_around_is_found_by_the_checksum(weights, save):
     flip(path, record)
     open_source(path)  # which reads no weights
     for read in (check_checksums, read_state_dict):
-        with pytest.raises(CheckpointError, match=f"the bytes of its record '{record}' do not fit their checksum"):
+        with pytest.raises(CheckpointError, match=f"the bytes of its record '{record}' do not match their checksum"):
             read(path)
     check_checksums(path, stopped=lambda: True)
 
@@ -189,7 +189,7 @@ def test_a_bit_that_has_turned_around_is_found_by_the_checksum(weights, save):
 def test_a_bit_that_has_turned_around_in_a_name(save):
     path = save({"a name that is long enough" * 20: torch.ones(1)})
     flip(path, "weights/data.pkl")
-    with pytest.raises(CheckpointError, match=r"its record 'weights/data.pkl' do not fit their checksum"):
+    with pytest.raises(CheckpointError, match=r"its record 'weights/data.pkl' do not match their checksum"):
         open_source(path)
 
 
@@ -219,7 +219,7 @@ def test_refuses_another_zip(tmp_path):
 def test_refuses_a_missing_file_and_a_folder(tmp_path):
     with pytest.raises(CheckpointError, match="There is no file"):
         read_state_dict(tmp_path / "none.pth")
-    with pytest.raises(CheckpointError, match="holds neither model.safetensors"):
+    with pytest.raises(CheckpointError, match="holds none of model.safetensors"):
         read_state_dict(tmp_path)
 
 

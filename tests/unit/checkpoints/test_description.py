@@ -197,7 +197,7 @@ def test_an_image_size_that_no_image_has(side, name, tmp_path):
     for value in [side, [side, side]] if name == "img_size" else [[3, side, side]]:
         path, *_ = as_train_py_saves(tmp_path, **{name: value})
         error = refusal(CheckpointError, path)
-        assert f"`args.{name}` is of more pixels than the 50,331,648 that an image has" in error.problem
+        assert f"`args.{name}` has more than the 50,331,648 pixels that an image may have" in error.problem
         assert "--ignore img_size" in error.remedy
         assert inspect(path, ignore=["img_size"]).architecture.image_size == (224, 224)
 
@@ -243,7 +243,7 @@ def test_two_places_that_contradict_each_other(tmp_path, save):
 
 def test_nothing_to_ignore(small_checkpoint):
     error = refusal(InputError, small_checkpoint, ARCH, ignore=["mean"])
-    assert error.problem == "The checkpoint says nothing of 'mean' that could be ignored."
+    assert error.problem == "The checkpoint does not state 'mean', so it cannot be ignored."
 
 
 def test_a_name_that_is_not_timm_s(save):
@@ -391,7 +391,7 @@ def test_arguments_that_are_no_model_s(folder):
     path = folder(lambda config: config["model_args"].update(checkpoint_path="/etc/passwd"))
     assert inspect(path).architecture.hidden_act == "gelu_pytorch_tanh"  # whence the weights came is not the model's
     path = folder(lambda config: config["model_args"].update(features_only=True))
-    assert "model_args.features_only` makes another model of it" in refusal(CheckpointError, path).problem
+    assert "model_args.features_only` changes the model" in refusal(CheckpointError, path).problem
 
 
 def test_a_folder_whose_weights_are_of_another_size(folder):
@@ -406,14 +406,14 @@ def test_a_folder_whose_weights_are_of_another_size(folder):
 @pytest.mark.parametrize("side", [100_000, 10**30])
 def test_a_folder_for_images_of_a_size_that_no_image_has(side, folder):
     path = folder(lambda config: config["model_args"].update(img_size=side))
-    assert "model_args.img_size` is of more pixels" in refusal(CheckpointError, path).problem
+    assert "model_args.img_size` has more than the 50,331,648 pixels" in refusal(CheckpointError, path).problem
 
     def edit(config):
         config["model_args"].pop("img_size")
         config["pretrained_cfg"].update(input_size=[3, side, side])
 
     path = folder(edit)
-    assert "config.json: input_size` is of more pixels" in refusal(CheckpointError, path).problem
+    assert "config.json: input_size` has more than the 50,331,648 pixels" in refusal(CheckpointError, path).problem
 
 
 @pytest.mark.parametrize("content", ['{"architecture": 3}', '{"architecture": "vit_tiny_patch16_224", "pretrained_cfg": 3}', '{"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"mean": "red"}}', '{"architecture": "vit_tiny_patch16_224", "model_args": [1]}', '{"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {}, "model_args": {"img_size": "x"}}', '{"architecture": "nothing", "pretrained_cfg": {}}'])  # fmt: skip
@@ -507,7 +507,7 @@ def test_a_folder_and_the_arguments_in_its_weights(folder):
     (path / "model.safetensors").unlink()
     torch.save({"state_dict": weights, "args": argparse.Namespace(mean=[0.4] * 3)}, path / "pytorch_model.bin")
     error = refusal(CheckpointError, path)
-    assert "`mean` 0.1/0.2/0.3 in config.json, its weights 0.4/0.4/0.4 in `args.mean`" in error.problem
+    assert "`mean` 0.1/0.2/0.3 in config.json, but its weights file says 0.4/0.4/0.4 in `args.mean`" in error.problem
     assert inspect(path, data={"mean": [0.4] * 3}, ignore=["mean"]).data.mean == (0.4, 0.4, 0.4)
 
 

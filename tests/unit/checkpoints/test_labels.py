@@ -26,7 +26,7 @@ def test_reads_every_format(text, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "has an empty or unprintable name, or none at all"),
+        (b"", "is empty, or has an empty or unprintable name"),
         (b"cat\n\ndog\n", "has an empty or unprintable name"),
         (b'["cat", 3]', "has an empty or unprintable name"),
         (b"cat\ndog\ncat\n", "names 'cat' more than once"),

@@ -63,7 +63,7 @@ CASES = {
         "This is a quantised checkpoint: it has `blocks.0.mlp.fc1.weight.absmax`",
         "before",
     ),
-    "transformers": (huggingface, "This is a Transformers model already", "from_pretrained"),
+    "transformers": (huggingface, "This is already a Transformers model", "from_pretrained"),
     "torchvision": (torchvision, "This is torchvision's VisionTransformer", "names are not timm's"),
     "MAE": (mae, "This is a masked autoencoder with its decoder", "decoder_"),
 }

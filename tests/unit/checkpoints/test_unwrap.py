@@ -437,14 +437,14 @@ def test_shards_that_contradict_their_index_are_refused(kind, hub_folder, weight
     path = hub_folder / file
     first, second = index["weight_map"], index["weight_map"].copy()
     path.write_text(json.dumps({"weight_map": first | {"extra": shard_name.format(1)}}))
-    with pytest.raises(CheckpointError, match="lack tensors that the index names: extra"):
+    with pytest.raises(CheckpointError, match="Tensors that .* lists are not in its files: extra"):
         inspect(hub_folder, None)
     path.write_text(json.dumps({"weight_map": first | {"cls_token": shard_name.format(2)}}))
-    with pytest.raises(CheckpointError, match="holds `cls_token`, which the index does not place there"):
+    with pytest.raises(CheckpointError, match="holds `cls_token`, which the index does not list for this file"):
         inspect(hub_folder, None)
     second.pop("cls_token")
     path.write_text(json.dumps({"weight_map": second}))
-    with pytest.raises(CheckpointError, match="holds `cls_token`, which the index does not place there"):
+    with pytest.raises(CheckpointError, match="holds `cls_token`, which the index does not list for this file"):
         inspect(hub_folder, None)
     path.write_text(json.dumps(index))
     content = (hub_folder / shard_name.format(2)).read_bytes()
@@ -472,7 +472,7 @@ def test_a_shard_holds_tensors_only(hub_folder, weights):
 
 
 def test_other_folders_are_named(hub_folder, tmp_path):
-    with pytest.raises(CheckpointError, match="holds neither model.safetensors"):
+    with pytest.raises(CheckpointError, match="holds none of model.safetensors"):
         inspect(tmp_path, ARCH)
     convert_checkpoint(hub_folder, tmp_path / "hf", verify=False)
     with pytest.raises(CheckpointError, match="is a Transformers folder already"):
@@ -490,7 +490,7 @@ def test_only_a_namespace_is_allowed_beside_tensors(weights, save):
         inspect(save({"state_dict": weights, "args": argparse.Namespace(inner=Custom())}), ARCH)
 
 
-# ---- older spellings, through timm's own filter ------------------------------------------------------------------
+# ---- older names, through timm's own filter ------------------------------------------------------------------
 
 
 def test_deit3_s_old_names_become_the_same_bits(tmp_path):
@@ -503,7 +503,7 @@ def test_deit3_s_old_names_become_the_same_bits(tmp_path):
     assert (tmp_path / "old" / "model.safetensors").read_bytes() == (
         tmp_path / "new" / "model.safetensors"
     ).read_bytes()
-    assert done.notes[0] == "Names of an older spelling were renamed by timm's own checkpoint_filter_fn."
+    assert done.notes[0] == "Tensors with older names were renamed by timm's own checkpoint_filter_fn."
 
 
 def test_a_patch_embedding_saved_as_a_matrix_becomes_the_same_bits(weights, expected, tmp_path):

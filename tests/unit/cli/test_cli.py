@@ -183,7 +183,7 @@ def test_says_how_the_weights_were_found(small_checkpoint, save, tmp_path):
     path = save({"state_dict": {f"module.{n}": t for n, t in weights.items()}, "state_dict_ema": weights, "epoch": 3})
     code, _, err = run("inspect", path, *ARCH)
     assert code == 0
-    assert "note: Of the trained weights and their EMA, the EMA was taken (--no-ema" in err
+    assert "note: The checkpoint holds trained weights and their EMA: the EMA was taken (--no-ema" in err
     assert "note: The weights are those at ['state_dict_ema']." in err
     code, _, err = run("convert", path, tmp_path / "model", *ARCH, "--no-ema", "--no-verify")
     assert code == 0
@@ -254,7 +254,7 @@ def test_a_user_s_mistake_is_one_error_line_and_a_remedy(arguments, message, sma
     ("option", "name", "message"),
     [
         ("--image", "pipe", "pipe' is not an image that can be read: it is a pipe."),
-        ("--image", "thin.png", "thin.png' is 1x200000 pixels, and 248x49600000 while it is resized; the most are"),
+        ("--image", "thin.png", "thin.png' is 1x200000 pixels, and 248x49600000 while it is resized; at most"),
         ("--labels", "pipe", "The label file '"),
         ("--data-config", "pipe", "The data configuration '"),
     ],

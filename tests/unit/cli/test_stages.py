@@ -269,7 +269,7 @@ def test_a_parameters_file_that_never_ends_is_not_read(kind, project):
     else:
         with open(root / "params.yaml", "wb") as file:
             file.truncate(2**40)
-    words = {"fifo": "is a pipe", "device": "is a device", "immense": "the most are 262,144"}
+    words = {"fifo": "is a pipe", "device": "is a device", "immense": "at most 262,144"}
     command = [sys.executable, "-m", "vitconv.cli.stages", "verify"]  # a process of its own, that can be ended
     done = subprocess.run(
         command, cwd=root, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60
@@ -394,7 +394,7 @@ def test_aliases_that_make_a_value_immense_or_endless(parameter, project):
 
 @pytest.mark.parametrize("stage", ["sources", "verify", "predict"])
 def test_the_commands_line_in_a_shell(stage, project):
-    """With every text hostile: one sentence, and nothing else runs. (The notebooks: tests/test_pipeline.py)"""
+    """With every text hostile: one sentence, and nothing else runs. (The notebooks: tests/system/test_pipeline.py)"""
     root = project(**{key: ALL for key, form in _FORMS.items() if form.fits(ALL)})
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}

@@ -116,9 +116,9 @@ def test_an_image_that_becomes_too_large_is_a_row_with_an_error(write_images, cu
     path.write_text("path\nthin.png\nimages/00000.jpg\nlarge.png\n")
     pixels = cut(path, 3)[0]
     assert pixels.errors == [
-        "'thin.png' is 1x2000000 pixels, and 35x70000000 while it is resized; the most are 50,331,648.",
+        "'thin.png' is 1x2000000 pixels, and 35x70000000 while it is resized; at most 50,331,648 are allowed.",
         None,
-        "'large.png' is 10000x6000 pixels; the most are 50,331,648.",
+        "'large.png' is 10000x6000 pixels; at most 50,331,648 are allowed.",
     ]
     assert [bool(values.any()) for values in pixels.values] == [False, True, False]
 
@@ -181,7 +181,7 @@ def test_a_path_may_have_line_breaks_however_long_the_list(tmp_path, count):
 def test_a_list_too_large_for_the_memory_is_refused(tmp_path):
     (tmp_path / "list.csv").write_text("path\na.jpg\n")
     os.truncate(tmp_path / "list.csv", 2 * 10**9)
-    with pytest.raises(InputError, match="list.csv' has 2,000,000,000 bytes; the most are 1,073,741,824"):
+    with pytest.raises(InputError, match="list.csv' has 2,000,000,000 bytes; at most 1,073,741,824"):
         read_images(tmp_path / "list.csv")
 
 

@@ -34,12 +34,12 @@ def test_bytes_that_are_no_image_are_called_the_image():
 def test_bytes_have_the_bounds_of_files(monkeypatch):
     content = encoded(Image.new("L", (40, 40)))
     monkeypatch.setattr(images, "MOST_PIXELS", 1599)
-    with pytest.raises(InputError, match="^The image is 40x40 pixels; the most are 1,599"):
+    with pytest.raises(InputError, match="^The image is 40x40 pixels; at most 1,599"):
         load_image(content)
     monkeypatch.setattr(images, "MOST_BYTES", len(content) - 1)
-    with pytest.raises(InputError, match="^The image has .* bytes; the most are"):
+    with pytest.raises(InputError, match="^The image has .* bytes; at most"):
         load_image(content)
     monkeypatch.undo()
     monkeypatch.setattr(images, "_MOST_PIECES", 3)
-    with pytest.raises(InputError, match="^The image is in too many pieces"):
+    with pytest.raises(InputError, match="^The image consists of too many pieces"):
         load_image(content)

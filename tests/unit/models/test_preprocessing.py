@@ -333,7 +333,9 @@ def test_neither_processor_is_there_for_other_channels():
     config = config_for(num_channels=6)
     assert not makes_pixels(config)
     assert timm_processor_config(config) is None
-    assert missing_processor(config) == ("No preprocessor_config.json: Image files have 1 or 3 channels, the model 6.")
+    assert missing_processor(config) == (
+        "No preprocessor_config.json: Image files have 1 or 3 channels, but the model has 6."
+    )
 
 
 @pytest.mark.parametrize("changes", [{"crop_mode": "border"}, {"image_size": (64, 96)}])
@@ -364,7 +366,7 @@ def test_a_processor_that_is_not_there_is_refused(tmp_path):
     assert "vitconv convert" in caught.value.remedy
     with pytest.raises(InputError, match="has no preprocessor_config.json") as caught:
         load_processor(tmp_path)
-    assert "in code of your own" in caught.value.remedy
+    assert "in your own code" in caught.value.remedy
     write_json(timm_processor_config(config_for()), tmp_path / TIMM_PROCESSOR_FILE)
     with pytest.raises(InputError, match="has no preprocessor_config.json") as caught:
         load_processor(tmp_path)
@@ -493,7 +495,7 @@ def test_without_timm_it_says_what_to_install(tmp_path):
 def test_what_no_processor_can_do_has_a_reason():
     assert "pads the borders" in obstacle(config_for(crop_mode="border"))
     assert "rectangle" in obstacle(config_for(image_size=(64, 96)))
-    assert "the model 6" in obstacle(config_for(num_channels=6))
+    assert "the model has 6" in obstacle(config_for(num_channels=6))
     assert "'random'" in obstacle(config_for(interpolation="random"))
     assert obstacle(config_for()) is None
     assert processor_config(config_for(crop_mode="border")) is None
@@ -619,7 +621,7 @@ def test_an_image_that_its_resize_makes_too_large_is_refused_before(tmp_path, si
     config = config_for(**changes)
     Image.new("L", size).save(tmp_path / "thin.png")
     image = load_image(tmp_path / "thin.png")
-    message = rf"thin.png' is {size[0]}x{size[1]} pixels, and {between} while it is resized; the most are 50,331,648"
+    message = rf"thin.png' is {size[0]}x{size[1]} pixels, and {between} while it is resized; at most 50,331,648"
     with pytest.raises(InputError, match=message):
         timm_pixels(image, config)
     for processor in processors(tmp_path, config):
@@ -650,7 +652,7 @@ def test_up_to_the_bound_an_image_has_timms_pixels(tmp_path, monkeypatch, change
         pixels = process(image, processor, 3)[0] if processor else timm_pixels(image, config)
         assert pixels.shape == (3, *config.image_size)
         monkeypatch.setattr(images, "MOST_PIXELS", bound - 1)
-        with pytest.raises(InputError, match="the most are"):
+        with pytest.raises(InputError, match="at most"):
             process(image, processor, 3) if processor else timm_pixels(image, config)
 
 
@@ -668,7 +670,7 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_loaded(tmp_path, mo
     for size, said in (((40, 40), "40x40 pixels"), ((50, 50), "50x50 pixels"), ((70, 70), "4,900 pixels")):
         Image.new("L", size).save(tmp_path / f"{size[0]}.png")
         monkeypatch.setattr(images, "MOST_PIXELS", 1599)
-        with pytest.raises(InputError, match=rf"{size[0]}.png' (is|has) {said}; the most are 1,599"):
+        with pytest.raises(InputError, match=rf"{size[0]}.png' (is|has) {said}; at most 1,599"):
             load_image(tmp_path / f"{size[0]}.png")
     monkeypatch.setattr(images, "MOST_PIXELS", 1600)
     assert load_image(tmp_path / "40.png").size == (40, 40)
@@ -712,7 +714,7 @@ def test_tiles_may_not_be_larger_than_their_image(tmp_path):
     write(16, 16)
     assert load_image(tmp_path / "tiles.tif").size == (8, 8)
     write(16, 2**20)
-    with pytest.raises(InputError, match="tiles.tif' is in tiles of 16x1048576 pixels, larger than itself"):
+    with pytest.raises(InputError, match="tiles.tif' has tiles of 16x1048576 pixels, which are larger than the image"):
         load_image(tmp_path / "tiles.tif")
 
 
@@ -729,7 +731,7 @@ def test_an_image_may_not_be_in_any_number_of_pieces(kind, tmp_path, monkeypatch
     (tmp_path / "image").write_bytes(content[:at] + piece * 1000 + content[at:])
     assert load_image(tmp_path / "image").size == (32, 32)
     monkeypatch.setattr(images, "_MOST_PIECES", 900)
-    with pytest.raises(InputError, match="image' is in too many pieces"):
+    with pytest.raises(InputError, match="image' consists of too many pieces"):
         load_image(tmp_path / "image")
 
 
@@ -739,7 +741,7 @@ def test_an_image_may_not_have_any_number_of_bytes_in_small_pieces(tmp_path):
     content = (tmp_path / "image.jpg").read_bytes()
     segment = b"\xff\xe1\xff\xff" + b"Exif\0\0" + bytes(65527)
     (tmp_path / "image.jpg").write_bytes(content[:2] + segment * 600 + content[2:])
-    with pytest.raises(InputError, match="image.jpg' is in too many pieces"):
+    with pytest.raises(InputError, match="image.jpg' consists of too many pieces"):
         load_image(tmp_path / "image.jpg")
 
 
@@ -753,7 +755,7 @@ def test_a_tiff_may_not_be_in_any_number_of_strips(order, large, tmp_path):
     start += struct.pack(f"{order}HHQ", 8, 0, 16) if large else struct.pack(f"{order}I", 8)
     directory = struct.pack(f"{order}{'Q' if large else 'H'}", 1) + entry + bytes(8)
     (tmp_path / "image.tif").write_bytes(start + directory)
-    with pytest.raises(InputError, match="image.tif' is a TIFF in more than 131,072 strips"):
+    with pytest.raises(InputError, match="image.tif' is a TIFF with more than 131,072 strips"):
         load_image(tmp_path / "image.tif")
 
 
@@ -775,7 +777,7 @@ def test_a_file_of_too_many_bytes_is_refused(tmp_path):
     os.truncate(tmp_path / "image.png", MOST_BYTES)  # what follows an image does not matter
     assert load_image(tmp_path / "image.png").size == (8, 8)
     os.truncate(tmp_path / "image.png", MOST_BYTES + 1)
-    with pytest.raises(InputError, match="image.png' has 268,435,457 bytes; the most are 268,435,456"):
+    with pytest.raises(InputError, match="image.png' has 268,435,457 bytes; at most 268,435,456"):
         load_image(tmp_path / "image.png")
 
 
