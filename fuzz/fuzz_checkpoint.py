@@ -2,8 +2,8 @@
 
     python fuzz/fuzz_checkpoint.py -runs=100000 [corpus]
 
-The property is that of tests/unit/checkpoints/test_fuzz.py: a file is accounted for to the last byte, or refused with a VitconvError;
-no other exception, no hang (10 s), no unbounded memory (4 GB).
+The property is that of tests/unit/checkpoints/test_fuzz.py: a file is accounted for to the last byte, or refused
+with a VitconvError; no other exception, no hang (10 s), no unbounded memory (4 GB).
 """
 
 import contextlib
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import atheris
 
-_TESTS = Path(__file__).resolve().parents[1] / "tests"
-sys.path[:0] = [str(_TESTS), str(_TESTS / "unit/checkpoints")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/unit/checkpoints"))
 
 with atheris.instrument_imports(include=["vitconv", "json", "zipfile"]):
     from vitconv.checkpoints.checkpoint import open_source

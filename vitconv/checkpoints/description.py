@@ -361,7 +361,7 @@ _IMAGENET = {
 
 
 def _of_arguments(arguments: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Statement]]:
-    """The statements in the arguments of timm's training script, or in others with the same names. ``None`` is skipped.
+    """The statements in the arguments of timm's training script, or in others with the same names, but for ``None``.
 
     timm also treats empty and zero values of the preprocessing as not given, except for ``mean`` and ``std``.
     """
