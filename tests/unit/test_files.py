@@ -12,7 +12,7 @@ from vitconv.models.data_config import read_data_config
 
 @pytest.fixture(params=["pipe", "socket", "device", "link"])
 def other(request, tmp_path, monkeypatch):
-    """What is no regular file, and what it is called."""
+    """Files that are not regular, with their names in errors."""
     monkeypatch.chdir(tmp_path)  # a socket's name may not be long
     if request.param == "socket":
         with socket.socket(socket.AF_UNIX) as server:
@@ -45,7 +45,7 @@ def test_a_regular_file_is_opened_by_any_name(tmp_path):
         open_file(tmp_path / "none")
 
 
-def test_what_takes_a_files_place_is_not_read(tmp_path, monkeypatch):
+def test_a_file_replaced_before_it_is_opened_is_not_read(tmp_path, monkeypatch):
     """A pipe that comes between the look and the opening is not waited for."""
     (tmp_path / "file").write_bytes(b"")
     real = os.stat(tmp_path / "file")
@@ -66,14 +66,14 @@ def test_a_file_that_was_named_must_be_regular(other):
     assert "Write its content to a file" in caught.value.remedy
 
 
-def test_what_cannot_be_opened_is_left_to_who_opens_it(tmp_path):
+def test_missing_and_unreadable_files_pass_the_check(tmp_path):
     for path in (tmp_path, tmp_path / "none", "nul\0"):
         check_file(path, "label file", most=0)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/version"), reason="needs Linux's /proc")
 def test_a_file_of_the_system_s_is_refused(tmp_path):
-    """They say that they are empty, and some are waited for: /proc/kmsg."""
+    """They have the size 0, and reading some of them blocks: /proc/kmsg."""
     for name in ("/proc/version", "/proc/kmsg"):
         (tmp_path / "link").unlink(missing_ok=True)
         (tmp_path / "link").symlink_to(name)
@@ -87,7 +87,7 @@ def test_a_file_of_the_system_s_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("read", "error"), [(read_labels, InputError), (read_data_config, InputError), (read_json, CheckpointError)]
 )
-def test_whoever_reads_a_named_file_refuses_others_and_too_large_ones(tmp_path, read, error):
+def test_readers_refuse_irregular_and_too_large_files(tmp_path, read, error):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(error, match="pipe' is a pipe, not a file"):
         read(tmp_path / "pipe")
@@ -97,7 +97,7 @@ def test_whoever_reads_a_named_file_refuses_others_and_too_large_ones(tmp_path, 
         read(tmp_path / "large")
 
 
-def test_the_old_file_goes_and_its_other_names_stay(tmp_path):
+def test_an_old_file_is_replaced_and_its_hard_links_stay(tmp_path):
     old, link = tmp_path / "old.txt", tmp_path / "link.txt"
     old.write_text("old")
     old.chmod(0o444)
@@ -127,7 +127,7 @@ def test_a_file_is_whole_or_not_there(error, tmp_path):
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
-def test_others_may_read_what_the_umask_lets_them(tmp_path):
+def test_new_files_have_the_permissions_of_the_umask(tmp_path):
     for mask, mode in ((0o022, 0o644), (0o077, 0o600)):
         before = os.umask(mask)
         with new_file(tmp_path / "a.txt"):
@@ -136,7 +136,7 @@ def test_others_may_read_what_the_umask_lets_them(tmp_path):
         assert (tmp_path / "a.txt").stat().st_mode & 0o777 == mode
 
 
-def test_what_is_in_the_way_is_named(tmp_path):
+def test_an_unwritable_destination_is_named(tmp_path):
     (tmp_path / "folder.txt").mkdir()
     with pytest.raises(DestinationError, match="folder.txt' cannot be written"), new_file(tmp_path / "folder.txt"):
         pass

@@ -31,7 +31,7 @@ def assert_same(one, other):
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors", "weights"])
-def test_opens_torch_s_format_whatever_its_name(weights, save, name):
+def test_torch_files_open_under_any_name(weights, save, name):
     assert_same(read_state_dict(save(weights, name)), weights)
 
 
@@ -40,7 +40,7 @@ def test_opens_torch_s_older_format(weights, tmp_path):
     assert_same(read_state_dict(tmp_path / "old.pth"), weights)
 
 
-def test_opens_safetensors_whatever_its_name(weights, tmp_path):
+def test_safetensors_open_under_any_name(weights, tmp_path):
     save_file(weights, tmp_path / "weights.pth")
     assert_same(read_state_dict(tmp_path / "weights.pth"), weights)
 
@@ -53,14 +53,14 @@ def test_a_header_whose_length_looks_like_a_zip(tmp_path):
     assert torch.equal(read_state_dict(tmp_path / "w.pth")["a"], torch.zeros(2))
 
 
-def test_opens_parameters_that_want_gradients(save):
+def test_parameters_that_require_gradients_are_read(save):
     path = save(OrderedDict(a=torch.nn.Parameter(torch.ones(2))))
     assert not read_state_dict(path)["a"].requires_grad
 
 
 @pytest.mark.parametrize("older", [False, True], ids=["zip", "older"])
 def test_values_that_are_only_marked_as_negated_keep_their_sign(older, save, tmp_path):
-    """Torch saves such a view, of a conjugate's imaginary part, as the bytes it lies on and a mark."""
+    """torch saves a view of a conjugate's imaginary part as the original bytes and a flag."""
     content = {
         "part": torch.arange(24.0).view(3, 4, 2).view(torch.complex64).squeeze(-1).conj().imag,
         "whole": torch._neg_view(torch.arange(4.0)),
@@ -88,7 +88,7 @@ def test_a_state_dict_in_memory_keeps_its_signs(tmp_path):
     assert_same(load_file(tmp_path / "theirs"), expected)
 
 
-def test_what_has_a_shape_and_a_dtype_is_not_yet_a_tensor(save):
+def test_an_object_with_a_shape_and_a_dtype_is_not_taken_for_a_tensor(save):
     path = save({"a": torch.ones(1), "b": argparse.Namespace(shape=(1,), dtype="float32")})
     with pytest.raises(CheckpointError, match="is not a plain state dict: b is not a tensor"):
         read_state_dict(path)
@@ -130,7 +130,7 @@ def test_a_pickled_model_is_refused_with_what_to_save_instead(save):
         ({0: torch.ones(2, dtype=torch.int8)}, "are not floating-point weights"),
     ],
 )
-def test_refuses_what_is_no_state_dict(content, message, save):
+def test_files_that_hold_no_state_dict_are_refused(content, message, save):
     with pytest.raises(CheckpointError, match=message):
         read_state_dict(save(content))
 
@@ -147,7 +147,7 @@ def test_refuses_what_is_no_state_dict(content, message, save):
         (b"\xff\xff\xff\xff\xff\xff\xff\x7f{}", "is a damaged or incomplete safetensors file"),
     ],
 )
-def test_refuses_what_is_no_checkpoint(content, message, tmp_path):
+def test_files_that_are_no_checkpoint_are_refused(content, message, tmp_path):
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=message):
@@ -165,7 +165,7 @@ def test_refuses_a_truncated_file(weights, kind, share, tmp_path):
 
 
 def flip(path, record):
-    """Turn one bit around in the middle of a zip's record."""
+    """Flip one bit in the middle of a zip's record."""
     content = bytearray(path.read_bytes())
     with zipfile.ZipFile(path) as archive:
         start = content.index(archive.read(record))
@@ -173,7 +173,7 @@ def flip(path, record):
     path.write_bytes(content)
 
 
-def test_a_bit_that_has_turned_around_is_found_by_the_checksum(weights, save):
+def test_checksums_find_a_flipped_bit(weights, save):
     path = save(weights)
     with zipfile.ZipFile(path) as archive:
         record = max((entry for entry in archive.infolist()), key=lambda entry: entry.file_size).filename
@@ -186,7 +186,7 @@ def test_a_bit_that_has_turned_around_is_found_by_the_checksum(weights, save):
     check_checksums(path, stopped=lambda: True)
 
 
-def test_a_bit_that_has_turned_around_in_a_name(save):
+def test_checksums_find_a_flipped_bit_in_a_name(save):
     path = save({"a name that is long enough" * 20: torch.ones(1)})
     flip(path, "weights/data.pkl")
     with pytest.raises(CheckpointError, match=r"its record 'weights/data.pkl' do not match their checksum"):
@@ -227,7 +227,7 @@ def test_refuses_a_missing_file_and_a_folder(tmp_path):
 
 
 def run_command(remedy, folder):
-    """Run the command at a remedy's end, as somebody who trusts the file would."""
+    """Run the command at the end of a remedy, as a user who trusts the file would."""
     command = shlex.split(remedy[remedy.index("python -") :])
     subprocess.run([sys.executable, *command[1:]], cwd=folder, check=True, capture_output=True)
 
@@ -244,7 +244,7 @@ OBJECTS = {
 
 @pytest.mark.parametrize("older", [False, True], ids=["zip", "older"])
 @pytest.mark.parametrize("kind", OBJECTS)
-def test_an_object_beside_the_weights_is_named_with_the_way_around_it(kind, older, weights, tmp_path):
+def test_an_object_beside_the_weights_is_named_with_a_command_that_removes_it(kind, older, weights, tmp_path):
     value, named = OBJECTS[kind]
     torch.save(
         {"state_dict": weights, "best": value, "epoch": 3},
@@ -262,8 +262,8 @@ def test_an_object_beside_the_weights_is_named_with_the_way_around_it(kind, olde
         assert_same(read_state_dict(tmp_path / "weights.pth"), weights)
 
 
-def test_the_way_around_an_object_loses_no_head(weights, tmp_path):
-    """Nor an EMA, nor what the file says of the model: only what cannot be opened is left out."""
+def test_the_command_that_removes_objects_keeps_the_head(weights, tmp_path):
+    """It also keeps an EMA and what describes the model: only objects that torch cannot open are left out."""
     head = {"weight": torch.ones(5, 64)}
     saved = {"backbone": weights, "head": head, "args": argparse.Namespace(model="x"), "time": numpy.float64(1)}
     torch.save(saved, tmp_path / 'it\'s "mine".pth')
@@ -281,7 +281,7 @@ def test_an_optimizer_that_cannot_be_opened_is_left_out(weights, tmp_path):
         open_source(tmp_path / "my.pth")
 
 
-def test_a_pickled_model_says_how_to_get_at_its_weights(save, tmp_path):
+def test_a_pickled_model_is_refused_with_a_command_that_saves_its_weights(save, tmp_path):
     for content, taken in ((small_model(), "c"), ({"model": small_model(), "epoch": 1}, "c['model']")):
         with pytest.raises(CheckpointError, match="VisionTransformer") as caught:
             read_state_dict(save(content))
@@ -298,7 +298,7 @@ def test_another_protocol_of_pickling_is_named(weights, tmp_path):
     assert_same(read_state_dict(tmp_path / "weights.pth"), weights)
 
 
-def test_a_file_that_would_run_a_command_is_not_to_be_opened(save, tmp_path, monkeypatch):
+def test_a_pickle_that_would_run_a_command_is_refused_without_advice_to_open_it(save, tmp_path, monkeypatch):
     monkeypatch.setenv("VITCONV_TEST_TRAP", str(tmp_path / "trap"))
     with pytest.raises(CheckpointError, match="`posix.mkdir`") as caught:
         open_source(save({"a": torch.ones(1), "b": Malicious()}))

@@ -69,7 +69,7 @@ def check_from_image_files(folder, data, model, config, images):
     ids=str,
 )
 def test_what_timm_s_training_script_saves(changes, images, tmp_path):
-    """The arguments fill what is not given: no architecture, no data configuration."""
+    """The arguments supply the architecture and the data configuration, which are not given."""
     path, model, args = as_train_py_saves(tmp_path / "run", images=images, **changes)
     done = convert_checkpoint(path, tmp_path / "hf")
     assert done.architecture == from_timm(model)
@@ -110,7 +110,7 @@ def test_what_the_script_itself_wrote(images, tmp_path):
         print(f"{path.parent.name}: {len(group)} of {len(real)} validation images equal")
 
 
-def test_it_is_reported(tmp_path):
+def test_notes_report_what_the_checkpoint_states(tmp_path):
     path, *_ = as_train_py_saves(tmp_path, gp="avg", mean=[0.3, 0.4, 0.5])
     found = inspect(path)
     (note,) = [note for note in found.notes if note.startswith("The checkpoint says of itself: ")]
@@ -129,7 +129,7 @@ def refusal(kind, path, architecture=None, **options):
     return caught.value
 
 
-def test_another_architecture(tmp_path):
+def test_a_contradicting_architecture_is_an_error(tmp_path):
     path, *_ = as_train_py_saves(tmp_path, model="deit_tiny_patch16_224")
     error = refusal(ArchitectureError, path, ARCH)
     assert error.problem == (
@@ -140,7 +140,7 @@ def test_another_architecture(tmp_path):
     assert inspect(path, "deit_tiny_patch16_224").data.mean == (0.485, 0.456, 0.406)
 
 
-def test_a_tag_that_prepares_images_otherwise(tmp_path):
+def test_a_tag_with_other_preprocessing_is_an_error(tmp_path):
     """The checkpoint's name without a tag is timm's default tag; another one's crop differs."""
     path, *_ = as_train_py_saves(tmp_path, model="vit_base_patch16_224")
     error = refusal(ArchitectureError, path, "vit_base_patch16_224.mae")
@@ -150,7 +150,7 @@ def test_a_tag_that_prepares_images_otherwise(tmp_path):
     assert inspect(path, "vit_base_patch16_224.augreg2_in21k_ft_in1k").data.mean == (0.5, 0.5, 0.5)
 
 
-def test_another_preprocessing(tmp_path):
+def test_contradicting_preprocessing_is_an_error(tmp_path):
     path, *_ = as_train_py_saves(tmp_path, mean=[0.3, 0.4, 0.5])
     error = refusal(InputError, path, data={"mean": [0.5, 0.5, 0.5]})
     assert error.problem == "The given `mean` is 0.5/0.5/0.5, but the checkpoint says 0.3/0.4/0.5 (`args.mean`)."
@@ -168,7 +168,7 @@ def test_another_preprocessing(tmp_path):
         ("input_size", [3, 96, 96], "224/224"),
     ],
 )
-def test_weights_of_another_size(name, value, told, tmp_path):
+def test_contradicting_sizes_are_an_error(name, value, told, tmp_path):
     path, *_ = as_train_py_saves(tmp_path)
     content = torch.load(path, weights_only=False)
     setattr(content["args"], name, value)
@@ -193,7 +193,7 @@ def test_an_impossible_image_size_beside_a_stated_one(tmp_path):
 
 @pytest.mark.parametrize("side", [100_000, 10**30])
 @pytest.mark.parametrize("name", ["img_size", "input_size"])
-def test_an_image_size_that_no_image_has(side, name, tmp_path):
+def test_an_image_size_over_the_bound_is_refused(side, name, tmp_path):
     for value in [side, [side, side]] if name == "img_size" else [[3, side, side]]:
         path, *_ = as_train_py_saves(tmp_path, **{name: value})
         error = refusal(CheckpointError, path)
@@ -202,7 +202,7 @@ def test_an_image_size_that_no_image_has(side, name, tmp_path):
         assert inspect(path, ignore=["img_size"]).architecture.image_size == (224, 224)
 
 
-def test_texts_of_any_length_are_told_shortened(folder, tmp_path):
+def test_long_texts_are_shortened_in_errors(folder, tmp_path):
     long = "x" * 10**6
     assert len(str(VitconvError(long, long))) < 50_000
     for name in ("class_map", "input_img_mode", "interpolation", "norm_layer", long):
@@ -226,7 +226,7 @@ def test_a_model_that_takes_any_size(tmp_path):
     assert inspect(path).architecture.image_size == (224, 224)
 
 
-def test_a_model_given_that_the_checkpoint_contradicts(tmp_path):
+def test_a_given_model_that_contradicts_the_checkpoint_is_an_error(tmp_path):
     path, model, _ = as_train_py_saves(tmp_path, gp="avg")
     assert inspect(path, model).architecture.global_pool == "avg"
     other = timm.create_model(ARCH, num_classes=7, fc_norm=True, **TINY)
@@ -235,19 +235,19 @@ def test_a_model_given_that_the_checkpoint_contradicts(tmp_path):
     assert inspect(path, other, ignore=["architecture", "global_pool"]).architecture.global_pool == "token"
 
 
-def test_two_places_that_contradict_each_other(tmp_path, save):
+def test_contradicting_statements_are_an_error(tmp_path, save):
     weights = full_model(ARCH, num_classes=5).state_dict()
     path = save({"state_dict": weights, "arch": ARCH, "args": argparse.Namespace(model="deit_tiny_patch16_224")})
     assert "in `arch` and deit_tiny_patch16_224 in `args.model`" in refusal(CheckpointError, path).problem
 
 
-def test_nothing_to_ignore(small_checkpoint):
+def test_ignoring_what_is_not_stated_is_an_error(small_checkpoint):
     error = refusal(InputError, small_checkpoint, ARCH, ignore=["mean"])
     assert error.problem == "The checkpoint does not state 'mean', so it cannot be ignored."
 
 
 def test_a_name_that_is_not_timm_s(save):
-    """Such as DINO's own; and the class name that timm's CheckpointSaver writes without arguments."""
+    """DINO's own, for example; and the class name that timm's CheckpointSaver writes without arguments."""
     weights = full_model(ARCH, num_classes=5).state_dict()
     found = inspect(save({"state_dict": weights, "arch": "visiontransformer"}), ARCH)
     assert "The checkpoint says `arch` 'visiontransformer', which is not a timm architecture." in found.notes
@@ -269,7 +269,7 @@ def test_an_old_name_of_timm_s(save):
 
 
 def test_other_scripts_arguments(save):
-    """DeiT's script has `input_size` as one number; what is not timm's says nothing."""
+    """DeiT's script has `input_size` as one number; arguments that are not timm's are skipped."""
     weights = full_model(ARCH, num_classes=5).state_dict()
     args = argparse.Namespace(model=ARCH, input_size=224, nb_classes=5, data_set="IMNET", opt="adamw")
     assert inspect(save({"model": weights, "args": args})).architecture.image_size == (224, 224)
@@ -387,7 +387,7 @@ def test_class_names_in_every_form(names, inside, folder, tmp_path):
     assert convert_checkpoint(folder(edit), tmp_path / "hf", verify=False).labels == tuple("abcdefg")
 
 
-def test_arguments_that_are_no_model_s(folder):
+def test_arguments_of_create_model_that_are_not_of_the_model(folder):
     path = folder(lambda config: config["model_args"].update(checkpoint_path="/etc/passwd"))
     assert inspect(path).architecture.hidden_act == "gelu_pytorch_tanh"  # whence the weights came is not the model's
     path = folder(lambda config: config["model_args"].update(features_only=True))
@@ -454,7 +454,7 @@ SIZED = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 
 
 def test_a_rotary_model_is_as_large_as_timm_s_images(tmp_path):
-    """Its weights leave the size open, and it takes any: timm feeds it what `pretrained_cfg` says."""
+    """Its weights do not tell the image size: timm uses the one in `pretrained_cfg`."""
     model = perturbed(timm.create_model("vit_small_patch16_dinov3", num_classes=0, **SIZED))
     save_for_hf(model, tmp_path, safe_serialization=True, data_config={"input_size": (3, 512, 512)})
     found = inspect(tmp_path)
@@ -558,7 +558,7 @@ def test_values_of_any_type_are_read_or_refused_in_words(name, value, save):
 @pytest.mark.parametrize(
     "data", [{"crop_pct": 5e-324}, {"crop_pct": 300}, {"std": [1e-320] * 3}, {"mean": [10**400] * 3}]
 )
-def test_preprocessing_that_no_image_survives(data, small_checkpoint):
+def test_impossible_preprocessing_is_refused(data, small_checkpoint):
     assert "`" in refusal(InputError, small_checkpoint, ARCH, data=data).problem
 
 
@@ -584,7 +584,7 @@ def test_control_characters_in_a_configuration_do_not_reach_the_terminal(folder)
 
 
 @pytest.mark.parametrize("names", [["crane", "crane", *"abcde"], [], list("abc"), [["a"]] * 7])
-def test_class_names_that_cannot_be(names, folder, tmp_path):
+def test_impossible_class_names_are_refused(names, folder, tmp_path):
     def edit(config):
         config.pop("label_names", None)
         config["pretrained_cfg"]["label_names"] = names
@@ -596,7 +596,7 @@ def test_class_names_that_cannot_be(names, folder, tmp_path):
     convert_checkpoint(path, tmp_path / "hf", verify=False, ignore=["label_names"])
 
 
-def test_a_tag_of_one_s_own_in_a_folder(folder):
+def test_a_folder_may_have_an_unknown_tag(folder):
     check_against_timm(folder(lambda config: config.update(architecture=f"{ARCH}.mine")))
 
 
@@ -614,8 +614,8 @@ def test_a_size_that_timm_builds_can_be_ignored(folder):
 # ---- reading, by itself ---------------------------------------------------------------------------------------------
 
 
-def test_none_and_empty_say_nothing():
-    """As timm takes them: `interpolation` is '' and `class_map` '' by default."""
+def test_none_and_empty_values_are_skipped():
+    """timm treats them the same: `interpolation` is '' and `class_map` '' by default."""
     said = describe({"args": argparse.Namespace(mean=None, interpolation="", crop_pct=0.0, gp=None, class_map="")})
     assert said == SelfDescription({}, said.rates)
 

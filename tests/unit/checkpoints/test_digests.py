@@ -36,14 +36,14 @@ def test_a_file_a_folder_an_index_the_hub_and_nothing(tmp_path, hub_cache):
     assert digest("hf-hub:our/roofs") == {"config.json": sha(b"{}"), "model.safetensors": sha(b"weights")}
 
 
-def test_what_is_not_there(tmp_path, hub_cache):
+def test_a_missing_file_is_an_error(tmp_path, hub_cache):
     with pytest.raises(InputError, match="There is no file '.*labels.txt'"):
         digest(str(tmp_path / "labels.txt"))
     with pytest.raises(CheckpointError, match="not in the local cache"):
         digest("hf-hub:our/roofs")
 
 
-def test_what_cannot_be_read(tmp_path):
+def test_an_unreadable_file_is_an_error(tmp_path):
     with pytest.raises(InputError, match="cannot be read: File name too long"):
         digest("a" * 300)
 

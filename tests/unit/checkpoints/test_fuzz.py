@@ -33,7 +33,7 @@ _dtypes = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "BOOL": 1, "F8_E4M3
 
 @st.composite
 def files(draw) -> bytes:
-    """A right safetensors file, mostly broken in a few places afterwards."""
+    """A valid safetensors file, in most cases then broken in a few places."""
     header, end = {}, 0
     for name in draw(st.lists(st.text(max_size=8), max_size=5, unique=True)):
         shape, dtype = draw(_shapes), draw(st.sampled_from(list(_dtypes)))
@@ -58,7 +58,7 @@ def files(draw) -> bytes:
 
 
 def check_file(path) -> bool:
-    """The property; whether the file was accepted."""
+    """Check the property, and return whether the file was accepted."""
     try:
         tensors = read_header(path)
     except VitconvError:

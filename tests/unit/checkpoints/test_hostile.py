@@ -26,7 +26,7 @@ ARCH = "vit_tiny_patch16_224"
 
 
 def assert_refused(path, folder, message=""):
-    """Both ways in: a VitconvError, and one `error:` line with a remedy; nothing beside the source afterwards."""
+    """From Python a VitconvError, from the command line one `error:` line and a remedy; nothing is written."""
     before = sorted(os.listdir(folder))
     with pytest.raises(VitconvError) as caught:
         convert_checkpoint(path, folder / "hf", architecture=ARCH, verify=False)
@@ -56,7 +56,7 @@ def test_a_pickle_that_runs_code_is_not_run(payload, wrap, tmp_path):
 
 
 def test_the_payloads_would_run(tmp_path):
-    """The traps are real: Python's own unpickler falls into most of them, in a process of its own."""
+    """The payloads are real: Python's own unpickler runs most of them, here in a separate process."""
     child = """
 import contextlib, pickle, sys
 sys.path.insert(0, sys.argv[1])
@@ -88,7 +88,7 @@ def test_the_name_of_an_object_is_never_echoed_raw(name, tmp_path):
 
 @pytest.mark.parametrize("part", [b"}", b"(", b"]0", b"}2", b"\x94h\x00", b"cx\ny\n", b"h\x00h\x00s"])
 def test_a_long_pickle_is_looked_into_in_bounded_time(part, tmp_path):
-    """As long as is looked into at all, with an object at the start that torch does not make."""
+    """The longest pickle that is followed, with an object at the start that torch does not create."""
     content = b"\x80\x02cmodule\nname\n0}q\x00" + part * (990_000 // len(part)) + b"."
     (tmp_path / "w.pth").write_bytes(pickles.as_zip(content))
     start = time.process_time()
@@ -105,8 +105,8 @@ def test_dictionaries_that_multiply_are_looked_at_once(tmp_path):
 
 @pytest.mark.parametrize("wrap", [pickles.as_zip, pickles.as_legacy], ids=["zip", "legacy"])
 @pytest.mark.parametrize("kind", pickles.SWELLING)
-def test_an_object_that_would_swell_is_not_made(kind, wrap, tmp_path):
-    """Nor is one that crashes Python, or takes torch's reader for ever."""
+def test_an_object_that_would_fill_memory_is_refused(kind, wrap, tmp_path):
+    """So is one that crashes Python, or keeps torch's reader busy for ever."""
     path = tmp_path / "w.pth"
     path.write_bytes(wrap(b"\x80\x02}(" + pickles.text("epoch") + pickles.SWELLING[kind] + b"u."))
     start = time.process_time()
@@ -116,7 +116,7 @@ def test_an_object_that_would_swell_is_not_made(kind, wrap, tmp_path):
 
 
 @pytest.mark.parametrize("kind", pickles.DISGUISED)
-def test_an_object_in_disguise_is_refused(kind, tmp_path):
+def test_an_object_that_misreports_its_content_is_refused(kind, tmp_path):
     opcodes = pickles.DISGUISED[kind](pickles.tensor("0", (4,), (1,)))
     path = tmp_path / "w.pth"
     path.write_bytes(pickles.as_zip(b"\x80\x02}(" + pickles.text("a") + opcodes + b"u.", {"0": bytes(16)}))
@@ -157,7 +157,7 @@ def test_a_tensor_that_is_not_in_its_file_is_refused(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", [kind for kind, (_, message) in TENSORS.items() if message])
 def test_a_tensor_beyond_its_bytes_is_refused_in_every_format(kind, tmp_path):
-    """In those where torch would give it bytes of the memory's: the older one, and that of machines of another kind."""
+    """Also in the older format and in another byte order, where torch would fill the tensor with bytes from memory."""
     content = pickles.dictionary({"a": TENSORS[kind][0]})
     (tmp_path / "w.pth").write_bytes(pickles.as_zip(content, {"0": bytes(16)}, byteorder=b"big"))
     with pytest.raises(VitconvError, match="elements"):
@@ -191,7 +191,7 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path):
 
 
 def test_an_archive_that_claims_more_than_it_has(tmp_path):
-    """Every entry of the table of contents made to say four gigabytes."""
+    """Every entry of the table of contents claims four gigabytes."""
     content = bytearray(pickles.as_zip(b"\x80\x02}."))
     position = content.find(b"PK\x01\x02")
     while position >= 0:
@@ -224,7 +224,7 @@ def test_an_archive_s_names_are_never_paths(name, tmp_path):
 @pytest.mark.parametrize("second", ["archive/data.pkl", "archive/DATA.PKL"])
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_an_archive_with_two_pickles_is_refused(second, tmp_path):
-    """torch opens the one, others see the other."""
+    """torch opens one of them, other readers the other."""
     with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02}.")
         archive.writestr(second, b"\x80\x02}.")
@@ -250,7 +250,7 @@ def test_an_archive_within_another_folder_is_not_taken_for_it(tmp_path):
 
 
 def test_an_archive_with_two_tables_of_contents_is_refused(tmp_path):
-    """torch's reader believes where the end says that the table is; Python's looks right in front of the end."""
+    """torch's reader follows the position stated at the end of the file; Python's looks right before the end."""
     first = pickles.as_zip(b"\x80\x02}.")
     table, end = first.find(b"PK\x01\x02"), first.find(b"PK\x05\x06")
     (tmp_path / "w.pth").write_bytes(first[:end] + first[:end] + first[end:])
@@ -260,7 +260,7 @@ def test_an_archive_with_two_tables_of_contents_is_refused(tmp_path):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_an_archive_with_flipped_bytes(seed, tmp_path):
-    """Any byte of the archive's own structure, or of its pickle."""
+    """Bits in the archive's structure, or in its pickle."""
     content = bytearray(pickles.as_zip(pickles.dictionary({"a": pickles.tensor("0", (4,), (1,))}), {"0": bytes(16)}))
     generator = torch.Generator().manual_seed(seed)
     for position in torch.randint(len(content), (8,), generator=generator).tolist():
@@ -384,7 +384,7 @@ def test_a_pipe_a_socket_and_a_loop_are_no_checkpoints(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "name", ["x" * 300, "/".join(["x" * 200] * 30), "a\0b", "a\udcffb"], ids=["long", "long path", "NUL", "no UTF-8"]
 )
-def test_a_name_that_no_file_has(name, tiny, tmp_path):
+def test_an_impossible_file_name_is_an_error(name, tiny, tmp_path):
     for path in (name, tmp_path / name):
         for call in (
             lambda path=path: convert_checkpoint(path, tmp_path / "hf", architecture=ARCH),
@@ -428,7 +428,7 @@ def test_more_shards_than_files_can_be_open(kind, tmp_path):
 
 
 def test_memory_limits_are_errors_too(tmp_path):
-    """A file that is read whole, in a process that may not have so much memory."""
+    """A file that is read whole, in a process with less memory than that."""
     path = tmp_path / "w.pth"
     torch.save({"a": torch.zeros(50_000_000)}, path, _use_new_zipfile_serialization=False)
     child = f"""

@@ -80,6 +80,6 @@ def test_offline_and_not_in_the_cache(cache):
 
 
 @pytest.mark.parametrize("name", ["roofs", "", "a/b/c", "../x/y", "our/roofs\n", "our/ro..ofs"])
-def test_what_is_no_name_on_the_hub(name, cache):
+def test_an_invalid_name_on_the_hub_is_refused(name, cache):
     with pytest.raises(CheckpointError, match="is not (the name of a model on the Hub|in the local cache)"):
         inspect(f"hf-hub:{name}", None)

@@ -63,7 +63,7 @@ def test_loaded_tensors_do_not_write_to_their_file(tmp_path):
     order=st.randoms(use_true_random=False),
 )
 def test_what_is_copied_from_files_and_memory_is_what_was_there(sizes, offset, order, tmp_path_factory):
-    """Whatever the order, the alignment, the neighbours and the page each range lies in."""
+    """In any order and alignment, with any neighbours, anywhere in a page."""
     folder = tmp_path_factory.mktemp("copy")
     tensors = {f"t{i}": torch.arange(size, dtype=torch.float32) + i for i, size in enumerate(sizes)}
     save_file(tensors, folder / "source", metadata={"x": "y" * offset})
@@ -116,7 +116,7 @@ def test_large_weights_are_cut_as_transformers_cuts_them(tmp_path, monkeypatch):
 
 
 def test_values_that_are_only_marked_as_negated_keep_their_sign(tmp_path):
-    """Torch gives such a view of a conjugate's imaginary part: its memory has the values with the other sign."""
+    """torch returns such a view of a conjugate's imaginary part: in memory, its values have the other sign."""
     negated = torch.arange(24.0).view(3, 4, 2).view(torch.complex64).squeeze(-1)[:, :3].conj().imag
     assert negated.is_neg()
     whole = torch._neg_view(torch.arange(4.0))

@@ -31,7 +31,7 @@ def other():
 
 @pytest.fixture(scope="module")
 def expected(weights, tmp_path_factory):
-    """What the bare state dict becomes."""
+    """The conversion of the bare state dict."""
     folder = tmp_path_factory.mktemp("bare")
     torch.save(weights, folder / "bare.pth")
     convert_checkpoint(folder / "bare.pth", folder / "hf", architecture=ARCH, verify=False)
@@ -88,7 +88,7 @@ def test_a_wrapped_checkpoint_becomes_the_same_bits(kind, weights, expected, tmp
         lambda w, ema: {"state_dict": prefixed("model.", w) | prefixed("model_ema.", ema)},
     ],
 )
-def test_the_ema_is_preferred_and_said(wrap, weights, other, expected, tmp_path):
+def test_the_ema_is_preferred_with_a_note(wrap, weights, other, expected, tmp_path):
     torch.save(wrap(other, weights), tmp_path / "checkpoint.pth")
     done = convert_checkpoint(tmp_path / "checkpoint.pth", tmp_path / "hf", architecture=ARCH, verify=False)
     assert (tmp_path / "hf" / "model.safetensors").read_bytes() == expected
@@ -177,7 +177,7 @@ APART = {
 
 
 @pytest.mark.parametrize("kind", APART)
-def test_a_head_apart_from_its_model_is_never_lost_in_silence(kind, backbone, save):
+def test_a_head_stored_apart_from_its_model_is_an_error(kind, backbone, save):
     make, named = APART[kind]
     path = save(make(backbone))
     with pytest.raises(CheckpointError, match="has no head, but `.*looks like one") as caught:
@@ -227,7 +227,7 @@ NO_HEADS = {
 
 
 @pytest.mark.parametrize("kind", NO_HEADS)
-def test_what_is_no_head_does_not_stand_in_the_way(kind, backbone, save):
+def test_tensors_that_are_no_head_do_not_prevent_a_conversion(kind, backbone, save):
     found = inspect(save(NO_HEADS[kind](backbone)), ARCH)
     assert found.architecture.num_labels == 0
     assert not any("without a head" in note for note in found.notes)
@@ -267,8 +267,8 @@ def test_headless_leaves_the_model_s_own_head_out_and_is_recorded(weights, save,
     assert "head.weight" not in read_weights(path, ARCH, headless=True)
 
 
-def test_what_only_looks_like_a_tensor_is_none(weights, save):
-    """Whatever has a shape and a dtype of its own."""
+def test_an_object_that_only_looks_like_a_tensor_is_refused(weights, save):
+    """An object that has the attributes ``shape`` and ``dtype``."""
     path = save({"patch_embed.proj.weight": argparse.Namespace(shape=5, dtype=1)})
     with pytest.raises(CheckpointError, match="There is no Vision Transformer in the checkpoint"):
         inspect(path, ARCH)
@@ -277,7 +277,7 @@ def test_what_only_looks_like_a_tensor_is_none(weights, save):
         inspect(path, ARCH)
 
 
-def test_what_is_no_vision_transformer_is_named(save):
+def test_other_models_are_refused_by_name(save):
     with pytest.raises(CheckpointError, match=r"no Vision Transformer .* \(there is rnn.weight, fc.weight\)"):
         inspect(save({"rnn.weight": torch.ones(1), "fc.weight": torch.ones(1)}), ARCH)
     with pytest.raises(CheckpointError, match=r"\(there is nothing\)"):
@@ -480,7 +480,7 @@ def test_other_folders_are_named(hub_folder, tmp_path):
 
 
 class Custom:
-    """Anything but a Namespace stays refused."""
+    """All other objects are refused."""
 
 
 def test_only_a_namespace_is_allowed_beside_tensors(weights, save):
@@ -542,7 +542,7 @@ def test_more_tensors_than_any_checkpoint_has_are_refused_at_once():
 
 
 def test_more_models_than_any_checkpoint_has_are_refused_at_once():
-    """Each would be looked for among the names of all."""
+    """Looking for each model's names among all names would take too long."""
     tensor = torch.zeros(1)
     content = {f"m{i}.patch_embed.proj.weight": tensor for i in range(20_000)}
     start = time.process_time()

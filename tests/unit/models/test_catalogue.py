@@ -10,7 +10,7 @@ from vitconv.models.timm import from_name
 CONVERTIBLE = [name for name, entry in entries().items() if entry.architecture]
 
 
-def test_it_is_of_the_installed_timm():
+def test_the_catalogue_is_of_the_installed_timm():
     assert catalogue.is_current()
 
 
@@ -24,11 +24,11 @@ def test_a_tag_s_preprocessing_counts():
 @pytest.mark.parametrize(
     "name", ["vit_base_patch16_224.nosuchtag", "nosuchmodel", "resnet50", "vit_srelpos_small_patch16_224"]
 )
-def test_what_it_does_not_know_is_left_to_timm(name):
+def test_unknown_names_are_left_to_timm(name):
     assert look_up(name) is None
 
 
-def test_another_timm_is_asked_itself(monkeypatch):
+def test_the_catalogue_is_not_used_with_another_timm(monkeypatch):
     catalogue.is_current.cache_clear()
     monkeypatch.setattr("importlib.metadata.version", lambda package: "0.9")
     assert look_up("vit_base_patch16_384") is None

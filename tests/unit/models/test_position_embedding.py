@@ -63,7 +63,7 @@ def test_without_a_class_position_every_row_is_resampled(tmp_path):
     torch.testing.assert_close(theirs(pixels), ours(pixels).logits)
 
 
-def test_as_many_patches_in_another_shape_are_not_resampled_and_that_is_said(weights, save, tmp_path):
+def test_the_same_number_of_patches_in_another_shape_is_not_resampled_with_a_note(weights, save, tmp_path):
     done = convert_checkpoint(save(weights), tmp_path / "hf", architecture=ARCH, image_size=(112, 448), verify=False)
     assert "taken to be trained at that size; `pos_embed` was not resampled from 224x224" in done.notes[0]
     ours = AutoModelForImageClassification.from_pretrained(tmp_path / "hf")

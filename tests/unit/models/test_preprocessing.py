@@ -274,7 +274,7 @@ def channels_of(channels: int) -> dict:
 def test_the_timm_processor_makes_timm_s_pixels_of_every_kind_of_image(
     both_of_timm, image_files, name, channels, crop_mode
 ):
-    """Handed over as they are in the file, transparency and all."""
+    """The images are passed as they are in the file, with transparency."""
     image, config = load_image(image_files / name), config_for(crop_mode=crop_mode, **channels_of(channels))
     ours, theirs = both_of_timm(image, config)
     assert theirs.shape == (channels, 96, 96)
@@ -293,7 +293,7 @@ def test_the_timm_processor_makes_timm_s_pixels_of_every_kind_of_image(
 def test_the_timm_processor_knows_no_differences(
     both_of_timm, image_size, crop_pct, crop_mode, interpolation, model_size, channels
 ):
-    """Shifted crops, shapes and crop modes that Transformers' own processor has not: all are timm's."""
+    """Shifted crops, shapes and crop modes that Transformers' own processor lacks are timm's here."""
     config = config_for(
         crop_pct=crop_pct,
         crop_mode=crop_mode,
@@ -475,7 +475,7 @@ def test_another_file_than_the_folder_s_own_may_not_change_the_settings(tmp_path
 
 
 def test_without_timm_it_says_what_to_install(tmp_path):
-    """And Transformers' own processor needs none."""
+    """Transformers' own processor does not need it."""
     write_json(processor_config(config_for()), tmp_path / PROCESSOR_FILE)
     write_json(timm_processor_config(config_for()), tmp_path / TIMM_PROCESSOR_FILE)
     script = (
@@ -492,7 +492,7 @@ def test_without_timm_it_says_what_to_install(tmp_path):
     assert "pip install timm torchvision, or choose the processor 'transformers'" in run.stdout
 
 
-def test_what_no_processor_can_do_has_a_reason():
+def test_a_missing_processor_has_a_reason():
     assert "pads the borders" in obstacle(config_for(crop_mode="border"))
     assert "rectangle" in obstacle(config_for(image_size=(64, 96)))
     assert "the model has 6" in obstacle(config_for(num_channels=6))
@@ -521,7 +521,7 @@ def test_grey_models_average_mean_and_std():
     assert len(config.std) == 1
 
 
-def test_what_is_given_goes_before_the_tag():
+def test_given_values_override_the_tag():
     model = small_model()
     config = data_config(
         tag_config(model.pretrained_cfg), from_timm(model), {"mean": [0.1, 0.2, 0.3], "crop_pct": 0.8}
@@ -560,7 +560,7 @@ def test_reads_a_data_configuration(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "message"), [("[]", "is not a JSON object"), ("{", "is not readable JSON")])
-def test_refuses_what_is_no_data_configuration(content, message, tmp_path):
+def test_files_that_are_no_data_configuration_are_refused(content, message, tmp_path):
     (tmp_path / "data.json").write_text(content)
     with pytest.raises(InputError, match=message):
         read_data_config(tmp_path / "data.json")
@@ -582,7 +582,7 @@ def test_resize_rounds_as_timm_does():
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n truncated"])
-def test_refuses_what_is_no_image(content, tmp_path):
+def test_files_that_are_no_image_are_refused(content, tmp_path):
     (tmp_path / "image.png").write_bytes(content)
     with pytest.raises(InputError, match=r"image.png' is not an image that can be read"):
         load_image(tmp_path / "image.png")
@@ -633,7 +633,7 @@ def test_an_image_that_its_resize_makes_too_large_is_refused_before(tmp_path, si
 
 @pytest.mark.parametrize("changes", [{}, {"crop_mode": "squash"}, {"crop_mode": "border"}, {"image_size": (96, 128)}])
 def test_up_to_the_bound_an_image_has_timms_pixels(tmp_path, monkeypatch, changes):
-    """The computed size is the one that timm's resize makes: one pixel less of a bound, and it is refused."""
+    """The computed size is the one that timm's resize makes: with a bound one pixel lower, it is refused."""
     config = config_for(**changes)
     image = noise_image(300, 40)
     made = []
@@ -657,7 +657,7 @@ def test_up_to_the_bound_an_image_has_timms_pixels(tmp_path, monkeypatch, change
 
 
 def test_a_crop_that_is_too_large_is_refused_before(tmp_path):
-    """Of a processor edited by hand: what is missing around the image would be padded."""
+    """The crop of a processor edited by hand: everything around the image would be padded."""
     content = processor_config(config_for()) | {"crop_size": {"height": 10**6, "width": 10**6}}
     write_json(content, tmp_path / PROCESSOR_FILE)
     with pytest.raises(InputError, match="and 1000000x1000000 while it is resized"):
@@ -791,7 +791,7 @@ def test_a_file_of_too_many_bytes_is_refused(tmp_path):
         ("empty.png", "it is empty"),
     ],
 )
-def test_what_is_no_regular_file_is_no_image(tmp_path, name, what):
+def test_pipes_and_devices_are_refused_as_images(tmp_path, name, what):
     if name.startswith("/proc") and not os.access(name, os.R_OK):
         pytest.skip("This system has no such file.")
     os.mkfifo(tmp_path / "pipe")
@@ -839,7 +839,7 @@ def test_of_several_frames_the_first_is_taken(tmp_path, name):
 
 
 def test_a_file_that_is_mostly_exif_is_read_or_refused(tmp_path):
-    """A megabyte of it in pieces, and a piece that promises more than there is."""
+    """A megabyte of EXIF in pieces, and a piece that claims more bytes than there are."""
     noise_image(40, 30).save(tmp_path / "image.jpg", quality=95)
     content = (tmp_path / "image.jpg").read_bytes()
     piece = b"\xff\xe1\xff\xff" + b"Exif\0\0" + b"MM\0*\0\0\0\x08" + bytes(65535 - 16)
