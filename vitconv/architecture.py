@@ -181,11 +181,11 @@ def fit_to_weights(
         return fitted
     side = math.isqrt(max(patches, 0))
     if side == 0 or side * side != patches:
-        # 196 positions are 14 x 14 patches without a class token's, whatever the architecture says.
+        # 196 positions are 14 x 14 patches without a class token's, in any architecture.
         square = prefix and math.isqrt(pos_embed[1]) ** 2 == pos_embed[1]
         hint = f"; or, as {pos_embed[1]} is a square, name an architecture with `no_embed_class`" if square else ""
         raise InputError(
-            f"`pos_embed` was trained for {patches} patches, which is no square.",
+            f"`pos_embed` was trained for {patches} patches, which is not a square number.",
             f"Give the image size (height, width): {_possible_sizes(patches, fitted.patch_size)}{hint}.",
         )
     return replace(fitted, image_size=(side * fitted.patch_size[0], side * fitted.patch_size[1]))

@@ -43,7 +43,7 @@ TINY = from_name("vit_tiny_patch16_224")
 def test_a_rectangle_needs_its_size():
     with pytest.raises(InputError) as caught:
         fit_to_weights(TINY, shapes(8 * 12))
-    assert "96 patches, which is no square" in caught.value.problem
+    assert "96 patches, which is not a square number" in caught.value.problem
     assert "128x192" in caught.value.remedy
     assert fit_to_weights(TINY, shapes(8 * 12), (128, 192)).grid == (8, 12)
 

@@ -145,7 +145,7 @@ def _check_size(name: str, value: Any) -> None:
     least = 0 if name in _COUNTS or name == "num_labels" else 1
     if not all(type(side) is int and least <= side <= most for side in sides):
         raise ParityError(
-            f"`{name}` in config.json is {shown(value)}, which is no size.",
+            f"`{name}` in config.json is {shown(value)}, which is not a size.",
             "Correct this setting, or convert the source again.",
             stage="config",
         )

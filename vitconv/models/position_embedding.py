@@ -1,7 +1,7 @@
 """Resample a model's position embedding for another image size, as timm does when it loads weights for one.
 
-This is the one step that changes what a model computes: a model at another size is another model. So it is said
-aloud, and the proof compares with timm's model of that size.
+This is the one step that changes what a model computes: a model at another size is another model. So a note says
+it, and the proof compares with timm's model of that size.
 """
 
 from __future__ import annotations

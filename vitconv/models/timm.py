@@ -30,7 +30,7 @@ def from_name(name: str) -> Architecture:
     return from_timm(build_timm(name))
 
 
-#: Blocks: no Vision Transformer has so many, and to build more would take minutes.
+#: The most blocks: more than any Vision Transformer has. Building more would take minutes.
 _DEEPEST = 1000
 
 
@@ -49,7 +49,9 @@ def build_timm(name: str, *, pretrained_cfg: Mapping[str, Any] | None = None, **
     import torch
 
     if type(overrides.get("depth")) is int and overrides["depth"] > _DEEPEST:
-        raise ArchitectureError(f"A model of {overrides['depth']} blocks is asked for.", "Correct its `depth`.")
+        raise ArchitectureError(
+            f"`depth` is {shown(overrides['depth'])}; at most {_DEEPEST:,} blocks are allowed.", "Correct `depth`."
+        )
     base, _, tag = name.partition(".")
     if not timm.is_model(base):
         close = difflib.get_close_matches(base, timm.list_models(), n=4)
@@ -87,7 +89,7 @@ def read_config(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
         if not isinstance(name, str):
             raise TypeError(f"its architecture is {shown(name)}")
         return name, dict(cfg), dict(arguments or {})
-    except Exception as error:  # whatever the file holds, timm does not check it
+    except Exception as error:  # timm does not check the content of the file
         raise CheckpointError(
             f"timm cannot read '{folder / 'config.json'}': {type(error).__name__}: {str(error)[:200]}.",
             "Correct the file, or pass the file of weights inside the folder with --arch NAME.",

@@ -2,7 +2,7 @@
 
 A model may be edited after it was built: a setting replaced, a token or a buffer taken away. timm computes with what
 the modules hold at that moment. So each attribute that a known class reads is listed here, with what it must be for
-the rest of vitconv to be right about the model; whatever contradicts that is named. Where vitconv reads an attribute
+the rest of vitconv to be right about the model; a contradiction is named. Where vitconv reads an attribute
 that timm itself never looks at, such as ``embed_dim``, it is held to the weights in the same way.
 """
 

@@ -649,7 +649,7 @@ def test_other_weights_beside_those_that_are_compared(name, copied):
         ({"auto_map": {"AutoModel": "own.Own"}}, "has a setting `auto_map`"),
         ({"num_labels": 4}, "`num_labels` is 4, and `id2label` names 5 classes"),
         ({"hidden_size": 10**6}, "`hidden_size` in the config.json in '.*' is 1000000, and its weights have no side"),
-        ({"hidden_size": 10**12}, "`hidden_size` in config.json is 1000000000000, which is no size"),
+        ({"hidden_size": 10**12}, "`hidden_size` in config.json is 1000000000000, which is not a size"),
         ({"num_hidden_layers": 5000}, "`num_hidden_layers` in the config.json in '.*' is 5000, .* are 40 tensors"),
     ],
 )
