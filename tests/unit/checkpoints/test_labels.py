@@ -52,7 +52,7 @@ def test_a_missing_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("labels", "message"), [([], "none at all"), (["a", 1], "empty"), (["a", "a"], "more than once")]
+    ("labels", "message"), [([], "The list of labels is empty"), (["a", 1], "empty"), (["a", "a"], "more than once")]
 )
 def test_a_list_is_checked_as_a_file_is(labels, message):
     with pytest.raises(InputError, match=message):
