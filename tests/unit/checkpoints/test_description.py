@@ -220,7 +220,7 @@ def test_long_texts_are_shortened_in_errors(folder, tmp_path):
 
 def test_a_model_that_takes_any_size(tmp_path):
     path, *_ = as_train_py_saves(tmp_path, model_kwargs={**TINY, "img_size": 96, "dynamic_img_size": True})
-    assert "timm feeds it 224x224" in refusal(CheckpointError, path).problem
+    assert "timm gives it 224x224" in refusal(CheckpointError, path).problem
     assert inspect(path, image_size=(96, 96)).architecture.image_size == (96, 96)
     path, *_ = as_train_py_saves(tmp_path / "b", model_kwargs={**TINY, "dynamic_img_size": True})
     assert inspect(path).architecture.image_size == (224, 224)
@@ -230,7 +230,7 @@ def test_a_given_model_that_contradicts_the_checkpoint_is_an_error(tmp_path):
     path, model, _ = as_train_py_saves(tmp_path, gp="avg")
     assert inspect(path, model).architecture.global_pool == "avg"
     other = timm.create_model(ARCH, num_classes=7, fc_norm=True, **TINY)
-    assert "differs in global_pool" in refusal(ArchitectureError, path, other).problem
+    assert "differs from it in global_pool" in refusal(ArchitectureError, path, other).problem
     assert "pools by 'token'" in refusal(ArchitectureError, path, other, ignore=["architecture"]).problem
     assert inspect(path, other, ignore=["architecture", "global_pool"]).architecture.global_pool == "token"
 
@@ -468,7 +468,7 @@ def test_a_model_for_any_size_by_default_is_not_fed_another(tmp_path):
     config["pretrained_cfg"]["input_size"] = [3, 160, 160]
     config["pretrained_cfg"]["fixed_input_size"] = False
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert "timm feeds it 160x160" in refusal(CheckpointError, tmp_path).problem
+    assert "timm gives it 160x160" in refusal(CheckpointError, tmp_path).problem
     assert inspect(tmp_path, image_size=(112, 112)).architecture.image_size == (112, 112)
 
 
