@@ -3,8 +3,8 @@
 Each rewrite takes a state dict and an architecture and returns new ones, for a timm model that computes the
 same from every input; the input is left as it is, and tensors that a rewrite does not touch are passed on
 without a copy. Some rewrites lead to names and forms that timm does not have, but some Transformers class does. In
-exact arithmetic the models before and after are equal; in floating point those that multiply or add round once per element,
-as their docstrings say, and every other one is exact to the bit.
+exact arithmetic the models before and after are equal; in floating point those that multiply or add
+round once per element, as their docstrings say, and every other one is exact to the bit.
 """
 
 from __future__ import annotations
@@ -342,8 +342,8 @@ def head_bias_into_norm(model: Rewritten) -> Rewritten:
     classes, size = weight.shape
     if classes > size or torch.linalg.matrix_rank(weight) < classes:
         raise WeightsError(
-            f"The head has a bias (`head.bias`), which CLIP's projection does not have, and its {classes} rows of {size} "
-            "weights are not independent, so the bias cannot be moved into the norm before it.",
+            f"The head has a bias (`head.bias`), which CLIP's projection does not have, and its {classes} rows of "
+            f"{size} weights are not independent, so the bias cannot be moved into the norm before it.",
             "Keep this model in timm, or train its head without a bias.",
         )
     norm = "norm.bias"
