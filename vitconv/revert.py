@@ -1,7 +1,7 @@
-"""The way back: from a Transformers model to the timm model that computes the same.
+"""Convert a Transformers model back to the timm model that computes the same.
 
-Any folder that Transformers itself loads will do, whoever wrote it. Which of timm's architectures it is, the
-configuration tells: the one of the catalogue that becomes this very configuration, if it gets the same sizes.
+Any folder that Transformers loads is accepted, whoever wrote it. The configuration determines the architecture: it is
+the one in the catalogue that converts to the same configuration when it is given the same sizes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
     from transformers.image_processing_utils import BaseImageProcessor
 
-#: What Transformers models may have that timm's have not: a part of the tensors' names, and what it is.
+#: Parts of Transformers models that timm's models do not have: a component of the tensors' names, and what it is.
 DROPPABLE = {
     "pooler": "a pooler, a layer on the class token",
     "mask_token": "a token for masked patches",
@@ -56,7 +56,7 @@ _TRAINING_ONLY = (
 
 @dataclass(frozen=True)
 class Reversion:
-    """A finished way back.
+    """A finished conversion back to timm.
 
     Attributes:
         destination: the folder for timm, as timm itself saves one for the Hub.
@@ -87,11 +87,11 @@ def to_timm(hf_model: PreTrainedModel, *, architecture: str | None = None, drop:
     Args:
         hf_model: a model of any class that vitconv converts to, wherever it comes from.
         architecture: timm's name; by default the one of timm's that becomes this model with the fewest changes.
-        drop: parts that may be left out, as timm has none: any of :data:`DROPPABLE`.
+        drop: parts that may be left out because timm does not have them: any of :data:`DROPPABLE`.
 
     Raises:
         ArchitectureError: no timm architecture computes the same.
-        WeightsError: the model has a part that timm has not, and that is not in ``drop``.
+        WeightsError: the model has a part that timm does not have, and that is not in ``drop``.
 
     Example:
         >>> import timm
@@ -122,7 +122,7 @@ def revert_checkpoint(
             ``preprocessor_config.json``.
         destination: the folder to write; it appears whole or not at all.
         architecture: timm's name; by default as recorded in ``parity.json``, else the one that fits best.
-        drop: parts that may be left out, as timm has none: any of :data:`DROPPABLE`.
+        drop: parts that may be left out because timm does not have them: any of :data:`DROPPABLE`.
         image: an image file to verify on; by default a built-in picture.
         verify: load the folder with timm, run both models and refuse to write if they disagree.
         overwrite: replace a model folder that has the destination's name.
@@ -190,7 +190,7 @@ def check_drop(drop: Collection[str]) -> None:
 class _Found:
     """A timm model that computes what a Transformers model does.
 
-    ``folded`` are sentences on tensors that are not simply those of the Transformers model.
+    ``folded`` holds sentences on tensors that are not plain copies of the Transformers model's.
     """
 
     name: str
@@ -224,7 +224,9 @@ def _revert(hf_model: PreTrainedModel, name: str | None, drop: Collection[str], 
     for candidate in _candidates(family, hf_model, name, any_epsilon):
         try:
             state_dict = _timm_tensors(family, candidate.architecture, tensors, drop)
-        except WeightsError as error:  # a constant is none: another architecture may have a place for it
+        except (
+            WeightsError
+        ) as error:  # a tensor that should be constant is not: another architecture may have a place for it
             errors.append(error)
             continue
         model = _build(candidate, any_epsilon)
@@ -243,7 +245,7 @@ def _revert(hf_model: PreTrainedModel, name: str | None, drop: Collection[str], 
 
 
 def _build(candidate: _Candidate, any_epsilon: bool) -> nn.Module | None:
-    """timm's model of the candidate; ``None`` if timm builds none, or another, from its arguments."""
+    """timm's model of the candidate; ``None`` if its arguments build no model, or a different one."""
     try:
         model = build_timm(candidate.name, **candidate.model_args)
         if any_epsilon:
@@ -350,7 +352,7 @@ def _sized(known: Architecture, family: Family, hf_model: PreTrainedModel, any_e
         num_attention_heads=config.num_attention_heads,
         hidden_act=_activation(family, config),
         num_labels=family.num_labels(type(hf_model).__name__, hf_model.config),
-        # What was folded into others stays there.
+        # Folded tensors stay folded.
         layer_scale=known.layer_scale and fold_layer_scale not in {rewrite.apply for rewrite in family.rewrites},
         rope_theta=0.0,  # unless the family's configuration says otherwise
     )
@@ -364,7 +366,7 @@ def _pair(size: Any) -> tuple[int, int]:
 
 
 def _same_settings(family: Family, architecture: Architecture, hf_model: PreTrainedModel) -> bool:
-    """Whether the architecture becomes this configuration, but for what matters in training only."""
+    """Whether the architecture converts to this configuration, ignoring settings that matter only in training."""
     if family.class_name(architecture) != type(hf_model).__name__:
         return False
     expected = family.config(architecture)
@@ -422,7 +424,7 @@ def _check_activation(hf_model: PreTrainedModel) -> None:
 
 
 def _arguments(known: Architecture, sized: Architecture) -> dict[str, Any]:
-    """What timm must be told to build ``sized`` by the name of ``known``: JSON's types only."""
+    """The arguments with which timm builds ``sized`` from the name of ``known``, as JSON types."""
     registers = "num_reg_tokens" if known.design in ("Eva", "Beit") else "reg_tokens"
     table = {
         "image_size": ("img_size", list(sized.image_size)),
@@ -500,7 +502,7 @@ def _timm_tensors(
 
 
 def _forward(family: Family, architecture: Architecture) -> tuple[Rewritten, list[tuple[Rewrite, Architecture]]]:
-    """The form that the family gives the architecture's tensors, by shape alone, and the rewrites that lead there."""
+    """The architecture's tensors after the family's rewrites, as shapes only, and the rewrites that were applied."""
     import torch
 
     shapes = mapping.timm_shapes(architecture)
@@ -528,7 +530,7 @@ def _part_error(part: str | None, name: str) -> WeightsError:
 
 
 def _nothing(part: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """What a part is that does nothing: zeros, or for the pooler's layer the identity."""
+    """The values with which a part does nothing: zeros, or the identity for the pooler's layer."""
     import torch
 
     if part == "pooler" and len(shape) == 2:
@@ -541,7 +543,7 @@ def _nothing(part: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 
 def _allowed(extra: Sequence[str], drop: Collection[str]) -> tuple[str, ...]:
-    """Of the tensors in a file that Transformers itself leaves out, the parts; refused unless they may be dropped."""
+    """The parts that the tensors Transformers did not load belong to; refused unless they may be dropped."""
     for name in extra:
         if _part(name) not in drop:
             raise _part_error(_part(name), name)
@@ -612,7 +614,7 @@ def _write(folder: Path, found: _Found, config: PreTrainedConfig, data: DataConf
             model_args=dict(found.model_args),
             safe_serialization=True,
         )
-    except SafetensorError as error:  # which tells what the system said, such as that the disk is full, in words only
+    except SafetensorError as error:  # it holds the system's error, such as a full disk, only as text
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number is None:
             raise

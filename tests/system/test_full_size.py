@@ -11,14 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from models import full_model
+from models import full_model, pixels_for
 
-from vitconv.convert import convert_checkpoint, revert_checkpoint, verify_checkpoint
+from vitconv.convert import convert_checkpoint, revert_checkpoint, to_huggingface, verify_checkpoint
 from vitconv.mapping import timm_shapes
 from vitconv.models.catalogue import entries
 from vitconv.models.images import load_image
-
-pytestmark = pytest.mark.integration
 
 ARTIFACTS = Path(__file__).parents[2] / "artifacts"
 
@@ -119,3 +117,35 @@ def test_other_families_from_file_to_file_and_back(name, cls, same_bits, tmp_pat
     assert verify_checkpoint(tmp_path / "timm.pth", tmp_path / "hf").parity.matches
     back = revert_checkpoint(tmp_path / "hf", tmp_path / "back")
     assert back.timm_name == name and back.parity.matches
+
+
+FULL_SIZE = [
+    ("vit_tiny_patch16_224", {}),
+    ("vit_tiny_patch16_384", {}),
+    ("vit_tiny_patch16_224", {"patch_size": 32}),  # timm has no name for it
+    ("vit_small_patch16_224", {}),
+    ("vit_small_patch32_224", {}),
+    ("vit_base_patch16_224", {}),
+    ("vit_base_patch32_224", {}),
+    ("vit_large_patch16_224", {"num_classes": 7}),
+    ("vit_large_patch32_224", {"num_classes": 7}),
+    ("deit_small_patch16_224", {}),
+    ("vit_base_patch16_224_miil", {}),
+    ("vit_small_patch16_224", {"img_size": (160, 256)}),
+    ("vit_small_patch16_224", {"in_chans": 1}),
+    ("vit_small_patch16_224", {"num_classes": 0}),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments"), FULL_SIZE, ids=lambda value: str(value))
+def test_float32_logits_are_equal_bit_for_bit(name, arguments):
+    model = full_model(name, **arguments)
+    twin = to_huggingface(model)
+    pixels = pixels_for(model, batch=1)
+    with torch.no_grad():
+        output = twin(pixels)
+        if model.num_classes:
+            assert torch.equal(output.logits, model(pixels))
+        else:
+            assert torch.equal(output.last_hidden_state, model.forward_features(pixels))
+            assert torch.equal(output.pooler_output, model(pixels))

@@ -1,4 +1,4 @@
-"""The notebooks' form, and the convert notebook on every family; the others run by `pytest --nbmake notebooks`."""
+"""The notebooks on other models than the demo's, and convert.ipynb on every family."""
 
 import ast
 import csv
@@ -27,57 +27,7 @@ from vitconv.errors import InputError
 from vitconv.inference.predictions import Parts, Run, make_rows
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CLASSES = ("ash", "beech", "cedar", "elm", "larch", "oak", "pine")
-
-
-@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.name)
-def notebook(request):
-    return nbformat.read(request.param, as_version=4)
-
-
-def test_there_are_notebooks():
-    assert NOTEBOOKS
-
-
-def test_the_title_and_the_claim_come_first(notebook):
-    assert notebook.cells[0].source.startswith("# ")
-    assert "claim" in notebook.cells[0].source
-
-
-def test_one_cell_of_literal_parameters(notebook):
-    """papermill replaces this cell's values: what is computed from them must come later."""
-    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    for statement in ast.parse(cell.source).body:
-        assert isinstance(statement, ast.Assign)
-        ast.literal_eval(statement.value)
-
-
-def test_a_failing_cell_fails_the_notebook(notebook):
-    assert not notebook.metadata.get("execution", {}).get("allow_errors")
-    assert not any("raises-exception" in cell.metadata.get("tags", []) for cell in notebook.cells)
-
-
-def test_any_runner_can_start_it(notebook):
-    assert notebook.metadata.kernelspec.language == "python"
-
-
-def test_it_asserts_what_it_claims(notebook):
-    assert sum(cell.source.count("assert") for cell in notebook.cells if cell.cell_type == "code") >= 10
-
-
-def test_without_a_project_around_it_paths_start_in_the_notebooks_folder(notebook, tmp_path, monkeypatch):
-    """A team that copies one notebook has no dvc.yaml beside it."""
-    monkeypatch.chdir(tmp_path)
-    lines = [line for cell in notebook.cells for line in cell.source.splitlines() if line.startswith("root = ")]
-    if not lines:
-        pytest.skip("it reads no files")
-    scope = {"Path": Path}
-    exec(lines[0], scope)
-    assert scope["root"] == tmp_path
-
-
-# The notebooks on other models than the demo's
 
 
 @pytest.fixture
@@ -282,7 +232,6 @@ def test_anatomy_says_which_model_it_is_not_for(family, why, run, tmp_path):
     assert "convert.ipynb" in caught.value.remedy
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("family, classes", [("siglip", CLASSES), ("vit", ())])
 def test_papermill_runs_it_in_a_kernel_of_its_own(family, classes, tmp_path):
     save_folder(tmp_path / "timm", family, classes)

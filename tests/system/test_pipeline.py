@@ -21,8 +21,6 @@ from vitconv.convert import inspect
 from vitconv.models.images import load_image
 from vitconv.models.pixels import timm_pixels
 
-pytestmark = pytest.mark.integration
-
 ROOT = Path(__file__).parents[2]
 CLASSES = ("ash", "beech", "cedar", "oak", "pine")
 SEVEN = ("ash", "beech", "cedar", "elm", "larch", "oak", "pine")

@@ -21,8 +21,6 @@ from vitconv.inference.predictions import read_predictions
 from vitconv.inference.ray import RayEngine
 from vitconv.inference.runtime import RUNTIMES, opener, read_info
 
-pytestmark = pytest.mark.integration
-
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():

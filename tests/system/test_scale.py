@@ -12,8 +12,6 @@ from PIL import Image
 from vitconv.inference.predictions import read_predictions
 from vitconv.models.images import MOST_PIXELS
 
-pytestmark = pytest.mark.integration
-
 #: Predicts in a process of its own, and prints the summary and the peak of memory, in MiB: of this process, and of the
 #: largest of those that prepare images. getrusage would tell of the former at least what the tests' process has, which
 #: a process inherits when another program is started in it.

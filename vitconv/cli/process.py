@@ -23,8 +23,8 @@ from vitconv.writing.staging import discard_unfinished
 #: Whether the process may end at any moment: it has no threads or processes to stop, and only unfinished folders to
 #: remove.
 ends_at_once = False
-#: The signal that told the process to end; 0 for none.
-told_to_end = 0
+#: The signal that ended the process; 0 for none.
+received_signal = 0
 
 _WORDS: dict[int, str] = {signal.SIGINT: "Interrupted", signal.SIGTERM: "Terminated"}
 #: How writing to an open file, such as the output, can fail. Files that vitconv writes have their own error messages.
@@ -56,9 +56,9 @@ def run(command: Callable[[], object] | None = None) -> None:
             raise
         _end(end.code or 0)
     except BaseException as error:
-        if told_to_end:  # an import in Transformers turns the signal's exception into one of its own
-            _print_error(f"error: {_WORDS[told_to_end]}.\n")
-            _end(128 + told_to_end)
+        if received_signal:  # an import in Transformers turns the signal's exception into one of its own
+            _print_error(f"error: {_WORDS[received_signal]}.\n")
+            _end(128 + received_signal)
         if isinstance(error, OSError) and error.errno in _OF_WRITING and error.filename is None:
             _report_unwritable(error)
             _flush()
@@ -80,10 +80,10 @@ def errors_for_people(interrupted: Callable[[], str] = lambda: "Nothing was writ
     try:
         yield
     except (VitconvError, KeyboardInterrupt) as error:
-        if isinstance(error, VitconvError) and not told_to_end:
+        if isinstance(error, VitconvError) and not received_signal:
             typer.echo(f"error: {printable(error.problem)}\n{printable(error.remedy)}", err=True)
             raise typer.Exit(1) from None
-        number = told_to_end or signal.SIGINT
+        number = received_signal or signal.SIGINT
         typer.echo(f"error: {_WORDS[number]}.\n{interrupted()}", err=True)
         raise typer.Exit(128 + number) from None
     except OSError as error:
@@ -130,8 +130,8 @@ def _stop(number: int, frame: object) -> None:
     An exception ends the process in order, unless it comes while torch or Transformers call Python: they abort, or
     turn it into another error. So a command that leaves nothing open ends right here.
     """
-    global told_to_end
-    told_to_end = number
+    global received_signal
+    received_signal = number
     if not ends_at_once:
         raise KeyboardInterrupt
     discard_unfinished()

@@ -257,7 +257,7 @@ def rotary_from_config(known: Architecture, config: Any) -> dict[str, Any]:
 
 
 def pooled_by_the_model(a: Architecture) -> str:
-    """The answer of a headless model that gives its class token as ``pooler_output``, and all tokens."""
+    """The output of a headless model that gives its class token as ``pooler_output``, and all tokens."""
     patches = f"last_hidden_state[:, {a.num_prefix_tokens}:].mean(1)"
     return {"token": "pooler_output", "avg": patches, "": "last_hidden_state"}[a.global_pool]
 

@@ -46,7 +46,7 @@ blocks.{i}.ls2.gamma           radio_model.model.blocks.{i}.layer_scale2.lambda1
 
 
 def _config(a: Architecture) -> dict[str, Any]:
-    """The normalisation that the model would do itself is none: the image processor does it, as timm's transform."""
+    """The model does not normalise: the image processor does it, as timm's transform does."""
     return {
         **sizes(a),
         "max_img_size": a.image_size[0],

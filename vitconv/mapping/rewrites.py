@@ -2,9 +2,9 @@
 
 Each rewrite takes a state dict and an architecture and returns new ones, for a timm model that computes the
 same from every input; the input is left as it is, and tensors that a rewrite does not touch are passed on
-without a copy. Some rewrites lead to names and forms that timm has not, but some class of Transformers. In exact
-arithmetic the models before and after are equal; in floating point those that multiply or add round once per element,
-as their docstrings say, and every other one is exact to the bit.
+without a copy. Some rewrites lead to names and forms that timm does not have, but some Transformers class does. In
+exact arithmetic the models before and after are equal; in floating point those that multiply or add
+round once per element, as their docstrings say, and every other one is exact to the bit.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Rewrite:
         """Tensors that compute the same for the architecture that the rewrite was applied to.
 
         Raises:
-            WeightsError: there are none: what the rewrite makes a constant is none in these tensors.
+            WeightsError: the rewrite made a constant of a tensor that is not constant here.
         """
         return _UNDO[self.apply](dict(tensors), before)
 
@@ -179,7 +179,7 @@ def zero_mask_token(model: Rewritten) -> Rewritten:
 
 
 def head_of_two_halves(model: Rewritten) -> Rewritten:
-    """Widen the head to one on the class token and the mean of the patches: the half that timm has not is zero.
+    """Widen the head to one on the class token and the mean of the patches: the half that timm does not have is zero.
 
     Exact: 0·x + y is y.
     """
@@ -325,8 +325,8 @@ def head_bias_into_norm(model: Rewritten) -> Rewritten:
     The head computes :math:`W(n + \beta) + b` from the normed token :math:`n` and the norm's bias :math:`\beta`.
     With :math:`d = W^+ b`, where :math:`W^+ = W^\top (W W^\top)^{-1}` is the right inverse, that is
     :math:`W(n + \beta + d)`. The inverse exists where no row of :math:`W` is a sum of others: with no more classes
-    than channels, and a trained head. The answer is the same; what the model has before the head is shifted by
-    :math:`d`. A bias of zeros just goes.
+    than channels, and a trained head. The output is the same; the features before the head are shifted by
+    :math:`d`. A bias of zeros is left out.
 
     Raises:
         WeightsError: the head's rows are not independent, so that no norm's bias has the same effect.
@@ -342,8 +342,8 @@ def head_bias_into_norm(model: Rewritten) -> Rewritten:
     classes, size = weight.shape
     if classes > size or torch.linalg.matrix_rank(weight) < classes:
         raise WeightsError(
-            f"The head has a bias (`head.bias`), which CLIP's projection has not, and its {classes} rows of {size} "
-            "weights are not independent, so that the norm before it cannot take the bias over.",
+            f"The head has a bias (`head.bias`), which CLIP's projection does not have, and its {classes} rows of "
+            f"{size} weights are not independent, so the bias cannot be moved into the norm before it.",
             "Keep this model in timm, or train its head without a bias.",
         )
     norm = "norm.bias"
@@ -443,7 +443,7 @@ def _with_zero_biases(model: Rewritten, layers: list[str], flag: str) -> Rewritt
 
 
 def _take(tensors: StateDict, names: Sequence[str], value: float) -> StateDict:
-    """Take constants away that timm has not."""
+    """Remove constants that timm does not have."""
     for name in names:
         if not (tensors.pop(name) == value).all():
             raise WeightsError(

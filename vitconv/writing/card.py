@@ -131,7 +131,7 @@ def _shape(data: DataConfig) -> tuple[int, int, int]:
 
 
 def _always_shifted(data: DataConfig) -> bool:
-    """Whether Transformers' crop begins earlier than timm's whatever the image: the short edge's margin is fixed."""
+    """Whether Transformers' crop begins earlier than timm's for every image: the short edge's margin is fixed."""
     return crop_shift((1, 1), data) != (0, 0)
 
 

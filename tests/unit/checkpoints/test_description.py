@@ -3,17 +3,14 @@
 import argparse
 import json
 import os
-from collections import Counter
 
 import pytest
 import timm
 import torch
 import transformers
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
+from descriptions import assert_same_data, check_descriptions
 from models import full_model, perturbed
 from PIL import Image
-from safetensors.torch import save_file
 from selfdescribed import TINY, as_train_py_saves, photos, timm_answers, train_py_config
 from timm.data import resolve_data_config
 from timm.models import save_for_hf
@@ -26,7 +23,7 @@ from vitconv.models.pixels import known_difference
 from vitconv.models.timm import from_timm
 
 ARCH = "vit_tiny_patch16_224"
-#: `make fuzz` and the integration test ask for more.
+#: `make fuzz` and tests/system/test_descriptions.py ask for more.
 CASES = max(200, int(os.environ.get("VITCONV_FUZZ_CASES", "0")) // 6)
 
 
@@ -313,11 +310,6 @@ def check_against_timm(folder, architecture=None, *, load=True):
     assert found.architecture == from_timm(model)
     assert_same_data(found.data, config)
     return found
-
-
-def assert_same_data(data, config):
-    for name in ("mean", "std", "interpolation", "crop_pct", "crop_mode"):
-        assert same_value(getattr(data, name), config[name]), name
 
 
 def test_a_folder_of_timm_s_from_the_image_file(folder, images, tmp_path):
@@ -639,141 +631,10 @@ def test_one_number_for_all_channels_is_the_same_as_one_for_each():
 
 # ---- the law: what timm makes of it, or a refusal -------------------------------------------------------------------
 
-three = st.tuples(*[st.sampled_from([0.25, 0.5, 0.485])] * 3).map(list)
-data = {
-    "mean": st.one_of(st.none(), three, st.just([0.5])),
-    "std": st.one_of(st.none(), three, st.just([0.25])),
-    "interpolation": st.sampled_from(["", "bilinear", "bicubic", "nearest", None]),
-    "crop_pct": st.sampled_from([None, 0.0, 0.9, 1.0]),
-    "crop_mode": st.sampled_from([None, "center", "squash"]),
-}
-model_args = st.fixed_dictionaries(
-    {},
-    optional={
-        "act_layer": st.sampled_from(["gelu", "gelu_tanh", "relu", None]),
-        "init_values": st.sampled_from([0.5, None]),
-        "no_embed_class": st.booleans(),
-        "reg_tokens": st.sampled_from([0, 1]),
-        "fc_norm": st.sampled_from([True, False, None]),
-        "qkv_bias": st.booleans(),
-        "dynamic_img_size": st.booleans(),
-        "img_size": st.sampled_from([64, 96, 224]),
-    },
-)
-names = st.sampled_from([ARCH, f"{ARCH}.augreg_in21k", "deit_tiny_patch16_224", "deit_tiny_patch16_224.fb_in1k"])
-pools = st.sampled_from([None, "token", "avg"])
-sizes = st.sampled_from([None, 64, 96, 224])
-arguments = st.fixed_dictionaries(
-    {"model": names, "model_kwargs": model_args},
-    optional={"gp": pools, "in_chans": st.sampled_from([None, 1, 3]), "img_size": sizes, **data},
-)
-configurations = st.fixed_dictionaries(
-    {"architecture": names.map(lambda name: name.partition(".")[0]), "model_args": model_args},
-    optional={
-        "num_classes": st.sampled_from([3, 7]),
-        "global_pool": st.sampled_from(["token", "avg"]),
-        "label_names": st.just(list("abcdefg")),
-        "pretrained_cfg": st.fixed_dictionaries(
-            {},
-            optional={
-                **data,
-                "input_size": st.sampled_from([[3, 224, 224], [3, 96, 96], [1, 64, 64]]),
-                "num_classes": st.sampled_from([3, 7]),
-                "fixed_input_size": st.booleans(),
-                "tag": st.just("mine"),
-            },
-        ),
-    },
-)
-
-
-def flattened(config):
-    """The old form of the same, which has no arguments."""
-    return {"architecture": config["architecture"], **config.get("pretrained_cfg", {})} | (
-        {"num_classes": config["num_classes"]} if "num_classes" in config else {}
-    )
-
-
-def build(name, **options):
-    return perturbed(timm.create_model(name, **{**TINY, **options}))
-
-
-def case_of_arguments(case, folder):
-    key, args = case
-    lightning = key == "hyper_parameters"
-    args = {**args, "model_kwargs": {**TINY, **args["model_kwargs"]}, "num_classes": 7}
-    in_chans = args.get("in_chans") or 3
-    model = build(args["model"], num_classes=7, in_chans=in_chans, global_pool=args.get("gp"), **args["model_kwargs"])
-    content = {"state_dict": model.state_dict(), key: args if lightning else argparse.Namespace(**args)}
-    torch.save(content | ({} if lightning else {"arch": args["model"]}), folder / "last.pth")
-    return folder / "last.pth", model, resolve_data_config(args, model=model)
-
-
-def case_of_folder(case, folder):
-    key, config = case
-    of_today = {**config, "model_args": {**TINY, **config["model_args"]}}
-    config = flattened(config) if key == "flat" else of_today
-    (folder / "config.json").write_text(json.dumps(config))
-    model = perturbed(timm.create_model(f"local-dir:{folder}", pretrained=False))
-    save_file(model.state_dict(), folder / "model.safetensors")
-    return folder, model, resolve_data_config(model=model)
-
-
-cases = st.one_of(
-    st.tuples(st.sampled_from(["args", "hyper_parameters"]), arguments),
-    st.tuples(st.sampled_from(["folder", "folder", "flat"]), configurations),
-)
-
-
-def check_law(count, tmp_path_factory):
-    tally = Counter()
-
-    # The same cases in every run, but for `make fuzz`.
-    fixed = "VITCONV_FUZZ_CASES" not in os.environ
-
-    @settings(max_examples=count, deadline=None, derandomize=fixed, suppress_health_check=list(HealthCheck))
-    @given(cases, st.booleans())
-    def law(case, named):
-        folder = tmp_path_factory.mktemp("case")
-        try:
-            make = case_of_arguments if case[0] in ("args", "hyper_parameters") else case_of_folder
-            path, model, config = make(case, folder)
-            with torch.no_grad():  # what timm itself cannot run has no right answer
-                model(torch.zeros(1, *config["input_size"]))
-        except Exception:
-            assume(False)
-        try:
-            expected = from_timm(model)
-        except ArchitectureError:
-            expected = None
-        given_name = (case[1].get("model") or case[1]["architecture"]).partition(".")[0] if named else None
-        try:
-            found = inspect(path, given_name)
-        except VitconvError as error:
-            tally["refused" if expected is not None else "no class"] += 1
-            tally[error.problem[:90]] += 1
-            return
-        tally["equal"] += 1
-        assert found.architecture == expected
-        if expected.num_channels == 1:  # as timm's own resolve_input_data_config has it
-            averaged = {name: (sum(config[name]) / len(config[name]),) for name in ("mean", "std")}
-            config = {**config, **averaged}
-        assert_same_data(found.data, config)
-        assert found.data.image_size == tuple(config["input_size"][1:])
-
-    law()
-    return tally
-
 
 def test_vitconv_reads_what_timm_builds_or_refuses(tmp_path_factory):
-    tally = check_law(CASES, tmp_path_factory)
+    tally = check_descriptions(CASES, tmp_path_factory)
     assert tally["equal"] > CASES / 3, tally
-
-
-@pytest.mark.integration
-def test_vitconv_reads_what_timm_builds_or_refuses_in_2000_cases(tmp_path_factory):
-    tally = check_law(2000, tmp_path_factory)
-    assert tally["equal"] > 700, tally
 
 
 def test_values_that_multiply_are_not_read():

@@ -318,7 +318,7 @@ def test_an_interrupt_is_exit_130(command, small_checkpoint, folder, tmp_path, m
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Terminated")]
 )
-def test_a_process_that_is_told_to_end(number, code, word, small_checkpoint, tmp_path):
+def test_a_signal_ends_the_process_in_order(number, code, word, small_checkpoint, tmp_path):
     command = [str(Path(sys.executable).with_name("vitconv")), "convert", small_checkpoint, tmp_path / "model", *ARCH]
     process = subprocess.Popen(
         command,
@@ -462,7 +462,7 @@ def test_a_full_disk_behind_the_output(command, small_checkpoint, folder):
     ("number", "code", "word"), [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Terminated")]
 )
 @pytest.mark.parametrize("step", [0, 1, 2])
-def test_verify_and_revert_are_told_to_end(command, number, code, word, step, small_checkpoint, folder, tmp_path):
+def test_a_signal_ends_verify_and_revert(command, number, code, word, step, small_checkpoint, folder, tmp_path):
     arguments = [folder, tmp_path / "back"] if command == "revert" else [small_checkpoint, folder]
     process = subprocess.Popen(
         [sys.executable, "-c", "from vitconv.cli import run; run()", command, *arguments],

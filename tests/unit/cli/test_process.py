@@ -30,7 +30,7 @@ def not_ignored():
     ("number", "seconds"),
     [*((signal.SIGINT, seconds) for seconds in (0.5, 0.8, 1.2, 1.7, 2.5, 3.2, 4, 5, 6)), (signal.SIGTERM, 2.2)],
 )
-def test_told_to_end_at_any_moment(number, seconds, source, tmp_path):
+def test_a_signal_ends_the_command_at_any_moment(number, seconds, source, tmp_path):
     """While modules are imported, weights written, models compared: always in the same way."""
     command = [*MAIN, "convert", source, tmp_path / "model", "--arch", ARCH]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=not_ignored) as process:

@@ -182,7 +182,9 @@ def test_a_head_whose_bias_no_norm_can_take_over_is_refused(classes):
     """More classes than channels; or two classes with the same weights and other biases."""
     model = vision_transformer(num_classes=classes)
     model.head.weight.data[1] = model.head.weight.data[0]
-    with pytest.raises(WeightsError, match=r"The head has a bias \(`head.bias`\), which CLIP's projection has not"):
+    with pytest.raises(
+        WeightsError, match=r"The head has a bias \(`head.bias`\), which CLIP's projection does not have"
+    ):
         rewrites_module.head_bias_into_norm(
             rewrites_module.Rewritten(dict(model.state_dict()), timm_models._read(model))
         )

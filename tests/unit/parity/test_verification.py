@@ -604,7 +604,7 @@ RECORDS = {
     "headless": [1, "true", None],
     "source": [None, [{}], [{"file": "a", "bytes": "1", "sha256": None}], [{"file": "a", "bytes": 1, "sha256": "zz"}]],
     "preprocessing": [None, [], {}, {"given": [1]}],
-    "schema": [2, "1", True],
+    "schema": [3, "1", True],
 }
 
 
