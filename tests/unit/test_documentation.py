@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from click import Context
 from markdown_it import MarkdownIt
-from mutants import BASES, MUTANTS, judge, make_base
+from mutants import BASES, MUTANTS, make_base, run_checks
 from typer.main import get_command
 
 from vitconv.cli import app
@@ -59,7 +59,7 @@ def test_how_many_mutants_allclose_catches(tmp_path):
     for number, mutant in enumerate(MUTANTS):
         shutil.copytree(bases[mutant.base].folder.parent, tmp_path / str(number))
         mutant.edit(tmp_path / str(number) / "hf")
-        noticed += not judge(bases[mutant.base], tmp_path / str(number) / "hf").allclose
+        noticed += not run_checks(bases[mutant.base], tmp_path / str(number) / "hf").allclose
         shutil.rmtree(tmp_path / str(number))
     for name in ("README.md", "docs/proof.md"):
         text = (ROOT / name).read_text("utf-8")
