@@ -14,6 +14,7 @@ from typing import Any
 
 import timm
 import torch
+import transformers
 from models import perturbed
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -22,7 +23,6 @@ from vitconv.architecture import Architecture
 from vitconv.convert import convert_checkpoint
 from vitconv.errors import ParityError
 from vitconv.models.data_config import DataConfig, data_config, tag_config
-from vitconv.models.huggingface import load_folder
 from vitconv.models.images import sample_image
 from vitconv.models.pixels import huggingface_pixels, timm_pixels
 from vitconv.models.timm import from_timm
@@ -129,10 +129,11 @@ def run_checks(base: Base, folder: Path, *, converting: bool = False) -> Outcome
         )
     except ParityError as error:
         verdict = error.stage
-    try:
-        model = load_folder(folder)
-    except ParityError:  # Transformers would fill what is missing at random, and only warn
-        return Outcome(verdict, None, False)
+    # Without vitconv's own checks, which would refuse folders that Transformers loads.
+    cls = getattr(transformers, json.loads((folder / "config.json").read_text())["architectures"][0])
+    model, report = cls.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
+    if any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")):
+        return Outcome(verdict, None, False)  # Transformers fills what is missing at random, and only warns
     pixels = timm_pixels(image, base.data)[None]
     # Folding LayerScale rounds the right conversion, too, to float32.
     dtype = "float32" if base.architecture.layer_scale else "float64"

@@ -97,7 +97,7 @@ def predict(
         engine: ``"local"``, or ``"ray"`` for a Ray Data pipeline: see docs/scale.md.
         processor: what makes the pixels: ``"transformers"`` for the folder's ``preprocessor_config.json``, ``"timm"``
             for its ``timm_processor.json``, which runs timm's own transform and needs timm.
-        batch_size: images that the model takes at once; their pixels may take :data:`MOST_BATCH` bytes, which are 605
+        batch_size: images that the model takes at once; their pixels may take ``MOST_BATCH`` bytes, which are 605
             images of 384x384.
         device: ``"auto"`` for a GPU where there is one, ``"cpu"``, ``"cuda"``…
         max_errors: how many images may be missing or broken before the run ends with an error.

@@ -3,14 +3,18 @@
 One table for each of timm's classes. ``{i}`` is the block's number; a comma between facts means that all must hold, a
 ``!`` that one must not. The shapes:
 
-====  =======================  ====  =====================  ====  =========================================
-D     hidden size              F     MLP width              T     positions (rows of `pos_embed`)
-C     channels of the image    P Q   patch height, width    K     classes
-R     register tokens          H     attention heads        B     relative positions and three for the class
-E     width of a head          G     width of all heads of keys or values, in this block
-Y X   patches in column, row   V U   relative positions in column and row, in this block; N: the neck's channels
-M     width of the network for relative positions
-====  =======================  ====  =====================  ====  =========================================
+====  ======================================  ====  ============================================
+D     hidden size                             F     MLP width
+C     channels of the image                   K     classes
+P Q   patch height, width                     T     positions (rows of ``pos_embed``)
+R     register tokens                         H     attention heads
+E     width of a head                         G     width of all heads of keys or values, here
+Y X   patches in column, row                  V U   relative positions in column, row, here
+M     width of the relative positions' MLP    B     relative positions, and three for the class
+N     channels of the neck
+====  ======================================  ====  ============================================
+
+"Here" means in this block: it may be different in another.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ class Verification:
         """How many elements were moved and folded, for people."""
         count = self.elements
         return (
-            f"of {count.source:,} elements {count.moved:,} moved {count.exactness}, "
+            f"{count.moved:,} of {count.source:,} elements moved {count.exactness}, "
             f"{count.folded:,} folded into others"
         )
 

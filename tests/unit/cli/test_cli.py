@@ -96,7 +96,7 @@ def folder(small_checkpoint, tmp_path_factory):
 def test_verify_prints_the_table(small_checkpoint, folder):
     code, out, _ = run("verify", small_checkpoint, folder, "--dtype", "bfloat16")
     assert code == 0
-    assert "bytes: of 5,525,381 elements 5,525,381 moved bit for bit" in out
+    assert "bytes: 5,525,381 of 5,525,381 elements moved bit for bit" in out
     assert "pixels: equal bit for bit" in out
     assert "float64" in out and "bfloat16" in out and "blocks.11" in out
 
