@@ -56,7 +56,7 @@ def predict(
 
     with (
         errors_for_people(what_is_kept),
-        show_count("Predicting") as advance,
+        show_count("Predicting") as on_progress,
     ):
         from vitconv.inference import predict
 
@@ -71,7 +71,7 @@ def predict(
             max_errors=max_errors,
             check_content=check_content,
             overwrite=overwrite,
-            advance=advance,
+            on_progress=on_progress,
         )
     found = f", {done.found:,} of them by an earlier run" if done.found else ""
     typer.echo(
