@@ -130,13 +130,23 @@ _MOST_BYTES = 2**18
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML without merge keys, and says where a value stands that is none of its type."""
+    """Reads YAML without merge keys and repeated keys. Says where a value is that does not fit its type."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Refuse ``<<``: it copies what it merges, so that a few lines of aliases become immense."""
+        """Refuse ``<<`` and a key that occurs twice.
+
+        The former copies what it merges, so that a few lines of aliases become immense. Of the latter, PyYAML would
+        take the last value.
+        """
+        seen: set[Any] = set()
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge":
                 raise ConstructorError(None, None, "merge keys (<<) are not read: write each value", key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                name = self.construct_object(key)
+                if name in seen:
+                    raise ConstructorError(None, None, f"the key {shown(name)} occurs twice", key.start_mark)
+                seen.add(name)
         super().flatten_mapping(node)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:

@@ -129,7 +129,7 @@ def test_no_name_is_markup_in_either_page(evaluation, tmp_path):
     def pages(name):
         summary = json.loads((folder / "evaluation.json").read_text())
         summary["thresholds"][0]["text"] = name
-        summary["figures"][name] = 0.5
+        summary["metrics"][name] = 0.5
         summary["intervals"][name] = [0.25, 0.75]
         summary["disagreements"] = [
             {"path": name, "expected": name, "predicted": name, "label": name, "probability": 0.5}
@@ -191,7 +191,7 @@ def test_what_is_not_there_is_named(tmp_path, evaluation):
     assert not (tmp_path / "report").exists()
 
 
-@pytest.mark.parametrize("content", ["{}", '{"figures": []}', '{"figures": {"errors": 0}, "thresholds": [{}]}'])
+@pytest.mark.parametrize("content", ["{}", '{"metrics": []}', '{"metrics": {"errors": 0}, "thresholds": [{}]}'])
 def test_an_evaluation_of_another_version_is_refused(evaluation, tmp_path, content):
     folder = evaluation()
     (tmp_path / "proof.json").write_text('{"other": 1}')
@@ -210,11 +210,11 @@ def test_an_evaluation_of_another_version_is_refused(evaluation, tmp_path, conte
         ({"thresholds": [{"text": "a", "passed": "no"}]}, r"`it.thresholds\[0\].passed` is 'no'"),
         ({"thresholds": [{"text": "a", "passed": True}]}, "passed, or not, and of its thresholds else"),
         ({"passed": 1}, "`it.passed` is 1"),
-        ({"figures": {"images": 4, "errors": True}}, "`it.figures.errors` is True, no number"),
-        ({"figures": {"images": -4, "errors": 0}}, "`it.figures.images` is -4, no number of images"),
-        ({"figures": {"images": float("nan"), "errors": 0}}, "`it.figures.images` is nan, no number of images"),
+        ({"metrics": {"images": 4, "errors": True}}, "`it.metrics.errors` is True, no number"),
+        ({"metrics": {"images": -4, "errors": 0}}, "`it.metrics.images` is -4, no number of images"),
+        ({"metrics": {"images": float("nan"), "errors": 0}}, "`it.metrics.images` is nan, no number of images"),
         ({"thresholds": [{"text": "", "passed": True}] * 100_001}, "has 100,001 entries, and the most are 100,000"),
-        ({"figures": {"images": 4}}, "`it.figures` has no `errors`"),
+        ({"metrics": {"images": 4}}, "`it.metrics` has no `errors`"),
         ({"intervals": {"agreement": ["a", "b"]}}, "no two numbers"),
         ({"disagreements": [5]}, r"`it.disagreements\[0\]` is 5, no mapping"),
         ({"errors": [{"path": None, "error": "a"}]}, "`it.errors.0..path` is None, no text"),
