@@ -103,9 +103,9 @@ def report(
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError, UndefinedError) as error:
         raise InputError(f"'{evaluation}', or the verification, is of another version: {error}", _AGAIN) from error
     written = {name: text.encode("utf-8", "replace") for name, text in texts.items()}  # JSON may hold half a character
-    for name, content in (written | {f"{name}.png": content for name, content in drawn.items()}).items():
+    for name, data in (written | {f"{name}.png": data for name, data in drawn.items()}).items():
         with new_file(destination / name) as file:
-            file.write_bytes(content)
+            file.write_bytes(data)
     return [one["text"] for one in summary["thresholds"] if not one["passed"]]
 
 

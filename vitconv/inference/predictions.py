@@ -124,7 +124,7 @@ def make_rows(
         errors: for each image, what is wrong with it, or ``None``.
         classes: the names of the classes.
     """
-    finite = np.isfinite(logits).all(axis=1)
+    finite: NDArray[np.bool_] = np.isfinite(logits).all(axis=1)
     errors = [
         f"The model's logits of '{path}' are not finite." if error is None and not fine else error
         for path, error, fine in zip(paths, errors, finite, strict=True)
@@ -213,9 +213,11 @@ class Parts:
             except OSError as error:
                 if error.errno:  # of the system's: it may be whole
                     raise unwritable(self._folder, error) from error
-                found = self._not_parquet(file, error)
+                self._check_may_replace(file, error)
+                found = None
             except pa.ArrowException as error:
-                found = self._not_parquet(file, error)
+                self._check_may_replace(file, error)
+                found = None
             if found is not None and found.key == key:
                 return found.rows
             if found is not None and not self._is_mine(found, paths) and not self._overwrite:
@@ -226,7 +228,7 @@ class Parts:
                 raise unwritable(self._folder, error) from error
         return None
 
-    def _not_parquet(self, file: Path, error: Exception) -> None:
+    def _check_may_replace(self, file: Path, error: Exception) -> None:
         """Raise :class:`DestinationError` unless it may be replaced: parts are written whole, so it is not one."""
         if not self._overwrite:
             raise DestinationError(f"'{file}' is not a Parquet file.", "Delete it, or pass --overwrite.") from error

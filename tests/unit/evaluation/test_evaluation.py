@@ -363,3 +363,30 @@ def test_a_notebook_shows_the_metrics_and_the_thresholds(files):
     assert shown.startswith("| metric | value | 95 % interval |\n|---|---|---|\n| images | 6 |  |\n")
     assert "- ✓ errors is 0, at most 1." in shown and "- ✗ accuracy is " in shown
     assert repr(result) == "Evaluation(6 images, 1 of 2 thresholds missed)"
+
+
+@pytest.mark.parametrize("name", ["recall", "top_3", "calibration_error", "agreement"])
+def test_a_metric_of_ones_own_is_not_called_like_a_built_in_one(files, monkeypatch, name):
+    """Its value would be the report's headline."""
+    module = types.ModuleType("named_metrics")
+    setattr(module, name, lambda labels, probabilities, classes: 1.0)
+    monkeypatch.setitem(sys.modules, "named_metrics", module)
+    with pytest.raises(InputError, match=f"'named_metrics:{name}' returns '{name}', a name that is already in use"):
+        evaluate(*files(), metrics=[f"named_metrics:{name}"])
+
+
+def test_expected_answers_that_contradict_their_logits_are_refused(files):
+    wrong = answers()
+    wrong[3][1] = "ash"
+    predictions, images, expected = files(expected=wrong)
+    with pytest.raises(
+        InputError, match="the class of 'images/2.jpg' is 'ash', but its largest logit is that of 'oak'"
+    ):
+        evaluate(predictions, images, expected=expected)
+
+
+@pytest.mark.parametrize("column", [" class", "Class"])
+def test_a_column_class_in_other_spelling_is_named(files, column):
+    predictions, images, expected = files(expected=[["path", column], ["images/0.jpg", "ash"]])
+    with pytest.raises(InputError, match=f"has a column '{column}', which is not read"):
+        evaluate(predictions, images, expected=expected)

@@ -153,3 +153,21 @@ def test_the_images_that_disagree_are_shown_or_the_least_certain(tmp_path, wrong
         assert not any("expected:" in title for title in titles)
         least = np.nanmin(outcomes.probabilities.max(axis=1))
         assert f"{least:.0%}" in titles[0]
+
+
+def test_a_confusion_matrix_of_very_many_classes_shows_the_most_confused():
+    """One of ImageNet-21k's classes would take 8 GiB."""
+    evaluation = make(classes=21_843)
+    outcomes = evaluation.outcomes
+    figure = plots.draw_confusion(evaluation)
+    (axes,) = figure.axes
+    assert axes.images[0].get_array().shape == (200, 200)
+    right, known = (outcomes.predicted == outcomes.labels).sum(), (outcomes.labels >= 0).sum()
+    assert axes.get_title() == (f"{right} of {known} on the diagonal\nThe 200 most often confused of 21,843 classes")
+
+
+def test_the_most_confused_classes_are_those_of_the_mistakes():
+    truth, predicted = np.arange(300), np.arange(300)
+    predicted[250:260] = 299
+    shown = plots._most_confused(truth, predicted, 300)
+    assert {*range(250, 260), 299} <= set(shown) and len(shown) == 200
