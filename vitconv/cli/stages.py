@@ -20,6 +20,8 @@ from vitconv import cli, errors
 from vitconv.architecture import MOST_PIXELS
 from vitconv.checkpoints.checkpoint import HUB_PREFIX
 from vitconv.checkpoints.digests import write_digests
+from vitconv.cli import predict as predict_command
+from vitconv.cli import verify as verify_command
 from vitconv.cli.options import one_of
 from vitconv.cli.process import errors_for_people
 from vitconv.errors import InputError, VitconvError, shown
@@ -225,7 +227,7 @@ def convert() -> None:
 def verify() -> None:
     """Do what `vitconv verify --json` does."""
     given = _given("checkpoint", "model")
-    cli.verify.verify(Path(given["checkpoint"]), Path(given["model"]), as_json=True)
+    verify_command.verify(Path(given["checkpoint"]), Path(given["model"]), as_json=True)
 
 
 @app.command()
@@ -234,7 +236,7 @@ def predict(
 ) -> None:
     """Do what `vitconv predict` does, into build/predictions."""
     given = _given("model", "images", "engine", "batch_size", "device", "max_errors")
-    cli.predict.predict(
+    predict_command.predict(
         Path(given["model"]),
         Path(given["images"]),
         Path("build/predictions"),
