@@ -118,7 +118,9 @@ def new_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+        descriptor, name = tempfile.mkstemp(
+            prefix=f".{path.stem}.", suffix=f".vitconv-new{path.suffix}", dir=path.parent
+        )
         os.close(descriptor)
         temporary = Path(name)
         try:

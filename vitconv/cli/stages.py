@@ -20,6 +20,8 @@ from vitconv import cli, errors
 from vitconv.architecture import MOST_PIXELS
 from vitconv.checkpoints.checkpoint import HUB_PREFIX
 from vitconv.checkpoints.digests import write_digests
+from vitconv.cli import predict as predict_command
+from vitconv.cli import verify as verify_command
 from vitconv.cli.options import one_of
 from vitconv.cli.process import errors_for_people
 from vitconv.errors import InputError, VitconvError, shown
@@ -130,13 +132,23 @@ _MOST_BYTES = 2**18
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML without merge keys, and says where a value stands that is none of its type."""
+    """Reads YAML without merge keys and repeated keys. Says where a value is that does not fit its type."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Refuse ``<<``: it copies what it merges, so that a few lines of aliases become immense."""
+        """Refuse ``<<`` and a key that occurs twice.
+
+        The former copies what it merges, so that a few lines of aliases become immense. Of the latter, PyYAML would
+        take the last value.
+        """
+        seen: set[Any] = set()
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge":
                 raise ConstructorError(None, None, "merge keys (<<) are not read: write each value", key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                name = self.construct_object(key)
+                if name in seen:
+                    raise ConstructorError(None, None, f"the key {shown(name)} occurs twice", key.start_mark)
+                seen.add(name)
         super().flatten_mapping(node)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
@@ -215,7 +227,7 @@ def convert() -> None:
 def verify() -> None:
     """Do what `vitconv verify --json` does."""
     given = _given("checkpoint", "model")
-    cli.verify.verify(Path(given["checkpoint"]), Path(given["model"]), as_json=True)
+    verify_command.verify(Path(given["checkpoint"]), Path(given["model"]), as_json=True)
 
 
 @app.command()
@@ -224,7 +236,7 @@ def predict(
 ) -> None:
     """Do what `vitconv predict` does, into build/predictions."""
     given = _given("model", "images", "engine", "batch_size", "device", "max_errors")
-    cli.predict.predict(
+    predict_command.predict(
         Path(given["model"]),
         Path(given["images"]),
         Path("build/predictions"),

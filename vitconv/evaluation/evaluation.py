@@ -1,4 +1,4 @@
-"""The step from predictions to figures: against timm's answers, against the truth, against thresholds."""
+"""The step from predictions to metrics: against timm's answers, against the truth, against thresholds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyarrow import csv
 
 from vitconv.errors import InputError, shown
 from vitconv.evaluation.metrics import BUILT_IN, compute, intervals, proportion
-from vitconv.evaluation.outcomes import Outcomes, read_outcomes
+from vitconv.evaluation.outcomes import Outcomes, read_outcomes, require
 from vitconv.evaluation.thresholds import Threshold, check_thresholds
 from vitconv.files import new_file, write_json
 from vitconv.markdown import escape
@@ -29,17 +29,17 @@ class Evaluation:
     """The result.
 
     Attributes:
-        outcomes: what the figures are computed from.
-        figures: by name: the counts (``images``; ``errors``, of them unreadable; ``compared`` and ``not_compared``,
+        outcomes: what the metrics are computed from.
+        metrics: by name: the counts (``images``; ``errors``, of them unreadable; ``compared`` and ``not_compared``,
             with and without an expected answer; ``labelled``, those readable whose truth is known), ``agreement`` and
             ``max_logit_difference`` with the expected answers, what the metrics give, and ``thresholds_missed``.
-        intervals: the 95 % confidence intervals of the figures that have one.
+        intervals: the 95 % confidence intervals of the metrics that have one.
         thresholds: in the order given.
-        per_class: a row for each class, with its figures.
+        per_class: a row for each class, with its metrics.
     """
 
     outcomes: Outcomes
-    figures: dict[str, float]
+    metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     thresholds: tuple[Threshold, ...]
     per_class: pa.Table
@@ -55,7 +55,7 @@ class Evaluation:
         return [
             {
                 "path": a.paths[i],
-                "expected": a.name(a.expected[i]),
+                "expected": a.name(require(a.expected)[i]),
                 "predicted": a.name(a.predicted[i]),
                 "label": None if a.labels is None else a.name(a.labels[i]),
                 "probability": None if a.predicted[i] < 0 else float(a.probabilities[i].max()),
@@ -69,7 +69,7 @@ class Evaluation:
             "schema": 1,
             "passed": self.passed,
             "thresholds": [asdict(one) | {"passed": one.passed, "text": str(one)} for one in self.thresholds],
-            "figures": self.figures,
+            "metrics": self.metrics,
             "intervals": self.intervals,
             "per_class": self.per_class.to_pylist(),
             "disagreements": self.disagreements()[:20],
@@ -82,10 +82,10 @@ class Evaluation:
         Args:
             folder: gets ``evaluation.json`` (:meth:`summary`), ``classes.csv`` (:attr:`per_class`) and
                 ``disagreements.csv``; it is made.
-            metrics: a JSON file for ``dvc metrics``, with the :attr:`figures` alone.
+            metrics: a JSON file for ``dvc metrics``, with the :attr:`metrics` alone.
         """
         folder = Path(folder)
-        for path, content in ((folder / "evaluation.json", self.summary()), (Path(metrics), self.figures)):
+        for path, content in ((folder / "evaluation.json", self.summary()), (Path(metrics), self.metrics)):
             with new_file(path) as file:
                 write_json(content, file)
         disagreements = pa.Table.from_pylist(self.disagreements(), _DISAGREEMENTS)
@@ -100,7 +100,7 @@ class Evaluation:
     def _repr_markdown_(self) -> str:
         """The metrics with their intervals, and the thresholds, for notebooks."""
         rows = []
-        for name, value in self.figures.items():
+        for name, value in self.metrics.items():
             low, high = self.intervals.get(name, (None, None))
             rows.append((escape(name), f"{value:.6g}", "" if low is None else f"{low:.4g} to {high:.4g}"))
         marks = [f"- {'✓' if one.passed else '✗'} {escape(one)}" for one in self.thresholds]
@@ -124,14 +124,14 @@ def evaluate(
         expected: the answers to compare with: a CSV file with the columns ``path`` and ``class`` and, where they are
             known, the logits in a column for each class; or another folder of predictions.
         metrics: what to compute where labels are known: see :mod:`vitconv.evaluation.metrics`.
-        thresholds: for a figure's name, the least (``"min"``) and the largest (``"max"``) value that passes.
+        thresholds: for the name of a metric, the least (``"min"``) and the largest (``"max"``) value that passes.
 
     Returns:
-        the figures. An image with an expected answer that could not be read counts as a disagreement; the metrics
+        the metrics. An image with an expected answer that could not be read counts as a disagreement; the metrics
         are those of the images that could be read.
 
     Raises:
-        InputError: a file is not what it should be, the predictions are of another list, a class, metric or figure
+        InputError: a file is not what it should be, the predictions are of another list, a class or metric
             has an unknown name, or there is nothing to compare with.
     """
     outcomes = read_outcomes(predictions, images, expected)
@@ -155,11 +155,12 @@ def evaluate(
 
 
 def _compare(outcomes: Outcomes, found: dict[str, float], ranges: dict[str, tuple[float, float]]) -> None:
-    """Add the figures of the comparison with the expected answers."""
+    """Add the metrics of the comparison with the expected answers."""
     from sklearn.metrics import accuracy_score
 
-    compared = outcomes.expected >= 0
-    expected, predicted = outcomes.expected[compared], outcomes.predicted[compared]
+    everything = require(outcomes.expected)
+    compared = everything >= 0
+    expected, predicted = everything[compared], outcomes.predicted[compared]
     found |= {"compared": len(expected), "not_compared": len(outcomes.paths) - len(expected)}
     found["agreement"] = accuracy_score(expected, predicted)
     ranges["agreement"] = proportion(int((expected == predicted).sum()), len(expected))
@@ -172,14 +173,15 @@ def _compare(outcomes: Outcomes, found: dict[str, float], ranges: dict[str, tupl
 def _measure(
     outcomes: Outcomes, metrics: Sequence[str], found: dict[str, float], ranges: dict[str, tuple[float, float]]
 ) -> None:
-    """Add the figures of the metrics, over the images that could be read and whose truth is known."""
-    chosen = (outcomes.predicted >= 0) & (outcomes.labels >= 0)
+    """Add what the metrics give, over the images that could be read and whose truth is known."""
+    truth = require(outcomes.labels)
+    chosen = (outcomes.predicted >= 0) & (truth >= 0)
     found["labelled"] = int(chosen.sum())
     if not chosen.any():
         return
     # Of all images, a view: a copy of the probabilities of 50 000 images of 1000 classes would be 400 MB.
     which = slice(None) if chosen.all() else chosen
-    labels, probabilities = outcomes.labels[which], outcomes.probabilities[which]
+    labels, probabilities = truth[which], outcomes.probabilities[which]
     for array in (labels, probabilities):
         array.flags.writeable = False  # a metric of somebody's own must not change what the next one sees
     for name in metrics:
@@ -187,14 +189,14 @@ def _measure(
         clash = sorted(new.keys() & found.keys())
         if clash:
             raise InputError(
-                f"The metric '{name}' gives a figure that there is already: '{clash[0]}'.", "Give it another name."
+                f"The metric '{name}' returns '{clash[0]}', a name that is already in use.", "Give it another name."
             )
         found |= new
     ranges |= intervals(metrics, labels, probabilities, outcomes.classes)
 
 
 def _per_class(outcomes: Outcomes) -> pa.Table:
-    """A row for each class: ``class``, and as far as they can be told, its figures; null where it does not occur."""
+    """A row for each class: ``class``, and as far as they can be told, its metrics; null where it does not occur."""
     columns: dict[str, Any] = {"class": list(outcomes.classes)}
     everyone = np.arange(len(outcomes.classes))
     if outcomes.labels is not None:

@@ -43,7 +43,7 @@ BINS = 10
 #: For the confidence intervals; of very many images, fewer: see :func:`interval`.
 RESAMPLES = 1000
 _TOP = (3, 5)
-#: Figures that an evaluation has whatever the metrics, or may have: no metric's may be called so.
+#: Names that an evaluation uses itself. A metric may not return them.
 RESERVED = frozenset(
     ("images", "errors", "labelled", "thresholds_missed")
     + ("compared", "not_compared", "agreement", "max_logit_difference")
@@ -129,6 +129,8 @@ def _confidence(probabilities: Probabilities) -> torch.Tensor:
 BUILT_IN: dict[str, Metric] = {
     metric.__name__: metric for metric in (accuracy, top, precision, recall, f1, log_loss, calibration_error)
 }
+#: What they return: a metric of one's own with such a name would pass for a built-in one in the report.
+_BUILT_IN_NAMES = BUILT_IN.keys() | {f"top_{k}" for k in _TOP}
 _SHARES = ("accuracy", "top")  # of the images: their distribution is known
 
 
@@ -217,9 +219,9 @@ def compute(name: str, labels: Labels, probabilities: Probabilities, classes: Se
             raise InputError(
                 f"The metric '{name}' returned {shown(it)} for '{key}'.", "It must return finite numbers."
             )
-        if key in result or key in RESERVED:
+        if key in result or key in RESERVED or (name not in BUILT_IN and key in _BUILT_IN_NAMES):
             raise InputError(
-                f"The metric '{name}' gives a figure that there is already: '{key}'.", "Give it another name."
+                f"The metric '{name}' returns '{key}', a name that is already in use.", "Give it another name."
             )
         result[key] = number
     return result

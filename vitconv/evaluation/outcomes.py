@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,19 @@ from numpy.typing import NDArray
 from vitconv.errors import InputError, first_few
 from vitconv.inference.images import ImageList, read_header, read_images, read_table
 from vitconv.inference.predictions import Predictions, read_predictions, softmax
+
+T = TypeVar("T")
+
+
+def require(values: T | None) -> T:
+    """The values, where the caller has made sure that there are some.
+
+    Raises:
+        ValueError: they are ``None``.
+    """
+    if values is None:
+        raise ValueError("There are no such values.")
+    return values
 
 
 @dataclass(frozen=True)
@@ -97,7 +111,7 @@ def _read_expected(path: str | Path, classes: tuple[str, ...]) -> _Expected:
         numbers = _numbers(other.rows["class"], classes, f"The expected answers in '{path}'")
         return _Expected(other.rows["path"], numbers, other.logits()[:, order].astype(np.float64))
     what = "file of expected answers"
-    columns = read_header(path, what)
+    columns = read_header(path, what, "class")
     if "class" not in columns:
         raise InputError(f"The expected answers '{path}' have no column 'class'.", _same_classes(classes))
     others = set(columns) - {"path", "class"}
@@ -126,6 +140,15 @@ def _read_expected(path: str | Path, classes: tuple[str, ...]) -> _Expected:
             f"The expected answers '{path}' have logits that are not numbers: {error}",
             "Write a number in every column of a class, or leave these columns out.",
         ) from error
+    known = np.flatnonzero(numbers >= 0)
+    wrong = known[logits[known, numbers[known]] < logits[known].max(axis=1)]
+    if len(wrong):
+        image, best = table["path"][int(wrong[0])].as_py(), classes[logits[wrong[0]].argmax()]
+        raise InputError(
+            f"The expected answers '{path}' contradict themselves: the class of '{image}' is "
+            f"'{classes[numbers[wrong[0]]]}', but its largest logit is that of '{best}'.",
+            "Correct the row, or leave the columns with logits out.",
+        )
     return _Expected(table["path"], numbers, logits)
 
 

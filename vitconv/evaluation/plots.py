@@ -12,24 +12,27 @@ import numpy as np
 
 from vitconv.evaluation.evaluation import Evaluation
 from vitconv.evaluation.metrics import BINS
+from vitconv.evaluation.outcomes import require
 from vitconv.files import new_file
 from vitconv.models.images import load_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
 BLUE, ORANGE, GREY = "#4878a8", "#d1683c", "#9a9a9a"
 _MOST_CLASSES = 30  # with names beside a matrix; and bars beside one another
+_MOST_MATRIX = 200  # classes in a confusion matrix: one of 21,843 would take gigabytes
 _MOST_POINTS = 20_000
 
 
-def plain(name: str, limit: int = 24) -> str:
+def plain(name: str | None, limit: int = 24) -> str:
     """A name as a picture can show it: on one line, cut off where it is longer, without what no font draws.
 
     Where matplotlib draws it, it also needs ``parse_math=False``: else it takes what is between dollars for a formula.
     """
-    text = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(name.split()))
+    text = "".join(c if c.isprintable() else "\ufffd" for c in " ".join((name or "").split()))
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
@@ -39,45 +42,67 @@ def draw_logits(evaluation: Evaluation) -> Figure:
     outcomes = evaluation.outcomes
     known = np.isfinite(outcomes.differences) if outcomes.differences is not None else np.array(False)
     if not known.any():
-        return _nothing(axes, "No logits to compare with")
-    x, y = outcomes.expected_logits[known], outcomes.logits[known]
+        return _nothing(figure, axes, "No logits to compare with")
+    x, y = require(outcomes.expected_logits)[known], outcomes.logits[known]
     if len(x) > _MOST_POINTS:
         some = np.random.default_rng(0).choice(len(x), _MOST_POINTS, replace=False)
         x, y = x[some], y[some]
     axes.axline((0, 0), slope=1, color=GREY, linewidth=1, zorder=0)
     axes.plot(x, y, "o", color=BLUE, markersize=4, alpha=0.5, markeredgewidth=0)
-    largest = evaluation.figures["max_logit_difference"]
+    largest = evaluation.metrics["max_logit_difference"]
     axes.set(xlabel="expected logit", ylabel="logit", aspect="equal", title=f"Largest difference {largest:.2g}")
     return figure
 
 
 def draw_confusion(evaluation: Evaluation) -> Figure:
-    """How often each class was answered for each true class; without labels, for each expected answer."""
-    from sklearn.metrics import confusion_matrix
+    """How often each class was answered for each true class; without labels, for each expected answer.
 
+    Of more than 200 classes, it shows the 200 that are confused most often, and says so.
+    """
     outcomes = evaluation.outcomes
-    truth, what = (
-        (outcomes.labels, "true class") if outcomes.labels is not None else (outcomes.expected, "expected answer")
-    )
+    labelled = outcomes.labels is not None
+    truth, what = require(outcomes.labels if labelled else outcomes.expected), "expected answer"
+    if labelled:
+        what = "true class"
     chosen = (truth >= 0) & (outcomes.predicted >= 0)
     if not chosen.any():
-        return _nothing(plt.subplots(figsize=(5, 5), layout="constrained")[1], f"No image with a {what} could be read")
-    count = len(outcomes.classes)
-    matrix = confusion_matrix(truth[chosen], outcomes.predicted[chosen], labels=np.arange(count))
+        figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
+        return _nothing(figure, axes, f"No image with a {what} could be read")
+    truth, predicted = truth[chosen], outcomes.predicted[chosen]
+    shown = _most_confused(truth, predicted, len(outcomes.classes))
+    count = len(shown)
+    place = np.full(len(outcomes.classes), -1)
+    place[shown] = np.arange(count)
+    rows, columns = place[truth], place[predicted]
+    inside = (rows >= 0) & (columns >= 0)
+    matrix = np.bincount(rows[inside] * count + columns[inside], minlength=count**2).reshape(count, count)
     few = count <= _MOST_CLASSES
     side = 2.5 + 0.5 * count if few else 8
     figure, axes = plt.subplots(figsize=(side + 1, side), layout="constrained")
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="answer", ylabel=what, title=f"{np.trace(matrix)} of {matrix.sum()} on the diagonal")
+    title = f"{(truth == predicted).sum()} of {len(truth)} on the diagonal"
+    if count < len(outcomes.classes):
+        title += f"\nThe {count} most often confused of {len(outcomes.classes):,} classes"
+    axes.set(xlabel="answer", ylabel=what, title=title)
     if few:
-        names = list(map(plain, outcomes.classes))
+        names = [plain(outcomes.classes[number]) for number in shown]
         axes.set_xticks(range(count), names, rotation=45, ha="right", parse_math=False)
         axes.set_yticks(range(count), names, parse_math=False)
         for row, column in zip(*np.nonzero(matrix), strict=True):
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=colour)
     return figure
+
+
+def _most_confused(truth: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
+    """The numbers of the classes in the matrix: all, or those that are wrong most often; then the most frequent."""
+    if classes <= _MOST_MATRIX:
+        return np.arange(classes)
+    wrong = truth != predicted
+    mistakes = np.bincount(truth[wrong], minlength=classes) + np.bincount(predicted[wrong], minlength=classes)
+    order = np.lexsort((-np.bincount(truth, minlength=classes), -mistakes))
+    return np.sort(order[:_MOST_MATRIX])
 
 
 def draw_reliability(evaluation: Evaluation) -> Figure:
@@ -88,16 +113,17 @@ def draw_reliability(evaluation: Evaluation) -> Figure:
         2, 1, figsize=(5, 5.6), height_ratios=(4, 1), sharex=True, layout="constrained"
     )
     outcomes = evaluation.outcomes
-    chosen = (outcomes.labels >= 0) & (outcomes.predicted >= 0) if outcomes.labels is not None else np.array(False)
+    labels = outcomes.labels if outcomes.labels is not None else np.full(len(outcomes.paths), -1)
+    chosen = (labels >= 0) & (outcomes.predicted >= 0)
     if not chosen.any():
         below.axis("off")
-        return _nothing(axes, "No labels to compare with")
+        return _nothing(figure, axes, "No labels to compare with")
     confidence = outcomes.probabilities[chosen].max(axis=1)
-    right = outcomes.predicted[chosen] == outcomes.labels[chosen]
+    right = outcomes.predicted[chosen] == labels[chosen]
     accuracy, mean_confidence = calibration_curve(right, confidence, n_bins=BINS)
     axes.axline((0, 0), slope=1, color=GREY, linewidth=1)
     axes.plot(mean_confidence, accuracy, "o-", color=BLUE)
-    error = evaluation.figures.get("calibration_error")
+    error = evaluation.metrics.get("calibration_error")
     title = "Reliability" if error is None else f"Expected calibration error {error:.3f}"
     axes.set(ylabel="share that is right", ylim=(-0.03, 1.03), xlim=(0, 1), title=title)
     below.hist(confidence, bins=BINS, range=(0, 1), color=BLUE, rwidth=0.9)
@@ -198,7 +224,7 @@ def save_pictures(evaluation: Evaluation, images: str | Path, folder: str | Path
     return files
 
 
-def _nothing(axes: Axes, text: str) -> Figure:
+def _nothing(figure: Figure, axes: Axes, text: str) -> Figure:
     axes.axis("off")
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color=GREY)
-    return axes.get_figure()
+    return figure

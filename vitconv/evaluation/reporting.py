@@ -1,4 +1,4 @@
-"""The step from figures to a page that is read in ten seconds: passed or not, against what, and what changed."""
+"""The step from metrics to a page that is read in ten seconds: passed or not, against what, and what changed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
 from vitconv.errors import CheckpointError, InputError, shown
+from vitconv.evaluation.thresholds import Threshold
 from vitconv.files import MOST_TEXT, check_file, new_file, open_file, read_json
 from vitconv.markdown import escape, visible
 
@@ -36,10 +37,10 @@ _MOST_NAME = 200
 
 @dataclass(frozen=True)
 class Change:
-    """A figure that is not what it was.
+    """A metric that is not what it was.
 
     Attributes:
-        name: the figure's.
+        name: the metric's.
         before, after: its values; ``None`` where it was not computed.
     """
 
@@ -49,7 +50,7 @@ class Change:
 
 
 def changes(before: dict[str, float], after: dict[str, float]) -> list[Change]:
-    """The figures that differ by more than rounding does (1e-6), in the order of ``after``."""
+    """The metrics that differ by more than rounding does (1e-6), in the order of ``after``."""
     names = [*after, *(name for name in before if name not in after)]
     found = [Change(name, before.get(name), after.get(name)) for name in names]
     return [
@@ -92,6 +93,7 @@ def report(
     for content, form, what in ((summary, _SUMMARY, "evaluation"), (proof, _PROOF, "verification")):
         for place in _misfits(content, form) if content is not None else ():
             raise InputError(f"The {what} is of another version, or edited: {place}.", _AGAIN)
+    _check_thresholds(summary)
     if summary["passed"] != all(one["passed"] for one in summary["thresholds"]):
         raise InputError(f"'{evaluation}' says of itself that it passed, or not, and of its thresholds else.", _AGAIN)
     try:
@@ -101,10 +103,24 @@ def report(
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError, UndefinedError) as error:
         raise InputError(f"'{evaluation}', or the verification, is of another version: {error}", _AGAIN) from error
     written = {name: text.encode("utf-8", "replace") for name, text in texts.items()}  # JSON may hold half a character
-    for name, content in (written | {f"{name}.png": content for name, content in drawn.items()}).items():
+    for name, data in (written | {f"{name}.png": data for name, data in drawn.items()}).items():
         with new_file(destination / name) as file:
-            file.write_bytes(content)
+            file.write_bytes(data)
     return [one["text"] for one in summary["thresholds"] if not one["passed"]]
+
+
+def _check_thresholds(summary: dict[str, Any]) -> None:
+    """Raise :class:`InputError` if a threshold does not say what follows from the metrics."""
+    for one in summary["thresholds"]:
+        name = one["name"]
+        threshold = Threshold(name, one["bound"], one["limit"], one["value"], one["detail"])
+        if summary["metrics"].get(name) != one["value"]:
+            reason = f"the metric has another value than the threshold of '{name[:_MOST_NAME]}'"
+        elif (threshold.passed, str(threshold)) != (one["passed"], one["text"]):
+            reason = f"the threshold of '{name[:_MOST_NAME]}' does not say what its value and its limit do"
+        else:
+            continue
+        raise InputError(f"The evaluation is of another version, or edited: {reason}.", _AGAIN)
 
 
 _AGAIN = "Run the steps before this one again."
@@ -136,17 +152,28 @@ _TEXT = _Form(lambda value: isinstance(value, str), "no text")
 _TEXT_OR_NONE = _Form(lambda value: value is None or isinstance(value, str), "neither a text nor null")
 _SWITCH = _Form(lambda value: isinstance(value, bool), "neither true nor false")
 _NUMBER = _Form(_is_number, "no number")
+_FINITE = _Form(lambda value: _is_number(value) and abs(value) <= sys.float_info.max, "not a finite number")
 _NUMBER_OR_NONE = _Form(lambda value: value is None or _is_number(value), "neither a number nor null")
 _COUNT = _Form(lambda value: type(value) is int and 0 <= value < 2**63, "no number of images")
 _RANGE = _Form(
-    lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)), "no two numbers"
+    lambda value: isinstance(value, list) and len(value) == 2 and all(map(_FINITE.fits, value)), "no two numbers"
 )
 #: What the page takes from an evaluation, and from a verification: of a list its only form is that of each value in
 #: it, and of a mapping the form by the name ``None`` that of each value that has no other.
 _SUMMARY = {
     "passed": _SWITCH,
-    "thresholds": [{"passed": _SWITCH, "text": _TEXT}],
-    "figures": {"images": _COUNT, "errors": _COUNT, None: _NUMBER},
+    "thresholds": [
+        {
+            "name": _TEXT,
+            "bound": _Form(lambda value: value in ("min", "max"), "neither min nor max"),
+            "limit": _FINITE,
+            "value": _FINITE,
+            "detail": _TEXT,
+            "passed": _SWITCH,
+            "text": _TEXT,
+        }
+    ],
+    "metrics": {"images": _COUNT, "errors": _COUNT, None: _FINITE},
     "intervals": {None: _RANGE},
     "disagreements": [
         {
@@ -191,7 +218,7 @@ def _page(summary: dict[str, Any], proof: dict[str, Any] | None, before: dict[st
         **summary,
         "verdict": _verdict(summary),
         "last": before is not None,
-        "changes": changes(before, summary["figures"]) if before is not None else [],
+        "changes": changes(before, summary["metrics"]) if before is not None else [],
         "proof": _proof(proof) if proof else None,
         "pictures": PICTURES,
     }
@@ -206,29 +233,29 @@ def _read_last(path: str | Path | None) -> dict[str, float] | None:
         return None
     if not isinstance(content, dict):
         return None
-    return {name: value for name, value in content.items() if _is_figure(value)}
+    return {name: value for name, value in content.items() if _is_metric(value)}
 
 
-def _is_figure(value: Any) -> bool:
-    """Whether it can be a figure of an earlier run: what is in that file, anybody may have written."""
+def _is_metric(value: Any) -> bool:
+    """Whether it can be a metric of an earlier run: what is in that file, anybody may have written."""
     return isinstance(value, (int, float)) and -sys.float_info.max <= value <= sys.float_info.max
 
 
 def _verdict(summary: dict[str, Any]) -> str:
     """The one sentence."""
-    figures = summary["figures"]
+    metrics = summary["metrics"]
     sentences = []
-    if "agreement" in figures:
-        sentences.append(f"{figures['agreement']:.2%} of {figures['compared']:,} images get the expected answer.")
-        if figures["compared"] < figures["images"]:
-            sentences.append(f"{figures['images'] - figures['compared']:,} have none to compare with.")
-    if figures.get("agreement") == 1:
+    if "agreement" in metrics:
+        sentences.append(f"{metrics['agreement']:.2%} of {metrics['compared']:,} images get the expected answer.")
+        if metrics["compared"] < metrics["images"]:
+            sentences.append(f"{metrics['images'] - metrics['compared']:,} have none to compare with.")
+    if metrics.get("agreement") == 1:
         share = 1 - summary["intervals"]["agreement"][0]
         sentences.append(f"(With 95 % confidence, fewer than {share:.2%} of such images would not.)")
-    if "accuracy" in figures:
-        sentences.append(f"{figures['accuracy']:.2%} of {figures['labelled']:,} are right.")
-    if figures["errors"]:
-        sentences.append(f"{figures['errors']:,} of {figures['images']:,} images could not be read.")
+    if "accuracy" in metrics:
+        sentences.append(f"{metrics['accuracy']:.2%} of {metrics['labelled']:,} are right.")
+    if metrics["errors"]:
+        sentences.append(f"{metrics['errors']:,} of {metrics['images']:,} images could not be read.")
     return " ".join(sentences)
 
 

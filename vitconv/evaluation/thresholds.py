@@ -1,4 +1,4 @@
-"""What passes: figures against their limits, and which class is wrong most often where one is missed."""
+"""What passes: metrics against their limits, and which class is wrong most often where one is missed."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 
 from vitconv.errors import InputError, first_few, shown
 from vitconv.evaluation.metrics import BUILT_IN
-from vitconv.evaluation.outcomes import Outcomes
+from vitconv.evaluation.outcomes import Outcomes, require
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """A limit that a figure must keep, and whether it does.
+    """A limit that a metric must keep, and whether it does.
 
     Attributes:
-        name: the figure's.
+        name: the metric's.
         bound: ``"min"`` or ``"max"``.
         limit: the least, or the largest, value that passes.
-        value: the figure.
+        value: the metric.
         detail: where it is missed: which classes or images are wrong, in a sentence; else empty.
     """
 
@@ -33,7 +33,7 @@ class Threshold:
 
     @property
     def passed(self) -> bool:
-        """Whether the figure keeps the limit."""
+        """Whether the metric keeps the limit."""
         return self.value >= self.limit if self.bound == "min" else self.value <= self.limit
 
     def __str__(self) -> str:
@@ -53,15 +53,15 @@ def check_thresholds(
     """Compare metrics with their thresholds.
 
     Args:
-        thresholds: for a figure's name, ``"min"``, ``"max"`` or both.
-        found: the figures.
+        thresholds: for a metric's name, ``"min"``, ``"max"`` or both.
+        found: the metrics.
         outcomes: what they were computed from, to say which images are wrong.
 
     Raises:
-        InputError: they are no mapping, or one is of an unknown figure, or no number.
+        InputError: they are no mapping, or one is of an unknown metric, or no number.
     """
     if not isinstance(thresholds, Mapping):
-        raise InputError(f"The thresholds are {shown(thresholds)}.", f"Write a figure's name for each. {_FORM}")
+        raise InputError(f"The thresholds are {shown(thresholds)}.", f"Write a metric's name for each. {_FORM}")
     checked = []
     for name, bounds in thresholds.items():
         if name not in found:
@@ -93,15 +93,16 @@ def _limit(name: str, limit: object) -> float:
             f"The threshold of '{name}' is {shown(limit)}, not a number.", f"{_FORM} (A small one: 1.0e-4.)"
         )
     if math.isinf(number):
-        raise InputError(f"The threshold of '{name}' is {shown(limit)}, which no figure reaches.", "Leave it out.")
+        raise InputError(f"The threshold of '{name}' is {shown(limit)}, which no metric reaches.", "Leave it out.")
     return number
 
 
 def _most_wrong(name: str, outcomes: Outcomes) -> str:
     """The class and images that are wrong most often, in a sentence; empty where that is unknown."""
     if name == "max_logit_difference":
-        image, number = np.unravel_index(np.nanargmax(outcomes.differences), outcomes.differences.shape)
-        ours, theirs = outcomes.logits[image, number], outcomes.expected_logits[image, number]
+        differences = require(outcomes.differences)
+        image, number = np.unravel_index(np.nanargmax(differences), differences.shape)
+        ours, theirs = outcomes.logits[image, number], require(outcomes.expected_logits)[image, number]
         return f"'{outcomes.classes[number]}' of {outcomes.paths[image]}, {ours:.6g} instead of {theirs:.6g}."
     if name == "errors":
         return f"{first_few(path for path, reason in outcomes.errors)}."

@@ -13,7 +13,7 @@ from typing import Protocol
 import pyarrow as pa
 
 import vitconv
-from vitconv.errors import InputError, VitconvError, shown
+from vitconv.errors import CheckpointError, InputError, VitconvError, shown
 from vitconv.inference import EngineName
 from vitconv.inference.images import Batches, BatchOutput, read_images
 from vitconv.inference.local import LocalEngine
@@ -107,7 +107,7 @@ def predict(
         on_progress: called with the number of images done, of unreadable ones among them, and of images in the list.
 
     Raises:
-        CheckpointError, ParityError: the folder is none that vitconv wrote, or lacks weights.
+        CheckpointError, ParityError: the folder was not written by vitconv, lacks weights, or changes while it runs.
         InputError: the list, or an argument, is not what it should be; the model has no classes; the folder does not
             have the processor, or timm is not installed; or too many images cannot be read.
         DestinationError: the destination holds something else, or cannot be written.
@@ -118,7 +118,9 @@ def predict(
         raise InputError(
             f"batch_size must be at least 1, got {shown(batch_size)}.", "Choose a batch size of 1 or more."
         )
-    info = read_info(model)
+    folder = Path(model).resolve()
+    files = _state(folder)  # before anything in it is read
+    info = read_info(folder)
     _check_batch(batch_size, info)
     preprocessor = open_preprocessor(info, processor)
     batches = Batches(read_images(images), batch_size, preprocessor)
@@ -133,7 +135,7 @@ def predict(
     keys, todo = [], []
     for number, part in enumerate(cut):
         paths = batches.images.slice(range(batches.rows(part[0]).start, batches.rows(part[-1]).stop))
-        keys.append(run.key([batches.images.folder / path for path in paths]))
+        keys.append(run.key(paths, batches.images.folder))
         rows = parts.find(number, keys[-1], paths)
         if rows is None:
             todo.append(number)
@@ -150,9 +152,27 @@ def predict(
         rows = pa.concat_tables(tables)
         if rows["row"].to_pylist() != [row for batch in cut[number] for row in batches.rows(batch)]:
             raise VitconvError(f"The engine '{engine}' lost rows of part {number}, or their order.", "Report this.")
+        if _state(folder) != files:
+            raise CheckpointError(
+                f"The files in '{folder}' have changed while the model ran.",
+                "Run it again when nothing else writes to the folder.",
+            )
         parts.write(number, rows, keys[number])
         count.check()
     return Summary(count.done, count.errors, found, runner.device)
+
+
+def _state(folder: Path) -> dict[str, tuple[int, int, int, int]]:
+    """What changes when a file in a folder is written or replaced: device, inode, size and time, by its name."""
+    found = {}
+    try:
+        for file in folder.iterdir():
+            if file.is_file():
+                stat = file.stat()
+                found[file.name] = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    except OSError:  # no folder, or one that is being replaced: whoever reads it says so
+        return {}
+    return found
 
 
 def _check_batch(size: int, model: ModelInfo) -> None:

@@ -59,7 +59,7 @@ def read_images(path: str | Path) -> ImageList:
         InputError: there is no such file, it is not CSV, has no column ``path``, or a row has no path.
     """
     what = "list of images"
-    columns = [name for name in read_header(path, what) if name in ("path", "label")]
+    columns = [name for name in read_header(path, what, "label") if name in ("path", "label")]
     table = read_table(path, what, columns)
     paths = table["path"]
     if paths.null_count or pc.any(pc.equal(paths, "")).as_py():
@@ -70,15 +70,17 @@ def read_images(path: str | Path) -> ImageList:
     return ImageList(paths, labels, Path(path).resolve().parent)
 
 
-def read_header(path: str | Path, what: str) -> list[str]:
+def read_header(path: str | Path, what: str, other: str) -> list[str]:
     """The names of the columns of a CSV file with a column ``path``.
 
     Args:
         path: the file.
         what: what it should be, for people.
+        other: the name of another column that is read where there is one.
 
     Raises:
-        InputError: there is no such file, it is no regular file or too large, is not CSV, or has no column ``path``.
+        InputError: there is no such file, it is no regular file or too large, is not CSV, or has no column ``path``;
+            or the name of a column differs from ``path`` or ``other`` in spaces or case alone.
     """
     check_file(path, what, most=MOST_TABLE)
     with _for_people(path, what), open_file(path) as file:
@@ -89,6 +91,13 @@ def read_header(path: str | Path, what: str) -> list[str]:
         columns = next(filter(None, python_csv.reader(io.StringIO(text, newline=""))), None)
     if columns is None:
         raise InputError(f"The {what} '{path}' is not CSV that can be read: it has no header.", _LIST)
+    for name in ("path", other):
+        similar = [column for column in columns if column.strip().lower() == name]
+        if similar and name not in columns:
+            raise InputError(
+                f"The {what} '{path}' has a column {similar[0]!r}, which is not read: its name is not '{name}'.",
+                f"Rename it to '{name}', in lower case and without spaces.",
+            )
     if "path" not in columns:
         raise InputError(f"The {what} '{path}' has no column 'path'.", _LIST)
     if len(set(columns)) < len(columns):
@@ -242,11 +251,15 @@ _OF_THE_MACHINE = {
         *("EIO", "ENOMEM", "EMFILE", "ENFILE", "EAGAIN", "EINTR", "EBUSY", "ENOLCK", "EREMOTEIO", "ENODEV"),
         *("ESTALE", "ETIMEDOUT", "ENETDOWN", "ENETUNREACH", "ENETRESET", "EHOSTDOWN", "EHOSTUNREACH", "ENOTCONN"),
         *("ECONNRESET", "ECONNABORTED", "ECONNREFUSED", "ESHUTDOWN", "EPIPE", "EPROTO", "ENOLINK", "ECOMM"),
+        *("EACCES", "EPERM"),  # of another user: the image itself may be fine
         *("ENOKEY", "EKEYEXPIRED", "EKEYREVOKED", "EKEYREJECTED"),
     )
     if hasattr(errno, name)
 }
-_MACHINE = "Check the disk or the network and run it again, to go on where it stopped; or take the image off the list."
+_MACHINE = (
+    "Check the permissions, the disk or the network and run it again, to go on where it stopped; or take the image "
+    "off the list."
+)
 
 
 def cores() -> int:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 from vitconv.errors import VitconvError, in_traceback
 from vitconv.inference.images import Batches, BatchOutput, Pixels, cores
 from vitconv.inference.runtime import Runtime, choose_device
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
 
 
 class LocalEngine:
@@ -28,11 +32,11 @@ class LocalEngine:
 
         runtime = open_runtime(self.device)
         # Two prepared batches a process are what is in memory at any time.
-        loader = DataLoader(
-            batches,
+        loader: Iterable[Any] = DataLoader(
+            cast("Dataset[Pixels]", batches),  # it needs only the two methods that torch calls
             sampler=todo,
             batch_size=None,
-            collate_fn=_share,
+            collate_fn=cast(Any, _share),  # without a batch size, it gets one item
             num_workers=cores(),
             prefetch_factor=2,
             multiprocessing_context="spawn" if _uses_ray() else None,
@@ -112,6 +116,12 @@ def _share(pixels: Pixels) -> Pixels:
     try:
         return pixels._replace(values=torch.from_numpy(pixels.values).share_memory_())
     except (RuntimeError, OSError) as error:
+        if "File too large" in str(error):  # EFBIG: a limit of this process, not of the memory
+            raise VitconvError(
+                f"The limit of file sizes is too low for a batch of {len(pixels.values)} images "
+                f"({pixels.values.nbytes:,} bytes) in shared memory.",
+                "Raise it (ulimit -f unlimited), or choose a smaller batch size.",
+            ) from error
         raise VitconvError(
             f"There is too little shared memory for a batch of {len(pixels.values)} images ({pixels.values.nbytes:,} "
             "bytes) in each process.",

@@ -42,7 +42,8 @@ SCHEMA = pa.schema(
     ]
 )
 _PART = "part-{:08}.parquet"
-_WRITTEN = re.compile(r"part-\d{8}\.parquet|\.part-\d{8}\..*")
+#: A part, or what a killed writer left: see :func:`vitconv.files.new_file`.
+_WRITTEN = re.compile(r"part-\d{8}\.parquet|\.part-\d{8}\.[a-z0-9_]{8}\.vitconv-new\.parquet")
 _KEY, _RUN, _CLASSES, _SEAL = b"vitconv.key", b"vitconv.run", b"vitconv.classes", b"vitconv.seal"
 #: Where a file has Arrow's own description of its columns. It may name types that a library such as Ray has
 #: registered, whose code pyarrow then runs. The files here have none: the types of Parquet are enough.
@@ -68,13 +69,17 @@ class Run:
         """The same for equal runs only."""
         return _fingerprint([self.settings, self.classes])
 
-    def key(self, files: Sequence[Path]) -> str:
-        """The same for equal runs on these image files as they are now only: their sizes, times and permissions.
+    def key(self, paths: Sequence[str | Path], folder: Path = Path()) -> str:
+        """The same only for equal runs on the same images in the same state: their sizes, times and permissions.
 
-        With the setting ``check_content``: their contents, whatever their times.
+        With the setting ``check_content``, the state is their contents, whatever their times.
+
+        Args:
+            paths: as they are in the list, which is how the rows have them: ``a.png`` and ``./a.png`` differ.
+            folder: where relative ones start.
         """
         look = _content if self.settings.get("check_content") else _stat
-        return _fingerprint([self.fingerprint, [look(file) for file in files]])
+        return _fingerprint([self.fingerprint, [(str(path), look(folder / path)) for path in paths]])
 
 
 def _fingerprint(content: Any) -> str:
@@ -119,7 +124,7 @@ def make_rows(
         errors: for each image, what is wrong with it, or ``None``.
         classes: the names of the classes.
     """
-    finite = np.isfinite(logits).all(axis=1)
+    finite: NDArray[np.bool_] = np.isfinite(logits).all(axis=1)
     errors = [
         f"The model's logits of '{path}' are not finite." if error is None and not fine else error
         for path, error, fine in zip(paths, errors, finite, strict=True)
@@ -208,8 +213,10 @@ class Parts:
             except OSError as error:
                 if error.errno:  # of the system's: it may be whole
                     raise unwritable(self._folder, error) from error
+                self._check_may_replace(file, error)
                 found = None
-            except pa.ArrowException:
+            except pa.ArrowException as error:
+                self._check_may_replace(file, error)
                 found = None
             if found is not None and found.key == key:
                 return found.rows
@@ -220,6 +227,11 @@ class Parts:
             except OSError as error:
                 raise unwritable(self._folder, error) from error
         return None
+
+    def _check_may_replace(self, file: Path, error: Exception) -> None:
+        """Raise :class:`DestinationError` unless it may be replaced: parts are written whole, so it is not one."""
+        if not self._overwrite:
+            raise DestinationError(f"'{file}' is not a Parquet file.", "Delete it, or pass --overwrite.") from error
 
     def write(self, part: int, table: pa.Table, key: str) -> None:
         """Write a part, whole or not at all.
@@ -412,17 +424,17 @@ def _seal(rows: pa.Table, metadata: dict[bytes, bytes]) -> bytes:
     for content in (metadata[_KEY], metadata[_RUN], metadata[_CLASSES], len(rows).to_bytes(8, "little")):
         sha.update(len(content).to_bytes(8, "little") + content)
     for column in rows.columns:
-        sha.update(column.is_valid().to_numpy())
+        sha.update(column.is_valid().to_numpy().data)
         values = column.drop_null().combine_chunks()
         if pa.types.is_string(values.type):
             texts = [text.encode() for text in values.to_pylist()]
-            sha.update(np.array([len(text) for text in texts], np.int64))
+            sha.update(np.array([len(text) for text in texts], np.int64).data)
             sha.update(b"".join(texts))
         elif pa.types.is_list(values.type):
-            sha.update(pc.list_value_length(values).to_numpy())
-            sha.update(np.ascontiguousarray(values.flatten().to_numpy(zero_copy_only=False)))
+            sha.update(pc.list_value_length(values).to_numpy().data)
+            sha.update(np.ascontiguousarray(values.flatten().to_numpy(zero_copy_only=False)).data)
         else:
-            sha.update(np.ascontiguousarray(values.to_numpy()))
+            sha.update(np.ascontiguousarray(values.to_numpy()).data)
     return sha.hexdigest().encode()
 
 

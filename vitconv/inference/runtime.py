@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from vitconv.errors import CheckpointError
 from vitconv.inference import transformers
 
 if TYPE_CHECKING:
@@ -97,7 +98,18 @@ def read_info(folder: str | Path) -> ModelInfo:
 
 def opener(info: ModelInfo) -> Callable[[str], Runtime]:
     """What opens this model on a device. It can be pickled, so that another process can open the same runtime."""
-    return partial(find_kind(info.folder).open, info)
+    return partial(_open, find_kind(info.folder), info)
+
+
+def _open(kind: RuntimeKind, info: ModelInfo, device: str) -> Runtime:
+    """Open a model, and raise :class:`CheckpointError` if it is not the one that ``info`` was read from."""
+    runtime = kind.open(info, device)
+    if kind.read_info(info.folder).fingerprint != info.fingerprint:
+        raise CheckpointError(
+            f"The files in '{info.folder}' have changed while the model was loaded.",
+            "Run it again when nothing else writes to the folder.",
+        )
+    return runtime
 
 
 def open_model(folder: str | Path, device: str = "auto") -> Runtime:

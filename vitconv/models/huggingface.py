@@ -100,7 +100,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: it is no JSON object, or too large; or with it, Transformers loads more than this model.
-        ParityError: a size in it is none, or larger than that of any model.
+        ParityError: a size in it is none, or larger than that of any model; or Transformers would load other code.
         InputError: its images are too large.
     """
     for file in sorted(folder.glob("*.json")):  # whichever of them Transformers reads
@@ -116,9 +116,37 @@ def _read_config(folder: Path) -> dict[str, Any]:
         part = parts.pop()
         if isinstance(part, dict):
             for name, value in part.items():
+                _check_code(name, value)
                 _check_size(name, value)
             parts += [value for name, value in part.items() if name not in ("id2label", "label2id")]
     return content
+
+
+_BACKENDS = (None, "eager", "sdpa")  # Transformers' own code
+#: The settings by which Transformers loads other code, also from the Hub, or computes otherwise; and what may be set.
+_CODE: dict[str, tuple[object, ...]] = {
+    **dict.fromkeys(("attn_implementation", "_attn_implementation", "_attn_implementation_internal"), _BACKENDS),
+    **dict.fromkeys(
+        ("experts_implementation", "_experts_implementation", "_experts_implementation_internal"), (None,)
+    ),
+    **dict.fromkeys(("use_kernels", "allow_all_kernels"), (None, False)),
+    **dict.fromkeys(("kernel_config", "quantization_config", "fusion_config", "distributed_config"), (None,)),
+}
+
+
+def _check_code(name: str, value: object) -> None:
+    """Raise :class:`ParityError` for a setting with which Transformers loads other code than its own."""
+    if value not in _CODE.get(name, (value,)):
+        raise _not_as_trained(name, value)
+
+
+def _not_as_trained(name: str, value: object) -> ParityError:
+    return ParityError(
+        f"`{name}` in config.json is {shown(value)}, with which Transformers does not load or run the model as it was "
+        "trained.",
+        "Remove this setting, or convert the source again.",
+        stage="config",
+    )
 
 
 #: With it, and with PEFT installed, Transformers loads an adapter into the model.
@@ -224,7 +252,6 @@ def _refuse_settings(config: PreTrainedConfig) -> None:
     import torch
 
     for name, usual in (
-        ("quantization_config", (None,)),
         ("transformers_weights", (None,)),  # another file than the usual
         ("is_heterogeneous", (False,)),  # `per_layer_config`: layers that differ from each other
         ("return_dict", (True,)),
@@ -235,12 +262,7 @@ def _refuse_settings(config: PreTrainedConfig) -> None:
         found = getattr(config, name, usual[0])
         if found not in usual:
             what = "per_layer_config" if name == "is_heterogeneous" else name  # as the file calls it
-            raise ParityError(
-                f"`{what}` in config.json is {shown(found)}, with which Transformers does not load or run the model "
-                "as it was trained.",
-                "Remove this setting, or convert the source again.",
-                stage="config",
-            )
+            raise _not_as_trained(what, found)
     part = getattr(config, "vision_config", config)
     for name in _SIZES:
         found = getattr(part, name, 1)

@@ -278,6 +278,15 @@ def test_a_parameters_file_that_never_ends_is_not_read(kind, project):
     assert done.stderr.startswith("error: The file of the parameters 'params.yaml' ") and words[kind] in done.stderr
 
 
+def test_a_key_that_occurs_twice_is_named(project):
+    """PyYAML takes the last value of the two."""
+    root = project()
+    rest = (root / "params.yaml").read_text()
+    for text, key in (("device: cuda\n", "device"), ("other: {a: {b: 1, b: 2}}\n", "b")):
+        (root / "params.yaml").write_text(rest + text)
+        assert_one_error(run("verify"), f"'params.yaml' cannot be read: the key '{key}' occurs twice", "line ")
+
+
 def test_merge_keys_are_refused(project):
     """YAML copies what they merge: seven lines of ten aliases each would be 2 * 10^7 values."""
     root = project()

@@ -322,7 +322,7 @@ def test_whatever_a_metric_does(some, place, returned):
     with contextlib.suppress(VitconvError):
         result = evaluate(*some, metrics=["fuzzed:metric"])
         result.save(place / "evaluation", place / "evaluation" / "metrics.json")
-        assert all(np.isfinite(value) for value in result.figures.values())
+        assert all(np.isfinite(value) for value in result.metrics.values())
 
 
 _metric_names = _texts | st.sampled_from(

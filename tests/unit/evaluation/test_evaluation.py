@@ -62,9 +62,9 @@ def answers(logits=LOGITS, paths=PATHS, order=CLASSES):
 def test_against_the_truth(files):
     predictions, images = files()
     result = evaluate(predictions, images)
-    assert result.figures["images"] == result.figures["labelled"] == 6
-    assert result.figures["accuracy"] == 5 / 6
-    assert "agreement" not in result.figures
+    assert result.metrics["images"] == result.metrics["labelled"] == 6
+    assert result.metrics["accuracy"] == 5 / 6
+    assert "agreement" not in result.metrics
     assert result.intervals["accuracy"] == pytest.approx((0.3588, 0.9958), abs=1e-4)  # Clopper and Pearson's
     oak = result.per_class.to_pylist()[2]
     assert (oak["class"], oak["images"], oak["precision"], oak["recall"]) == ("oak", 3, 1, 2 / 3)
@@ -75,10 +75,10 @@ def test_against_expected_answers(files):
     changed[3] = [1, 0, 2.5]
     predictions, images, expected = files(labels=None, expected=answers(changed))
     result = evaluate(predictions, images, expected=expected)
-    assert result.figures["compared"] == 6
-    assert result.figures["agreement"] == 5 / 6
-    assert result.figures["max_logit_difference"] == 1.5
-    assert "accuracy" not in result.figures
+    assert result.metrics["compared"] == 6
+    assert result.metrics["agreement"] == 5 / 6
+    assert result.metrics["max_logit_difference"] == 1.5
+    assert "accuracy" not in result.metrics
     (one,) = result.disagreements()
     assert (one["path"], one["expected"], one["predicted"], one["label"]) == ("images/3.jpg", "oak", "ash", None)
     rows = result.per_class.to_pylist()
@@ -94,7 +94,7 @@ def test_expected_answers_in_any_order_of_rows_and_columns(files):
         expected=answers(LOGITS[order], [PATHS[i] for i in order], ("oak", "ash", "beech"))
     )
     result = evaluate(predictions, images, expected=expected)
-    assert (result.figures["compared"], result.figures["agreement"], result.figures["max_logit_difference"]) == (
+    assert (result.metrics["compared"], result.metrics["agreement"], result.metrics["max_logit_difference"]) == (
         5,
         1,
         0,
@@ -106,8 +106,8 @@ def test_expected_classes_without_logits(files):
     rows = [["class", "path"], *zip(["ash", "beech", "oak", "oak", "oak", "ash"], PATHS, strict=True)]
     predictions, images, expected = files(expected=rows)
     result = evaluate(predictions, images, expected=expected)
-    assert result.figures["agreement"] == 5 / 6
-    assert "max_logit_difference" not in result.figures
+    assert result.metrics["agreement"] == 5 / 6
+    assert "max_logit_difference" not in result.metrics
 
 
 def test_expected_answers_may_be_other_predictions(files, tmp_path):
@@ -117,23 +117,23 @@ def test_expected_answers_may_be_other_predictions(files, tmp_path):
     table = make_rows(0, PATHS, LOGITS[:, order] + np.float32(0.5), [None] * 6, classes)
     Parts(tmp_path / "other", Run({}, classes), 1, overwrite=False).write(0, table, "key")
     result = evaluate(predictions, images, expected=tmp_path / "other")
-    assert (result.figures["agreement"], result.figures["max_logit_difference"]) == (1, 0.5)
+    assert (result.metrics["agreement"], result.metrics["max_logit_difference"]) == (1, 0.5)
 
 
 def test_an_image_that_cannot_be_read_disagrees_and_has_no_metrics(files):
     predictions, images, expected = files(errors=["broken", None, None, None, None, None], expected=answers())
     result = evaluate(predictions, images, expected=expected)
-    assert (result.figures["errors"], result.figures["labelled"], result.figures["compared"]) == (1, 5, 6)
-    assert result.figures["agreement"] == 5 / 6
-    assert result.figures["accuracy"] == 4 / 5
+    assert (result.metrics["errors"], result.metrics["labelled"], result.metrics["compared"]) == (1, 5, 6)
+    assert result.metrics["agreement"] == 5 / 6
+    assert result.metrics["accuracy"] == 4 / 5
     assert result.outcomes.errors == (("images/0.jpg", "broken"),)
     assert result.disagreements()[0]["predicted"] is None
 
 
 def test_metrics_may_be_one_or_none(files):
     predictions, images = files()
-    assert "accuracy" in evaluate(predictions, images, metrics="accuracy").figures
-    assert set(evaluate(predictions, images, metrics=None).figures) == {
+    assert "accuracy" in evaluate(predictions, images, metrics="accuracy").metrics
+    assert set(evaluate(predictions, images, metrics=None).metrics) == {
         "images",
         "errors",
         "labelled",
@@ -153,7 +153,7 @@ def test_metrics_that_are_no_names_are_refused(files, metrics):
 def test_a_single_image_says_next_to_nothing(files):
     predictions, images, expected = files(labels=["ash", *[""] * 5], expected=answers(LOGITS[:1], PATHS[:1]))
     result = evaluate(predictions, images, expected=expected)
-    assert (result.figures["compared"], result.figures["agreement"], result.figures["accuracy"]) == (1, 1, 1)
+    assert (result.metrics["compared"], result.metrics["agreement"], result.metrics["accuracy"]) == (1, 1, 1)
     nothing = pytest.approx((0.025, 1))  # of one try that went well: 0.025 ** (1 / 1)
     assert result.intervals == {"agreement": nothing, "accuracy": nothing}
 
@@ -173,9 +173,9 @@ def test_if_no_labelled_image_can_be_read_there_are_no_metrics(files, tmp_path):
         errors=["x", *[None] * 5], labels=["ash", *[""] * 5], expected=answers(LOGITS[:1], PATHS[:1])
     )
     result = evaluate(predictions, images, expected=expected)
-    assert (result.figures["labelled"], result.figures["agreement"]) == (0, 0)
-    assert "accuracy" not in result.figures
-    assert "max_logit_difference" not in result.figures
+    assert (result.metrics["labelled"], result.metrics["agreement"]) == (0, 0)
+    assert "accuracy" not in result.metrics
+    assert "max_logit_difference" not in result.metrics
     assert result.per_class.to_pylist()[0]["precision"] is None
     assert result.per_class.to_pylist()[0]["max_logit_difference"] is None
     for draw in (plots.draw_logits, plots.draw_confusion, plots.draw_reliability, plots.draw_classes):
@@ -192,7 +192,7 @@ def test_the_metrics_blame_what_was_read(files):
 def test_images_without_a_label_are_left_out(files):
     predictions, images = files(labels=["ash", "", "", "oak", "", ""])
     result = evaluate(predictions, images)
-    assert (result.figures["labelled"], result.figures["accuracy"]) == (2, 0.5)
+    assert (result.metrics["labelled"], result.metrics["accuracy"]) == (2, 0.5)
 
 
 def test_thresholds_are_judged_and_the_blame_is_named(files):
@@ -208,7 +208,7 @@ def test_thresholds_are_judged_and_the_blame_is_named(files):
     result = evaluate(predictions, images, expected=expected, thresholds=limits)
     assert [threshold.passed for threshold in result.thresholds] == [False, True, True, False, True]
     assert not result.passed
-    assert result.figures["thresholds_missed"] == 2
+    assert result.metrics["thresholds_missed"] == 2
     first, *_, fourth, _ = map(str, result.thresholds)
     assert first == "agreement is 0.833333, below 0.9: most of all 'oak', 1 of 3 images wrong (images/3.jpg)."
     assert fourth == "max_logit_difference is 1.5, above 0.1: 'oak' of images/3.jpg, 1 instead of 2.5."
@@ -229,12 +229,12 @@ def test_a_missed_limit_of_errors_names_the_images(files):
         (0.9, "The thresholds are 0.9"),
         ({"accuracy": {}}, "The threshold of 'accuracy' is {}"),
         ({"accuracy": {"least": 0.9}}, "The threshold of 'accuracy' is {'least': 0.9}"),
-        ({"accuracy": {"min": "0.9"}}, "The threshold of 'accuracy' is '0.9', no number"),
-        ({"accuracy": {"min": float("nan")}}, "The threshold of 'accuracy' is nan, no number"),
-        ({"accuracy": {"min": True}}, "The threshold of 'accuracy' is True, no number"),
-        ({"accuracy": {"min": None}}, "The threshold of 'accuracy' is None, no number"),
-        ({"accuracy": {"min": [0.9]}}, "The threshold of 'accuracy' is [0.9], no number"),
-        ({"accuracy": {"min": "a" * 10**6}}, "aaaa…, no number"),
+        ({"accuracy": {"min": "0.9"}}, "The threshold of 'accuracy' is '0.9', not a number"),
+        ({"accuracy": {"min": float("nan")}}, "The threshold of 'accuracy' is nan, not a number"),
+        ({"accuracy": {"min": True}}, "The threshold of 'accuracy' is True, not a number"),
+        ({"accuracy": {"min": None}}, "The threshold of 'accuracy' is None, not a number"),
+        ({"accuracy": {"min": [0.9]}}, "The threshold of 'accuracy' is [0.9], not a number"),
+        ({"accuracy": {"min": "a" * 10**6}}, "aaaa…, not a number"),
         ({"accuracy": {"min": 10**400}}, "…, which no figure reaches"),
         ({"accuracy": {"max": 10**5000}}, "The threshold of 'accuracy' is a value of the type int"),
         ({"accuracy": {"max": float("inf")}}, "The threshold of 'accuracy' is inf, which no figure reaches"),
@@ -255,28 +255,28 @@ def test_wrong_thresholds_are_refused(files, limits, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"labels": ["ash", "beech", "oak", "oak", "elm", "ash"]}, "The labels in '.*list.csv' name a class that the model has not: 'elm'"),
+        ({"labels": ["ash", "beech", "oak", "oak", "elm", "ash"]}, "The labels in '.*list.csv' name a class that the model does not have: 'elm'"),
         ({"labels": None}, "There is nothing to compare with"),
-        ({"expected": [["path", "class"], ["images/0.jpg", "elm"]]}, "expected answers '.*' name a class that the model has not: 'elm'"),
+        ({"expected": [["path", "class"], ["images/0.jpg", "elm"]]}, "expected answers '.*' name a class that the model does not have: 'elm'"),
         ({"expected": [["path", "ash"], ["images/0.jpg", 1]]}, "have no column 'class'"),
         ({"expected": [["path", "class"], ["a", "ash"], ["a", "oak"]]}, "name an image more than once"),
         ({"expected": [["path", "class"], ["images/0.jpg", ""]]}, "None of the expected answers is of an image"),
         ({"expected": [["path", "class", "class"], ["images/0.jpg", "ash", "oak"]]}, "two columns of the same name"),
-        ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "2026-01-01"]]}, "logits that are no numbers"),
+        ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "2026-01-01"]]}, "logits that are not numbers"),
         ({"expected": [["path", "class"], ["images/x.jpg", "ash"]]}, "None of the expected answers is of an image"),
         ({"expected": [["path", "class", "ash", "oak"], ["images/0.jpg", "ash", 1, 2]]}, "logits of other classes than the model: beech"),
-        ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "x"]]}, "logits that are no numbers"),
-        ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "nan"]]}, "logits that are no numbers: not all of them are finite in float32"),
+        ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "x"]]}, "logits that are not numbers"),
+        ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "nan"]]}, "logits that are not numbers: not all of them are finite in float32"),
         ({"expected": []}, "is not CSV that can be read"),
         ({"expected": [["path", "class"]]}, "have no row"),
         ({"expected": [["path", "class", "ash", "beech", "oak"]]}, "have no row"),
-        ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "1" + "0" * 400]]}, "logits that are no numbers"),
-        ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "-inf"]]}, "logits that are no numbers"),
-        ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "1e39"]]}, "logits that are no numbers: not all of them are finite in float32"),
-        ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, -1e308, 1e308]]}, "logits that are no numbers: not all of them are finite in float32"),
+        ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "1" + "0" * 400]]}, "logits that are not numbers"),
+        ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "-inf"]]}, "logits that are not numbers"),
+        ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "1e39"]]}, "logits that are not numbers: not all of them are finite in float32"),
+        ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, -1e308, 1e308]]}, "logits that are not numbers: not all of them are finite in float32"),
         ({"expected": [["path", "class", *map(str, range(10**6))], ["images/0.jpg", "ash", *[1] * 10**6]]}, "logits of other classes than the model: "),
-        ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, ""]]}, "logits that are no numbers"),
-        ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "true"]]}, "logits that are no numbers"),
+        ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, ""]]}, "logits that are not numbers"),
+        ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "true"]]}, "logits that are not numbers"),
         ({"expected": [["path", "class", "ash", "beech", "oak", "elm"], ["images/0.jpg", "ash", 1, 2, 3, 4]]}, "logits of other classes than the model: elm"),
     ],
 )  # fmt: skip
@@ -294,12 +294,12 @@ def test_expected_answers_as_other_programs_write_them(files, change):
     predictions, images, expected = files(expected=answers())
     for path in (images, expected):
         path.write_bytes(change(path.read_text().replace("\r\n", "\n")).encode())
-    assert evaluate(predictions, images, expected=expected).figures["agreement"] == 1
+    assert evaluate(predictions, images, expected=expected).metrics["agreement"] == 1
 
 
 def test_a_metric_that_is_named_twice_is_refused(files):
     predictions, images = files()
-    with pytest.raises(InputError, match="gives a figure that there is already: 'accuracy'"):
+    with pytest.raises(InputError, match="returns 'accuracy', a name that is already in use"):
         evaluate(predictions, images, metrics=["accuracy", "accuracy"])
 
 
@@ -326,10 +326,10 @@ def test_metrics_of_ones_own_are_figures_with_intervals_and_thresholds(files):
     result = evaluate(
         predictions, images, metrics=["accuracy", "my_metrics:share"], thresholds={"share_oak": {"min": 0.9}}
     )
-    assert result.figures["share_oak"] == 0.5
+    assert result.metrics["share_oak"] == 0.5
     assert "share_oak" in result.intervals
     assert str(result.thresholds[0]) == "share_oak is 0.5, below 0.9."
-    with pytest.raises(InputError, match="'my_metrics:accuracy' gives a figure that there is already: 'accuracy'"):
+    with pytest.raises(InputError, match="'my_metrics:accuracy' returns 'accuracy', a name that is already in use"):
         evaluate(predictions, images, metrics=["accuracy", "my_metrics:accuracy"])
     with pytest.raises(InputError, match="'my_metrics:greedy' failed: ValueError: .*read-only"):
         evaluate(predictions, images, metrics=["my_metrics:greedy"])
@@ -351,7 +351,7 @@ def test_everything_is_saved_beside_what_was_there(files, tmp_path):
     summary = json.loads((out / "evaluation.json").read_text())
     assert summary["passed"] is False
     assert summary["thresholds"][0]["text"].startswith("agreement is 0.833333, below 1: most of all 'oak'")
-    assert json.loads((out / "metrics.json").read_text()) == summary["figures"] == result.figures
+    assert json.loads((out / "metrics.json").read_text()) == summary["metrics"] == result.metrics
     assert [row["path"] for row in csv.DictReader((out / "disagreements.csv").open())] == ["images/3.jpg"]
     assert [row["class"] for row in csv.DictReader((out / "classes.csv").open())] == list(CLASSES)
 
@@ -363,3 +363,30 @@ def test_a_notebook_shows_the_metrics_and_the_thresholds(files):
     assert shown.startswith("| metric | value | 95 % interval |\n|---|---|---|\n| images | 6 |  |\n")
     assert "- ✓ errors is 0, at most 1." in shown and "- ✗ accuracy is " in shown
     assert repr(result) == "Evaluation(6 images, 1 of 2 thresholds missed)"
+
+
+@pytest.mark.parametrize("name", ["recall", "top_3", "calibration_error", "agreement"])
+def test_a_metric_of_ones_own_is_not_called_like_a_built_in_one(files, monkeypatch, name):
+    """Its value would be the report's headline."""
+    module = types.ModuleType("named_metrics")
+    setattr(module, name, lambda labels, probabilities, classes: 1.0)
+    monkeypatch.setitem(sys.modules, "named_metrics", module)
+    with pytest.raises(InputError, match=f"'named_metrics:{name}' returns '{name}', a name that is already in use"):
+        evaluate(*files(), metrics=[f"named_metrics:{name}"])
+
+
+def test_expected_answers_that_contradict_their_logits_are_refused(files):
+    wrong = answers()
+    wrong[3][1] = "ash"
+    predictions, images, expected = files(expected=wrong)
+    with pytest.raises(
+        InputError, match="the class of 'images/2.jpg' is 'ash', but its largest logit is that of 'oak'"
+    ):
+        evaluate(predictions, images, expected=expected)
+
+
+@pytest.mark.parametrize("column", [" class", "Class"])
+def test_a_column_class_in_other_spelling_is_named(files, column):
+    predictions, images, expected = files(expected=[["path", column], ["images/0.jpg", "ash"]])
+    with pytest.raises(InputError, match=f"has a column '{column}', which is not read"):
+        evaluate(predictions, images, expected=expected)

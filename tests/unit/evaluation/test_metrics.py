@@ -256,7 +256,7 @@ def test_an_interrupt_is_no_error_of_the_metrics(mine):
 @pytest.mark.parametrize("name", sorted(RESERVED))
 def test_a_figure_of_the_evaluations_own_is_none_of_a_metric(mine, name):
     setattr(mine, name, lambda labels, probabilities, classes: 0.0)
-    with pytest.raises(InputError, match=f"gives a figure that there is already: '{name}'"):
+    with pytest.raises(InputError, match=f"returns '{name}', a name that is already in use"):
         compute(f"mine:{name}", LABELS, PROBABILITIES, CLASSES)
 
 

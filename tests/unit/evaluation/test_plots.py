@@ -25,7 +25,7 @@ def make(count=40, classes=7, labels=True, expected=True, unreadable=()):
     for i in unreadable:
         predicted[i], probabilities[i], logits[i] = -1, np.nan, np.nan
     truth = rng.integers(-1, classes, count)
-    answers = Outcomes(
+    outcomes = Outcomes(
         tuple(f"class {i}" * (1 + i % 9) for i in range(classes)),
         tuple(f"{i}.png" for i in range(count)),
         tuple((f"{i}.png", "broken") for i in unreadable),
@@ -46,10 +46,10 @@ def make(count=40, classes=7, labels=True, expected=True, unreadable=()):
             "compared": i % 3,
             "agreeing": 0,
         }
-        for i, name in enumerate(answers.classes)
+        for i, name in enumerate(outcomes.classes)
     ]
     figures = {"max_logit_difference": 1.5, "agreement": 0.5}
-    return Evaluation(answers, figures, {}, (), pa.Table.from_pylist(rows))
+    return Evaluation(outcomes, figures, {}, (), pa.Table.from_pylist(rows))
 
 
 @pytest.fixture(autouse=True)
@@ -82,13 +82,13 @@ NAMES = (
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_names_are_drawn_as_they_are(draw, labels):
     evaluation = make(classes=len(NAMES), labels=labels)
-    answers = dataclasses.replace(evaluation.outcomes, classes=NAMES)
+    outcomes = dataclasses.replace(evaluation.outcomes, classes=NAMES)
     rows = [
         row | {"class": name, "images": 1, "compared": 1}
         for row, name in zip(evaluation.per_class.to_pylist(), NAMES, strict=True)
     ]
     table = types.SimpleNamespace(to_pylist=lambda: rows)  # pyarrow has no lone surrogates
-    figure = draw(dataclasses.replace(evaluation, answers=answers, per_class=table))
+    figure = draw(dataclasses.replace(evaluation, outcomes=outcomes, per_class=table))
     figure.savefig("/dev/null", format="png")
     texts = [text for text in figure.findobj(matplotlib.text.Text) if "$" in text.get_text()]
     assert not any(text.get_parse_math() for text in texts)
@@ -105,23 +105,25 @@ def test_names_in_pictures():
 def test_missing_glyphs_and_paths_are_no_errors(tmp_path):
     """As where Python is told to take warnings for errors, and a path in the list is none that there can be."""
     evaluation = make()
-    answers = dataclasses.replace(
+    outcomes = dataclasses.replace(
         evaluation.outcomes, classes=("屋根",) * 7, paths=("a\0b", "a" * 5000, "", *["~"] * 37)
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        files = plots.save_pictures(dataclasses.replace(evaluation, answers=answers), tmp_path / "list.csv", tmp_path)
+        files = plots.save_pictures(
+            dataclasses.replace(evaluation, outcomes=outcomes), tmp_path / "list.csv", tmp_path
+        )
     assert len(files) == 5
 
 
 def test_the_confusion_matrix_counts_what_was_answered():
     evaluation = make()
     (axes,) = plots.draw_confusion(evaluation).axes
-    answers = evaluation.outcomes
+    outcomes = evaluation.outcomes
     shown = {(text.get_position()[1], text.get_position()[0]): int(text.get_text()) for text in axes.texts}
     for (truth, answer), count in shown.items():
-        assert count == ((answers.labels == truth) & (answers.predicted == answer)).sum()
-    assert sum(shown.values()) == (answers.labels >= 0).sum()
+        assert count == ((outcomes.labels == truth) & (outcomes.predicted == answer)).sum()
+    assert sum(shown.values()) == (outcomes.labels >= 0).sum()
 
 
 def test_the_worst_classes_come_first():
@@ -134,13 +136,13 @@ def test_the_worst_classes_come_first():
 @pytest.mark.parametrize("wrong", [0, 3, 20])
 def test_the_images_that_disagree_are_shown_or_the_least_certain(tmp_path, wrong):
     evaluation = make(unreadable=(2,))
-    answers = evaluation.outcomes
-    for i in range(len(answers.paths)):
+    outcomes = evaluation.outcomes
+    for i in range(len(outcomes.paths)):
         if i != 1:  # which is missing
-            Image.new("L", (8, 8)).save(tmp_path / answers.paths[i])
-    expected = answers.predicted.copy()
+            Image.new("L", (8, 8)).save(tmp_path / outcomes.paths[i])
+    expected = outcomes.predicted.copy()
     expected[:wrong] = (expected[:wrong] + 1) % 7
-    evaluation = dataclasses.replace(evaluation, answers=dataclasses.replace(answers, expected=expected))
+    evaluation = dataclasses.replace(evaluation, outcomes=dataclasses.replace(outcomes, expected=expected))
     figure = plots.draw_images(evaluation, tmp_path)
     titles = [axes.get_title() for axes in figure.axes]
     if wrong:
@@ -149,5 +151,23 @@ def test_the_images_that_disagree_are_shown_or_the_least_certain(tmp_path, wrong
     else:
         assert figure.get_suptitle() == "No image disagrees; the least certain are"
         assert not any("expected:" in title for title in titles)
-        least = np.nanmin(answers.probabilities.max(axis=1))
+        least = np.nanmin(outcomes.probabilities.max(axis=1))
         assert f"{least:.0%}" in titles[0]
+
+
+def test_a_confusion_matrix_of_very_many_classes_shows_the_most_confused():
+    """One of ImageNet-21k's classes would take 8 GiB."""
+    evaluation = make(classes=21_843)
+    outcomes = evaluation.outcomes
+    figure = plots.draw_confusion(evaluation)
+    (axes,) = figure.axes
+    assert axes.images[0].get_array().shape == (200, 200)
+    right, known = (outcomes.predicted == outcomes.labels).sum(), (outcomes.labels >= 0).sum()
+    assert axes.get_title() == (f"{right} of {known} on the diagonal\nThe 200 most often confused of 21,843 classes")
+
+
+def test_the_most_confused_classes_are_those_of_the_mistakes():
+    truth, predicted = np.arange(300), np.arange(300)
+    predicted[250:260] = 299
+    shown = plots._most_confused(truth, predicted, 300)
+    assert {*range(250, 260), 299} <= set(shown) and len(shown) == 200

@@ -13,6 +13,7 @@ from vitconv.errors import InputError
 from vitconv.evaluation import evaluate
 from vitconv.evaluation.plots import save_pictures
 from vitconv.evaluation.reporting import Change, changes, report
+from vitconv.evaluation.thresholds import Threshold
 from vitconv.inference.predictions import Parts, Run, make_rows
 
 CLASSES = ("ash", "beech & <oak>")
@@ -128,8 +129,12 @@ def test_no_name_is_markup_in_either_page(evaluation, tmp_path):
 
     def pages(name):
         summary = json.loads((folder / "evaluation.json").read_text())
-        summary["thresholds"][0]["text"] = name
-        summary["figures"][name] = 0.5
+        one = summary["thresholds"][0]
+        one["name"], one["value"] = name, 0.5
+        threshold = Threshold(name, one["bound"], one["limit"], 0.5)
+        one["passed"], one["detail"], one["text"] = threshold.passed, "", str(threshold)
+        summary["passed"] = all(other["passed"] for other in summary["thresholds"])
+        summary["metrics"][name] = 0.5
         summary["intervals"][name] = [0.25, 0.75]
         summary["disagreements"] = [
             {"path": name, "expected": name, "predicted": name, "label": name, "probability": 0.5}
@@ -143,7 +148,7 @@ def test_no_name_is_markup_in_either_page(evaluation, tmp_path):
         proof = {"parity": {name: {"same_bits": True, "stages": [{"name": name, "max_abs": 0.0}]}}}
         (tmp_path / "proof.json").write_text(json.dumps(proof))
         files = {"last": tmp_path / "last.json", "verification": tmp_path / "proof.json"}
-        assert report(tmp_path / "hostile", tmp_path / "report", **files) == [name]
+        assert report(tmp_path / "hostile", tmp_path / "report", **files)[0].startswith(f"{name} is 0.5")
         return [(tmp_path / "report" / file).read_text() for file in ("report.md", "index.html")]
 
     (text, page), (neutral_text, neutral_page) = pages(HOSTILE), pages("xyz")
@@ -191,7 +196,7 @@ def test_what_is_not_there_is_named(tmp_path, evaluation):
     assert not (tmp_path / "report").exists()
 
 
-@pytest.mark.parametrize("content", ["{}", '{"figures": []}', '{"figures": {"errors": 0}, "thresholds": [{}]}'])
+@pytest.mark.parametrize("content", ["{}", '{"metrics": []}', '{"metrics": {"errors": 0}, "thresholds": [{}]}'])
 def test_an_evaluation_of_another_version_is_refused(evaluation, tmp_path, content):
     folder = evaluation()
     (tmp_path / "proof.json").write_text('{"other": 1}')
@@ -203,18 +208,27 @@ def test_an_evaluation_of_another_version_is_refused(evaluation, tmp_path, conte
     assert not (tmp_path / "report").exists()
 
 
+#: A threshold of the evaluation's four images.
+KEPT = {"name": "images", "bound": "min", "limit": 4.0, "value": 4, "detail": "", "passed": True}
+KEPT["text"] = "images is 4, at least 4."
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"thresholds": [{"text": 5, "passed": False}]}, r"`it.thresholds\[0\].text` is 5, no text"),
-        ({"thresholds": [{"text": "a", "passed": "no"}]}, r"`it.thresholds\[0\].passed` is 'no'"),
-        ({"thresholds": [{"text": "a", "passed": True}]}, "passed, or not, and of its thresholds else"),
+        ({"thresholds": [KEPT | {"text": 5}]}, r"`it.thresholds\[0\].text` is 5, no text"),
+        ({"thresholds": [KEPT | {"passed": "no"}]}, r"`it.thresholds\[0\].passed` is 'no'"),
+        ({"thresholds": [KEPT]}, "passed, or not, and of its thresholds else"),
+        ({"thresholds": [KEPT | {"value": 0.5}]}, "has another value than the threshold of 'images'"),
+        ({"thresholds": [KEPT | {"limit": 5}]}, "the threshold of 'images' does not say what"),
+        ({"thresholds": [KEPT | {"text": "All is well."}]}, "the threshold of 'images' does not say what"),
+        ({"metrics": {"images": 4, "errors": 0, "accuracy": float("nan")}}, "accuracy` is nan, not a finite number"),
         ({"passed": 1}, "`it.passed` is 1"),
-        ({"figures": {"images": 4, "errors": True}}, "`it.figures.errors` is True, no number"),
-        ({"figures": {"images": -4, "errors": 0}}, "`it.figures.images` is -4, no number of images"),
-        ({"figures": {"images": float("nan"), "errors": 0}}, "`it.figures.images` is nan, no number of images"),
-        ({"thresholds": [{"text": "", "passed": True}] * 100_001}, "has 100,001 entries, and the most are 100,000"),
-        ({"figures": {"images": 4}}, "`it.figures` has no `errors`"),
+        ({"metrics": {"images": 4, "errors": True}}, "`it.metrics.errors` is True, no number"),
+        ({"metrics": {"images": -4, "errors": 0}}, "`it.metrics.images` is -4, no number of images"),
+        ({"metrics": {"images": float("nan"), "errors": 0}}, "`it.metrics.images` is nan, no number of images"),
+        ({"thresholds": [KEPT] * 100_001}, "has 100,001 entries, and the most are 100,000"),
+        ({"metrics": {"images": 4}}, "`it.metrics` has no `errors`"),
         ({"intervals": {"agreement": ["a", "b"]}}, "no two numbers"),
         ({"disagreements": [5]}, r"`it.disagreements\[0\]` is 5, no mapping"),
         ({"errors": [{"path": None, "error": "a"}]}, "`it.errors.0..path` is None, no text"),

@@ -14,6 +14,7 @@ import pytest
 import torch
 from models import reduced, small_model
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from vitconv.cli import app
@@ -22,7 +23,7 @@ from vitconv.errors import CheckpointError, DestinationError, InputError, Vitcon
 from vitconv.inference import batch_prediction as module
 from vitconv.inference import local, predict
 from vitconv.inference import pixels as pixels_module
-from vitconv.inference.images import read_images
+from vitconv.inference.images import Pixels, read_images
 from vitconv.inference.predictions import read_predictions
 from vitconv.mapping import CLASSES
 from vitconv.models.images import load_image
@@ -502,8 +503,20 @@ def test_an_interrupted_command_says_what_is_there(folder, tmp_path, write_image
     assert err.endswith("error: Interrupted.\nWhat has been written is kept: run it again to go on.\n")
 
 
-def test_too_little_shared_memory_is_an_error_in_words(folder, tmp_path, write_images):
-    """Containers have 64 MB. The limit to files is one to shared memory, too."""
+def test_too_little_shared_memory_is_an_error_in_words(monkeypatch):
+    """Containers have 64 MB."""
+
+    def fail(tensor):
+        raise RuntimeError("unable to write to file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", fail)
+    with pytest.raises(VitconvError, match="too little shared memory for a batch of 8 images") as caught:
+        local._share(Pixels(0, np.zeros((8, 3, 2, 2), np.float32), [None] * 8))
+    assert "Choose a smaller batch size" in caught.value.remedy
+
+
+def test_a_limit_of_file_sizes_is_named(folder, tmp_path, write_images):
+    """It is one of shared memory, too."""
     resource = pytest.importorskip("resource")
     done = subprocess.run(
         [Path(sys.executable).with_name("vitconv"), "predict", folder, write_images(16), tmp_path / "out"],
@@ -513,9 +526,57 @@ def test_too_little_shared_memory_is_an_error_in_words(folder, tmp_path, write_i
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY)),
     )
     assert done.returncode == 1
-    assert "error: There is too little shared memory for a batch of 8 images" in done.stderr
-    assert "Choose a smaller batch size" in done.stderr
+    assert "error: The limit of file sizes is too low for a batch of 8 images" in done.stderr
+    assert "ulimit -f" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def replace_weights(folder):
+    """As when somebody converts again into the same folder: other numbers, the same names and sizes."""
+    file = folder / "model.safetensors"
+    weights = {name: tensor + 1 for name, tensor in load_file(file).items()}
+    save_file(weights, folder / "new", metadata={"format": "pt"})
+    (folder / "new").replace(file)
+
+
+def test_a_folder_that_is_replaced_before_the_weights_are_loaded_is_refused(
+    folder, tmp_path, write_images, monkeypatch
+):
+    mine = shutil.copytree(folder, tmp_path / "mine")
+    run = local.LocalEngine.run
+
+    def replace_first(*arguments):
+        replace_weights(mine)
+        yield from run(*arguments)
+
+    monkeypatch.setattr(local.LocalEngine, "run", replace_first)
+    with pytest.raises(CheckpointError, match="mine' have changed while the model was loaded"):
+        predict(mine, write_images(4), tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_folder_that_is_replaced_while_the_model_runs_is_refused(
+    folder, tmp_path, write_images, monkeypatch, small_parts
+):
+    mine = shutil.copytree(folder, tmp_path / "mine")
+
+    def replace(done, errors, rows):
+        if done == 8:
+            replace_weights(mine)
+
+    with pytest.raises(CheckpointError, match="mine' have changed while the model ran"):
+        predict(mine, write_images(12), tmp_path / "out", batch_size=4, on_progress=replace)
+    assert len(list((tmp_path / "out").iterdir())) == 1
+
+
+def test_paths_that_are_written_otherwise_are_predicted_again(folder, tmp_path, write_images):
+    images = write_images(2)
+    predict(folder, images, tmp_path / "out")
+    images.write_text(images.read_text().replace("images/", "./images//"))
+    with pytest.raises(DestinationError, match="predictions of other weights, images or settings"):
+        predict(folder, images, tmp_path / "out")
+    assert predict(folder, images, tmp_path / "out", overwrite=True).found == 0
+    assert read_predictions(tmp_path / "out").rows["path"].to_pylist() == read_images(images).paths.to_pylist()
 
 
 @pytest.mark.parametrize("most", [10, 15, 20])

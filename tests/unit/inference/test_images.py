@@ -140,7 +140,7 @@ def test_what_is_no_regular_file_is_a_row_with_an_error(write_images, cut, monke
     assert pixels.values[-1].any()
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOMEM, errno.ETIMEDOUT])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOMEM, errno.ETIMEDOUT, errno.EACCES, errno.EPERM])  # fmt: skip
 def test_an_error_of_the_machine_ends_the_run(write_images, cut, monkeypatch, number):
     batches = cut(write_images(1), 1)
     monkeypatch.setattr("vitconv.models.images.open_file", lambda path: _raise(OSError(number, os.strerror(number))))
@@ -151,7 +151,7 @@ def test_an_error_of_the_machine_ends_the_run(write_images, cut, monkeypatch, nu
     assert "take the image off the list" in caught.value.remedy
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.ELOOP, errno.ENXIO, errno.EOVERFLOW, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("number", [errno.ELOOP, errno.ENXIO, errno.EOVERFLOW, errno.EOPNOTSUPP])
 def test_any_other_error_of_the_system_is_a_row_with_an_error(write_images, cut, monkeypatch, number):
     batches = cut(write_images(1), 1)
     monkeypatch.setattr("vitconv.models.images.open_file", lambda path: _raise(OSError(number, os.strerror(number))))
@@ -182,6 +182,17 @@ def test_a_list_too_large_for_the_memory_is_refused(tmp_path):
     (tmp_path / "list.csv").write_text("path\na.jpg\n")
     os.truncate(tmp_path / "list.csv", 2 * 10**9)
     with pytest.raises(InputError, match="list.csv' has 2,000,000,000 bytes; at most 1,073,741,824"):
+        read_images(tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize(
+    ("header", "column", "name"),
+    [("path, label", " label", "label"), ("path,Label", "Label", "label"), ("Path,label", "Path", "path")],
+)
+def test_a_column_whose_name_differs_in_spaces_or_case_is_refused(tmp_path, header, column, name):
+    """Its labels would not be read, and nothing would say so."""
+    (tmp_path / "list.csv").write_text(f"{header}\na.jpg,oak\n")
+    with pytest.raises(InputError, match=f"has a column '{column}', which is not read: its name is not '{name}'"):
         read_images(tmp_path / "list.csv")
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from vitconv.errors import DestinationError, InputError
+from vitconv.files import new_file
 from vitconv.inference.predictions import SCHEMA, Parts, Run, make_rows, read_predictions
 
 CLASSES = ("a", "b", "c")
@@ -96,12 +97,24 @@ def test_parts_of_two_runs_are_refused(tmp_path):
         read_predictions(tmp_path)
 
 
-def test_a_part_that_is_cut_off_is_not_found(tmp_path):
-    parts = Parts(tmp_path, RUN, 1, overwrite=False)
-    parts.write(0, rows(0, 2), "key")
-    (file,) = tmp_path.iterdir()
-    file.write_bytes(file.read_bytes()[:-10])
-    assert parts.find(0, "key", PATHS) is None
+@pytest.mark.parametrize("content", [b"mine", b"PAR1", b""])
+def test_a_part_that_is_not_parquet_is_replaced_only_if_it_may_be(tmp_path, content):
+    """A part is written whole, so it is not one of vitconv's that was cut off."""
+    file = tmp_path / "part-00000000.parquet"
+    file.write_bytes(content)
+    with pytest.raises(DestinationError, match="part-00000000.parquet' is not a Parquet file"):
+        Parts(tmp_path, RUN, 1, overwrite=False).find(0, "key", PATHS)
+    assert file.read_bytes() == content
+    assert Parts(tmp_path, RUN, 1, overwrite=True).find(0, "key", PATHS) is None
+
+
+@pytest.mark.parametrize("name", [".part-00000000.parquet.bak", ".part-00000000.notes", ".part-00000000.abcdefgh.parquet"])  # fmt: skip
+def test_a_hidden_file_that_vitconv_did_not_write_is_kept(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(DestinationError, match=f"holds what is no prediction .{name}"):
+            Parts(tmp_path, RUN, 1, overwrite=overwrite)
+    assert (tmp_path / name).read_text() == "mine"
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "part-00000-5f.snappy.parquet", "part-1.parquet"])
@@ -196,7 +209,11 @@ def test_the_key_takes_any_time(tmp_path):
 
 
 def test_a_killed_writers_remains_are_removed(tmp_path):
-    (tmp_path / ".part-00000000.parquet.abc").write_bytes(b"half")
+    with suppress(KeyboardInterrupt), new_file(tmp_path / "part-00000000.parquet") as file:
+        shutil.copyfile(__file__, tmp_path / "half")
+        name = file.name
+        raise KeyboardInterrupt
+    (tmp_path / "half").rename(tmp_path / name)
     Parts(tmp_path, RUN, 1, overwrite=False)
     assert not list(tmp_path.iterdir())
 
@@ -219,6 +236,12 @@ def test_the_key_knows_images_settings_and_classes(tmp_path):
     keys.add(Run({"batch_size": 8}, CLASSES).key([image]))
     assert len(keys) == 5
     assert Run({"batch_size": 8}, CLASSES).key([image]) in keys
+
+
+def test_the_key_knows_the_paths_as_they_are_in_the_list(tmp_path):
+    """The rows have them so: a part with another spelling must be written anew."""
+    run, spellings = Run({}, CLASSES), ["a.jpg", "./a.jpg", ".//a.jpg", str(tmp_path / "a.jpg")]
+    assert len({run.key([spelling], tmp_path) for spelling in spellings}) == 4
 
 
 def test_the_key_may_know_the_content_instead_of_the_time(tmp_path):

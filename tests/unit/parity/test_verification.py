@@ -416,7 +416,7 @@ def test_a_setting_that_no_conversion_writes_is_refused(tiny, edited, name):
 
 @pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation"])
 def test_an_attention_backend_is_refused_by_name(tiny, edited, name):
-    with pytest.raises(ParityError, match="has a setting `attn_implementation` \\('flash_attention_2'\\)") as caught:
+    with pytest.raises(ParityError, match=f"`{name}` in config.json is 'flash_attention_2'") as caught:
         verify_checkpoint(tiny[0], edited("config.json", {name: "flash_attention_2"}), architecture=tiny[2])
     assert caught.value.stage == "config"
 
@@ -562,11 +562,25 @@ def test_the_same_weights_in_another_file_are_the_same_source(small_checkpoint, 
     assert verify_checkpoint(tmp_path / "same.safetensors", folder).parity.matches
 
 
-def test_what_cannot_be_loaded_is_named(tiny, edited):
-    folder = edited("config.json", {"_attn_implementation": "flash_attention_2"})
-    with pytest.raises(ParityError, match="Transformers cannot load '.*edited'") as caught:
+@pytest.mark.parametrize("part", ["config", "vision_config"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"attn_implementation": "kernels-community/flash-attn3"},
+        {"_attn_implementation": "kernels-community/flash-attn3"},
+        {"experts_implementation": "grouped_mm"},
+        {"use_kernels": True},
+        {"kernel_config": {"RMSNorm": "kernels-community/x"}},
+        {"quantization_config": {"quant_method": "bitsandbytes"}},
+    ],
+    ids=str,
+)
+def test_a_setting_that_loads_code_is_refused_before_transformers_reads_it(edited, monkeypatch, setting, part):
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", None)
+    folder = edited("config.json", setting if part == "config" else {"vision_config": setting})
+    with pytest.raises(ParityError, match=f"`{next(iter(setting))}` in config.json is ") as caught:
         load_folder(folder)
-    assert caught.value.stage == "loading"
+    assert caught.value.stage == "config"
 
 
 # ---- a folder that was edited, and its record ---------------------------------------------------------------------
