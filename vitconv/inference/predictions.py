@@ -124,7 +124,7 @@ def make_rows(
         errors: for each image, what is wrong with it, or ``None``.
         classes: the names of the classes.
     """
-    finite: NDArray[np.bool_] = np.isfinite(logits).all(axis=1)
+    finite: NDArray[np.bool_] = np.asarray(np.isfinite(logits).all(axis=1))
     errors = [
         f"The model's logits of '{path}' are not finite." if error is None and not fine else error
         for path, error, fine in zip(paths, errors, finite, strict=True)
