@@ -260,7 +260,7 @@ def test_a_timm_model_of_one_s_own_design(save, tmp_path):
         (
             {"architecture": None},
             ArchitectureError,
-            "the weights fit 3 of timm's",
+            "the weights fit 3 timm architectures",
         ),
         ({"architecture": "vit_tiny_patch16_225"}, ArchitectureError, "no architecture named"),
         ({"architecture": "vit_base_patch16_rpn_224"}, ArchitectureError, "norms after attention"),

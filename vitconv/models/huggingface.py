@@ -110,6 +110,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"'{folder}' has an {ADAPTER_FILE}: where PEFT is installed, Transformers adds that adapter to the model.",
             "Merge it into the model with `merge_and_unload()`, or remove it.",
         )
+    if not (folder / CONFIG_FILE).exists():
+        raise CheckpointError(f"'{folder}' has no config.json.", _CONVERT)
     content = read_json(folder / CONFIG_FILE)
     parts: list[Any] = [content]
     while parts:

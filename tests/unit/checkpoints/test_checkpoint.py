@@ -302,7 +302,7 @@ def test_a_pickle_that_would_run_a_command_is_refused_without_advice_to_open_it(
     monkeypatch.setenv("VITCONV_TEST_TRAP", str(tmp_path / "trap"))
     with pytest.raises(CheckpointError, match="`posix.mkdir`") as caught:
         open_source(save({"a": torch.ones(1), "b": Malicious()}))
-    assert "do not open it" in caught.value.remedy and "python -c" not in caught.value.remedy
+    assert "Do not open this file" in caught.value.remedy and "python -c" not in caught.value.remedy
 
 
 def test_a_distributed_checkpoint_is_named_with_the_command_that_joins_it(weights, tmp_path):
@@ -312,7 +312,7 @@ def test_a_distributed_checkpoint_is_named_with_the_command_that_joins_it(weight
     with pytest.warns(UserWarning, match="single process"):
         distributed.save({"model": weights}, checkpoint_id=folder)
     for path in (folder, folder / ".metadata", folder / "__0_0.distcp"):
-        with pytest.raises(CheckpointError, match="is a checkpoint of torch.distributed.checkpoint") as caught:
+        with pytest.raises(CheckpointError, match="is a sharded checkpoint of torch.distributed.checkpoint") as caught:
             open_source(path)
     run_command(caught.value.remedy, tmp_path)
     source = open_source(tmp_path / "step 100.pth")

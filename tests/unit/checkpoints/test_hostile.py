@@ -133,7 +133,10 @@ TENSORS = {
     "of negative size": (pickles.tensor("0", (-4,), (1,)), ""),
     "of negative stride": (pickles.tensor("0", (4,), (-1,)), ""),
     "of strides beyond its storage": (pickles.tensor("0", (2, 2), (1000, 1)), "reaches beyond its bytes"),
-    "in a storage that claims more than its record": (pickles.tensor("0", (8,), (1,), numel=8), "more elements"),
+    "in a storage that claims more than its record": (
+        pickles.tensor("0", (8,), (1,), numel=8),
+        "reaches beyond its bytes",
+    ),
     "in a storage of a terabyte": (pickles.tensor("0", (4,), (1,), numel=10**12), ""),
     "in a storage that is not there": (pickles.tensor("7", (4,), (1,)), ""),
     "with its elements on one another": (pickles.tensor("0", (2, 2), (1, 1)), ""),
@@ -160,7 +163,7 @@ def test_a_tensor_beyond_its_bytes_is_refused_in_every_format(kind, tmp_path):
     """Also in the older format and in another byte order, where torch would fill the tensor with bytes from memory."""
     content = pickles.dictionary({"a": TENSORS[kind][0]})
     (tmp_path / "w.pth").write_bytes(pickles.as_zip(content, {"0": bytes(16)}, byteorder=b"big"))
-    with pytest.raises(VitconvError, match="elements"):
+    with pytest.raises(VitconvError, match="elements|beyond its bytes"):
         open_source(tmp_path / "w.pth")
     if "record" not in kind:  # the older format has none
         (tmp_path / "w.pth").write_bytes(pickles.as_legacy(content, {"0": bytes(16)}))
@@ -198,7 +201,7 @@ def test_an_archive_that_claims_more_than_it_has(tmp_path):
         content[position + 20 : position + 28] = b"\xfe\xff\xff\xff" * 2
         position = content.find(b"PK\x01\x02", position + 4)
     (tmp_path / "w.pth").write_bytes(content)
-    assert_refused(tmp_path / "w.pth", tmp_path, "claims to hold more bytes than it has")
+    assert_refused(tmp_path / "w.pth", tmp_path, "its records claim more bytes than the file has")
 
 
 def test_entries_that_share_their_bytes_are_counted_each(tmp_path):
@@ -211,7 +214,7 @@ def test_entries_that_share_their_bytes_are_counted_each(tmp_path):
     tail[8:12] = entries.to_bytes(2, "little") * 2
     tail[12:16] = (len(table) * 1000).to_bytes(4, "little")
     (tmp_path / "w.pth").write_bytes(content[:start] + table * 1000 + tail)
-    assert_refused(tmp_path / "w.pth", tmp_path, "claims to hold more bytes than it has")
+    assert_refused(tmp_path / "w.pth", tmp_path, "its records claim more bytes than the file has")
 
 
 @pytest.mark.parametrize("name", ["../../evil", "/etc/evil", "archive/data.pkl\0.txt"])
@@ -414,7 +417,7 @@ def test_more_shards_than_files_can_be_open(kind, tmp_path):
     command = [
         sys.executable,
         "-c",
-        "from vitconv.process import main; main()",
+        "from vitconv.cli import run; run()",
         "convert",
         "timm",
         "hf",

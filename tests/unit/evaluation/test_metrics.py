@@ -236,7 +236,7 @@ def test_numbers_of_any_kind(mine, value, expected):
         (lambda *_: Rude(1), "returned a value of the type Rude"),
         (lambda *_: Ending(1), "returned a value of the type Ending"),
         (lambda *_: raise_(EndingError()), "failed: EndingError: "),
-        (lambda *_: {1: 1.0, "1": 2.0}, "a figure that there is already: 'cost_1'"),
+        (lambda *_: {1: 1.0, "1": 2.0}, "returns 'cost_1', a name that is already in use"),
     ],
 )
 def test_a_metric_that_does_what_it_likes_is_named(mine, function, words):

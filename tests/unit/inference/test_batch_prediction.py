@@ -390,7 +390,7 @@ def test_a_batch_has_so_many_bytes_and_the_error_says_how_many_images_fit(
 
 def test_a_configuration_of_immense_images_is_refused(folder, tmp_path, write_images):
     mine = shutil.copytree(folder, tmp_path / "mine")
-    content = json.loads((mine / "config.json").read_text()) | {"image_size": 10**9}
+    content = json.loads((mine / "config.json").read_text()) | {"image_size": 7000, "num_channels": 10}
     (mine / "config.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="too large for a batch"):
         predict(mine, write_images(1), tmp_path / "out", batch_size=1)

@@ -65,7 +65,7 @@ def test_without_a_class_position_every_row_is_resampled(tmp_path):
 
 def test_the_same_number_of_patches_in_another_shape_is_not_resampled_with_a_note(weights, save, tmp_path):
     done = convert_checkpoint(save(weights), tmp_path / "hf", architecture=ARCH, image_size=(112, 448), verify=False)
-    assert "taken to be trained at that size; `pos_embed` was not resampled from 224x224" in done.notes[0]
+    assert "which was taken as the size of the training; `pos_embed` was not resampled from 224x224" in done.notes[0]
     ours = AutoModelForImageClassification.from_pretrained(tmp_path / "hf")
     assert torch.equal(ours.vit.embeddings.position_embeddings, weights["pos_embed"])
 

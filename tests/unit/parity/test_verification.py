@@ -618,7 +618,7 @@ RECORDS = {
     "headless": [1, "true", None],
     "source": [None, [{}], [{"file": "a", "bytes": "1", "sha256": None}], [{"file": "a", "bytes": 1, "sha256": "zz"}]],
     "preprocessing": [None, [], {}, {"given": [1]}],
-    "schema": [3, "1", True],
+    "schema": [0, "1", True],
 }
 
 
