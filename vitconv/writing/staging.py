@@ -36,8 +36,8 @@ def staged_folder(destination: str | os.PathLike[str], *, overwrite: bool = Fals
         DestinationError: the destination exists (and ``overwrite`` is false, or it is no model folder), or
             cannot be written.
     """
-    destination = Path(os.path.abspath(destination))
     check_destination(destination, overwrite=overwrite)
+    destination = _located(destination)
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         staging, lock = _new_staging(destination)
@@ -88,24 +88,42 @@ def check_destination(
     path = Path(destination)
     if "\0" in str(path):
         raise DestinationError("The destination's name has a NUL character.", "Choose another destination.")
-    if not os.path.lexists(path):
+    for parent in path.parents:
+        if os.path.lexists(parent) and not os.path.isdir(parent):
+            raise DestinationError(
+                f"'{path}' cannot be written: '{parent}' is not a folder.", "Choose another destination."
+            )
+    place = _located(path)
+    if not os.path.lexists(place):
         return
     if not overwrite:
         raise _exists(path)
-    if not path.is_dir() or path.is_symlink():
+    if not place.is_dir() or place.is_symlink():
         raise DestinationError(f"'{path}' is not a folder, so it is not overwritten.", _KEEP)
     others = sorted(
-        entry.name for entry in path.iterdir() if not _WRITTEN.fullmatch(entry.name) or not entry.is_file()
+        entry.name for entry in place.iterdir() if not _WRITTEN.fullmatch(entry.name) or not entry.is_file()
     )
     if others:
         raise DestinationError(
             f"'{path}' holds files that no conversion writes ({first_few(others)}), so it is not overwritten.", _KEEP
         )
-    if source is not None and any(_holds(path, file) for file in (Path(source), *_entries(Path(source)))):
+    if source is not None and any(_holds(place, file) for file in (Path(source), *_entries(Path(source)))):
         raise DestinationError(f"'{path}' holds the source, so it is not overwritten.", _KEEP)
     for file in inputs:
-        if _holds(path, Path(file)):
+        if _holds(place, Path(file)):
             raise DestinationError(f"'{path}' holds '{file}', which is read, so it is not overwritten.", _KEEP)
+
+
+def _located(destination: str | os.PathLike[str]) -> Path:
+    """The absolute path of a destination, with the links before its last name followed as the system follows them.
+
+    ``..`` after a link leads to the parent of the link's target, so it cannot be resolved by the names alone. A link
+    as the last name is kept: it is the destination itself, and is not overwritten.
+    """
+    path = Path(destination)
+    if path.name in ("", ".."):
+        return Path(os.path.realpath(path))
+    return Path(os.path.realpath(path.parent), path.name)
 
 
 def _holds(folder: Path, file: Path) -> bool:

@@ -110,6 +110,44 @@ def test_an_unwritable_destination(tmp_path):
         pass
 
 
+def test_what_is_in_the_way_of_a_destination_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "circle").symlink_to("circle")
+    for name in ("file", "circle"):
+        destination = tmp_path / name / "new" / "model"
+        with pytest.raises(DestinationError) as caught:
+            check_destination(destination)
+        assert caught.value.problem == f"'{destination}' cannot be written: '{tmp_path / name}' is not a folder."
+        assert "disk" not in caught.value.remedy
+
+
+def test_a_destination_behind_a_link_is_where_the_system_finds_it(tmp_path):
+    """`link/../own` is beside the link's target, not beside the link."""
+    (tmp_path / "deep" / "target").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("deep/target")
+    with staged_folder(os.path.join(tmp_path, "link", "..", "own")) as folder:
+        (folder / "config.json").write_text("new")
+    assert (tmp_path / "deep" / "own" / "config.json").read_text() == "new"
+    assert not (tmp_path / "own").exists()
+
+
+def test_the_source_is_kept_where_a_destination_goes_through_a_link(tmp_path):
+    """The source may be the folder that the names alone lead to, or the one that the system finds."""
+    (tmp_path / "deep" / "target").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("deep/target")
+    for folder in (tmp_path / "own", tmp_path / "deep" / "own"):
+        folder.mkdir()
+        (folder / "model.safetensors").write_text(str(folder))
+    destination = os.path.join(tmp_path, "link", "..", "own")
+    with pytest.raises(DestinationError, match="holds the source"):
+        check_destination(destination, overwrite=True, source=tmp_path / "deep" / "own" / "model.safetensors")
+    check_destination(destination, overwrite=True, source=tmp_path / "own" / "model.safetensors")
+    with staged_folder(destination, overwrite=True) as folder:
+        (folder / "model.safetensors").write_text("new")
+    assert (tmp_path / "own" / "model.safetensors").read_text() == str(tmp_path / "own")
+    assert (tmp_path / "deep" / "own" / "model.safetensors").read_text() == "new"
+
+
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
 def test_a_parent_that_may_not_be_written(tmp_path):
     (tmp_path / "parent").mkdir(mode=0o500)
