@@ -307,6 +307,8 @@ def _check_zip(path: Path) -> tuple[dict[int, int], dict[str, int]]:
             names = {entry.filename.casefold() for entry in entries}
             if len(names) != len(entries) or any(entry.filename != entry.orig_filename for entry in entries):
                 raise _damaged(path, "several of its records have the same name")
+            if any(_is_misspelt(entry.filename) for entry in entries):
+                raise _damaged(path, "a record's name has capital letters, which only torch would overlook")
             records = {_data_start(file, entry): entry.file_size for entry in entries}
             # What is read at once; the tensors' bytes are left to :func:`check_checksums`.
             _compare_checksums(path, file, entries, [entry for entry in entries if not _is_tensor_data(entry)])
@@ -501,9 +503,16 @@ def _quietly() -> Iterator[None]:
         yield
 
 
+def _is_misspelt(name: str) -> bool:
+    """Whether torch takes a record for one of its own only because it ignores case."""
+    own = name.partition("/")[2]
+    lower = own.lower()
+    return own != lower and (lower in ("byteorder", "version", "data.pkl") or lower.startswith(("data/", ".")))
+
+
 def _has_native_bytes(path: Path) -> bool:
     with zipfile.ZipFile(path) as archive:
-        entries = [entry for entry in archive.infolist() if entry.filename.endswith("/byteorder")]
+        entries = [entry for entry in archive.infolist() if entry.filename.lower().endswith("/byteorder")]
         for entry in entries:
             entry.CRC = None  # type: ignore[assignment]  # compared before, unless the file has none
         orders = [archive.read(entry) for entry in entries]

@@ -22,6 +22,8 @@ from vitconv.errors import CheckpointError, first_few
 
 # Every Vision Transformer has this tensor, and no other model: its prefix is the prefix of a model.
 _ANCHOR = "patch_embed.proj.weight"
+#: With one of these words, a name with "ema" means the trained weights: `model_without_ema`.
+_NOT_EMA = frozenset({"no", "non", "not", "without", "pre", "before", "raw"})
 _HEAD = frozenset({"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"})
 _DEPTH = 4
 #: No checkpoint of a Vision Transformer has more tensors, its optimizer's state included, or more models. For each
@@ -74,7 +76,8 @@ class Reading:
     @property
     def ema(self) -> bool:
         """Whether these are the weights' exponential moving average."""
-        return "ema" in "_".join((*self.place, self.prefix)).replace(".", "_").lower().split("_")
+        words = "_".join((*self.place, self.prefix)).replace(".", "_").lower().split("_")
+        return "ema" in words and not _NOT_EMA.intersection(words)
 
     def __str__(self) -> str:
         where = "".join(f"['{key}']" for key in self.place) or "the top level"
@@ -148,6 +151,9 @@ def unwrap(
         fitting = [max(found, key=lambda reading: len(set(reading.tensors) & set(names or ())))]
     reading, said = _choose(fitting, ema, headless)
     notes += said
+    fit = {(one.place, one.prefix) for one in fitting}
+    others = [one for one in found if (one.place, one.prefix) not in fit]
+    notes += _other_models(reading, others, set(names or ()) - _HEAD)
     without = _without_head(reading, names)
     suspects = [] if reading.headed else [*without.left_out, *_heads_outside(reading, found, content)]
     if suspects and not headless:
@@ -200,10 +206,20 @@ def _mappings(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], Map
 def _readings(content: Mapping[Any, Any]) -> Iterator[Reading]:
     for place, mapping in _mappings(content):
         tensors = {str(name): value for name, value in mapping.items() if is_tensor(value)}
-        for anchor in (name for name in tensors if name == _ANCHOR or name.endswith(f".{_ANCHOR}")):
-            prefix = anchor[: -len(_ANCHOR)]
-            inside = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-            others = tuple(str(name) for name in mapping if not str(name).startswith(prefix) or name not in tensors)
+        prefixes = [name[: -len(_ANCHOR)] for name in tensors if name == _ANCHOR or name.endswith(f".{_ANCHOR}")]
+        for prefix in prefixes:
+            # A model within a model, such as a student's teacher, is another one.
+            nested = tuple(longer for longer in prefixes if longer != prefix and longer.startswith(prefix))
+            inside = {
+                name[len(prefix) :]: tensor
+                for name, tensor in tensors.items()
+                if name.startswith(prefix) and not name.startswith(nested)
+            }
+            others = tuple(
+                name
+                for name in map(str, mapping)
+                if name not in tensors or not name.startswith(prefix) or name.startswith(nested)
+            )
             yield Reading(place, prefix, inside, others, mapping)
 
 
@@ -232,6 +248,28 @@ def _choose(fitting: list[Reading], ema: bool, headless: bool) -> tuple[Reading,
             "The checkpoint holds trained weights and their EMA: the EMA was taken (--no-ema takes the others)."
         ]
     return taken, ["The checkpoint holds trained weights and their EMA: the trained weights were taken."]
+
+
+def _other_models(taken: Reading, others: list[Reading], needed: Set[str]) -> list[str]:
+    """Notes on models beside the one taken that do not fit exactly.
+
+    Raises:
+        CheckpointError: one of them has all the tensors of the architecture, and more, and neither is an EMA.
+    """
+    notes = []
+    for other in others:
+        more = sorted(set(other.tensors) - needed - _HEAD)
+        if needed and needed <= set(other.tensors) and not taken.ema and not other.ema:
+            raise CheckpointError(
+                f"The checkpoint holds a model that fits at {taken}, and another at {other} that only has more "
+                f"tensors ({first_few(more)}).",
+                "Save the state dict of the model you mean to a separate file.",
+            )
+        if other.ema != taken.ema:
+            lacking = sorted(needed - set(other.tensors))
+            why = f"it lacks {first_few(lacking)}" if lacking else f"it has more tensors: {first_few(more)}"
+            notes.append(f"The {'EMA' if other.ema else 'trained weights'} at {other} cannot be taken: {why}.")
+    return notes
 
 
 def _without_head(reading: Reading, names: Set[str] | None) -> Reading:
@@ -263,10 +301,11 @@ def _heads_outside(reading: Reading, found: Iterable[Reading], content: Mapping[
 
     def own(mapping: Mapping[Any, Any], name: str) -> bool:
         """Whether it belongs to this model, or to the same part of another."""
-        if mapping is reading.mapping and name.startswith(reading.prefix):
+        known = prefixes.get(id(mapping), ())
+        longest = max((prefix for prefix in known if name.startswith(prefix)), key=len, default=None)
+        if mapping is reading.mapping and longest == reading.prefix:
             return True
         starts = [0, *(match.end() for match in re.finditer(r"\.", name[:1000]))]
-        known = prefixes.get(id(mapping), ())
         return any(name[:start] in known and name[start:].partition(".")[0] in trunk for start in starts)
 
     outside = [

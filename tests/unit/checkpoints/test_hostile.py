@@ -445,3 +445,13 @@ app(["convert", sys.argv[1], sys.argv[2], "--arch", "{ARCH}", "--no-verify"])
     assert done.returncode == 1
     assert "error: " in done.stderr and "Traceback" not in done.stderr
     assert os.listdir(tmp_path) == ["w.pth"]
+
+
+def test_a_byte_order_that_only_torch_would_find_is_refused(tmp_path):
+    """torch ignores case in the names of records, and reads tensors in the byte order named there."""
+    names = full_model(ARCH, depth=12, num_classes=1).state_dict()
+    opcodes = pickles.tensor("0", (4,), (1,))
+    content = pickles.as_zip(pickles.dictionary(dict.fromkeys(names, opcodes)), {"0": bytes(16)}, byteorder=b"big")
+    path = tmp_path / "w.pth"
+    path.write_bytes(content.replace(b"archive/byteorder", b"archive/ByteOrder"))
+    assert_refused(path, tmp_path, "a record's name has capital letters")

@@ -549,3 +549,27 @@ def test_more_models_than_any_checkpoint_has_are_refused_at_once():
     with pytest.raises(CheckpointError, match="more than 50 models"):
         unwrap(content, {"patch_embed.proj.weight"})
     assert time.process_time() - start < 5
+
+
+def test_a_model_within_a_model_is_another_one(weights, other, save):
+    """A student that holds its teacher: nothing says which one is meant."""
+    both = save(weights | prefixed("teacher.", other))
+    with pytest.raises(CheckpointError, match=r"holds 2 models that fit: the top level, .*'teacher\.'"):
+        inspect(both, architecture=ARCH)
+    student = weights | {"extra.weight": torch.ones(3)}
+    with pytest.raises(CheckpointError, match=r"fits at .*'teacher\.', and another at the top level .*extra\.weight"):
+        inspect(save(student | prefixed("teacher.", other)), architecture=ARCH)
+
+
+@pytest.mark.parametrize("key", ["model_without_ema", "no_ema", "non_ema", "pre_ema"])
+def test_weights_without_ema_are_no_ema(key, weights, other, save):
+    with pytest.raises(CheckpointError, match="holds 2 models that fit"):
+        inspect(save({"model": weights, key: other}), architecture=ARCH)
+
+
+def test_an_ema_that_cannot_be_taken_is_named(weights, other, save):
+    more = inspect(save({"state_dict": weights, "state_dict_ema": other | {"n_averaged": torch.ones(3)}}), ARCH)
+    assert any("The EMA at ['state_dict_ema'] cannot be taken: it has more" in note for note in more.notes)
+    lacking = {name: tensor for name, tensor in other.items() if name != "norm.bias"}
+    fewer = inspect(save({"state_dict": weights, "state_dict_ema": lacking}), ARCH)
+    assert any("The EMA at ['state_dict_ema'] cannot be taken: it lacks norm.bias" in note for note in fewer.notes)
