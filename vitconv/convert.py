@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,6 +37,7 @@ from vitconv.errors import (
     ParityError,
     VitconvError,
     WeightsError,
+    first_few,
     shown,
 )
 from vitconv.files import sha256, write_json
@@ -480,10 +482,11 @@ def verify_checkpoint(
         source: the timm weights, as for :func:`convert_checkpoint`.
         folder: the Transformers folder.
         architecture: the timm name, or a timm model; by default the name recorded in the folder's ``parity.json``.
-        labels: class names, or a file of them; by default as recorded in ``parity.json``.
+        labels: class names, or a file of them; by default as recorded in ``parity.json``, if the source does not name
+            other ones.
         images: image files to verify on; by default a built-in picture.
         image_size, data, ema, ignore, headless: as for :func:`convert_checkpoint`; by default as recorded in
-            ``parity.json``.
+            ``parity.json``. What was ignored at the conversion must be repeated.
         dtypes: what to compare in besides float64: any of :data:`vitconv.parity.comparison.DTYPES`; by default what
             is stored.
         device: where to compute: ``"cpu"``, ``"cuda"``…
@@ -514,6 +517,7 @@ def verify_checkpoint(
     except (ArchitectureError, CheckpointError, WeightsError, InputError) as error:
         other = _of_another_source(error, folder, recorded, open_source(source))
         raise other or _of_the_record(error, folder, recorded, options) or error from None
+    _refuse_contradicting_record(folder, recorded, opened, labels=labels is None, ignore=ignore is None)
     for file in opened.source.files:
         check_checksums(file)
     try:
@@ -535,6 +539,33 @@ def verify_checkpoint(
         if error.stage not in ("config", "labels", "bytes"):
             raise
         raise _of_another_source(error, folder, recorded, opened.source) or error from error.__cause__
+
+
+def _refuse_contradicting_record(
+    folder: Path, recorded: ConversionRecord, opened: Identified, *, labels: bool, ignore: bool
+) -> None:
+    """Raise :class:`ParityError` if the folder's record contradicts what the source says of itself.
+
+    Anybody can edit the record, so it decides nothing against the source.
+
+    Args:
+        labels, ignore: whether they were taken from the record.
+    """
+    own = opened.labels() if labels and recorded.labels else None
+    if own is not None and own != recorded.labels:
+        one, other = next(pair for pair in zip_longest(recorded.labels or (), own) if pair[0] != pair[1])
+        raise ParityError(
+            f"The {PARITY_FILE} in '{folder}' names a class {shown(one)} that the checkpoint names {shown(other)}.",
+            "Pass the right names with --labels FILE.",
+            stage="labels",
+        )
+    if ignore and recorded.ignore:
+        names = first_few([f"`{name}`" for name in recorded.ignore])
+        raise ParityError(
+            f"The {PARITY_FILE} in '{folder}' says that what the checkpoint states of {names} was ignored.",
+            f"If that is right, repeat it: {' '.join(f'--ignore {name}' for name in recorded.ignore)}.",
+            stage="config",
+        )
 
 
 def _of_the_record(

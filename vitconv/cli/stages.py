@@ -226,8 +226,14 @@ def convert() -> None:
 @app.command()
 def verify() -> None:
     """Do what `vitconv verify --json` does."""
-    given = _given("checkpoint", "model")
-    verify_command.verify(Path(given["checkpoint"]), Path(given["model"]), as_json=True)
+    given = _given("checkpoint", "model", "labels", "ignore")
+    verify_command.verify(
+        Path(given["checkpoint"]),
+        Path(given["model"]),
+        labels=Path(given["labels"]) if given["labels"] else None,
+        ignore=given["ignore"] or None,
+        as_json=True,
+    )
 
 
 @app.command()

@@ -699,3 +699,32 @@ def test_transformers_says_nothing_beside_the_error(copied, capfd):
     with pytest.raises(CheckpointError, match="property 'use_return_dict'"):
         verify()
     assert capfd.readouterr().err == ""
+
+
+def test_an_edited_record_decides_nothing_against_the_source(weights_that_name_classes, tmp_path):
+    """Labels swapped in the folder and in its record, and a mean that the record says to ignore."""
+    source, folder = weights_that_name_classes
+    record = json.loads((folder / "parity.json").read_text())
+    names = record["labels"][::-1]
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "parity.json").write_text(json.dumps(record | {"labels": names}))
+    with pytest.raises(ParityError, match=r"parity.json in .* names a class 'e' that the checkpoint names 'a'"):
+        verify_checkpoint(source, folder)
+    (folder / "parity.json").write_text(json.dumps(record | {"ignore": ["label_names"]}))
+    with pytest.raises(ParityError, match=r"what the checkpoint states of `label_names` was ignored"):
+        verify_checkpoint(source, folder)
+
+
+@pytest.fixture
+def weights_that_name_classes(tmp_path):
+    content = {
+        "state_dict": full_model("vit_tiny_patch16_224", num_classes=5).state_dict(),
+        "label_names": list("abcde"),
+    }
+    torch.save(content, tmp_path / "named.pth")
+    done = convert_checkpoint(
+        tmp_path / "named.pth", tmp_path / "named", architecture="vit_tiny_patch16_224", verify=False
+    )
+    return tmp_path / "named.pth", done.destination
