@@ -430,7 +430,11 @@ def convert_checkpoint(
             verification, hashes = _write_and_prove(folder, opened, names, dtype, picture or sample_image(), on_step)
         else:  # the kernel copies the bytes, so that there is no chance to hash them
             _write(folder, opened, names, dtype)
-        warnings = (*inspection.warnings, *(verification.warnings if verification else ()))
+        warnings = (
+            *inspection.warnings,
+            *_other_labels(opened, names),
+            *(verification.warnings if verification else ()),
+        )
         write_json(conversion_record(opened, names, verification, hashes), folder / PARITY_FILE)
         card = model_card(
             opened.source.files[0].name,
@@ -539,6 +543,18 @@ def verify_checkpoint(
         if error.stage not in ("config", "labels", "bytes"):
             raise
         raise _of_another_source(error, folder, recorded, opened.source) or error from error.__cause__
+
+
+def _other_labels(opened: Identified, names: Sequence[str]) -> list[str]:
+    """A warning if the checkpoint itself names other classes than those written."""
+    try:
+        own = opened.labels()
+    except InputError:
+        return []  # it names the classes in a form that cannot be read, and so others were given
+    if own is None or own == tuple(names):
+        return []
+    given, stated = next(pair for pair in zip_longest(names, own) if pair[0] != pair[1])
+    return [f"The labels given name a class {shown(given)} that the checkpoint names {shown(stated)}."]
 
 
 def _refuse_contradicting_record(

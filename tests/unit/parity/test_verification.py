@@ -712,6 +712,10 @@ def test_an_edited_record_decides_nothing_against_the_source(weights_that_name_c
     (folder / "parity.json").write_text(json.dumps(record | {"labels": names}))
     with pytest.raises(ParityError, match=r"parity.json in .* names a class 'e' that the checkpoint names 'a'"):
         verify_checkpoint(source, folder)
+    done = convert_checkpoint(
+        source, tmp_path / "given", architecture="vit_tiny_patch16_224", labels=names, verify=False
+    )
+    assert "The labels given name a class 'e' that the checkpoint names 'a'." in done.warnings
     (folder / "parity.json").write_text(json.dumps(record | {"ignore": ["label_names"]}))
     with pytest.raises(ParityError, match=r"what the checkpoint states of `label_names` was ignored"):
         verify_checkpoint(source, folder)
