@@ -104,7 +104,7 @@ class OwnMlp(Mlp):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: setattr(m.blocks[1], "mlp", OwnMlp(64, 256)), "(`blocks.1.mlp` is a test_timm.OwnMlp)"),
+        (lambda m: setattr(m.blocks[1], "mlp", OwnMlp(64, 256)), f"(`blocks.1.mlp` is a {__name__}.OwnMlp)"),
         (lambda m: m.add_module("adapter", nn.Linear(2, 2)), "(`adapter` is a torch.nn.Linear)"),
         (lambda m: setattr(m.blocks[1].norm2, "eps", 1e-3), "norms of different epsilon (1e-06, 0.001)"),
         (lambda m: setattr(m.blocks[1].mlp, "act", nn.ReLU()), "blocks that differ in activation"),
