@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +26,7 @@ from vitconv.checkpoints.checkpoint import (
     widest_dtype,
 )
 from vitconv.checkpoints.description import (
+    DATA,
     SelfDescription,
 )
 from vitconv.checkpoints.labels import check_labels, read_labels
@@ -496,6 +497,9 @@ def verify_checkpoint(
         device: where to compute: ``"cpu"``, ``"cuda"``…
         on_step: called with a few words at the beginning of each step.
 
+    Returns:
+        what was found; its warnings name the class names and preprocessing that only ``parity.json`` states.
+
     Raises:
         ParityError: the folder is not what the source makes of it; the message names the tensor or the stage.
         VitconvError: the source, the folder, or an image cannot be read.
@@ -525,7 +529,7 @@ def verify_checkpoint(
     for file in opened.source.files:
         check_checksums(file)
     try:
-        return verify_folder(
+        verification = verify_folder(
             folder,
             opened.state_dict,
             opened.timm_model(),
@@ -543,6 +547,8 @@ def verify_checkpoint(
         if error.stage not in ("config", "labels", "bytes"):
             raise
         raise _of_another_source(error, folder, recorded, opened.source) or error from error.__cause__
+    unproved = _only_recorded(recorded, opened, labels=labels is None, data=not data)
+    return replace(verification, warnings=(*unproved, *verification.warnings))
 
 
 def _other_labels(opened: Identified, names: Sequence[str]) -> list[str]:
@@ -582,6 +588,26 @@ def _refuse_contradicting_record(
             f"If that is right, repeat it: {' '.join(f'--ignore {name}' for name in recorded.ignore)}.",
             stage="config",
         )
+
+
+def _only_recorded(recorded: ConversionRecord, opened: Identified, *, labels: bool, data: bool) -> list[str]:
+    """Warnings that name what was taken from the folder's own record, because nothing else states it.
+
+    Args:
+        labels, data: whether they were not given.
+    """
+    warnings, description = [], opened.description
+    unnamed = _labels_for(None, opened.inspection.architecture)
+    if labels and unnamed and recorded.labels != unnamed and opened.labels() is None:
+        warnings.append("The class names are not proved, as the source does not state them: pass --labels FILE.")
+    stated = {**(description.get("pretrained_cfg") or {}), **description.data}
+    taken = {name: value for name, value in (recorded.data or {}).items() if name in DATA and not stated.get(name)}
+    if data and taken:
+        listed = ", ".join(f"`{name}` {shown(value)}" for name, value in taken.items())
+        warnings.append(
+            f"The preprocessing {listed} is only stated by the folder's own {PARITY_FILE}: pass --data-config FILE."
+        )
+    return warnings
 
 
 def _of_the_record(

@@ -226,11 +226,12 @@ def convert() -> None:
 @app.command()
 def verify() -> None:
     """Do what `vitconv verify --json` does."""
-    given = _given("checkpoint", "model", "labels", "ignore")
+    given = _given("checkpoint", "model", "labels", "data_config", "ignore")
     verify_command.verify(
         Path(given["checkpoint"]),
         Path(given["model"]),
         labels=Path(given["labels"]) if given["labels"] else None,
+        data_config=Path(given["data_config"]) if given["data_config"] else None,
         ignore=given["ignore"] or None,
         as_json=True,
     )

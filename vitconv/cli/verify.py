@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vitconv.cli.options import DataConfigFile, Headless, Ignore, ImageSize, Source, one_of
-from vitconv.cli.output import print_rich, show_steps
+from vitconv.cli.output import print_rich, print_warnings, show_steps
 from vitconv.cli.process import errors_for_people, without_garbage_collection
 from vitconv.parity.criteria import DTYPES
 
@@ -21,7 +21,8 @@ def verify(
         str | None, typer.Option("--arch", metavar="NAME", help="The timm architecture, if DST does not record it.")
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Class names that DST should have, if not those it records.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Class names of DST, if SRC states others or none."),
     ] = None,
     image: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="An image to verify on; may be given several times.")
@@ -58,6 +59,7 @@ def verify(
             device=device,
             on_step=on_step,
         )
+    print_warnings(found.warnings)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
     else:

@@ -101,6 +101,15 @@ def test_verify_prints_the_table(small_checkpoint, folder):
     assert "float64" in out and "bfloat16" in out and "blocks.11" in out
 
 
+def test_verify_prints_warnings(small_checkpoint, tmp_path):
+    (tmp_path / "labels.txt").write_text("a\nb\nc\nd\ne\n")
+    model = tmp_path / "model"
+    run("convert", small_checkpoint, model, *ARCH, "--no-verify", "--labels", tmp_path / "labels.txt")
+    code, _, err = run("verify", small_checkpoint, model)
+    assert code == 0
+    assert "warning: The class names are not proved" in err
+
+
 def test_verify_prints_json_for_machines(small_checkpoint, folder):
     code, out, _ = run("verify", small_checkpoint, folder, "--json")
     figures = json.loads(out)

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from models import full_model
 from papermill.translators import PythonTranslator
 from typer.testing import CliRunner
 
@@ -149,6 +151,22 @@ def test_files_of_any_name_are_verified(project, small_checkpoint):
     done = run("verify")
     assert done.exit_code == 0, (done.output, done.exception)
     assert "float64" in json.loads(done.stdout)["parity"]
+
+
+def test_verify_repeats_what_the_conversion_was_given(project, tmp_path):
+    """The checkpoint states other class names and another mean, which the record alone does not overrule."""
+    model = full_model("vit_tiny_patch16_224", num_classes=2)
+    own = {"arch": "vit_tiny_patch16_224", "label_names": ["a", "b"], "args": {"mean": [0.4, 0.4, 0.4]}}
+    torch.save({"state_dict": model.state_dict(), **own}, tmp_path / "own.pth")
+    (tmp_path / "labels.txt").write_text("c\nd\n")
+    (tmp_path / "data.json").write_text('{"mean": [0.1, 0.1, 0.1]}')
+    given = {"labels": str(tmp_path / "labels.txt"), "ignore": ["mean"]}
+    data = str(tmp_path / "data.json")
+    root = project(checkpoint=str(tmp_path / "own.pth"), model="model", data_config=data, **given)
+    convert_checkpoint(tmp_path / "own.pth", root / "model", data=data, verify=False, **given)
+    done = run("verify")
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert json.loads(done.stdout)["warnings"] == []
 
 
 #: What the YAML in params.yaml may hold, and the form lets through.

@@ -721,6 +721,16 @@ def test_an_edited_record_decides_nothing_against_the_source(weights_that_name_c
         verify_checkpoint(source, folder)
 
 
+def test_what_only_the_record_states_is_named(small, tmp_path):
+    source, _, model = small
+    given = {"labels": list("edcba"), "data": {"crop_pct": 0.5}}
+    convert_checkpoint(source, tmp_path / "hf", architecture=model, verify=False, **given)
+    names, preprocessing = verify_checkpoint(source, tmp_path / "hf", architecture=model).warnings
+    assert names.startswith("The class names are not proved")
+    assert preprocessing.startswith("The preprocessing `crop_pct` 0.5 is only stated by the folder's own parity.json")
+    assert verify_checkpoint(source, tmp_path / "hf", architecture=model, **given).warnings == ()
+
+
 @pytest.fixture
 def weights_that_name_classes(tmp_path):
     content = {
