@@ -10,6 +10,8 @@ import pytest
 from models import full_model
 from safetensors.torch import save_file
 
+from vitconv.convert import convert_checkpoint
+
 ARCH = "vit_tiny_patch16_224"
 MAIN = [sys.executable, "-c", "from vitconv.cli import run; run()"]
 
@@ -93,6 +95,22 @@ def test_an_output_for_errors_that_takes_nothing(tmp_path):
             [*MAIN, "inspect", tmp_path / "none.pth"], stdout=subprocess.PIPE, stderr=full, text=True
         )
     assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_no_folder_for_temporary_files(source, tmp_path):
+    """Torch asks for one where it is imported."""
+    import resource
+
+    convert_checkpoint(source, tmp_path / "model", architecture=ARCH, verify=False)
+    done = subprocess.run(
+        [*MAIN, "verify", source, tmp_path / "model"],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)),
+    )
+    assert done.returncode == 1
+    assert "error: No usable temporary directory found in " in done.stderr
+    assert done.stderr.endswith("set TMPDIR to a writable folder.\n") and "Traceback" not in done.stderr
 
 
 def test_a_reader_that_has_enough(source):
