@@ -154,7 +154,7 @@ def convert_state_dict(
     The input is not changed.
 
     Args:
-        state_dict: timm's names, as ``model.state_dict()`` gives them; any dtypes, any device.
+        state_dict: timm's names, as ``model.state_dict()`` gives them; in any of :data:`DTYPES`, on any device.
         architecture: an :class:`~vitconv.architecture.Architecture`, a timm model, or a timm name. With a name,
             the classes, channels and image size are read from the weights.
         layout: ``"module"`` for ``load_state_dict(strict=True)`` into the installed transformers' model,
@@ -164,7 +164,7 @@ def convert_state_dict(
 
     Raises:
         ArchitectureError: no Transformers class can express the architecture.
-        WeightsError: tensors are missing, unknown or of another shape.
+        WeightsError: tensors are missing, unknown, of another shape, or not dense floating-point weights.
 
     Example:
         >>> import timm
@@ -179,6 +179,7 @@ def convert_state_dict(
     """
     if layout not in ("module", "hub"):
         raise InputError(f"There is no layout '{layout}'.", "Choose 'module' or 'hub'.")
+    _check_state_dict(state_dict)
     if not isinstance(architecture, Architecture):
         shapes = shapes_of(state_dict)
         if isinstance(architecture, str):
@@ -190,6 +191,27 @@ def convert_state_dict(
     # safetensors writes a tensor's memory, in which values that are only marked as negated have the other sign.
     state_dict = {name: tensor.resolve_neg() for name, tensor in state_dict.items()}
     return convert_tensors(state_dict, architecture, dialect, target=target)
+
+
+def _check_state_dict(state_dict: Mapping[str, Tensor]) -> None:
+    """Raise :class:`WeightsError` unless it is a mapping of names to dense floating-point tensors."""
+    import torch
+
+    remedy = "Pass a state dict as timm's model.state_dict() gives it."
+    if not isinstance(state_dict, Mapping):
+        raise WeightsError(f"The state dict is of type {type(state_dict).__name__}, not a mapping.", remedy)
+    for name, tensor in state_dict.items():
+        if not isinstance(name, str):
+            raise WeightsError(f"The name {shown(name)} in the state dict is not a string.", remedy)
+        if not isinstance(tensor, torch.Tensor):
+            raise WeightsError(f"`{name}` in the state dict is of type {type(tensor).__name__}, not a tensor.", remedy)
+        if tensor.layout != torch.strided or dtype_name(tensor) not in DTYPES:
+            layout = str(tensor.layout).removeprefix("torch.")
+            raise WeightsError(
+                f"`{name}` in the state dict is not a dense floating-point tensor: its dtype is {dtype_name(tensor)}, "
+                f"its layout {layout}.",
+                f"Convert it to one of {', '.join(DTYPES)} first; for a sparse tensor use `.to_dense()`.",
+            )
 
 
 def to_huggingface(timm_model: nn.Module, *, target: str | None = None, verify: bool = True) -> PreTrainedModel:

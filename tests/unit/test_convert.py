@@ -111,6 +111,22 @@ def test_contradicting_weights_are_refused():
         convert_state_dict(full_model("vit_base_patch16_224_miil").state_dict(), "vit_base_patch16_224")
 
 
+@pytest.mark.parametrize(
+    ("state_dict", "message"),
+    [
+        (None, "of type NoneType, not a mapping"),
+        ({"norm.bias": 1}, "`norm.bias` in the state dict is of type int, not a tensor"),
+        ({1: torch.zeros(1)}, "The name 1 in the state dict is not a string"),
+        ({"norm.bias": torch.zeros(1).to_sparse()}, "its dtype is float32, its layout sparse_coo"),
+        ({"norm.bias": torch.zeros(1, dtype=torch.int8)}, "its dtype is int8"),
+        ({"norm.bias": torch.zeros(1, dtype=torch.complex64)}, "its dtype is complex64"),
+    ],
+)
+def test_what_is_not_a_state_dict_of_weights_is_refused(state_dict, message):
+    with pytest.raises(WeightsError, match=message):
+        convert_state_dict(state_dict, "vit_tiny_patch16_224")
+
+
 # ---- models -------------------------------------------------------------------------------------------------
 
 
