@@ -1,7 +1,7 @@
 """The command line: it reads the arguments, calls a function of the library, and prints the result.
 
 Exit codes: 0 done; 1 refused or failed, with one ``error: …`` line on stderr and one on what to do; 2 wrong usage;
-130 interrupted with Ctrl-C; 143 ended with SIGTERM.
+129 ended with SIGHUP; 130 interrupted with Ctrl-C; 143 ended with SIGTERM.
 """
 
 from __future__ import annotations

@@ -26,13 +26,14 @@ ends_at_once = False
 #: The signal that ended the process; 0 for none.
 received_signal = 0
 
-_WORDS: dict[int, str] = {signal.SIGINT: "Interrupted", signal.SIGTERM: "Terminated"}
+_WORDS: dict[int, str] = {signal.SIGINT: "Interrupted", signal.SIGTERM: "Terminated", signal.SIGHUP: "Hangup"}
 #: How writing to an open file, such as the output, can fail. Files that vitconv writes have their own error messages.
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EPIPE)
 
 
 def run(command: Callable[[], object] | None = None) -> None:
-    """Run a command, and end the process with its exit code: 130 after Ctrl-C (SIGINT), 143 after SIGTERM.
+    """Run a command, and end the process with its exit code: 130 after Ctrl-C (SIGINT), 143 after SIGTERM,
+    129 after SIGHUP.
 
     Python takes 1.5 s to take down what importing torch, timm and Transformers built, which helps nobody: the commands
     that leave nothing open end without it.
@@ -70,7 +71,7 @@ def run(command: Callable[[], object] | None = None) -> None:
 def errors_for_people(interrupted: Callable[[], str] = lambda: "Nothing was written.") -> Iterator[None]:
     """Turn vitconv's exceptions into two lines on stderr and exit code 1.
 
-    An interrupt (Ctrl-C) gives exit code 130 and SIGTERM 143, as in shells.
+    An interrupt (Ctrl-C) gives exit code 130, SIGTERM 143 and SIGHUP 129, as in shells.
 
     Args:
         interrupted: returns a sentence on what an interrupt leaves behind.
@@ -125,13 +126,14 @@ def without_garbage_collection() -> Iterator[None]:
 
 def _listen() -> None:
     for number in _WORDS:
-        # A shell's background job inherits Ctrl-C ignored, and is to go on.
+        # A shell's background job inherits Ctrl-C ignored, and one under nohup SIGHUP: they are to go on.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
 
 
 def _stop(number: int, frame: object) -> None:
-    """End as with Ctrl-C, also when the system asks for it (SIGTERM), as containers and batch systems do.
+    """End as with Ctrl-C, also when the system asks for it (SIGTERM), as containers and batch systems do, and when the
+    terminal is closed (SIGHUP).
 
     An exception ends the process in order, unless it comes while torch or Transformers call Python: they abort, or
     turn it into another error. So a command that leaves nothing open ends right here.

@@ -24,13 +24,18 @@ def source(tmp_path_factory):
 
 
 def not_ignored():
-    """A shell's background job inherits Ctrl-C ignored."""
+    """A shell's background job inherits Ctrl-C ignored, and one under nohup SIGHUP."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize(
     ("number", "seconds"),
-    [*((signal.SIGINT, seconds) for seconds in (0.5, 0.8, 1.2, 1.7, 2.5, 3.2, 4, 5, 6)), (signal.SIGTERM, 2.2)],
+    [
+        *((signal.SIGINT, seconds) for seconds in (0.5, 0.8, 1.2, 1.7, 2.5, 3.2, 4, 5, 6)),
+        (signal.SIGTERM, 2.2),
+        (signal.SIGHUP, 2.2),
+    ],
 )
 def test_a_signal_ends_the_command_at_any_moment(number, seconds, source, tmp_path):
     """While modules are imported, weights written, models compared: always in the same way."""
@@ -42,13 +47,13 @@ def test_a_signal_ends_the_command_at_any_moment(number, seconds, source, tmp_pa
     if process.returncode == 0:
         pytest.skip("it was done before")
     assert process.returncode == 128 + number
-    word = "Interrupted" if number == signal.SIGINT else "Terminated"
+    word = {signal.SIGINT: "Interrupted", signal.SIGTERM: "Terminated", signal.SIGHUP: "Hangup"}[number]
     assert said.endswith(f"error: {word}.\nNothing was written.\n") and said.count("error: ") == 1
     assert "Traceback" not in said
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize(("number", "word"), [(2, "Interrupted"), (15, "Terminated")])
+@pytest.mark.parametrize(("number", "word"), [(1, "Hangup"), (2, "Interrupted"), (15, "Terminated")])
 @pytest.mark.parametrize("error", ["CheckpointError('a', 'b')", "ModuleNotFoundError('x')"])
 def test_a_signal_that_an_import_turns_into_another_error(number, word, error):
     """As Transformers does where it imports its modules."""
