@@ -152,8 +152,8 @@ def _origin(tag: Mapping[str, Any], stated: SelfDescription) -> str:
 
 #: The names that a given data configuration may have, and what a value must be.
 GIVEN: dict[str, str] = {
-    "mean": "a list of numbers, one per channel",
-    "std": "a list of positive numbers, one per channel",
+    "mean": "a list of numbers from -1000000 to 1000000, one per channel",
+    "std": "a list of numbers from 0.000001, one per channel",
     "interpolation": "'bicubic', 'bilinear', 'nearest', 'lanczos', 'box' or 'hamming'",
     "crop_pct": "a number from 0.01 up to the image's size",
     "crop_mode": "'center', 'squash' or 'border'",
@@ -204,8 +204,9 @@ def _check_given(given: Mapping[str, Any], architecture: Architecture, stated: S
     # No image file has another number of channels than those in MODES, so mean and std are then never used.
     lengths = (channels,) if channels in MODES else (channels, 3)
     checks = {
-        "mean": lambda value: _are_numbers(value) and len(value) in lengths,
-        "std": lambda value: _are_numbers(value) and len(value) in lengths and min(value) > 1e-37,
+        # With these bounds a pixel is at most about 1e12. The square of a larger one, in a layer norm, can overflow.
+        "mean": lambda value: _are_numbers(value) and len(value) in lengths and max(map(abs, value)) <= 1e6,
+        "std": lambda value: _are_numbers(value) and len(value) in lengths and min(value) >= 1e-6,
         "interpolation": lambda value: isinstance(value, str) and value in RESAMPLE,
         "crop_pct": lambda value: _resizes(value, architecture.image_size),
         "crop_mode": lambda value: value in ("center", "squash", "border"),

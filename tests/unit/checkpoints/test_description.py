@@ -548,10 +548,24 @@ def test_values_of_any_type_are_read_or_refused_in_words(name, value, save):
 
 
 @pytest.mark.parametrize(
-    "data", [{"crop_pct": 5e-324}, {"crop_pct": 300}, {"std": [1e-320] * 3}, {"mean": [10**400] * 3}]
+    "data",
+    [
+        {"crop_pct": 5e-324},
+        {"crop_pct": 300},
+        {"std": [1e-320] * 3},
+        {"std": [1e-36, 1, 1]},
+        {"mean": [10**400] * 3},
+        {"mean": [1e30, 0, 0]},
+    ],
 )
 def test_impossible_preprocessing_is_refused(data, small_checkpoint):
     assert "`" in refusal(InputError, small_checkpoint, ARCH, data=data).problem
+
+
+def test_the_most_extreme_preprocessing_gives_numbers(small_checkpoint, tmp_path):
+    data = {"mean": [1e6] * 3, "std": [1e-6] * 3}
+    done = convert_checkpoint(small_checkpoint, tmp_path / "hf", architecture=ARCH, data=data)
+    assert not any("NaN" in warning for warning in done.warnings)
 
 
 def test_a_file_of_class_names_with_an_impossible_name(tmp_path):
