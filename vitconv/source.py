@@ -141,18 +141,34 @@ class Identified:
         return load_tensors(self.tensors)
 
     def labels(self) -> tuple[str, ...] | None:
-        """The class names that the source itself gives."""
-        stated = self.description.get("label_names")
+        """The class names that the source itself gives.
+
+        Raises:
+            InputError: they cannot be read, do not fit the weights, or differ between two places.
+        """
+        stated, class_map = self.description.get("label_names"), _class_map(self.source, self.description)
+        found: dict[str, tuple[str, ...]] = {}
+        if not self.inspection.architecture.num_labels:
+            return None  # the head was left out
         if stated is not None:
             where = f"The checkpoint's `{self.description.where('label_names')}`"
-            read = functools.partial(_ordered, stated, where)
-        elif (class_map := _class_map(self.source, self.description)) is not None:
-            read = functools.partial(read_labels, class_map)
-        else:
-            return None
-        count, name = self.inspection.architecture.num_labels, "class_map" if stated is None else "label_names"
-        if not count:
-            return None  # the head was left out
+            found["label_names"] = self._names_in("label_names", functools.partial(_ordered, stated, where))
+        if class_map is not None:
+            found["class_map"] = self._names_in("class_map", functools.partial(read_labels, class_map))
+        if len(found) == 2 and found["label_names"] != found["class_map"]:
+            pairs = zip(found["label_names"], found["class_map"], strict=True)
+            index, (one, other) = next((index, pair) for index, pair in enumerate(pairs) if pair[0] != pair[1])
+            raise InputError(
+                f"The checkpoint names class {index} {shown(one)} in `{self.description.where('label_names')}` and "
+                f"{shown(other)} in {class_map} (`{self.description.where('class_map')}`).",
+                "Pass --ignore label_names or --ignore class_map to take the other one's, or the right ones with "
+                "--labels FILE.",
+            )
+        return next(iter(found.values()), None)
+
+    def _names_in(self, name: str, read: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:
+        """The class names of one place, one for each class of the weights."""
+        count = self.inspection.architecture.num_labels
         remedy = f"Pass the right ones with --labels FILE, or --ignore {name} to have none."
         try:
             names = read()

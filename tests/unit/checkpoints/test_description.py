@@ -568,6 +568,20 @@ def test_the_most_extreme_preprocessing_gives_numbers(small_checkpoint, tmp_path
     assert not any("NaN" in warning for warning in done.warnings)
 
 
+def test_two_places_that_name_other_classes(tmp_path):
+    path, *_ = as_train_py_saves(tmp_path, class_map="classes.txt")
+    content = torch.load(path, weights_only=False)
+    names = [f"class {index}" for index in range(len(content["state_dict"]["head.bias"]))]
+    torch.save({**content, "label_names": names}, path)
+    (path.parent / "classes.txt").write_text("\n".join(["other", *names[1:]]))
+    with pytest.raises(InputError, match=r"class 0 'class 0' in `label_names` and 'other' in .*`args.class_map`"):
+        convert_checkpoint(path, tmp_path / "hf", verify=False)
+    done = convert_checkpoint(path, tmp_path / "hf", verify=False, ignore=["label_names"])
+    assert done.labels == ("other", *names[1:])
+    done = convert_checkpoint(path, tmp_path / "hf", verify=False, ignore=["class_map"], overwrite=True)
+    assert done.labels == tuple(names)
+
+
 def test_a_file_of_class_names_with_an_impossible_name(tmp_path):
     path, *_ = as_train_py_saves(tmp_path, class_map="x" * 300 + ".txt")
     assert "pass --labels" in inspect(path).notes[-1]
