@@ -91,9 +91,10 @@ def errors_for_people(interrupted: Callable[[], str] = lambda: "Nothing was writ
         if error.errno in (errno.EMFILE, errno.ENFILE):  # can happen at any line that imports something
             typer.echo(f"error: {error.strerror}.\nRaise the limit (ulimit -n), and run it again.", err=True)
             raise typer.Exit(1) from None
-        if error.errno == errno.ENOENT and "temporary directory" in str(error.strerror):  # from Python's tempfile
+        reason = str(error.strerror)
+        if error.errno == errno.ENOENT and "temporary directory" in reason:  # from Python's tempfile
             typer.echo(
-                f"error: {printable(error.strerror)}.\nFree space there, or set TMPDIR to a writable folder.",
+                f"error: {printable(reason)}.\nFree space there, or set TMPDIR to a writable folder.",
                 err=True,
             )
             raise typer.Exit(1) from None
