@@ -18,7 +18,7 @@ import typer
 
 from vitconv.cli.output import printable
 from vitconv.errors import VitconvError
-from vitconv.writing.staging import discard_unfinished
+from vitconv.writing.staging import discard_unfinished, forget_published, published
 
 #: Whether the process may end at any moment: it has no threads or processes to stop, and only unfinished folders to
 #: remove.
@@ -67,8 +67,16 @@ def run(command: Callable[[], object] | None = None) -> None:
         raise
 
 
+def _what_was_written() -> str:
+    """What an interrupt leaves of a command that writes one folder: all of it or nothing."""
+    folders = published()
+    if folders:
+        return f"It was done: '{printable(str(folders[-1]))}' is complete."
+    return "Nothing was written."
+
+
 @contextmanager
-def errors_for_people(interrupted: Callable[[], str] = lambda: "Nothing was written.") -> Iterator[None]:
+def errors_for_people(interrupted: Callable[[], str] = _what_was_written) -> Iterator[None]:
     """Turn vitconv's exceptions into two lines on stderr and exit code 1.
 
     An interrupt (Ctrl-C) gives exit code 130, SIGTERM 143 and SIGHUP 129, as in shells.
@@ -78,6 +86,7 @@ def errors_for_people(interrupted: Callable[[], str] = lambda: "Nothing was writ
     """
     global ends_at_once
     ends_at_once = False
+    forget_published()
     try:
         yield
     except (VitconvError, KeyboardInterrupt) as error:
@@ -146,7 +155,7 @@ def _stop(number: int, frame: object) -> None:
     discard_unfinished()
     if sys.stderr is not None and sys.stderr.isatty():
         _print_error("\r\x1b[K\x1b[?25h")  # rich's spinner has hidden the cursor
-    _print_error(f"error: {_WORDS[number]}.\nNothing was written.\n")
+    _print_error(f"error: {_WORDS[number]}.\n{_what_was_written()}\n")
     os._exit(128 + number)
 
 

@@ -50,6 +50,7 @@ def staged_folder(destination: str | os.PathLike[str], *, overwrite: bool = Fals
         yield staging
         for file in filter(Path.is_file, staging.iterdir()):  # some libraries make private files, too
             file.chmod(0o666 & ~mask)
+        _publishing[destination] = _identity(staging)
         _publish(staging, destination, overwrite)
     except OSError as error:
         raise unwritable(destination, error) from error
@@ -62,12 +63,34 @@ def staged_folder(destination: str | os.PathLike[str], *, overwrite: bool = Fals
 
 #: The folders that are being written.
 _unfinished: set[Path] = set()
+#: The destinations that staged folders were about to become, and the identity of each staged folder. A signal may come
+#: between the renaming and the next step of Python, so only the destination itself tells whether it was renamed.
+_publishing: dict[Path, tuple[int, int] | None] = {}
 
 
 def discard_unfinished() -> None:
     """Remove the folders that are being written, as this process ends here and now."""
     for staging in _unfinished:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def published() -> list[Path]:
+    """The folders that this process has written, whole and under their names, since :func:`forget_published`."""
+    return [folder for folder, identity in _publishing.items() if identity and _identity(folder) == identity]
+
+
+def forget_published() -> None:
+    """Begin the list of :func:`published` anew."""
+    _publishing.clear()
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What stays the same of a folder when it is renamed; ``None`` if it is not there."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def check_destination(

@@ -48,9 +48,42 @@ def test_a_signal_ends_the_command_at_any_moment(number, seconds, source, tmp_pa
         pytest.skip("it was done before")
     assert process.returncode == 128 + number
     word = {signal.SIGINT: "Interrupted", signal.SIGTERM: "Terminated", signal.SIGHUP: "Hangup"}[number]
-    assert said.endswith(f"error: {word}.\nNothing was written.\n") and said.count("error: ") == 1
+    written = os.listdir(tmp_path)  # it may have come as the command printed what it had done
+    left = f"It was done: '{tmp_path / 'model'}' is complete." if written else "Nothing was written."
+    assert written in ([], ["model"])
+    assert said.endswith(f"error: {word}.\n{left}\n") and said.count("error: ") == 1
     assert "Traceback" not in said
-    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("at_once", [True, False], ids=["ends at once", "ends in order"])
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_signal_around_the_renaming(moment, at_once, overwrite, source, tmp_path):
+    """What is said to be written is there, and the other way round."""
+    destination = tmp_path / "model"
+    if overwrite:
+        convert_checkpoint(source, destination, architecture=ARCH, verify=False)
+    before = os.stat(destination).st_ino if overwrite else None
+    code = (
+        "import contextlib, os, signal; from vitconv.cli import convert, run; from vitconv.writing import staging\n"
+        "rename, stop = staging._rename, lambda: os.kill(os.getpid(), signal.SIGINT)\n"
+        "def renamed(*arguments):\n"
+        f"    {'stop()' if moment == 'before' else ''}\n"
+        "    rename(*arguments)\n"
+        "    stop()\n"
+        "staging._rename = renamed\n"
+        f"{'' if at_once else 'convert.without_garbage_collection = contextlib.nullcontext'}\n"
+        "run()"
+    )
+    command = [sys.executable, "-c", code, "convert", source, destination, "--arch", ARCH, "--no-verify"]
+    done = subprocess.run(
+        command + ["--overwrite"] * overwrite, capture_output=True, text=True, preexec_fn=not_ignored
+    )
+    said = f"It was done: '{destination}' is complete." if moment == "after" else "Nothing was written."
+    assert (done.returncode, done.stderr.splitlines()[-2:]) == (130, ["error: Interrupted.", said])
+    assert os.listdir(tmp_path) == (["model"] if overwrite or moment == "after" else [])
+    if moment == "before" and overwrite:
+        assert os.stat(destination).st_ino == before
 
 
 @pytest.mark.parametrize(("number", "word"), [(1, "Hangup"), (2, "Interrupted"), (15, "Terminated")])
