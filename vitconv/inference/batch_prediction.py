@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -21,7 +22,9 @@ from vitconv.inference.pixels import Preprocessor, open_preprocessor
 from vitconv.inference.predictions import Parts, Run, make_rows
 from vitconv.inference.ray import RayEngine
 from vitconv.inference.runtime import ModelInfo, Runtime, opener, read_info
+from vitconv.inference.timm import TimmRuntime, read_timm_info
 from vitconv.models.processors import ProcessorName
+from vitconv.source import SourceOptions, identify
 
 #: About as many rows are in a file: what a run that is cut off has to do again at most.
 ROWS_PER_PART = 256
@@ -85,14 +88,14 @@ def predict(
     overwrite: bool = False,
     on_progress: Callable[[int, int, int], None] = lambda done, errors, rows: None,
 ) -> Summary:
-    """Predict the class of every image in a list, and write a row for each: see :data:`.predictions.SCHEMA`.
+    """Predict the class of every image, and write a row for each: see :data:`.predictions.SCHEMA`.
 
     A run that was cut off, by whatever, goes on where it stopped when it is started again with the same arguments. The
     rows do not depend on the engine, nor on which images cannot be read.
 
     Args:
         model: a folder that vitconv wrote, with a classification head.
-        images: a CSV file: see :func:`.images.read_images`.
+        images: a CSV file, a folder of images, or one image: see :func:`.images.read_images`.
         destination: the folder for the Parquet files.
         engine: ``"local"``, or ``"ray"`` for a Ray Data pipeline: see docs/scale.md.
         processor: what makes the pixels: ``"transformers"`` for the folder's ``preprocessor_config.json``, ``"timm"``
@@ -114,18 +117,87 @@ def predict(
     """
     if engine not in _ENGINES:
         raise InputError(f"There is no engine '{engine}'.", f"Choose one of {', '.join(_ENGINES)}.")
-    if batch_size < 1:
-        raise InputError(
-            f"batch_size must be at least 1, got {shown(batch_size)}.", "Choose a batch size of 1 or more."
-        )
     folder = Path(model).resolve()
-    files = _state(folder)  # before anything in it is read
+    watch = _Watch(folder, folder.iterdir)  # before anything in it is read
+    _check_positive(batch_size)
     info = read_info(folder)
-    _check_batch(batch_size, info)
-    preprocessor = open_preprocessor(info, processor)
-    batches = Batches(read_images(images), batch_size, preprocessor)
+    opened = _Opened(info, open_preprocessor(info, processor), opener(info), watch)
     runner = _ENGINES[engine](device)
-    settings = _settings(info, preprocessor, batch_size, runner.device)
+    return _predict(opened, images, destination, runner, batch_size, max_errors, check_content, overwrite, on_progress)
+
+
+def predict_timm(
+    source: str | Path,
+    images: str | Path,
+    destination: str | Path,
+    *,
+    classes: Sequence[str],
+    options: SourceOptions | None = None,
+    batch_size: int = 8,
+    device: str = "auto",
+    max_errors: int = 0,
+    check_content: bool = False,
+    overwrite: bool = False,
+    on_progress: Callable[[int, int, int], None] = lambda done, errors, rows: None,
+) -> Summary:
+    """Run the timm model of a checkpoint over images, with timm's own pixels: what a conversion is compared with.
+
+    Nothing of the converted folder is used: the architecture, the weights and the preprocessing are read from the
+    checkpoint. The rows are of the same form as those of :func:`predict`, so that the two can be compared.
+
+    Args:
+        source: the checkpoint, as :func:`vitconv.convert.convert_checkpoint` takes it.
+        classes: the names of its classes, in the order of the logits.
+        options: what is given beside the source, as for the conversion.
+        images, destination, batch_size, device, max_errors, check_content, overwrite, on_progress: as for
+            :func:`predict`.
+
+    Raises:
+        VitconvError: what :func:`predict` raises, and what the conversion of this source would.
+    """
+    _check_positive(batch_size)
+    options = options or SourceOptions()
+    found = identify(source, options)
+    watch = _Watch(source, lambda: found.source.files)
+    info, preprocessor = read_timm_info(source, found, classes)
+    opened = _Opened(info, preprocessor, partial(TimmRuntime, info, source, options), watch)
+    return _predict(
+        opened, images, destination, LocalEngine(device), batch_size, max_errors, check_content, overwrite, on_progress
+    )
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A model that is ready to be run over images.
+
+    Attributes:
+        info: what is known of it.
+        preprocessor: makes its pixels.
+        open_runtime: opens it on a device.
+        watch: tells whether its files have changed since they were read.
+    """
+
+    info: ModelInfo
+    preprocessor: Preprocessor
+    open_runtime: Callable[[str], Runtime]
+    watch: _Watch
+
+
+def _predict(
+    model: _Opened,
+    images: str | Path,
+    destination: str | Path,
+    runner: Engine,
+    batch_size: int,
+    max_errors: int,
+    check_content: bool,
+    overwrite: bool,
+    on_progress: Callable[[int, int, int], None],
+) -> Summary:
+    info = model.info
+    _check_batch(batch_size, info)
+    batches = Batches(read_images(images), batch_size, model.preprocessor)
+    settings = _settings(info, model.preprocessor, batch_size, runner.device)
     settings |= {"check_content": check_content, "folder": str(batches.images.folder)}  # where relative paths start
     run = Run(settings, info.classes)
     cut = _cut(len(batches), batch_size)
@@ -143,7 +215,7 @@ def predict(
             count.add(rows)
             count.check()
     found = count.done
-    outputs = runner.run(opener(info), batches, [batch for number in todo for batch in cut[number]])
+    outputs = runner.run(model.open_runtime, batches, [batch for number in todo for batch in cut[number]])
     for number in todo:
         tables = []
         for output in islice(outputs, len(cut[number])):
@@ -151,28 +223,51 @@ def predict(
             count.add(tables[-1])
         rows = pa.concat_tables(tables)
         if rows["row"].to_pylist() != [row for batch in cut[number] for row in batches.rows(batch)]:
-            raise VitconvError(f"The engine '{engine}' lost rows of part {number}, or their order.", "Report this.")
-        if _state(folder) != files:
-            raise CheckpointError(
-                f"The files in '{folder}' have changed while the model ran.",
-                "Run it again when nothing else writes to the folder.",
-            )
+            raise VitconvError(f"The engine lost rows of part {number}, or their order.", "Report this.")
+        model.watch.check()
         parts.write(number, rows, keys[number])
         count.check()
     return Summary(count.done, count.errors, found, runner.device)
 
 
-def _state(folder: Path) -> dict[str, tuple[int, int, int, int]]:
-    """What changes when a file in a folder is written or replaced: device, inode, size and time, by its name."""
-    found = {}
-    try:
-        for file in folder.iterdir():
-            if file.is_file():
-                stat = file.stat()
-                found[file.name] = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
-    except OSError:  # no folder, or one that is being replaced: whoever reads it says so
-        return {}
-    return found
+def _check_positive(batch_size: int) -> None:
+    if batch_size < 1:
+        raise InputError(
+            f"batch_size must be at least 1, got {shown(batch_size)}.", "Choose a batch size of 1 or more."
+        )
+
+
+class _Watch:
+    """Tells whether files have changed since it was made.
+
+    Args:
+        name: what they are of, for people.
+        list_files: lists them; a folder may have others later.
+    """
+
+    def __init__(self, name: str | Path, list_files: Callable[[], Iterable[Path]]) -> None:
+        self._name, self._list_files = name, list_files
+        self._before = self._state()
+
+    def check(self) -> None:
+        """Raise :class:`CheckpointError` if a file was written or replaced."""
+        if self._state() != self._before:
+            raise CheckpointError(
+                f"The files in '{self._name}' have changed while the model ran.",
+                "Run it again when nothing else writes to it.",
+            )
+
+    def _state(self) -> dict[str, tuple[int, int, int, int]]:
+        """What changes when a file is written or replaced: device, inode, size and time, by its name."""
+        found = {}
+        try:
+            for file in self._list_files():
+                if file.is_file():
+                    stat = file.stat()
+                    found[file.name] = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        except OSError:  # no folder, or one that is being replaced: whoever reads it says so
+            return {}
+        return found
 
 
 def _check_batch(size: int, model: ModelInfo) -> None:
@@ -222,7 +317,9 @@ def _cut(batches: int, batch_size: int) -> list[range]:
 
 def _rows(output: BatchOutput, batches: Batches, classes: Sequence[str]) -> pa.Table:
     rows = batches.rows(output.batch)
-    return make_rows(rows.start, batches.images.slice(rows), output.logits[: len(rows)], output.errors, classes)
+    return make_rows(
+        rows.start, batches.images.slice(rows), output.logits[: len(rows)], output.errors, output.notes, classes
+    )
 
 
 class _Count:

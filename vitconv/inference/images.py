@@ -1,4 +1,4 @@
-"""The list of images, and how its images become batches of pixels."""
+"""Which images there are, and how they become batches of pixels."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ from pyarrow import csv
 from vitconv.errors import InputError, VitconvError
 from vitconv.files import check_file, open_file
 from vitconv.inference.pixels import Preprocessor
+from vitconv.models.images import image_suffixes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,17 +30,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImageList:
-    """The rows of a CSV file with a column ``path`` and, where the truth is known, ``label``.
+    """Images to predict, and their true classes where they are known.
 
     Attributes:
-        paths: as in the file, a string a row.
-        labels: the true classes; ``None`` without such a column, null or empty where it is not known.
-        folder: what relative paths start from: the file's folder.
+        paths: as in the CSV file, or relative to the folder of images; a string a row.
+        labels: the true classes; ``None`` where none is stated, null or empty where it is not known.
+        folder: what relative paths start from: the CSV file's folder, or the folder of images.
+        by_folder: whether the labels are the names of subfolders, which may also be something else than classes.
     """
 
     paths: pa.ChunkedArray
     labels: pa.ChunkedArray | None
     folder: Path
+    by_folder: bool = False
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -50,14 +53,20 @@ class ImageList:
 
 
 def read_images(path: str | Path) -> ImageList:
-    """Read a list of images.
+    """Read which images there are.
 
     Args:
-        path: a CSV file. Of its columns, only ``path`` and ``label`` are read.
+        path: a CSV file, of whose columns only ``path`` and ``label`` are read; a folder, with all images in it and in
+            its subfolders, whose names are their labels; or one image. An image is told by its suffix.
 
     Raises:
-        InputError: there is no such file, it is not CSV, has no column ``path``, or a row has no path.
+        InputError: there is no such file, it is not CSV, has no column ``path``, or a row has no path; or the folder
+            has no images.
     """
+    if os.path.isdir(path):
+        return _read_folder(Path(path))
+    if Path(path).suffix.lower() in image_suffixes():
+        return _of_paths([Path(path).name], Path(path).resolve().parent)
     what = "list of images"
     columns = [name for name in read_header(path, what, "label") if name in ("path", "label")]
     table = read_table(path, what, columns)
@@ -68,6 +77,48 @@ def read_images(path: str | Path) -> ImageList:
         raise InputError(f"The list of images '{path}' is empty.", _LIST)
     labels = table["label"] if "label" in table.column_names else None
     return ImageList(paths, labels, Path(path).resolve().parent)
+
+
+def _read_folder(folder: Path) -> ImageList:
+    """The images in a folder and its subfolders, sorted by name; hidden files and other files are left out."""
+    found = sorted(_images_in(folder))
+    if not found:
+        raise InputError(
+            f"The folder '{folder}' has no images.",
+            f"Name a folder with images ({', '.join(_USUAL)}…), or a CSV file with their paths.",
+        )
+    listed = _of_paths(found, folder.resolve())
+    labels = [name.partition("/")[0] if "/" in name else None for name in found]
+    if not any(labels):
+        return listed
+    return replace(listed, labels=pa.chunked_array([pa.array(labels, pa.string())]), by_folder=True)
+
+
+def _images_in(folder: Path) -> Iterator[str]:
+    """The paths of the images, relative to the folder, with ``/`` between the names."""
+
+    def stop(error: OSError) -> NoReturn:
+        raise InputError(f"The folder '{error.filename}' cannot be read: {error.strerror}.", "Check its permissions.")
+
+    suffixes, entered = image_suffixes(), set()
+    for place, folders, files in os.walk(folder, onerror=stop, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in entered:  # a link to a folder that holds it
+            folders.clear()
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
+                yield Path(place, name).relative_to(folder).as_posix()
+
+
+def _of_paths(paths: list[str], folder: Path) -> ImageList:
+    try:
+        return ImageList(pa.chunked_array([pa.array(paths, pa.string())]), None, folder)
+    except UnicodeEncodeError as error:
+        name = next(path for path in paths if any("\ud800" <= c <= "\udfff" for c in path))
+        raise InputError(f"The name of the image '{name}' is not UTF-8.", "Rename the file.") from error
 
 
 def read_header(path: str | Path, what: str, other: str) -> list[str]:
@@ -164,6 +215,8 @@ def _for_people(path: str | Path, what: str) -> Iterator[None]:
 MOST_TABLE = 2**30
 #: The most bytes of a row: the logits of some hundred thousand classes. So many are parsed at once.
 _MOST_ROW = 2**24
+#: What most images are called, for people.
+_USUAL = (".jpg", ".png", ".webp")
 _LIST = "Write a CSV file with a header, and a column 'path' with a path in every row."
 
 
@@ -175,11 +228,13 @@ class Pixels(NamedTuple):
         values: float32, (batch_size, channels, height, width); zeros where an image cannot be read, and behind the
             last row of the list: so a batch always has the same shape, and a row always its place in it.
         errors: for each image, what is wrong with it, or ``None``.
+        notes: for each image, how timm is known to prepare it differently, or ``None``.
     """
 
     batch: int
     values: NDArray[np.float32]
     errors: list[str | None]
+    notes: list[str | None]
 
 
 class BatchOutput(NamedTuple):
@@ -188,12 +243,13 @@ class BatchOutput(NamedTuple):
     Attributes:
         batch: the batch's number.
         logits: float32, (batch_size, classes); anything where there is an error, and behind the last row.
-        errors: as :attr:`Pixels.errors`.
+        errors, notes: as in :class:`Pixels`.
     """
 
     batch: int
     logits: NDArray[np.float32]
     errors: list[str | None]
+    notes: list[str | None]
 
 
 @dataclass(frozen=True)
@@ -223,25 +279,25 @@ class Batches:
     def __getitem__(self, batch: int) -> Pixels:
         values = np.zeros((self.size, *self.preprocessor.shape), np.float32)
         paths = self.images.slice(self.rows(batch))
-        errors = [self._read(path, place) for path, place in zip(paths, values, strict=False)]
-        return Pixels(batch, values, errors)
+        found = [self._read(path, place) for path, place in zip(paths, values, strict=False)]
+        return Pixels(batch, values, [error for error, _ in found], [note for _, note in found])
 
-    def _read(self, path: str, place: NDArray[np.float32]) -> str | None:
-        """Put an image's pixels into its place of the batch; or say what is wrong with it."""
+    def _read(self, path: str, place: NDArray[np.float32]) -> tuple[str | None, str | None]:
+        """Put an image's pixels into its place of the batch; return what is wrong with it, and the note on it."""
         file = self.images.folder / path
         try:
-            place[:] = self.preprocessor(file)
+            place[:], note = self.preprocessor.prepare(file)
         except VitconvError as error:
             if isinstance(error.__cause__, OSError) and error.__cause__.errno in _OF_THE_MACHINE:
                 # Another time, the image may be there: a row that says otherwise would be found in every later run.
                 reason = error.__cause__.strerror or error.__cause__
                 raise InputError(f"{error.problem} {reason}.", _MACHINE) from error.__cause__
-            return error.problem.replace(str(file), path)
+            return error.problem.replace(str(file), path), None
         except MemoryError:
             raise
         except Exception as error:  # Pillow and the processors have no common one, and one image must not end a run
-            return f"'{path}' cannot be prepared: {type(error).__name__}: {error}"
-        return None
+            return f"'{path}' cannot be prepared: {type(error).__name__}: {error}", None
+        return None, note
 
 
 #: What the system says of itself, or of a disk or network behind it. All else that it says is of the file, and stays.

@@ -45,7 +45,7 @@ class LocalEngine:
         try:
             _check_descriptors()
             for pixels in loader:
-                yield BatchOutput(pixels.batch, runtime(pixels.values.numpy()), pixels.errors)
+                yield BatchOutput(pixels.batch, runtime(pixels.values.numpy()), pixels.errors, pixels.notes)
         except torch.OutOfMemoryError as error:
             raise VitconvError(
                 f"The device '{self.device}' has too little memory for a batch of {batches.size} images.",

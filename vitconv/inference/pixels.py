@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vitconv.errors import InputError
+from vitconv.models.data_config import DataConfig
 from vitconv.models.images import load_image
-from vitconv.models.pixels import process
-from vitconv.models.processors import ProcessorName, load_processor
+from vitconv.models.pixels import known_difference, process, timm_pixels
+from vitconv.models.processors import ProcessorName, load_processor, timm_data_config
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from PIL.Image import Image
+    from torch import Tensor
     from transformers.image_processing_utils import BaseImageProcessor
 
     from vitconv.inference.runtime import ModelInfo
+
+
+class Prepared(NamedTuple):
+    """An image that is ready for the model.
+
+    Attributes:
+        values: float32, (channels, height, width).
+        note: how timm is known to prepare this image differently, in a sentence; ``None`` if it does not.
+    """
+
+    values: NDArray[np.float32]
+    note: str | None
 
 
 @dataclass(frozen=True)
@@ -25,14 +42,16 @@ class Preprocessor:
     """Turns one image into pixels.
 
     Attributes:
-        processor: the folder's image processor: see :func:`vitconv.models.processors.load_processor`.
+        compute: the pixels of an image: float32, (channels, height, width).
         shape: (channels, height, width) of the model's input.
-        name: which of the folder's image processors it is.
+        name: which image processor it is: that of Transformers, or timm's.
+        reference: how timm prepares images, if this is not timm's own processor, and it is known.
     """
 
-    processor: BaseImageProcessor
+    compute: Callable[[Image], Tensor]
     shape: tuple[int, int, int]
     name: ProcessorName = "transformers"
+    reference: DataConfig | None = None
 
     @property
     def versions(self) -> dict[str, str]:
@@ -50,14 +69,23 @@ class Preprocessor:
         Raises:
             InputError: it cannot be read, is too large, or its pixels have another shape than the model takes.
         """
-        pixels = process(load_image(image), self.processor, self.shape[0])[0]
+        return self.prepare(image).values
+
+    def prepare(self, image: str | Path | bytes) -> Prepared:
+        """The same, with a note if timm is known to prepare this image differently.
+
+        Raises:
+            InputError: as when it is called.
+        """
+        loaded = load_image(image)
+        pixels = self.compute(loaded)
         if pixels.shape != self.shape:  # numpy would broadcast one channel to three
             name = "The image" if isinstance(image, bytes) else f"'{image}'"
             raise InputError(
                 f"{name} becomes pixels of shape {tuple(pixels.shape)}, the model takes {self.shape}.",
                 "Check the image processor's configuration in the model's folder.",
             )
-        return pixels.numpy()
+        return Prepared(pixels.numpy(), known_difference(loaded, self.reference) if self.reference else None)
 
 
 def open_preprocessor(info: ModelInfo, name: ProcessorName = "transformers") -> Preprocessor:
@@ -70,4 +98,17 @@ def open_preprocessor(info: ModelInfo, name: ProcessorName = "transformers") -> 
     Raises:
         InputError: the folder does not have it, or timm is not installed.
     """
-    return Preprocessor(load_processor(info.folder, name), info.input_shape, name)
+    processor = load_processor(info.folder, name)
+    compute = partial(_first_pixels, processor=processor, num_channels=info.input_shape[0])
+    reference = timm_data_config(info.folder) if name == "transformers" else None
+    return Preprocessor(compute, info.input_shape, name, reference)
+
+
+def _first_pixels(image: Image, processor: BaseImageProcessor, num_channels: int) -> Tensor:
+    return process(image, processor, num_channels)[0]
+
+
+def timm_preprocessor(config: DataConfig) -> Preprocessor:
+    """timm's own transform with this data configuration."""
+    shape = (config.num_channels, *config.image_size)
+    return Preprocessor(partial(timm_pixels, config=config), shape, "timm")

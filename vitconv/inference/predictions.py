@@ -31,6 +31,7 @@ from vitconv.models.images import MOST_BYTES
 
 #: The columns. ``row`` is the row's number in the list of images, from 0. Of an image that could not be read,
 #: ``error`` says why and the others are null; ``probability`` is the softmax, in float64, of the largest logit.
+#: ``note`` says how timm is known to prepare the image differently; it is null for most images.
 SCHEMA = pa.schema(
     [
         ("row", pa.int64()),
@@ -39,12 +40,13 @@ SCHEMA = pa.schema(
         ("probability", pa.float64()),
         ("logits", pa.list_(pa.float32())),
         ("error", pa.string()),
+        ("note", pa.string()),
     ]
 )
 _PART = "part-{:08}.parquet"
 #: A part, or what a killed writer left: see :func:`vitconv.files.new_file`.
 _WRITTEN = re.compile(r"part-\d{8}\.parquet|\.part-\d{8}\.[a-z0-9_]{8}\.vitconv-new\.parquet")
-_KEY, _RUN, _CLASSES, _SEAL = b"vitconv.key", b"vitconv.run", b"vitconv.classes", b"vitconv.seal"
+_KEY, _SETTINGS, _CLASSES, _SEAL = b"vitconv.key", b"vitconv.settings", b"vitconv.classes", b"vitconv.seal"
 #: Where a file has Arrow's own description of its columns. It may name types that a library such as Ray has
 #: registered, whose code pyarrow then runs. The files here have none: the types of Parquet are enough.
 _ARROW = b"ARROW:schema"
@@ -113,7 +115,12 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def make_rows(
-    start: int, paths: Sequence[str], logits: NDArray[np.float32], errors: Sequence[str | None], classes: Sequence[str]
+    start: int,
+    paths: Sequence[str],
+    logits: NDArray[np.float32],
+    errors: Sequence[str | None],
+    notes: Sequence[str | None],
+    classes: Sequence[str],
 ) -> pa.Table:
     """The rows of consecutive images.
 
@@ -122,6 +129,7 @@ def make_rows(
         paths: the images, as the list has them.
         logits: (images, classes); of an image with an error, anything. Logits that are not finite are an error, too.
         errors: for each image, what is wrong with it, or ``None``.
+        notes: for each image, how timm is known to prepare it differently, or ``None``.
         classes: the names of the classes.
     """
     finite: NDArray[np.bool_] = np.asarray(np.isfinite(logits).all(axis=1))
@@ -144,6 +152,7 @@ def make_rows(
             mask=pa.array(unreadable),
         ),
         "error": pa.array(errors, pa.string()),
+        "note": pa.array(notes, pa.string()),
     }
     return pa.table(columns, SCHEMA)
 
@@ -241,11 +250,12 @@ class Parts:
         """
         # Without a colon, which only names have here, these do not look like what is refused in a file.
         classes = json.dumps(list(self._run.classes)).replace(":", "\\u003a")
-        metadata = {_KEY: key.encode(), _RUN: self._run.fingerprint.encode(), _CLASSES: classes.encode()}
+        settings = json.dumps(json.dumps(self._run.settings)).replace(":", "\\u003a")
+        metadata = {_KEY: key.encode(), _SETTINGS: settings.encode(), _CLASSES: classes.encode()}
         target = self._folder / _PART.format(part)
         with self._locked(), new_file(target) as file:
             # Logits hardly repeat. Statistics would put paths where _ARROW is looked for.
-            options = {"use_dictionary": ["class", "error"], "write_statistics": False, "store_schema": False}
+            options = {"use_dictionary": ["class", "error", "note"], "write_statistics": False, "store_schema": False}
             with file.open("wb") as stream, parquet.ParquetWriter(stream, table.schema, **options) as writer:
                 writer.write_table(table)
                 writer.add_key_value_metadata(metadata | {_SEAL: _seal(table, metadata)})
@@ -266,7 +276,7 @@ class Parts:
             )
 
     def _is_mine(self, found: _Part, paths: Sequence[str]) -> bool:
-        return found.run == self._run.fingerprint and found.rows["path"].to_pylist() == list(paths)
+        return found.run == self._run and found.rows["path"].to_pylist() == list(paths)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -298,11 +308,16 @@ class Predictions:
 
     Attributes:
         rows: a table with the columns of :data:`SCHEMA`, in the order of the list.
-        classes: the names of the classes, in the order of the logits.
+        run: what made them.
     """
 
     rows: pa.Table
-    classes: tuple[str, ...]
+    run: Run
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the logits."""
+        return self.run.classes
 
     def logits(self) -> NDArray[np.float32]:
         """Logits of shape (images, classes); NaN where an image could not be read."""
@@ -339,12 +354,12 @@ def read_predictions(folder: str | Path) -> Predictions:
             ) from error
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"The predictions in '{folder}' cannot be read: {error}", _PREDICT) from error
-    if len({(part.run, part.classes) for part in found}) > 1:
+    if any(part.run != found[0].run for part in found):
         raise InputError(f"The predictions in '{folder}' are of several runs.", _PREDICT)
     rows = pa.concat_tables(part.rows for part in found)
     if not np.array_equal(rows["row"].to_numpy(), np.arange(len(rows))):
         raise InputError(f"The predictions in '{folder}' lack rows.", _PREDICT)
-    return Predictions(rows, found[0].classes)
+    return Predictions(rows, found[0].run)
 
 
 @dataclass(frozen=True)
@@ -353,8 +368,7 @@ class _Part:
 
     rows: pa.Table
     key: str
-    run: str
-    classes: tuple[str, ...]
+    run: Run
 
 
 class _NoPartError(Exception):
@@ -379,13 +393,14 @@ def _read(file: Path) -> _Part:
         columns, metadata = _columns(content.schema_arrow), content.metadata.metadata or {}
     except UnicodeDecodeError as error:  # of the names of columns
         raise _NoPartError(_OTHERS) from error
-    if columns != _columns(SCHEMA) or not {_KEY, _RUN, _CLASSES, _SEAL} <= metadata.keys():
+    if columns != _columns(SCHEMA) or not {_KEY, _SETTINGS, _CLASSES, _SEAL} <= metadata.keys():
         raise _NoPartError(_OTHERS)
     rows = _read_rows(content)
     try:
         if _seal(rows, metadata) != metadata[_SEAL]:
             raise _NoPartError(_EDITED)
-        part = _Part(rows, metadata[_KEY].decode(), metadata[_RUN].decode(), tuple(json.loads(metadata[_CLASSES])))
+        run = Run(json.loads(json.loads(metadata[_SETTINGS])), tuple(json.loads(metadata[_CLASSES])))
+        part = _Part(rows, metadata[_KEY].decode(), run)
     except (ValueError, TypeError, RecursionError) as error:  # such as of a path that is not UTF-8
         raise _NoPartError(_EDITED) from error
     if not _is_sound(part):
@@ -421,7 +436,7 @@ def _read_rows(content: parquet.ParquetFile) -> pa.Table:
 def _seal(rows: pa.Table, metadata: dict[bytes, bytes]) -> bytes:
     """The SHA-256 of a part: of each column which values are null, how long the others are, and their bytes."""
     sha = hashlib.sha256()
-    for content in (metadata[_KEY], metadata[_RUN], metadata[_CLASSES], len(rows).to_bytes(8, "little")):
+    for content in (metadata[_KEY], metadata[_SETTINGS], metadata[_CLASSES], len(rows).to_bytes(8, "little")):
         sha.update(len(content).to_bytes(8, "little") + content)
     for column in rows.columns:
         sha.update(column.is_valid().to_numpy().data)
@@ -440,8 +455,8 @@ def _seal(rows: pa.Table, metadata: dict[bytes, bytes]) -> bytes:
 
 def _is_sound(part: _Part) -> bool:
     """Whether every row has an error, or else finite logits for all classes and the class of the largest."""
-    rows, classes = part.rows, part.classes
-    if not classes or not all(isinstance(name, str) for name in classes):
+    rows, classes = part.rows, part.run.classes
+    if not classes or not all(isinstance(name, str) for name in classes) or not isinstance(part.run.settings, dict):
         return False
     if rows["row"].null_count or rows["path"].null_count:
         return False

@@ -75,7 +75,7 @@ class RayEngine:
         # moment. What is raised here is of the pipeline, whatever its class: what takes the outputs is outside.
         try:
             for row in self._rows(open_runtime, batches, todo):
-                yield BatchOutput(row["batch"], row["logits"], list(row["errors"]))
+                yield BatchOutput(row["batch"], row["logits"], list(row["errors"]), list(row["notes"]))
         except Exception as error:
             raise _failed(error) from error
 

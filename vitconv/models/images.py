@@ -101,6 +101,15 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
+@cache
+def image_suffixes() -> frozenset[str]:
+    """The suffixes of the files that :func:`load_image` reads, in lower case: ``.jpg``, ``.png``…"""
+    from PIL import Image
+
+    formats = _formats()
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
+
+
 class _Pieces(io.BufferedReader):
     """A file that limits the number of reads, and the bytes in small ones.
 

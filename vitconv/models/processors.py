@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitconv.architecture import Architecture
-from vitconv.errors import InputError, first_few, shown
-from vitconv.files import MOST_TEXT, check_file
+from vitconv.errors import InputError, VitconvError, first_few, shown
+from vitconv.files import MOST_TEXT, check_file, read_json
 from vitconv.models.data_config import RESAMPLE, DataConfig, makes_pixels
 from vitconv.models.huggingface import quiet
 
@@ -105,6 +105,29 @@ def timm_processor_config(config: DataConfig, architecture: str | None = None) -
             "crop_mode": config.crop_mode,
         },
     }
+
+
+def timm_data_config(folder: Path) -> DataConfig | None:
+    """What ``timm_processor.json`` in a folder says of timm's pixels; ``None`` if it cannot be told.
+
+    It needs no timm: the values tell for which images timm and Transformers are known to differ.
+    """
+    try:
+        values = read_json(folder / TIMM_PROCESSOR_FILE)["pretrained_cfg"]
+        channels, height, width = map(int, values["input_size"])
+        config = DataConfig(
+            (height, width),
+            channels,
+            str(values["interpolation"]),
+            tuple(map(float, values["mean"])),
+            tuple(map(float, values["std"])),
+            float(values["crop_pct"]),
+            str(values["crop_mode"]),
+        )
+        sides = config.resize
+    except (VitconvError, KeyError, TypeError, ValueError, ArithmeticError):
+        return None
+    return config if min(height, width, *sides) > 0 else None
 
 
 def from_processor(
