@@ -29,11 +29,12 @@ evaluate: $(VENV)/installed artifacts/outputs.csv ## Convert, verify, predict, e
 	PATH="$(abspath $(BIN)):$$PATH" dvc repro
 
 test: $(VENV)/installed artifacts/outputs.csv ## Run the unit tests, the docstrings' examples and the notebooks (under 10 minutes)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto tests/unit
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not slow" tests/unit
 	$(BIN)/pytest --doctest-modules vitconv
 	$(BIN)/pytest -n auto --nbmake --nbmake-timeout=600 notebooks
 
 test-all: test $(VENV)/transformers-4.57.6 ## Also full-size models, clusters, pipelines and another Transformers (under 40 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m slow tests/unit
 	$(BIN)/pytest -n auto --dist loadfile tests/system
 
 test-gpu: $(VENV)/installed ## Run the tests that need a CUDA GPU

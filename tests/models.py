@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import timm
 import torch
 from torch import nn
@@ -103,3 +104,9 @@ def reduced(name: str, **more) -> torch.nn.Module:
 
 #: One architecture of timm's for each class of Transformers that any of them becomes.
 ONE_EACH = {mapping.class_name(e.architecture): name for name, e in entries().items() if e.architecture}
+
+
+def each(names):
+    """Parameters for a test of every architecture: `make test` takes one of each class, `make test-all` takes them all."""
+    few = set(ONE_EACH.values())
+    return [name if name in few else pytest.param(name, marks=pytest.mark.slow) for name in names]

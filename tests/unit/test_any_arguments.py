@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 import timm
 import torch
 from hypothesis import HealthCheck, assume, given, settings
@@ -116,6 +117,7 @@ models = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(models)
 def test_exact_or_refused(case):

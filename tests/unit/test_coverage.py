@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from models import reduced
+from models import each, reduced
 
 from vitconv import mapping
 from vitconv.convert import to_huggingface
@@ -18,14 +18,14 @@ from vitconv.parity import compare
 from vitconv.parity.verification import treats_tokens_alike
 
 
-@pytest.mark.parametrize("name", entries())
+@pytest.mark.parametrize("name", each(entries()))
 def test_the_catalogue_says_what_timm_says(name):
     """What converts and as what, what is refused and why, as read from the installed timm."""
     written = json.loads(catalogue.FILE.read_text())["architectures"][name]
     assert json.loads(json.dumps(catalogue.catalogue_entry(name, build_timm(name)))) == written
 
 
-@pytest.mark.parametrize("name", [name for name, entry in entries().items() if entry.architecture])
+@pytest.mark.parametrize("name", each(name for name, entry in entries().items() if entry.architecture))
 def test_what_converts_computes_the_same(name):
     model = reduced(name)
     known, small = entries()[name].architecture, from_timm(model)

@@ -52,6 +52,7 @@ def test_how_many_architectures_convert():
         assert text in (ROOT / name).read_text("utf-8"), text
 
 
+@pytest.mark.slow
 def test_how_many_mutants_allclose_catches(tmp_path):
     """That vitconv catches all of them is tested one by one, in parity/test_mutants.py."""
     bases = {name: make_base(name, tmp_path / name) for name in BASES}

@@ -8,7 +8,7 @@ import torch
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
-from models import KINDS, perturbed, pixels_for, reduced, small_model
+from models import KINDS, each, perturbed, pixels_for, reduced, small_model
 from safetensors.torch import load_file, save_file
 
 from vitconv import mapping
@@ -26,7 +26,7 @@ CLASSES = ("ash", "birch", "cedar", "elm", "fir")
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
 
 
-@pytest.mark.parametrize("name", [name for name, entry in entries().items() if entry.architecture])
+@pytest.mark.parametrize("name", each(name for name, entry in entries().items() if entry.architecture))
 def test_there_and_back(name):
     """The same function for all; the same bytes where nothing was folded."""
     model = reduced(name)
@@ -493,6 +493,11 @@ def test_probe_images_are_of_every_shape():
     sides = [(image.width, image.height) for image in images]
     assert {(width > height) - (width < height) for width, height in sides} == {-1, 0, 1}
     assert any(min(side) > 35 for side in sides) and any(max(side) < 32 for side in sides)
+
+
+@pytest.mark.slow
+def test_probe_images_that_would_be_immense_are_left_out():
+    images = probe_images(DataConfig((32, 32), 3, "bicubic", (0.5,) * 3, (0.5,) * 3, 0.9, "center"))
     immense = DataConfig((4096, 4096), 3, "bicubic", (0.5,) * 3, (0.5,) * 3, 1.0, "center")
     assert len(probe_images(immense)) < len(images)
 

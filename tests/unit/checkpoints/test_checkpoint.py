@@ -281,6 +281,7 @@ def test_an_optimizer_that_cannot_be_opened_is_left_out(weights, tmp_path):
         open_source(tmp_path / "my.pth")
 
 
+@pytest.mark.slow
 def test_a_pickled_model_is_refused_with_a_command_that_saves_its_weights(save, tmp_path):
     for content, taken in ((small_model(), "c"), ({"model": small_model(), "epoch": 1}, "c['model']")):
         with pytest.raises(CheckpointError, match="VisionTransformer") as caught:

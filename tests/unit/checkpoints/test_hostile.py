@@ -86,6 +86,7 @@ def test_the_name_of_an_object_is_never_echoed_raw(name, tmp_path):
     assert_refused(tmp_path / "w.pth", tmp_path, "holds Python objects")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [b"}", b"(", b"]0", b"}2", b"\x94h\x00", b"cx\ny\n", b"h\x00h\x00s"])
 def test_a_long_pickle_is_looked_into_in_bounded_time(part, tmp_path):
     """The longest pickle that is followed, with an object at the start that torch does not create."""
@@ -103,6 +104,7 @@ def test_dictionaries_that_multiply_are_looked_at_once(tmp_path):
     assert_refused(path, tmp_path, "no Vision Transformer in the checkpoint")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [pickles.as_zip, pickles.as_legacy], ids=["zip", "legacy"])
 @pytest.mark.parametrize("kind", pickles.SWELLING)
 def test_an_object_that_would_fill_memory_is_refused(kind, wrap, tmp_path):
@@ -402,6 +404,7 @@ def test_an_impossible_file_name_is_an_error(name, tiny, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 def test_more_shards_than_files_can_be_open(kind, tmp_path):
     weights = full_model(ARCH, num_classes=3).state_dict()

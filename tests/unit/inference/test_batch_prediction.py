@@ -317,6 +317,7 @@ def test_a_killed_process_that_prepares_images_is_an_error_and_not_a_hang(folder
         predict(folder, write_images(4), tmp_path / "out", batch_size=2)
 
 
+@pytest.mark.slow
 def test_a_process_that_uses_ray_is_not_forked(folder, tmp_path, write_images, monkeypatch):
     """Its next pipeline would wait for ever: see test_cluster.py, whose tests use both engines in one process."""
     images = write_images(4)
@@ -515,6 +516,7 @@ def test_too_little_shared_memory_is_an_error_in_words(monkeypatch):
     assert "Choose a smaller batch size" in caught.value.remedy
 
 
+@pytest.mark.slow
 def test_a_limit_of_file_sizes_is_named(folder, tmp_path, write_images):
     """It is one of shared memory, too."""
     resource = pytest.importorskip("resource")
@@ -579,6 +581,7 @@ def test_paths_that_are_written_otherwise_are_predicted_again(folder, tmp_path, 
     assert read_predictions(tmp_path / "out").rows["path"].to_pylist() == read_images(images).paths.to_pylist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [10, 15, 20])
 def test_too_few_open_files_is_an_error_in_words(folder, tmp_path, write_images, most):
     resource = pytest.importorskip("resource")

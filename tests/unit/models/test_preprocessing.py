@@ -149,6 +149,7 @@ def as_timm_reads(name: str, image: Image.Image) -> Image.Image:
     return image.convert("RGBA").convert("RGB") if name in TRANSPARENT else image
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IMAGES)
 @pytest.mark.parametrize("channels", [3, 1])
 def test_every_kind_of_image_file_gives_timm_s_pixels(both, image_files, name, channels):

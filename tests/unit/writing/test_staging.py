@@ -317,6 +317,7 @@ def files_of(folder):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["one", "many"])
 def test_a_kill_leaves_whole_folders_only(mode, source, expected, tmp_path):
     """25 kills while one destination is overwritten again and again, 25 while new ones are written."""
@@ -348,6 +349,7 @@ def test_a_kill_leaves_whole_folders_only(mode, source, expected, tmp_path):
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("convert", [run, proved])
 def test_a_full_disk_leaves_nothing(convert, source, tmp_path):
     def limit():
@@ -371,6 +373,7 @@ def test_a_full_disk_keeps_what_was_to_be_overwritten(source, expected, tmp_path
     assert os.listdir(tmp_path) == ["model"]
 
 
+@pytest.mark.slow
 def test_of_conversions_that_race_one_wins(source, expected, tmp_path):
     command = [sys.executable, "-c", _RUN, "convert", source, tmp_path / "model", "--arch", ARCH, "--no-verify"]
     for _ in range(3):
@@ -397,6 +400,7 @@ def test_an_interrupted_conversion_leaves_nothing(source, tmp_path):
     assert json.loads((tmp_path / "model" / "parity.json").read_text())["verified"] is False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["Writing the folder", "Reading the folder back", "Comparing the models in float32"])
 def test_an_interrupted_proof_leaves_nothing(step, source, tmp_path):
     """Whatever the threads beside it do."""
