@@ -110,7 +110,7 @@ def first_run(project):
 def test_one_edited_class_fails_at_the_threshold_and_is_named(project, first_run):
     done = first_run
     assert done.returncode != 0
-    assert "error: agreement is 0.85, below 1: most of all 'cedar', 3 of 3 images wrong" in done.stderr, done.stderr
+    assert "error: agreement is 0.85, below 1: most often 'cedar', 3 of 3 images wrong" in done.stderr, done.stderr
     assert "max_logit_difference is" in done.stderr
     assert "'cedar' of " in done.stderr
     assert "failed to reproduce 'report'" in done.stderr

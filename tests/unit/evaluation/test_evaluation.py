@@ -146,7 +146,7 @@ def test_metrics_may_be_one_or_none(files):
 )
 def test_metrics_that_are_no_names_are_refused(files, metrics):
     predictions, images = files()
-    with pytest.raises(InputError, match="A metric is named|The metrics are"):
+    with pytest.raises(InputError, match="The name of a metric must be|The metrics must be"):
         evaluate(predictions, images, metrics=metrics)
 
 
@@ -186,7 +186,7 @@ def test_the_metrics_blame_what_was_read(files):
     """Images that could not be read do not make a class the worst."""
     predictions, images = files(errors=["x", None, None, None, None, "x"])
     (threshold,) = evaluate(predictions, images, thresholds={"accuracy": {"min": 1}}).thresholds
-    assert threshold.detail == "most of all 'oak', 1 of 3 images wrong (images/3.jpg)."
+    assert threshold.detail == "most often 'oak', 1 of 3 images wrong (images/3.jpg)."
 
 
 def test_images_without_a_label_are_left_out(files):
@@ -210,7 +210,7 @@ def test_thresholds_are_judged_and_the_blame_is_named(files):
     assert not result.passed
     assert result.metrics["thresholds_missed"] == 2
     first, *_, fourth, _ = map(str, result.thresholds)
-    assert first == "agreement is 0.833333, below 0.9: most of all 'oak', 1 of 3 images wrong (images/3.jpg)."
+    assert first == "agreement is 0.833333, below 0.9: most often 'oak', 1 of 3 images wrong (images/3.jpg)."
     assert fourth == "max_logit_difference is 1.5, above 0.1: 'oak' of images/3.jpg, 1 instead of 2.5."
     assert evaluate(predictions, images, expected=expected, thresholds={"agreement": {"min": 0.8}}).passed
 
@@ -224,9 +224,9 @@ def test_a_missed_limit_of_errors_names_the_images(files):
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"agreement": {"min": 1}}, "There is a threshold for 'agreement', which was not computed"),
+        ({"agreement": {"min": 1}}, "There is a threshold for 'agreement', but this metric was not computed"),
         ({"accuracy": 0.9}, "The threshold of 'accuracy' is 0.9"),
-        (0.9, "The thresholds are 0.9"),
+        (0.9, "The thresholds must be a mapping, got 0.9"),
         ({"accuracy": {}}, "The threshold of 'accuracy' is {}"),
         ({"accuracy": {"least": 0.9}}, "The threshold of 'accuracy' is {'least': 0.9}"),
         ({"accuracy": {"min": "0.9"}}, "The threshold of 'accuracy' is '0.9', not a number"),
@@ -242,7 +242,7 @@ def test_a_missed_limit_of_errors_names_the_images(files):
         ({"accuracy": [0.9]}, "The threshold of 'accuracy' is [0.9]"),
         ({"accuracy": None}, "The threshold of 'accuracy' is None"),
         ({1: {"min": 0}}, "There is a threshold for '1'"),
-        ("accuracy", "The thresholds are 'accuracy'"),
+        ("accuracy", "The thresholds must be a mapping, got 'accuracy'"),
     ],
 )
 def test_wrong_thresholds_are_refused(files, limits, message):
@@ -260,10 +260,10 @@ def test_wrong_thresholds_are_refused(files, limits, message):
         ({"expected": [["path", "class"], ["images/0.jpg", "elm"]]}, "expected answers '.*' name a class that the model does not have: 'elm'"),
         ({"expected": [["path", "ash"], ["images/0.jpg", 1]]}, "have no column 'class'"),
         ({"expected": [["path", "class"], ["a", "ash"], ["a", "oak"]]}, "name an image more than once"),
-        ({"expected": [["path", "class"], ["images/0.jpg", ""]]}, "None of the expected answers is of an image"),
+        ({"expected": [["path", "class"], ["images/0.jpg", ""]]}, "No expected answer has the path of an image"),
         ({"expected": [["path", "class", "class"], ["images/0.jpg", "ash", "oak"]]}, "two columns of the same name"),
         ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "2026-01-01"]]}, "logits that are not numbers"),
-        ({"expected": [["path", "class"], ["images/x.jpg", "ash"]]}, "None of the expected answers is of an image"),
+        ({"expected": [["path", "class"], ["images/x.jpg", "ash"]]}, "No expected answer has the path of an image"),
         ({"expected": [["path", "class", "ash", "oak"], ["images/0.jpg", "ash", 1, 2]]}, "logits of other classes than the model: beech"),
         ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "x"]]}, "logits that are not numbers"),
         ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "nan"]]}, "logits that are not numbers: not all of them are finite in float32"),
@@ -311,7 +311,7 @@ def test_a_limit_of_minus_zero_is_zero(files):
 def test_predictions_of_another_list_are_refused(files):
     predictions, images = files()
     images.write_text("path,label\nimages/0.jpg,ash\n")
-    with pytest.raises(InputError, match=r"\(6 rows\) are not of the list .* \(1 rows\)"):
+    with pytest.raises(InputError, match=r"\(6 rows\) do not belong to the list .* \(1 rows\)"):
         evaluate(predictions, images)
 
 
@@ -350,7 +350,7 @@ def test_everything_is_saved_beside_what_was_there(files, tmp_path):
     assert (tmp_path / "cache").read_text() == "old"
     summary = json.loads((out / "evaluation.json").read_text())
     assert summary["passed"] is False
-    assert summary["thresholds"][0]["text"].startswith("agreement is 0.833333, below 1: most of all 'oak'")
+    assert summary["thresholds"][0]["text"].startswith("agreement is 0.833333, below 1: most often 'oak'")
     assert json.loads((out / "metrics.json").read_text()) == summary["metrics"] == result.metrics
     assert [row["path"] for row in csv.DictReader((out / "disagreements.csv").open())] == ["images/3.jpg"]
     assert [row["class"] for row in csv.DictReader((out / "classes.csv").open())] == list(CLASSES)
@@ -360,7 +360,7 @@ def test_a_notebook_shows_the_metrics_and_the_thresholds(files):
     predictions, images = files()
     result = evaluate(predictions, images, thresholds={"errors": {"max": 1}, "accuracy": {"min": 2}})
     shown = result._repr_markdown_()
-    assert shown.startswith("| metric | value | 95 % interval |\n|---|---|---|\n| images | 6 |  |\n")
+    assert shown.startswith("| metric | value | 95 % interval |\n|---|--:|--:|\n| images | 6 |  |\n")
     assert "- ✓ errors is 0, at most 1." in shown and "- ✗ accuracy is " in shown
     assert repr(result) == "Evaluation(6 images, 1 of 2 thresholds missed)"
 

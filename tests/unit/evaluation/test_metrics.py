@@ -115,7 +115,7 @@ def test_what_cannot_be_imported_is_refused(mine, tmp_path, monkeypatch):
         ("no.such.module:cost", "cannot be imported: ModuleNotFoundError: No module named 'no'"),
         ("spoilt_metric:cost", "cannot be imported: ZeroDivisionError"),
         ("mine:cost", "the module 'mine' has no 'cost'"),
-        ("mine:__name__", "cannot call, '__name__'"),
+        ("mine:__name__", "has '__name__', but it is not a function"),
     ]:
         with pytest.raises(InputError, match=reason) as caught:
             find_metric(name)

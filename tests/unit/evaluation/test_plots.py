@@ -146,10 +146,10 @@ def test_the_images_that_disagree_are_shown_or_the_least_certain(tmp_path, wrong
     figure = plots.draw_images(evaluation, tmp_path)
     titles = [axes.get_title() for axes in figure.axes]
     if wrong:
-        assert figure.get_suptitle() == f"{wrong} images disagree"
+        assert figure.get_suptitle() == f"Images that disagree: {wrong}"
         assert sum("expected:" in title for title in titles) == min(wrong, 12)
     else:
-        assert figure.get_suptitle() == "No image disagrees; the least certain are"
+        assert figure.get_suptitle() == "No image disagrees. Images with the lowest confidence:"
         assert not any("expected:" in title for title in titles)
         least = np.nanmin(outcomes.probabilities.max(axis=1))
         assert f"{least:.0%}" in titles[0]

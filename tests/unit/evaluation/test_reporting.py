@@ -43,11 +43,11 @@ def evaluation(tmp_path, write_images, monkeypatch):
 
 def test_a_page_that_says_not_passed_and_why(evaluation, tmp_path):
     (missed,) = report(evaluation(), tmp_path / "report")
-    assert missed == "agreement is 0.5, below 1: most of all 'ash', 1 of 2 images wrong (images/00002.jpg)."
+    assert missed == "agreement is 0.5, below 1: most often 'ash', 1 of 2 images wrong (images/00002.jpg)."
     page = (tmp_path / "report" / "index.html").read_text()
     assert "<h1>Not passed</h1>" in page
     assert "agreement is 0.5, below 1" in page
-    assert "50.00% of 2 images get the expected answer. 2 have none to compare with." in page
+    assert "50.00% of 2 images have the expected class. 2 images have no expected class." in page
     assert "There is no earlier run" in page
     text = (tmp_path / "report" / "report.md").read_text()
     assert text.startswith("# ❌ Not passed\n")
@@ -200,10 +200,10 @@ def test_what_is_not_there_is_named(tmp_path, evaluation):
 def test_an_evaluation_of_another_version_is_refused(evaluation, tmp_path, content):
     folder = evaluation()
     (tmp_path / "proof.json").write_text('{"other": 1}')
-    with pytest.raises(InputError, match="of another version"):
+    with pytest.raises(InputError, match="written by another version"):
         report(folder, tmp_path / "report", verification=tmp_path / "proof.json")
     (folder / "evaluation.json").write_text(content)
-    with pytest.raises(InputError, match="of another version"):
+    with pytest.raises(InputError, match="written by another version"):
         report(folder, tmp_path / "report")
     assert not (tmp_path / "report").exists()
 
@@ -216,22 +216,28 @@ KEPT["text"] = "images is 4, at least 4."
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"thresholds": [KEPT | {"text": 5}]}, r"`it.thresholds\[0\].text` is 5, no text"),
-        ({"thresholds": [KEPT | {"passed": "no"}]}, r"`it.thresholds\[0\].passed` is 'no'"),
-        ({"thresholds": [KEPT]}, "passed, or not, and of its thresholds else"),
-        ({"thresholds": [KEPT | {"value": 0.5}]}, "has another value than the threshold of 'images'"),
-        ({"thresholds": [KEPT | {"limit": 5}]}, "the threshold of 'images' does not say what"),
-        ({"thresholds": [KEPT | {"text": "All is well."}]}, "the threshold of 'images' does not say what"),
+        ({"thresholds": [KEPT | {"text": 5}]}, r"`evaluation.thresholds\[0\].text` is 5, not a string"),
+        ({"thresholds": [KEPT | {"passed": "no"}]}, r"`evaluation.thresholds\[0\].passed` is 'no'"),
+        ({"thresholds": [KEPT]}, "was edited: `passed` contradicts its thresholds"),
+        ({"thresholds": [KEPT | {"value": 0.5}]}, "'images' has another value than its threshold states"),
+        ({"thresholds": [KEPT | {"limit": 5}]}, "the result of the threshold of 'images' contradicts its value"),
+        (
+            {"thresholds": [KEPT | {"text": "All is well."}]},
+            "the result of the threshold of 'images' contradicts its value",
+        ),
         ({"metrics": {"images": 4, "errors": 0, "accuracy": float("nan")}}, "accuracy` is nan, not a finite number"),
-        ({"passed": 1}, "`it.passed` is 1"),
-        ({"metrics": {"images": 4, "errors": True}}, "`it.metrics.errors` is True, no number"),
-        ({"metrics": {"images": -4, "errors": 0}}, "`it.metrics.images` is -4, no number of images"),
-        ({"metrics": {"images": float("nan"), "errors": 0}}, "`it.metrics.images` is nan, no number of images"),
-        ({"thresholds": [KEPT] * 100_001}, "has 100,001 entries, and the most are 100,000"),
-        ({"metrics": {"images": 4}}, "`it.metrics` has no `errors`"),
-        ({"intervals": {"agreement": ["a", "b"]}}, "no two numbers"),
-        ({"disagreements": [5]}, r"`it.disagreements\[0\]` is 5, no mapping"),
-        ({"errors": [{"path": None, "error": "a"}]}, "`it.errors.0..path` is None, no text"),
+        ({"passed": 1}, "`evaluation.passed` is 1"),
+        ({"metrics": {"images": 4, "errors": True}}, "`evaluation.metrics.errors` is True, not a number"),
+        ({"metrics": {"images": -4, "errors": 0}}, "`evaluation.metrics.images` is -4, not a number of images"),
+        (
+            {"metrics": {"images": float("nan"), "errors": 0}},
+            "`evaluation.metrics.images` is nan, not a number of images",
+        ),
+        ({"thresholds": [KEPT] * 100_001}, "has 100,001 entries; at most 100,000 are allowed"),
+        ({"metrics": {"images": 4}}, "`evaluation.metrics` has no `errors`"),
+        ({"intervals": {"agreement": ["a", "b"]}}, "not two finite numbers"),
+        ({"disagreements": [5]}, r"`evaluation.disagreements\[0\]` is 5, not a mapping"),
+        ({"errors": [{"path": None, "error": "a"}]}, "`evaluation.errors.0..path` is None, not a string"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -247,7 +253,7 @@ def test_an_evaluation_of_another_form_is_refused_before_anything_is_written(eva
 def test_a_verification_of_another_form_is_refused(evaluation, tmp_path):
     stages = [{"name": "logits", "max_abs": 1.0}]
     (tmp_path / "proof.json").write_text(json.dumps({"parity": {"float64": {"same_bits": "no", "stages": stages}}}))
-    with pytest.raises(InputError, match="`it.parity.float64.same_bits` is 'no'"):
+    with pytest.raises(InputError, match="`verification.parity.float64.same_bits` is 'no'"):
         report(evaluation(), tmp_path / "report", verification=tmp_path / "proof.json")
 
 
@@ -278,7 +284,7 @@ def test_the_command_fails_where_a_threshold_is_missed(evaluation, tmp_path):
     done = subprocess.run([command, "report", folder, tmp_path / "report"], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == (
-        "error: agreement is 0.5, below 1: most of all 'ash', 1 of 2 images wrong (images/00002.jpg).\n"
+        "error: agreement is 0.5, below 1: most often 'ash', 1 of 2 images wrong (images/00002.jpg).\n"
         f"{tmp_path}/report/index.html shows it.\n"
     )
     folder = evaluation(limit=0.5)
