@@ -39,6 +39,7 @@ for _command in (
     convert.revert,
     models.models,
     predict.predict,
+    predict.evaluate,
     predict.report,
 ):
     app.command()(_command)

@@ -1,41 +1,54 @@
-"""The commands that use a converted folder: ``predict`` and ``report``."""
+"""The commands that use a converted folder: ``predict``, ``evaluate`` and ``report``."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
-from vitconv.cli.options import one_of
-from vitconv.cli.output import printable, show_count
+from vitconv.cli.options import Architecture, DataConfigFile, Ignore, one_of
+from vitconv.cli.output import print_rich, printable, show_count
 from vitconv.cli.process import errors_for_people
 from vitconv.errors import VitconvError
+from vitconv.evaluation import LABELS_FROM, LabelsFrom
 from vitconv.inference import ENGINES, EngineName
 from vitconv.models.processors import PROCESSORS, ProcessorName
+
+_IMAGES = "A CSV file with a column `path`, relative to the file's folder; a folder of images; or one image."
+_PROCESSOR = "What makes the pixels: MODEL's preprocessor_config.json, or its timm_processor.json."
+_KEPT = "What has been written is kept: run it again to go on."
+
+MaxErrors = Annotated[
+    int, typer.Option(metavar="N", min=0, help="How many images may be missing or broken before it is an error.")
+]
 
 
 def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A converted folder, with a classification head.")],
-    images: Annotated[
-        Path, typer.Argument(metavar="CSV", help="The list of images: a column `path`, relative to the file's folder.")
-    ],
-    destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder for the predictions, in Parquet.")],
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help=_IMAGES)],
+    destination: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[DST]", help="The folder for the predictions in Parquet; without one, they are printed."
+        ),
+    ] = None,
     engine: Annotated[
         EngineName, one_of(ENGINES, "Run on this machine, or as a Ray Data pipeline on many: docs/scale.md.")
     ] = "local",
     processor: Annotated[
         ProcessorName,
-        one_of(PROCESSORS, "What makes the pixels: MODEL's preprocessor_config.json, or its timm_processor.json."),
+        one_of(PROCESSORS, _PROCESSOR),
     ] = "transformers",
     batch_size: Annotated[
         int,
         typer.Option(metavar="N", min=1, help="Images that the model takes at once; 1 GiB of pixels at most."),
     ] = 8,
     device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda…")] = "auto",
-    max_errors: Annotated[
-        int, typer.Option(metavar="N", min=0, help="How many images may be missing or broken before it is an error.")
-    ] = 0,
+    max_errors: MaxErrors = 0,
     check_content: Annotated[
         bool,
         typer.Option(
@@ -51,32 +64,106 @@ def predict(
     def what_is_kept() -> str:
         from vitconv.inference.predictions import parts
 
-        kept = "What has been written is kept: run it again to go on."
-        return kept if parts(destination) else "Nothing was written."
+        return _KEPT if destination and parts(destination) else "Nothing was written."
 
-    with (
-        errors_for_people(what_is_kept),
-        show_count("Predicting") as on_progress,
-    ):
+    with errors_for_people(what_is_kept), ExitStack() as stack:
         from vitconv.inference import predict
+        from vitconv.inference.predictions import read_predictions
 
-        done = predict(
-            model,
-            images,
-            destination,
-            engine=engine,
-            processor=processor,
-            batch_size=batch_size,
-            device=device,
-            max_errors=max_errors,
-            check_content=check_content,
-            overwrite=overwrite,
-            on_progress=on_progress,
-        )
+        folder = destination or Path(stack.enter_context(TemporaryDirectory()))
+        with show_count("Predicting") as on_progress:
+            done = predict(
+                model,
+                images,
+                folder,
+                engine=engine,
+                processor=processor,
+                batch_size=batch_size,
+                device=device,
+                max_errors=max_errors,
+                check_content=check_content,
+                overwrite=overwrite,
+                on_progress=on_progress,
+            )
+        if destination is None:
+            _print_answers(read_predictions(folder).rows.to_pylist())
+            return
     found = f", {done.found:,} of them by an earlier run" if done.found else ""
     typer.echo(
         f"{printable(destination)}: {done.rows:,} images on {done.device}{found}; {done.errors:,} could not be read"
     )
+
+
+def _print_answers(rows: list[dict[str, Any]]) -> None:
+    """A line for each image: its path, class and probability."""
+    from rich.table import Table
+
+    table = Table("image", "class", "probability", box=None, pad_edge=False)
+    table.columns[-1].justify = "right"
+    for row in rows:
+        answer = (row["class"], f"{row['probability']:.1%}") if row["error"] is None else (row["error"], "")
+        table.add_row(*(escape(printable(text)) for text in (row["path"], *answer)))
+    print_rich(table)
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A folder that `vitconv convert` has written.")],
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help=_IMAGES)],
+    source: Annotated[
+        str | None,
+        typer.Option(metavar="SRC", help="The timm checkpoint: its timm model is run, too, and compared with."),
+    ] = None,
+    arch: Architecture = None,
+    data_config: DataConfigFile = None,
+    ignore: Ignore = None,
+    expected: Annotated[
+        Path | None, typer.Option(metavar="CSV", help="Answers from elsewhere to compare with, instead of --source.")
+    ] = None,
+    labels_from: Annotated[
+        LabelsFrom | None,
+        one_of(
+            LABELS_FROM,
+            "Take the labels from the names of the subfolders, which must be classes; or take none. By default they "
+            "are labels where all of them are classes.",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder for the report.")] = Path("evaluation"),
+    processor: Annotated[ProcessorName, one_of(PROCESSORS, _PROCESSOR)] = "transformers",
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Images that the model takes at once.")] = 8,
+    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda…")] = "auto",
+    max_errors: MaxErrors = 0,
+) -> None:
+    """Run a converted model over images, compare it with timm and with the labels, and write a report.
+
+    IMAGES is a CSV file with the column `path` and, where known, `label`; a folder of images, perhaps with a subfolder
+    for each class; or one image. Exit code 1 if a threshold is missed.
+    """
+    with errors_for_people(lambda: _KEPT), show_count("Images") as on_progress:
+        from vitconv.evaluation import evaluate_model
+        from vitconv.source import SourceOptions
+
+        done = evaluate_model(
+            model,
+            images,
+            out,
+            source=source,
+            options=SourceOptions(arch, data=data_config, ignore=ignore or ()),
+            expected=expected,
+            labels_from=labels_from,
+            processor=processor,
+            batch_size=batch_size,
+            device=device,
+            max_errors=max_errors,
+            on_step=lambda step: typer.echo(f"{step}…", err=True),
+            on_progress=on_progress,
+        )
+        page = out / "index.html"
+        missed = [str(one) for one in done.thresholds if not one.passed]
+        if missed:
+            raise VitconvError(" ".join(missed), f"{page} shows it.")
+    for line in done.sentences():
+        typer.echo(printable(line))
+    typer.echo(f"{printable(page)}: {'passed' if done.thresholds else 'nothing was judged'}")
 
 
 def report(

@@ -1,20 +1,31 @@
 """From predictions to a report.
 
 ``outcomes`` (predictions aligned with expected and true labels) → ``metrics`` → ``thresholds``: that is
-:func:`evaluate`. Then ``plots`` and :func:`report`. It needs the extra ``evaluate``.
+:func:`evaluate`. Then ``plots`` and :func:`report`.
+:func:`evaluate_model` does all of it, from a folder and images. It needs the extra ``evaluate``.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vitconv.inference.optional import load
 
 if TYPE_CHECKING:
     from vitconv.evaluation.evaluation import evaluate
+    from vitconv.evaluation.one_step import evaluate_model
     from vitconv.evaluation.reporting import report
 
-__all__ = ["evaluate", "report"]
+LabelsFrom = Literal["folders", "nothing"]
 
-_MODULES = {"evaluate": "vitconv.evaluation.evaluation", "report": "vitconv.evaluation.reporting"}
+#: Where the labels of a folder's images are taken from, if that is said.
+LABELS_FROM: tuple[str, ...] = get_args(LabelsFrom)
+
+__all__ = ["LABELS_FROM", "LabelsFrom", "evaluate", "evaluate_model", "report"]
+
+_MODULES = {
+    "evaluate": "vitconv.evaluation.evaluation",
+    "evaluate_model": "vitconv.evaluation.one_step",
+    "report": "vitconv.evaluation.reporting",
+}
 
 
 def __getattr__(name: str) -> Any:

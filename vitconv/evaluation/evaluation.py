@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
-from vitconv.errors import InputError, shown
+from vitconv.errors import InputError, first_few, shown
+from vitconv.evaluation import LabelsFrom
 from vitconv.evaluation.metrics import BUILT_IN, compute, intervals, proportion
 from vitconv.evaluation.outcomes import Outcomes, read_outcomes, require
-from vitconv.evaluation.thresholds import Threshold, check_thresholds
+from vitconv.evaluation.thresholds import DEFAULT_THRESHOLDS, Threshold, check_thresholds
 from vitconv.files import new_file, write_json
 from vitconv.markdown import escape
 from vitconv.markdown import table as markdown_table
@@ -36,14 +38,18 @@ class Evaluation:
             ``thresholds_missed``.
         intervals: the 95 % confidence intervals of the metrics that have one.
         thresholds: in the order given.
+        skipped: the names of the default thresholds for which there is nothing to judge.
         per_class: a row for each class, with its metrics.
+        about: what was evaluated, by name, for people.
     """
 
     outcomes: Outcomes
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     thresholds: tuple[Threshold, ...]
+    skipped: tuple[str, ...]
     per_class: pa.Table
+    about: Mapping[str, str]
 
     @property
     def passed(self) -> bool:
@@ -64,11 +70,77 @@ class Evaluation:
             for i in a.disagreeing
         ]
 
+    def known_differences(self) -> list[dict[str, Any]]:
+        """The images that were not compared for a known reason: path, reason, expected, predicted and difference.
+
+        The difference is the largest of the logits; ``None`` if one of the two has no logits.
+        """
+        a = self.outcomes
+        return [
+            {
+                "path": a.paths[i],
+                "reason": a.notes[i],
+                "expected": a.name(require(a.expected)[i]),
+                "predicted": a.name(a.predicted[i]),
+                "max_logit_difference": None if a.differences is None else _finite(np.fmax.reduce(a.differences[i])),
+            }
+            for i in np.flatnonzero(a.known)
+        ]
+
+    def by_split(self) -> list[dict[str, Any]]:
+        """How many images of each split are right: split, labelled, right. Empty where the list has no splits."""
+        a = self.outcomes
+        if a.splits is None or a.labels is None:
+            return []
+        judged = (a.labels >= 0) & (a.predicted >= 0)
+        splits, right = np.array(a.splits), judged & (a.predicted == a.labels)
+        return [
+            {"split": name, "labelled": int(judged[splits == name].sum()), "right": int(right[splits == name].sum())}
+            for name in dict.fromkeys(a.splits)
+        ]
+
+    def sentences(self) -> list[str]:
+        """What was found, in sentences for people; the first is the verdict."""
+        found, right = self.metrics, self.outcomes.predicted
+        sentences = []
+        if found.get("compared"):
+            agreeing = int(found["compared"]) - len(self.outcomes.disagreeing)
+            text = f"{agreeing:,} of {found['compared']:,} images get the expected answer"
+            largest = found.get("max_logit_difference")
+            sentences.append(f"{text}." if largest is None else f"{text}; the logits differ by {_rounded(largest)}.")
+        if "accuracy" in found:
+            labels = require(self.outcomes.labels)
+            count = int(((labels == right) & (labels >= 0)).sum())
+            parts = [f"{one['split']}: {one['right']:,} of {one['labelled']:,}" for one in self.by_split()]
+            by_split = f" ({', '.join(parts)})" if len(parts) > 1 else ""
+            sentences.append(f"{count:,} of {found['labelled']:,} labels are predicted{by_split}.")
+        if not sentences:
+            sentences.append("There was nothing to compare with: no expected answers, and no labels.")
+        known = self.known_differences()
+        if known:
+            names = first_few([f"{one['path']}: {one['reason']}" for one in known], 2)
+            sentences.append(
+                f"{len(known):,} images have a known difference and were not compared: {names} "
+                "With --processor timm, every image gets timm's pixels."
+            )
+        if found.get("not_compared"):
+            sentences.append(f"{found['not_compared']:,} images have no expected answer.")
+        if found["errors"]:
+            sentences.append(f"{found['errors']:,} of {found['images']:,} images could not be read.")
+        if self.skipped:
+            sentences.append(f"Not judged, for want of expected answers: {', '.join(self.skipped)}.")
+        return sentences
+
     def summary(self) -> dict[str, Any]:
         """The result as plain data for JSON, with the first 20 images that disagree or cannot be read."""
         return {
-            "schema": 1,
+            "schema": 2,
+            "about": dict(self.about),
             "passed": self.passed,
+            "sentences": self.sentences(),
+            "skipped": list(self.skipped),
+            "known_differences": self.known_differences()[:20],
+            "splits": self.by_split(),
             "thresholds": [asdict(one) | {"passed": one.passed, "text": str(one)} for one in self.thresholds],
             "metrics": self.metrics,
             "intervals": self.intervals,
@@ -116,31 +188,33 @@ def evaluate(
     expected: str | Path | None = None,
     metrics: Sequence[str] = tuple(BUILT_IN),
     thresholds: Mapping[str, Mapping[str, float]] | None = None,
+    labels_from: LabelsFrom | None = None,
+    about: Mapping[str, str] | None = None,
 ) -> Evaluation:
     """Compare predictions with expected answers and with true labels.
 
     Args:
         predictions: the folder that :func:`vitconv.inference.predict` wrote.
-        images: the list of the predicted images; its column ``label`` has the true classes, where they are known.
+        images: the images that were predicted; the column ``label`` of a CSV file, or the subfolders' names of a
+            folder, are the true classes, where they are known.
         expected: the answers to compare with: a CSV file with the columns ``path`` and ``class`` and, where they are
             known, the logits in a column for each class; or another folder of predictions.
         metrics: what to compute if labels are known: see :mod:`vitconv.evaluation.metrics`.
-        thresholds: for the name of a metric, the smallest (``"min"``) and the largest (``"max"``) value that passes.
+        thresholds: for the name of a metric, the smallest (``"min"``) and the largest (``"max"``) value that passes;
+            ``None`` for :data:`vitconv.evaluation.thresholds.DEFAULT_THRESHOLDS`, as far as they can be judged.
+        labels_from: ``"folders"`` if the names of the subfolders must be classes, ``"nothing"`` to take no labels; by
+            default they are labels if all of them are classes.
+        about: what the report tells of the model, by name: see :func:`vitconv.evaluation.about.describe`.
 
     Returns:
         the metrics. An image with an expected answer that could not be read counts as a disagreement; the other
-        metrics are computed on the images that could be read.
+        metrics are computed on the images that could be read. An image that Transformers is known to prepare in
+        another way than timm (:func:`vitconv.models.pixels.known_difference`) is not compared.
 
     Raises:
-        InputError: a file is invalid, the predictions belong to another list, a class or metric is unknown, or there
-            is nothing to compare with.
+        InputError: a file is invalid, the predictions belong to another list, or a class or metric is unknown.
     """
-    outcomes = read_outcomes(predictions, images, expected)
-    if outcomes.labels is None and outcomes.expected is None:
-        raise InputError(
-            f"There is nothing to compare with: '{images}' has no labels, and there are no expected answers.",
-            "Add a column 'label' to the list of images, or give expected answers.",
-        )
+    outcomes = read_outcomes(predictions, images, expected, labels_from)
     found: dict[str, float] = {"images": len(outcomes.paths), "errors": len(outcomes.errors)}
     ranges: dict[str, tuple[float, float]] = {}
     if outcomes.expected is not None:
@@ -150,25 +224,39 @@ def evaluate(
         if not isinstance(names, Sequence):
             raise InputError(f"The metrics must be a list of names, got {shown(metrics)}.", "Write a list of names.")
         _measure(outcomes, names, found, ranges)
-    checked = check_thresholds(thresholds or {}, found, outcomes)
+    skipped: tuple[str, ...] = ()
+    if thresholds is None:
+        skipped = tuple(name for name in DEFAULT_THRESHOLDS if name not in found)
+        thresholds = {name: limits for name, limits in DEFAULT_THRESHOLDS.items() if name in found}
+    checked = check_thresholds(thresholds, found, outcomes)
     found["thresholds_missed"] = sum(not threshold.passed for threshold in checked)
-    return Evaluation(outcomes, found, ranges, checked, _per_class(outcomes))
+    return Evaluation(outcomes, found, ranges, checked, skipped, _per_class(outcomes), about or {})
+
+
+def _rounded(difference: float) -> str:
+    """A difference for people: 0, or the next power of ten above it."""
+    return "0" if not difference else f"at most {10.0 ** math.ceil(math.log10(difference)):.0e}"
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def _compare(outcomes: Outcomes, found: dict[str, float], ranges: dict[str, tuple[float, float]]) -> None:
     """Add the metrics of the comparison with the expected answers."""
     from sklearn.metrics import accuracy_score
 
-    everything = require(outcomes.expected)
-    compared = everything >= 0
+    everything, compared = require(outcomes.expected), outcomes.compared
     expected, predicted = everything[compared], outcomes.predicted[compared]
-    found |= {"compared": len(expected), "not_compared": len(outcomes.paths) - len(expected)}
-    found["agreement"] = accuracy_score(expected, predicted)
-    ranges["agreement"] = proportion(int((expected == predicted).sum()), len(expected))
-    if outcomes.differences is not None:
-        largest = np.fmax.reduce(outcomes.differences, axis=None)  # NaN only if all are NaN; nanmax would copy them
-        if np.isfinite(largest):
-            found["max_logit_difference"] = float(largest)
+    found["compared"], found["known_differences"] = len(expected), int(outcomes.known.sum())
+    # Of an image that neither model could read, `errors` tells.
+    found["not_compared"] = int(((everything < 0) & (outcomes.predicted >= 0)).sum())
+    if len(expected):
+        found["agreement"] = accuracy_score(expected, predicted)
+        ranges["agreement"] = proportion(int((expected == predicted).sum()), len(expected))
+    largest = outcomes.largest_difference(compared)
+    if largest is not None:
+        found["max_logit_difference"] = float(require(outcomes.differences)[largest])
 
 
 def _measure(
@@ -213,7 +301,7 @@ def _per_class(outcomes: Outcomes) -> pa.Table:
             values = [*np.full((3, len(everyone)), np.nan), np.zeros(len(everyone), int)]
         columns |= dict(zip(names, values, strict=True))
     if outcomes.expected is not None:
-        compared = outcomes.expected >= 0
+        compared = outcomes.compared
         agreeing = compared & (outcomes.predicted == outcomes.expected)
         columns["compared"] = np.bincount(outcomes.expected[compared], minlength=len(everyone))
         columns["agreeing"] = np.bincount(outcomes.expected[agreeing], minlength=len(everyone))

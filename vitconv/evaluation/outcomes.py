@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vitconv.errors import InputError, first_few
+from vitconv.evaluation import LabelsFrom
 from vitconv.inference.images import ImageList, read_header, read_images, read_table
 from vitconv.inference.predictions import Predictions, read_predictions, softmax
 
@@ -36,6 +37,7 @@ class Outcomes:
 
     Attributes:
         classes: the names of the model's classes.
+        folder: what relative paths start from.
         paths: as in the list.
         errors: path and reason of every image that could not be read.
         predicted: the model's answers; -1 where the image could not be read.
@@ -44,9 +46,12 @@ class Outcomes:
         labels: the true classes; ``None`` if none is known.
         expected: the answers to compare with, timm's; ``None`` without any.
         expected_logits: float64, (images, classes), NaN where there are none; ``None`` without any.
+        notes: how timm is known to prepare an image differently, in a sentence; ``None`` for other images.
+        splits: what each image was used for, such as ``fit``; ``None`` where the list does not say.
     """
 
     classes: tuple[str, ...]
+    folder: Path
     paths: tuple[str, ...]
     errors: tuple[tuple[str, str], ...]
     predicted: NDArray[np.int64]
@@ -55,25 +60,53 @@ class Outcomes:
     labels: NDArray[np.int64] | None
     expected: NDArray[np.int64] | None
     expected_logits: NDArray[np.float64] | None
+    notes: tuple[str | None, ...]
+    splits: tuple[str, ...] | None = None
 
     def name(self, number: int) -> str | None:
         """The name of a class by its index; ``None`` for -1."""
         return self.classes[number] if number >= 0 else None
 
     @cached_property
+    def known(self) -> NDArray[np.bool_]:
+        """Which images have an expected answer, but other pixels than timm's for a known reason."""
+        return self._expected & np.array([note is not None for note in self.notes], bool)
+
+    @cached_property
+    def compared(self) -> NDArray[np.bool_]:
+        """Which images are compared with an expected answer: all that have one, but those that are :attr:`known`."""
+        return self._expected & ~self.known
+
+    @property
+    def _expected(self) -> NDArray[np.bool_]:
+        return np.zeros(len(self.paths), bool) if self.expected is None else self.expected >= 0
+
+    @cached_property
     def differences(self) -> NDArray[np.float64] | None:
         """The absolute differences of the logits, (images, classes); NaN where there is no logit."""
         return None if self.expected_logits is None else np.abs(self.logits - self.expected_logits)
 
+    def largest_difference(self, which: NDArray[np.bool_]) -> tuple[int, int] | None:
+        """The image and the class of the largest difference among these images; ``None`` where there is none."""
+        if self.differences is None:
+            return None
+        largest = np.where(which, np.fmax.reduce(self.differences, axis=1), np.nan)  # NaN only if all are NaN
+        if not np.isfinite(largest).any():
+            return None
+        image = int(np.nanargmax(largest))
+        return image, int(np.nanargmax(self.differences[image]))
+
     @property
     def disagreeing(self) -> NDArray[np.int64]:
-        """The indices of the images whose answer is not the expected one."""
+        """The indices of the compared images whose answer is not the expected one."""
         if self.expected is None:
             return np.array([], np.int64)
-        return np.flatnonzero((self.expected >= 0) & (self.predicted != self.expected))
+        return np.flatnonzero(self.compared & (self.predicted != self.expected))
 
 
-def read_outcomes(predictions: str | Path, images: str | Path, expected: str | Path | None) -> Outcomes:
+def read_outcomes(
+    predictions: str | Path, images: str | Path, expected: str | Path | None, labels_from: LabelsFrom | None = None
+) -> Outcomes:
     """Read the three files and align them: see :func:`vitconv.evaluation.evaluate`.
 
     Raises:
@@ -81,7 +114,26 @@ def read_outcomes(predictions: str | Path, images: str | Path, expected: str | P
     """
     made, listed = read_predictions(predictions), read_images(images)
     _check_same_list(made, listed, predictions, images)
+    listed = replace(listed, labels=_labels(listed, images, made.classes, labels_from))
     return _align(made, listed, _read_expected(expected, made.classes) if expected else None, str(images))
+
+
+def _labels(
+    listed: ImageList, images: str | Path, classes: tuple[str, ...], labels_from: LabelsFrom | None
+) -> pa.ChunkedArray | None:
+    """The labels, if they are wanted and can be: without a wish, subfolders count if all are named as classes."""
+    if labels_from == "nothing":
+        return None
+    if labels_from == "folders":
+        if not listed.by_folder:
+            raise InputError(
+                f"'{images}' has no subfolders with images, whose names could be labels.",
+                "Pass a folder with a subfolder for each class.",
+            )
+        return listed.labels
+    if listed.by_folder and not pc.all(pc.is_in(pc.drop_null(listed.labels), value_set=pa.array(classes))).as_py():
+        return None
+    return listed.labels
 
 
 def _check_same_list(made: Predictions, listed: ImageList, predictions: str | Path, images: str | Path) -> None:
@@ -195,6 +247,7 @@ def _align(made: Predictions, listed: ImageList, expected: _Expected | None, ima
     unreadable = made.rows.filter(pc.is_valid(made.rows["error"]))
     return Outcomes(
         classes=made.classes,
+        folder=listed.folder,
         paths=tuple(made.rows["path"].to_pylist()),
         errors=tuple(zip(unreadable["path"].to_pylist(), unreadable["error"].to_pylist(), strict=True)),
         predicted=_numbers(made.rows["class"], made.classes, "The predictions"),
@@ -203,4 +256,6 @@ def _align(made: Predictions, listed: ImageList, expected: _Expected | None, ima
         labels=labels if labels is not None and (labels >= 0).any() else None,
         expected=classes,
         expected_logits=values,
+        notes=tuple(made.rows["note"].to_pylist()),
+        splits=None if listed.splits is None else tuple(listed.splits.to_pylist()),
     )

@@ -156,7 +156,7 @@ def draw_classes(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def draw_images(evaluation: Evaluation, folder: Path) -> Figure:
+def draw_images(evaluation: Evaluation) -> Figure:
     """Show up to 12 images that disagree; if none does, those with the lowest confidence.
 
     Args:
@@ -180,7 +180,7 @@ def draw_images(evaluation: Evaluation, folder: Path) -> Figure:
         axes.axis("off")
     for axes, i in zip(grid.flat, chosen, strict=False):
         try:
-            picture = load_image(folder / outcomes.paths[i]).convert("RGB")
+            picture = load_image(outcomes.folder / outcomes.paths[i]).convert("RGB")
             picture.thumbnail((400, 400))  # twelve large photos would take too much memory
             axes.imshow(picture)
         except Exception:  # Pillow has no common base class: see vitconv.inference.images
@@ -196,7 +196,7 @@ def draw_images(evaluation: Evaluation, folder: Path) -> Figure:
     return figure
 
 
-def save_pictures(evaluation: Evaluation, images: str | Path, folder: str | Path) -> list[Path]:
+def save_pictures(evaluation: Evaluation, folder: str | Path) -> list[Path]:
     """Draw all plots into PNG files.
 
     Args:
@@ -207,13 +207,12 @@ def save_pictures(evaluation: Evaluation, images: str | Path, folder: str | Path
     Returns:
         the files.
     """
-    root = Path(images).resolve().parent
     drawers: dict[str, Callable[[], Figure]] = {
         "logits": lambda: draw_logits(evaluation),
         "classes": lambda: draw_classes(evaluation),
         "confusion": lambda: draw_confusion(evaluation),
         "reliability": lambda: draw_reliability(evaluation),
-        "images": lambda: draw_images(evaluation, root),
+        "images": lambda: draw_images(evaluation),
     }
     files = []
     for name, draw in drawers.items():

@@ -17,6 +17,9 @@ from vitconv.evaluation.thresholds import Threshold
 from vitconv.files import MOST_TEXT, check_file, new_file, open_file, read_json
 from vitconv.markdown import escape, visible
 
+#: The pages of a report.
+PAGES = ("index.html", "report.md")
+
 #: The pictures of the evaluation in the order of the page, with their titles.
 PICTURES = {
     "images": "Images",
@@ -166,7 +169,18 @@ _RANGE = _Form(
 #: The parts of an evaluation and of a verification that the page uses. The single form in a list applies to each value
 #: of the list. In a mapping, the form under ``None`` applies to every value whose name is not listed.
 _SUMMARY = {
+    "about": {None: _TEXT},
     "passed": _SWITCH,
+    "sentences": [_TEXT],
+    "known_differences": [
+        {
+            "path": _TEXT,
+            "reason": _TEXT,
+            "expected": _TEXT,
+            "predicted": _TEXT_OR_NONE,
+            "max_logit_difference": _NUMBER_OR_NONE,
+        }
+    ],
     "thresholds": [
         {
             "name": _TEXT,
@@ -221,7 +235,6 @@ def _page(summary: dict[str, Any], proof: dict[str, Any] | None, before: dict[st
     """The values for the templates."""
     return {
         **summary,
-        "verdict": _verdict(summary),
         "last": before is not None,
         "changes": changes(before, summary["metrics"]) if before is not None else [],
         "proof": _proof(proof) if proof else None,
@@ -244,24 +257,6 @@ def _read_last(path: str | Path | None) -> dict[str, float] | None:
 def _is_metric(value: Any) -> bool:
     """Whether a value can be a metric: anyone can edit the file of the earlier run."""
     return isinstance(value, (int, float)) and -sys.float_info.max <= value <= sys.float_info.max
-
-
-def _verdict(summary: dict[str, Any]) -> str:
-    """The sentences at the top of the page."""
-    metrics = summary["metrics"]
-    sentences = []
-    if "agreement" in metrics:
-        sentences.append(f"{metrics['agreement']:.2%} of {metrics['compared']:,} images have the expected class.")
-        if metrics["compared"] < metrics["images"]:
-            sentences.append(f"{metrics['images'] - metrics['compared']:,} images have no expected class.")
-    if metrics.get("agreement") == 1:
-        share = 1 - summary["intervals"]["agreement"][0]
-        sentences.append(f"(With 95 % confidence, fewer than {share:.2%} of such images would have another class.)")
-    if "accuracy" in metrics:
-        sentences.append(f"Accuracy is {metrics['accuracy']:.2%} on {metrics['labelled']:,} labelled images.")
-    if metrics["errors"]:
-        sentences.append(f"{metrics['errors']:,} of {metrics['images']:,} images could not be read.")
-    return " ".join(sentences)
 
 
 def _proof(verification: dict[str, Any]) -> list[str]:

@@ -42,6 +42,13 @@ class Threshold:
         return f"{text}: {self.detail}" if self.detail else f"{text}."
 
 
+#: What is judged where no thresholds are given. A right conversion differs by rounding: 1e-5 and less was measured on
+#: the same machine.
+DEFAULT_THRESHOLDS: Mapping[str, Mapping[str, float]] = {
+    "agreement": {"min": 1.0},
+    "not_compared": {"max": 0},
+    "max_logit_difference": {"max": 1e-4},
+}
 _FORM = "Write {min: NUMBER}, {max: NUMBER} or both."
 
 
@@ -103,8 +110,7 @@ def _limit(name: str, limit: object) -> float:
 def _most_wrong(name: str, outcomes: Outcomes) -> str:
     """A sentence on the class that is wrong most often and its images; empty if that is unknown."""
     if name == "max_logit_difference":
-        differences = require(outcomes.differences)
-        image, number = np.unravel_index(np.nanargmax(differences), differences.shape)
+        image, number = require(outcomes.largest_difference(outcomes.compared))
         ours, theirs = outcomes.logits[image, number], require(outcomes.expected_logits)[image, number]
         return f"'{outcomes.classes[number]}' of {outcomes.paths[image]}, {ours:.6g} instead of {theirs:.6g}."
     if name == "errors":
@@ -113,7 +119,7 @@ def _most_wrong(name: str, outcomes: Outcomes) -> str:
     if truth is None:
         return ""
     # An image that could not be read counts as a disagreement; the metrics leave it out.
-    judged = truth >= 0 if name == "agreement" else (truth >= 0) & (outcomes.predicted >= 0)
+    judged = outcomes.compared if name == "agreement" else (truth >= 0) & (outcomes.predicted >= 0)
     wrong = judged & (outcomes.predicted != truth)
     counts = np.bincount(truth[wrong], minlength=len(outcomes.classes))
     if not counts.any():

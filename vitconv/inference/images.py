@@ -36,12 +36,14 @@ class ImageList:
         paths: as in the CSV file, or relative to the folder of images; a string a row.
         labels: the true classes; ``None`` where none is stated, null or empty where it is not known.
         folder: what relative paths start from: the CSV file's folder, or the folder of images.
+        splits: what each image was used for, such as ``fit``; ``None`` without such a column.
         by_folder: whether the labels are the names of subfolders, which may also be something else than classes.
     """
 
     paths: pa.ChunkedArray
     labels: pa.ChunkedArray | None
     folder: Path
+    splits: pa.ChunkedArray | None = None
     by_folder: bool = False
 
     def __len__(self) -> int:
@@ -56,8 +58,8 @@ def read_images(path: str | Path) -> ImageList:
     """Read which images there are.
 
     Args:
-        path: a CSV file, of whose columns only ``path`` and ``label`` are read; a folder, with all images in it and in
-            its subfolders, whose names are their labels; or one image. An image is told by its suffix.
+        path: a CSV file, of whose columns only ``path``, ``label`` and ``split`` are read; a folder, with all images
+            in it and in its subfolders, whose names are their labels; or one image. An image is told by its suffix.
 
     Raises:
         InputError: there is no such file, it is not CSV, has no column ``path``, or a row has no path; or the folder
@@ -68,15 +70,15 @@ def read_images(path: str | Path) -> ImageList:
     if Path(path).suffix.lower() in image_suffixes():
         return _of_paths([Path(path).name], Path(path).resolve().parent)
     what = "list of images"
-    columns = [name for name in read_header(path, what, "label") if name in ("path", "label")]
+    columns = [name for name in read_header(path, what, "label") if name in ("path", "label", "split")]
     table = read_table(path, what, columns)
     paths = table["path"]
     if paths.null_count or pc.any(pc.equal(paths, "")).as_py():
         raise InputError(f"The list of images '{path}' has a row without a path.", _LIST)
     if not len(paths):
         raise InputError(f"The list of images '{path}' is empty.", _LIST)
-    labels = table["label"] if "label" in table.column_names else None
-    return ImageList(paths, labels, Path(path).resolve().parent)
+    labels, splits = (table[name] if name in table.column_names else None for name in ("label", "split"))
+    return ImageList(paths, labels, Path(path).resolve().parent, splits)
 
 
 def _read_folder(folder: Path) -> ImageList:
@@ -168,7 +170,7 @@ def read_table(path: str | Path, what: str, columns: Sequence[str]) -> pa.Table:
         InputError: there is no such file, or it is not CSV.
     """
     # An empty field is an empty string, and a class may be called "NA", "null" or "7".
-    names = dict.fromkeys(("path", "class", "label"), pa.string())
+    names = dict.fromkeys(("path", "class", "label", "split"), pa.string())
     with _for_people(path, what):
         table = csv.read_csv(
             Path(path).absolute(),  # because pyarrow takes a leading ~ for somebody's home
