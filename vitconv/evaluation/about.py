@@ -46,7 +46,7 @@ def describe(
         "images": str(images),
         "compared with": compared_with,
         "predicted on": _run(settings),
-        "versions": _versions({"vitconv": __version__, **settings.get("versions", {})}),
+        "versions": _versions({"vitconv": __version__, **dict(settings.get("versions") or {})}),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
@@ -56,8 +56,8 @@ def _name(file: SourceFile) -> str:
 
 
 def _run(settings: Mapping[str, Any]) -> str:
-    pixels = {"transformers": "Transformers' pixels", "timm": "timm's pixels"}.get(settings["processor"], "")
-    return f"{settings['device']}, {settings['batch_size']} images at a time, {pixels}"
+    pixels = "timm's" if settings.get("processor") == "timm" else "Transformers'"
+    return f"{settings.get('device')}, {settings.get('batch_size')} images at a time, {pixels} pixels"
 
 
 def _versions(versions: Mapping[str, str]) -> str:

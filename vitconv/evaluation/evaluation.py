@@ -114,9 +114,10 @@ class Evaluation:
             parts = [f"{one['split']}: {one['right']:,} of {one['labelled']:,}" for one in self.by_split()]
             by_split = f" ({', '.join(parts)})" if len(parts) > 1 else ""
             sentences.append(f"{count:,} of {found['labelled']:,} labels are predicted{by_split}.")
-        if not sentences:
-            sentences.append("There was nothing to compare with: no expected answers, and no labels.")
         known = self.known_differences()
+        if not sentences:
+            reason = "all images have a known difference" if known else "no expected answers, and no labels"
+            sentences.append(f"There was nothing to compare: {reason}.")
         if known:
             names = first_few([f"{one['path']}: {one['reason']}" for one in known], 2)
             sentences.append(

@@ -318,7 +318,7 @@ def _cut(batches: int, batch_size: int) -> list[range]:
 def _rows(output: BatchOutput, batches: Batches, classes: Sequence[str]) -> pa.Table:
     rows = batches.rows(output.batch)
     return make_rows(
-        rows.start, batches.images.slice(rows), output.logits[: len(rows)], output.errors, output.notes, classes
+        rows.start, batches.images.slice(rows), output.logits[: len(rows)], output.errors, classes, output.notes
     )
 
 

@@ -119,8 +119,8 @@ def make_rows(
     paths: Sequence[str],
     logits: NDArray[np.float32],
     errors: Sequence[str | None],
-    notes: Sequence[str | None],
     classes: Sequence[str],
+    notes: Sequence[str | None] | None = None,
 ) -> pa.Table:
     """The rows of consecutive images.
 
@@ -129,8 +129,8 @@ def make_rows(
         paths: the images, as the list has them.
         logits: (images, classes); of an image with an error, anything. Logits that are not finite are an error, too.
         errors: for each image, what is wrong with it, or ``None``.
-        notes: for each image, how timm is known to prepare it differently, or ``None``.
         classes: the names of the classes.
+        notes: for each image, how timm is known to prepare it differently, or ``None``; by default of no image.
     """
     finite: NDArray[np.bool_] = np.asarray(np.isfinite(logits).all(axis=1))
     errors = [
@@ -152,7 +152,7 @@ def make_rows(
             mask=pa.array(unreadable),
         ),
         "error": pa.array(errors, pa.string()),
-        "note": pa.array(notes, pa.string()),
+        "note": pa.array(notes or [None] * len(paths), pa.string()),
     }
     return pa.table(columns, SCHEMA)
 

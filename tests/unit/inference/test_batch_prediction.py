@@ -512,7 +512,7 @@ def test_too_little_shared_memory_is_an_error_in_words(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "share_memory_", fail)
     with pytest.raises(VitconvError, match="too little shared memory for a batch of 8 images") as caught:
-        local._share(Pixels(0, np.zeros((8, 3, 2, 2), np.float32), [None] * 8))
+        local._share(Pixels(0, np.zeros((8, 3, 2, 2), np.float32), [None] * 8, [None] * 8))
     assert "Choose a smaller batch size" in caught.value.remedy
 
 

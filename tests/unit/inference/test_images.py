@@ -2,14 +2,18 @@ import errno
 import os
 import socket
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from models import small_model
 from PIL import Image
 
+from vitconv.convert import convert_checkpoint
 from vitconv.errors import InputError
 from vitconv.inference.images import Batches, read_images
-from vitconv.inference.pixels import Preprocessor, open_preprocessor
+from vitconv.inference.pixels import open_preprocessor
 from vitconv.inference.runtime import read_info
 from vitconv.models.pixels import process
 from vitconv.models.processors import load_processor
@@ -103,7 +107,8 @@ def test_what_cannot_be_read_has_an_error_and_its_place_stays_empty(write_images
 def test_pixels_of_another_shape_are_an_error_of_the_image(folder, write_images):
     path = write_images(1)
     for shape in ((1, 32, 32), (3, 32, 64)):
-        pixels = Batches(read_images(path), 1, Preprocessor(load_processor(folder), shape))[0]
+        preprocessor = replace(open_preprocessor(read_info(folder)), shape=shape)
+        pixels = Batches(read_images(path), 1, preprocessor)[0]
         assert pixels.errors == [f"'images/00000.jpg' becomes pixels of shape (3, 32, 32), the model takes {shape}."]
         assert not pixels.values.any()
 
@@ -204,3 +209,114 @@ def test_columns_that_are_not_read_take_no_time(tmp_path):
     start = time.monotonic()
     assert read_images(tmp_path / "list.csv").paths.to_pylist() == [f"{row}.jpg" for row in range(50)]
     assert time.monotonic() - start < 5
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder with a subfolder for each class, and other files."""
+    for name in ("ash/b.JPG", "ash/a.png", "oak/deep/c.webp", "oak/.hidden.png", ".cache/d.png", "ash/notes.txt"):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".txt":
+            path.write_text("no image")
+        else:
+            Image.new("RGB", (40, 40)).save(path)
+    return tmp_path / "photos"
+
+
+def test_a_folder_lists_its_images_and_its_subfolders_are_labels(photos):
+    found = read_images(photos)
+    assert found.paths.to_pylist() == ["ash/a.png", "ash/b.JPG", "oak/deep/c.webp"]
+    assert found.labels.to_pylist() == ["ash", "ash", "oak"]
+    assert (found.folder, found.by_folder) == (photos, True)
+    assert all((found.folder / path).is_file() for path in found.paths.to_pylist())
+
+
+def test_images_beside_subfolders_have_no_label(photos):
+    Image.new("RGB", (40, 40)).save(photos / "z.png")
+    assert read_images(photos).labels.to_pylist() == ["ash", "ash", "oak", None]
+    flat = read_images(photos / "ash")
+    assert (flat.labels, flat.by_folder) == (None, False)
+
+
+def test_links_to_folders_are_followed_once(photos):
+    (photos / "oak" / "again").symlink_to(photos)
+    assert len(read_images(photos)) == 3
+    (photos.parent / "linked").mkdir()
+    (photos.parent / "linked" / "ash").symlink_to(photos / "ash")
+    assert read_images(photos.parent / "linked").labels.to_pylist() == ["ash", "ash"]
+
+
+def test_one_image_is_told_by_its_suffix(photos):
+    found = read_images(photos / "ash" / "b.JPG")
+    assert (found.paths.to_pylist(), found.labels, found.folder) == (["b.JPG"], None, photos / "ash")
+    missing = read_images(photos / "none.png")
+    assert missing.paths.to_pylist() == ["none.png"]
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(InputError, match=f"The folder '{tmp_path}' has no images.") as caught:
+        read_images(tmp_path)
+    assert caught.value.remedy.startswith("Name a folder with images (.jpg, .png, .webp…)")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every folder")
+def test_a_subfolder_that_cannot_be_read_is_not_left_out(photos):
+    (photos / "oak").chmod(0)
+    try:
+        with pytest.raises(InputError, match="oak' cannot be read: Permission denied"):
+            read_images(photos)
+    finally:
+        (photos / "oak").chmod(0o700)
+
+
+def test_an_error_of_a_subfolder_is_not_swallowed(photos, monkeypatch):
+    """As the test above, for root."""
+    walk = os.scandir
+
+    def scandir(path):
+        if os.fspath(path).endswith("oak"):
+            raise PermissionError(13, "Permission denied", path)
+        return walk(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(InputError, match="oak' cannot be read: Permission denied"):
+        read_images(photos)
+
+
+def test_a_name_that_is_not_utf8_is_named(tmp_path):
+    os.mkdir(os.fsencode(tmp_path / "photos"))
+    with open(os.fsencode(tmp_path / "photos") + b"/\xff.png", "wb"):
+        pass
+    with pytest.raises(InputError, match="is not UTF-8"):
+        read_images(tmp_path / "photos")
+
+
+def test_splits_are_read_as_they_are(tmp_path):
+    (tmp_path / "list.csv").write_text("path,split\na.png,1\nb.png,held-out\n")
+    assert read_images(tmp_path / "list.csv").splits.to_pylist() == ["1", "held-out"]
+
+
+def test_images_that_timm_prepares_otherwise_have_a_note(tmp_path):
+    model = small_model()
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    convert_checkpoint(
+        tmp_path / "model.pth", tmp_path / "model", architecture=model, data={"crop_pct": 1.0}, verify=False
+    )
+    height, width = 32, 32
+    sizes = {"same.png": (width, height), "shifted.png": (width + 3, height), "clear.png": (width, height)}
+    for name, size in sizes.items():
+        image = Image.new("RGB", size)
+        if name == "clear.png":
+            image.putalpha(100)
+        image.save(tmp_path / name)
+    (tmp_path / "list.csv").write_text("path\n" + "\n".join(sizes) + "\nnone.png\n")
+    info = read_info(tmp_path / "model")
+    pixels = Batches(read_images(tmp_path / "list.csv"), 4, open_preprocessor(info))[0]
+    same, shifted, clear, missing = pixels.notes
+    assert (same, missing) == (None, None)
+    assert shifted.startswith("Transformers begins the crop one pixel earlier than timm")
+    assert clear.startswith("Transformers blends transparency with white")
+    timm = Batches(read_images(tmp_path / "list.csv"), 4, open_preprocessor(info, "timm"))[0]
+    assert timm.notes == [None] * 4

@@ -23,7 +23,8 @@ RUN = Run({"batch_size": 8}, CLASSES)
 def rows(start, count, error=()):
     logits = np.random.default_rng(start).standard_normal((count, 3), np.float32)
     errors = ["broken" if i in error else None for i in range(count)]
-    return make_rows(start, [f"{start + i}.jpg" for i in range(count)], logits, errors, CLASSES)
+    notes = [None if i in error or i % 2 else "cropped one pixel earlier" for i in range(count)]
+    return make_rows(start, [f"{start + i}.jpg" for i in range(count)], logits, errors, CLASSES, notes)
 
 
 def test_a_row_has_the_largest_logits_class_and_its_softmax():
@@ -36,7 +37,15 @@ def test_a_row_has_the_largest_logits_class_and_its_softmax():
     assert first["probability"] == pytest.approx(np.exp(3) / np.exp([1, 3, 2]).sum(), abs=1e-15)
     assert first["logits"] == [1, 3, 2]
     assert first["error"] is None
-    assert broken == {"row": 9, "path": "z", "class": None, "probability": None, "logits": None, "error": "broken"}
+    assert broken == {
+        "row": 9,
+        "path": "z",
+        "class": None,
+        "probability": None,
+        "logits": None,
+        "error": "broken",
+        "note": None,
+    }
 
 
 def test_logits_that_are_no_numbers_are_an_error_of_the_image():
@@ -60,6 +69,7 @@ def test_what_is_written_is_read(tmp_path_factory, counts, data):
     written = pa.concat_tables(tables)
     assert made.rows.equals(written)
     assert made.classes == CLASSES
+    assert made.run == RUN
     expected = [row or [np.nan] * 3 for row in written["logits"].to_pylist()]
     assert np.array_equal(made.logits(), np.array(expected, np.float32), equal_nan=True)
 
@@ -392,7 +402,7 @@ EDITS = {
     "the classes": lambda table: table.replace_schema_metadata(
         {**table.schema.metadata, b"vitconv.classes": b'["c", "b", "a"]'}
     ),
-    "the run": lambda table: table.replace_schema_metadata({**table.schema.metadata, b"vitconv.run": b"x"}),
+    "the run": lambda table: table.replace_schema_metadata({**table.schema.metadata, b"vitconv.settings": b'"{}"'}),
     "no metadata": lambda table: table.replace_schema_metadata({}),
 }
 

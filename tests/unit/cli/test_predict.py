@@ -1,0 +1,101 @@
+"""The commands that use a converted folder, in words and exit codes."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import CLASSES
+from PIL import Image
+from typer.testing import CliRunner
+
+from vitconv.cli import app
+from vitconv.convert import convert_checkpoint
+from vitconv.inference.predictions import read_predictions
+
+
+def run(*arguments):
+    """In this process, for speed: (exit code, stdout, stderr)."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr("vitconv.evaluation.metrics.RESAMPLES", 50)
+
+
+@pytest.fixture(scope="module")
+def model(small_checkpoint, tmp_path_factory):
+    destination = tmp_path_factory.mktemp("model") / "tiny"
+    convert_checkpoint(
+        small_checkpoint, destination, architecture="vit_tiny_patch16_224", labels=CLASSES, verify=False
+    )
+    return destination
+
+
+@pytest.fixture
+def photos(tmp_path):
+    rng = np.random.default_rng(1)
+    for name in ("ash/a.png", "oak/[b].jpg"):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (250, 300, 3), dtype=np.uint8)).save(path)
+    return tmp_path / "photos"
+
+
+def test_predictions_are_printed_where_no_folder_is_named(model, photos, tmp_path):
+    code, out, err = run("predict", model, photos)
+    assert code == 0
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[0] == ["image", "class", "probability"]
+    assert run("predict", model, photos, tmp_path / "out")[0] == 0
+    written = read_predictions(tmp_path / "out").rows.to_pylist()
+    assert rows[1:] == [[row["path"], row["class"], f"{row['probability']:.1%}"] for row in written]
+    assert rows[2][0] == "oak/[b].jpg"  # not taken for rich's markup
+
+
+def test_one_image_is_predicted_and_printed(model, photos):
+    code, out, err = run("predict", model, photos / "ash" / "a.png")
+    assert code == 0
+    assert out.splitlines()[1].startswith("a.png")
+
+
+def test_an_image_that_cannot_be_read_is_an_error(model, photos):
+    (photos / "x.png").write_bytes(b"no image")
+    code, out, err = run("predict", model, photos)
+    assert (code, out) == (1, "")
+    assert "'x.png' is not an image that can be read" in err
+    code, out, err = run("predict", model, photos, "--max-errors", 1)
+    assert code == 0 and "'x.png' is not an image that can be read" in out
+
+
+def test_evaluate_from_a_checkpoint_and_photos_to_a_report(model, small_checkpoint, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("evaluate", model, photos, "--source", small_checkpoint)
+    assert code == 0, err
+    assert out.splitlines()[0].startswith("2 of 2 images get the expected answer; the logits differ by ")
+    assert out.endswith("evaluation/index.html: passed\n")
+    assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text())["agreement"] == 1.0
+
+
+def test_evaluate_fails_where_a_threshold_is_missed(model, photos, tmp_path):
+    answers = "path,class\nash/a.png,beech\noak/[b].jpg,beech\n"
+    (tmp_path / "expected.csv").write_text(answers)
+    code, out, err = run("evaluate", model, photos, "--expected", tmp_path / "expected.csv", "--out", tmp_path / "r")
+    assert (code, out) == (1, "")
+    assert "error: agreement is " in err and f"{tmp_path / 'r' / 'index.html'} shows it." in err
+    assert (tmp_path / "r" / "index.html").exists()
+
+
+def test_evaluate_says_where_nothing_was_judged(model, photos, tmp_path):
+    code, out, err = run("evaluate", model, photos / "ash", "--out", tmp_path / "r")
+    assert code == 0
+    assert "There was nothing to compare: no expected answers, and no labels." in out
+    assert out.endswith("index.html: nothing was judged\n")
+
+
+@pytest.mark.parametrize("given", ["subfolders", "folders,nothing"])
+def test_labels_come_from_folders_or_nothing(model, photos, given):
+    code, out, err = run("evaluate", model, photos, "--labels-from", given)
+    assert code == 2 and "is not one of 'folders', 'nothing'" in err
