@@ -1,38 +1,39 @@
-"""What a conversion costs, as a ratio to copying the same file with ``cp``, and to the classic route.
+"""Time conversions, relative to copying the same file with ``cp`` and to the classic route.
 
     python benchmarks/convert.py [--large] [--rounds 5] [--json FILE]    (20 minutes on two cores)
     python benchmarks/convert.py --proof    (only the proved conversions and the classic route)
 
-Every way runs in a process of its own, in turn within each round, so that what disturbs the machine disturbs all;
-the figures are medians over the rounds, the ratios medians of the ratios within a round. *In process* is the second
-conversion of a process: it leaves out starting Python and importing. The files are in the page cache, and the disk is
-not waited for: nor does ``cp``. Before each run the disk is given the time to catch up, or the kernel would hold up
-whoever writes next; and a copy is made and removed, so that all find the memory for theirs at hand.
+Each method runs in its own process. The methods take turns within each round, so that a disturbance of the machine
+affects all of them. Times are medians over the rounds, ratios are medians of the ratios within a round. *In process*
+is the second conversion in one process: it excludes starting Python and importing. The files are in the page cache,
+and no method waits for the disk; ``cp`` does not either. Before each run, ``sync`` lets the disk catch up, because the
+kernel would otherwise slow down the next writer. A copy is also made and removed, so that the memory for the output is
+available to every method.
 
-What was learned, on two cores of an ext4 machine:
+Findings, on two cores of a machine with ext4:
 
-* The kernel's ``copy_file_range`` runs at the speed of ``cp`` only where source and target lie at the same place of
-  their pages. A safetensors header puts the data anywhere, and vitconv aligns what it writes to cache lines, so that
-  they hardly ever do. There the kernel takes 1.43 × ``cp``, a mapped file written with ``write`` 1.6 to 2 × (page
-  faults), reading and writing in turn through 256 KiB 1.36 ×, and reading 1 MiB ahead in a second thread while 256 KiB
-  at a time are written 1.01 ×.
-* Writing 1 MiB at a time is as fast on fresh memory, but 2 to 4 times as slow now and then: the page cache looks for
-  pieces of memory as large as the call.
-* SHA-256 of the source takes twice as long as copying it: without verification, nothing reads the source.
-* Importing torch, timm and transformers takes longer than all that. Without verification none is imported for a
-  safetensors file; for torch's format, torch alone.
-* Of a proved conversion, importing torch, timm and Transformers takes more than half, as it does of the classic route,
-  and mostly on one core. So what needs neither timm nor Transformers runs in a thread beside the imports and costs
-  almost no time: writing, hashing the source, comparing the bytes there and back. Python's collector searches the
-  objects that the imports leave for cycles, again and again: without it they take a tenth less.
-* float64 with all tokens takes twice the CPU time of float32. Where float32 is equal bit for bit it is needed, too:
-  an epsilon that is off by 1e-5 of itself changes no bit of this model's float32. But the blocks treat all tokens
-  alike, and float64 with 32 of 577 tokens, a sixth of the CPU time, sees it, and one that is off by 1e-7 of itself.
-  (Bits in float32 still say that the rest of the tokens are no exception: if they differ, float64 takes all.) In it
-  a block's weights are converted only while it computes: two whole models would mean 1.4 GB to be found and zeroed.
-* Python takes down what it has imported when it ends, which took 1.5 s of 11.1: the command ends without.
-* What is left is two forward passes in float32, which no trick makes shorter. Median of 5 on two cores of an Intel
-  Xeon at 2.5 GHz, quiet: 9.46 s from safetensors (0.87 × classic) and 9.52 s from .pth (0.89 ×); classic 10.76 s.
+* The kernel's ``copy_file_range`` is as fast as ``cp`` only if source and target have the same offset within their
+  pages. A safetensors header can have any length, and vitconv aligns its output to cache lines, so the offsets rarely
+  match. Then ``copy_file_range`` takes 1.43 × ``cp``, writing from a mapped file 1.6 to 2 × (page faults), and
+  alternately reading and writing 256 KiB 1.36 ×. Reading 1 MiB ahead in a second thread while writing 256 KiB at a
+  time takes 1.01 ×.
+* Writing 1 MiB at a time is as fast on fresh memory, but sometimes 2 to 4 times slower: the page cache then searches
+  for free blocks of that size.
+* SHA-256 of the source takes twice as long as copying it. Without verification, the source is not hashed.
+* Importing torch, timm and transformers takes longer than all of this. Without verification, a safetensors file needs
+  none of them, and torch's format only torch.
+* In a proved conversion, importing torch, timm and Transformers takes more than half of the time, mostly on one core;
+  the same holds for the classic route. So the work that needs neither timm nor Transformers runs in a thread beside
+  the imports, and adds almost no time: writing, hashing the source, comparing the bytes in both directions. Python's
+  garbage collector repeatedly searches the imported objects for cycles; without it, the imports take a tenth less.
+* float64 with all tokens takes twice the CPU time of float32. It is needed even if float32 is equal bit for bit: a
+  relative error of 1e-5 in epsilon changes no bit of this model in float32. But the blocks treat all tokens alike.
+  float64 with 32 of 577 tokens takes a sixth of the CPU time and detects this error, and even one of 1e-7. (Equality
+  in float32 covers the other tokens: if float32 differs, float64 runs with all tokens.) A block's weights are
+  converted to float64 only while the block computes; two whole models would take 1.4 GB.
+* Python takes 1.5 s of 11.1 s at exit to free what it has imported. The command exits without this.
+* The rest is two forward passes in float32, which cannot be avoided. Median of 5 on two otherwise idle cores of an
+  Intel Xeon at 2.5 GHz: 9.46 s from safetensors (0.87 × classic), 9.52 s from .pth (0.89 ×), classic 10.76 s.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ _TARGET = "TARGET"
 _CLASSIC_WAY = "classic route, not verified"
 _COMMAND = "from vitconv.cli import run; run()"
 
-# The ways in process: done twice, as in a process that converts many; print the second's seconds and CPU seconds.
+# The methods in process convert twice, like a process that converts many files, and print the second conversion's wall
+# and CPU seconds.
 _TIMED = """
 import shutil, sys, time, warnings
 warnings.simplefilter("ignore")
@@ -92,7 +94,7 @@ _SAVE_FILE = {
     "prepare": "import os, torch\nfrom safetensors.torch import load_file, save_file" + _RENAME,
     "run": "os.mkdir(target); save_file(rename(load_file(source)), target + '/model.safetensors')",
 }
-# As the script that transformers once shipped went about it: build, load, rename, load again, save.
+# The steps of the script that transformers once shipped: build, load, rename, load again, save.
 _CLASSIC = (
     """
 import sys, warnings
@@ -127,7 +129,7 @@ twin.save_pretrained(target)
 
 
 def ways(safetensors: Path, pth: Path, arch: str) -> dict[str, list[str]]:
-    """The command of every way; ``_TARGET`` stands for what it writes."""
+    """The command of each method; ``_TARGET`` stands for the path that it writes."""
     python, convert = sys.executable, [sys.executable, "-c", _COMMAND, "convert"]
     quick = ["--arch", arch, "--no-verify"]
     return {
@@ -151,9 +153,10 @@ def ways(safetensors: Path, pth: Path, arch: str) -> dict[str, list[str]]:
 
 
 def measure(command: list[str], sources: tuple[Path, ...], target: Path) -> dict[str, float]:
-    """Run once: wall and CPU seconds, and the peak of resident memory in MiB."""
-    # The same start for all: nothing on its way to the disk, and the memory for the copy at hand. (A virtual machine
-    # gives free memory back to its host, and takes three times as long to write into what it has to ask for again.)
+    """Run a command once; return wall seconds, CPU seconds and the peak of resident memory in MiB."""
+    # Every run starts alike: no data waits to be written to disk, and memory for the output is available. (A virtual
+    # machine returns free memory to its host, and writing into memory that it must request again takes three times as
+    # long.)
     os.sync()
     for source in sources:
         shutil.copyfile(source, target)
@@ -178,9 +181,9 @@ def measure(command: list[str], sources: tuple[Path, ...], target: Path) -> dict
 
 
 def benchmark(arch: str, classes: int, rounds: int, folder: Path) -> dict[str, Any]:
-    """All ways in turn, after one round that warms up: the quick ones three times as often, and by themselves.
+    """Time all methods in turn, after a warm-up round. The fast ones run separately, with three times the rounds.
 
-    What computes for seconds between two copies leaves the machine's caches in another state for the second.
+    They run separately because seconds of computation between two copies change the state of the machine's caches.
     """
     sources = _make(arch, classes, folder)
     commands = ways(*sources, arch)
@@ -200,7 +203,7 @@ def benchmark(arch: str, classes: int, rounds: int, folder: Path) -> dict[str, A
 
 
 def benchmark_proof(arch: str, classes: int, rounds: int, folder: Path) -> dict[str, Any]:
-    """Only what is proved, and the classic route, which proves nothing, in turn."""
+    """Time only the proved conversions and the classic route, which proves nothing, in turn."""
     sources = _make(arch, classes, folder)
     commands = {way: command for way, command in ways(*sources, arch).items() if _is_slow(way)}
     return {
@@ -232,7 +235,7 @@ def _rounds(
 
 
 def _make(arch: str, classes: int, folder: Path) -> tuple[Path, Path]:
-    """A checkpoint of random weights in both formats, made in a process of its own: this one stays small."""
+    """Make a checkpoint of random weights in both formats, in a separate process so that this one stays small."""
     paths = folder / f"{arch}.safetensors", folder / f"{arch}.pth"
     script = """
 import sys, timm, torch
@@ -253,7 +256,7 @@ torch.save(model.state_dict(), sys.argv[4])
 
 
 def machine() -> str:
-    """The processor, its cores and the file system, in words."""
+    """The processor, the number of cores and the operating system."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -262,11 +265,13 @@ def machine() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--large", action="store_true", help="also a model of 2.5 GB")
+    parser.add_argument("--large", action="store_true", help="also time a model of 2.5 GB")
     parser.add_argument("--proof", action="store_true", help="only the proved conversions and the classic route")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--folder", type=Path, default=Path("build"), help="where to write; it may be on another disk")
+    parser.add_argument("--rounds", type=int, default=5, help="the number of rounds")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("build"), help="the folder for temporary files; it may be on another disk"
+    )
     options = parser.parse_args()
     options.folder.mkdir(exist_ok=True)
     models = [("vit_base_patch16_384", 7), ("vit_large_patch16_384", 7)]

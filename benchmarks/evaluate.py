@@ -1,17 +1,17 @@
-"""How long an evaluation takes, of many images of many classes: the line in docs/evaluation.md.
+"""Time evaluations of many images with many classes: the numbers in docs/evaluation.md.
 
     python benchmarks/evaluate.py [--rounds 3]    (five minutes on a core, and 3 GB of disk)
 
-Predictions, labels and expected answers with logits are made up. An evaluation with the default metrics and their
-intervals, and each picture, are timed in a process that has imported all it needs; medians over the rounds.
+Predictions, labels and expected answers with logits are random. The benchmark times an evaluation with the default
+metrics and their intervals, and each plot, after everything is imported. Times are medians over the rounds.
 
-What was learned:
+Findings:
 
-* Resampling with the metrics themselves took the time: 500 images of 2000 classes 7 minutes, two thirds of them for
-  top-3 and top-5, which sorted all the probabilities for each of a thousand resamples. It is 1.4 s now.
-* Of the 37 s for 50 000 images of 1000 classes, reading is half: the expected logits are 0.5 GB of CSV.
-* Reading is also what takes the memory: 3.7 GiB. The metrics and their intervals add 0.4 to the 0.9 that stay.
-* No picture takes more than 2 s.
+* Computing the metrics themselves on each resample was too slow: 500 images of 2000 classes took 7 minutes, two thirds
+  of it for top-3 and top-5, which sorted all the probabilities for each of a thousand resamples. Now it takes 1.4 s.
+* 50 000 images of 1000 classes take 37 s. Half of it is reading: the expected logits are 0.5 GB of CSV.
+* Reading also takes the most memory, 3.7 GiB. 0.9 GiB stay in use, and the metrics and intervals add 0.4 GiB.
+* No plot takes more than 2 s.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ DRAWN = ("logits", "confusion", "reliability", "classes")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time evaluations.")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="the number of rounds")
     rounds = parser.parse_args().rounds
     print(f"| images | classes | evaluate | {' | '.join(DRAWN)} | memory so far |")
     print(f"|--:|--:|--:|{'--:|' * len(DRAWN)}--:|")
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def write(images: int, classes: int, folder: Path) -> tuple[Path, Path, Path]:
-    """Predictions, the list with labels, and expected answers with logits, of which nearly all agree."""
+    """Write predictions, a list with labels, and expected answers with logits, most of which agree."""
     rng = np.random.default_rng(0)
     names = [f"class {i:04}" for i in range(classes)]
     paths = [f"images/{i}.jpg" for i in range(images)]
@@ -89,7 +89,7 @@ def draw(name: str, result: Evaluation) -> None:
 
 
 def median(work: Callable[[], object], rounds: int) -> float:
-    """How long something takes, in seconds."""
+    """The median time of a function, in seconds."""
     taken = []
     for _ in range(rounds):
         start = time.perf_counter()

@@ -20,13 +20,14 @@ from vitconv.parity import compare
 
 def main() -> None:
     if not torch.cuda.is_available():
-        sys.exit("error: There is no CUDA GPU here.\nRun this on a machine that has one.")
+        sys.exit("error: This machine has no CUDA GPU.\nRun this on a machine with one.")
     model = full_model("vit_base_patch16_384", num_classes=7)
     twin, pixels = to_huggingface(model, verify=False), pixels_for(model, batch=8)
     versions = f"torch {torch.__version__}, timm {timm.__version__}, transformers {transformers.__version__}"
     print(f"{torch.cuda.get_device_name()}, {versions}; vit_base_patch16_384, batch 8.\n")
-    print("| dtype | attention | largest difference | at the logits | worst criterion | limit | same best class |")
-    print("|---|---|---|---|---|---|---|")
+    differences = "largest difference | difference of the logits | value of the criterion"
+    print(f"| dtype | attention | {differences} | limit | same best class |")
+    print("|---|---|--:|--:|--:|--:|--:|")
     for dtype in ("float64", "float32", "tf32", "float16", "bfloat16"):
         for attention in ("sdpa", "eager"):
             twin.set_attn_implementation(attention)

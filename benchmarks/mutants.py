@@ -1,9 +1,10 @@
-"""The kill table: what vitconv catches, beside what one allclose on the logits catches.
+"""Print which mistakes vitconv catches, and which one ``allclose`` on the logits catches.
 
-Run ``python benchmarks/mutants.py`` (about 20 s). Each row is a right conversion with one mistake. ``verify`` is the
-check that ``vitconv verify`` ends with; ``numbers`` the first stage where the models diverge when only their values
-are compared; ``allclose`` says whether ``torch.allclose(logits, atol=1e-3)`` on one image, the check that used to
-ship with transformers' own script, notices. Exits with 1 if a mutant is not caught by the stage it lives in.
+Run ``python benchmarks/mutants.py`` (about 20 s). Each row is a mutant: a correct conversion with one mistake.
+``verify`` is the check of ``vitconv verify`` that fails. ``numbers`` is the first stage at which the models diverge if
+only their values are compared. ``allclose`` says whether ``torch.allclose(logits, atol=1e-3)`` on one image catches
+the mistake; that was the check of the script that transformers used to ship. The exit code is 1 if a mutant is not
+caught at the stage that it is in.
 """
 
 import shutil
@@ -22,7 +23,7 @@ from mutants import BASES, MUTANTS, make_base, run_checks
 
 def main() -> None:
     console = Console(width=110)
-    table = Table("mutant", "lives in", "verify", "numbers", "allclose(atol=1e-3)", box=None)
+    table = Table("mutant", "stage of the mistake", "verify", "numbers", "allclose(atol=1e-3)", box=None)
     caught = noticed = 0
     with tempfile.TemporaryDirectory() as root:
         bases = {name: make_base(name, Path(root) / name) for name in BASES}
@@ -43,7 +44,7 @@ def main() -> None:
             )
             shutil.rmtree(folder)
     console.print(table)
-    console.print(f"{len(MUTANTS)} mutants: vitconv catches {caught} by the stage they live in, allclose {noticed}.")
+    console.print(f"Of {len(MUTANTS)} mutants, vitconv catches {caught} at the right stage, allclose {noticed}.")
     sys.exit(caught < len(MUTANTS))
 
 

@@ -1,21 +1,22 @@
-"""How fast images are predicted, by both engines, and what bounds it: the tables of docs/scale.md.
+"""Measure how fast both engines predict images, and what limits them: the tables of docs/scale.md.
 
     make evaluate; python benchmarks/predict.py [--rounds 3]    (a quarter of an hour on two cores)
 
-The images are the demo's 42, listed again and again, from the page cache; the models are the demo's, converted, and a
-``vit_tiny_patch16_224``. First the parts alone: preparing images on one core, the model on all, writing rows. Then
-the engines, from the list to the last file, in turn within each round; medians over the rounds. What an engine takes
-to start (loading the model, a cluster) is a run of a single batch of its own, and is taken off.
+The images are the demo's 42, repeated, in the page cache. The models are the converted demo model and a
+``vit_tiny_patch16_224``. First the parts are timed separately: preparing images on one core, the model on all cores,
+writing rows. Then the engines are timed from the list to the last file, in turn within each round. Times are medians
+over the rounds. An engine's start (loading the model, starting a cluster) is measured by a separate run of one batch,
+and is subtracted.
 
-What was learned, on two cores:
+Findings, on two cores:
 
-* The model is the bound of both engines, of the smallest ViT, too: 45 ms of a core against 5 ms to prepare an image.
+* The model limits both engines, even for the smallest ViT: it takes 45 ms of a core for an image, preparing 5 ms.
   The local engine reaches 95 % of what both together allow, Ray 87 %.
 * Ray takes 20 s more to start.
-* Passing pixels from process to process through a pipe copies them twice, and leaves processes behind if the main one
-  is killed; torch's shared memory does neither.
-* Of 1000 logits a row, Parquet's dictionaries cost more than all the rest: 11 000 rows/s with, 28 000 without, and two
-  thirds of the size. Lists of arrays, instead of one array and offsets, came to 8500.
+* Passing pixels between processes through a pipe copies them twice, and leaves processes behind if the main process is
+  killed. torch's shared memory does neither.
+* With 1000 logits in a row, Parquet's dictionary encoding takes more time than everything else: 11 000 rows/s with it,
+  28 000 without, at two thirds of the size. Writing lists of arrays instead of one array and offsets gave 8500 rows/s.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ ENGINES = ("local", "ray")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time predictions, and what they are made of.")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = argparse.ArgumentParser(description="Time predictions and their parts.")
+    parser.add_argument("--rounds", type=int, default=3, help="the number of rounds")
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory(dir=ROOT / "build") as temporary:
         folder = Path(temporary)
@@ -75,11 +76,11 @@ def main() -> None:
             figures = [prepare, alone, *(rates[engine] for engine in ENGINES)]
             cells = [*(f"{rate:.3g} images/s" for rate in figures), *(f"{starts[engine]:.0f} s" for engine in ENGINES)]
             print(f"| {name} | {batch_size} | {' | '.join(cells)} |")
-    print(f"\nWriting rows of 7 classes: {writing(7):,.0f} rows/s; of 1000: {writing(1000):,.0f} rows/s.")
+    print(f"\nWriting: {writing(7):,.0f} rows/s with 7 classes, {writing(1000):,.0f} rows/s with 1000.")
 
 
 def image_list(count: int, folder: Path) -> Path:
-    """The demo's images, listed until there are enough."""
+    """Write a list that repeats the demo's images up to this number."""
     names = (ROOT / "artifacts" / "inputs.csv").read_text().splitlines()[1:]
     paths = [str(ROOT / "artifacts" / line.partition(",")[0]) for line in names]
     path = folder / f"{count}.csv"
@@ -88,14 +89,14 @@ def image_list(count: int, folder: Path) -> Path:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long something takes."""
+    """The time that a function takes, in seconds."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def parts(folder: Path, batch_size: int, temporary: Path) -> tuple[float, float]:
-    """Images a second: prepared on one core, and through the model on all."""
+    """Measure images per second: preparing on one core, and the model on all cores."""
     runtime = open_model(folder, "cpu")
     images = read_images(image_list(4 * batch_size, temporary))
     batches = Batches(images, batch_size, open_preprocessor(runtime.info))
@@ -112,7 +113,7 @@ def parts(folder: Path, batch_size: int, temporary: Path) -> tuple[float, float]
 def engines(
     model: Path, batch_size: int, batches: int, folder: Path, rounds: int
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Images a second, without the start, and the start's seconds, by engine."""
+    """Measure images per second without the start, and the start in seconds, for each engine."""
     lists = [image_list(batch_size, folder), image_list(batches * batch_size, folder)]
     rates: dict[str, list[float]] = {engine: [] for engine in ENGINES}
     starts: dict[str, list[float]] = {engine: [] for engine in ENGINES}
@@ -126,17 +127,17 @@ def engines(
 
 
 def run(model: Path, images: Path, engine: str, batch_size: int, folder: Path) -> float:
-    """How long a run takes, with a cluster of its own."""
+    """The time of a run with its own cluster, in seconds."""
     with tempfile.TemporaryDirectory(dir=folder) as destination:
         took = seconds(lambda: predict(model, images, destination, engine=engine, batch_size=batch_size))
-    import ray  # not before: the engine gives it a token first
+    import ray  # not earlier: the engine must set Ray's token first
 
     ray.shutdown()
     return took
 
 
 def writing(classes: int) -> float:
-    """Rows a second from logits into Parquet."""
+    """Measure how many rows per second are written from logits to Parquet."""
     logits = np.random.default_rng(0).standard_normal((256, classes), np.float32)
     names = [f"class {i}" for i in range(classes)]
     with tempfile.TemporaryDirectory(dir=ROOT / "build") as folder:

@@ -1,7 +1,8 @@
-"""The classifier head of the demo model, fitted on the features of a backbone that never learned anything.
+"""The classifier head of the demo model, fitted on the features of an untrained backbone.
 
-Even random features of a Vision Transformer tell apart what differs in colour and pattern. Computing them
-takes minutes, so the fitted head is kept in `head.csv`, as integers that count steps of `HEAD_STEP`.
+Even the random features of an untrained Vision Transformer differ between images of different colour and
+pattern. Computing them takes minutes, so the fitted head is stored in `head.csv`, as integer multiples of
+`HEAD_STEP`.
 """
 
 import csv
@@ -16,13 +17,13 @@ from rich.progress import track
 from torch import nn
 from weights import HEAD_STEP
 
-# A ridge regression answers between 0 and 1. Eight times as much makes softmax as sure as a trained model is:
-# mostly between 0.7 and 0.99 for the right class.
+# A ridge regression returns values between 0 and 1. Multiplied by eight, they give softmax probabilities like those
+# of a trained model: mostly between 0.7 and 0.99 for the right class.
 SHARPNESS = 8
 
 
 def class_token_features(model: nn.Module, paths: list[Path]) -> np.ndarray:
-    """What the head sees of each image: float64, (images, 768)."""
+    """The input of the head for each image: float64, (images, 768)."""
     model = model.eval().double()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
     rows = []
@@ -36,7 +37,7 @@ def class_token_features(model: nn.Module, paths: list[Path]) -> np.ndarray:
 
 
 def fit_head(features: np.ndarray, labels: list[str]) -> np.ndarray:
-    """Ridge regression from features to classes, in closed form: integers, (769, 7), the biases last."""
+    """Fit a ridge regression from features to classes, in closed form: integers, (769, 7), the biases last."""
     mean = features.mean(axis=0)
     centred = features - mean
     targets = np.array([[label == name for name in CLASSES] for label in labels]) - 1 / len(CLASSES)
@@ -48,7 +49,7 @@ def fit_head(features: np.ndarray, labels: list[str]) -> np.ndarray:
 
 
 def classify(features: np.ndarray, head: np.ndarray) -> np.ndarray:
-    """The logits, (images, classes)."""
+    """Compute the logits, (images, classes)."""
     return features @ (head[:-1] * HEAD_STEP) + head[-1] * HEAD_STEP
 
 
@@ -58,7 +59,7 @@ def write_head(path: Path, head: np.ndarray) -> None:
 
 
 def read_head(path: Path) -> np.ndarray:
-    """The integers of `write_head`."""
+    """Read the integers that `write_head` wrote."""
     return np.loadtxt(path, dtype=np.int64, delimiter=",", skiprows=1)
 
 

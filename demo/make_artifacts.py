@@ -1,7 +1,7 @@
-"""Make the artifacts that the notebook and the tests convert: a checkpoint, its model, images and answers.
+"""Make the demo artifacts for the notebooks and tests: a checkpoint, its model, images and recorded answers.
 
-`python demo/make_artifacts.py` writes `artifacts/`: the same bytes on every computer, with the versions that
-`requirements.txt` pins. With `--fit` it also fits the head and records the model's answers again: minutes.
+`python demo/make_artifacts.py` writes `artifacts/`. With the versions that `requirements.txt` pins, it writes the
+same bytes on every computer. `--fit` also fits the head and records the model's answers again, which takes minutes.
 """
 
 import argparse
@@ -46,7 +46,7 @@ class Input(NamedTuple):
 
 
 def list_inputs() -> list[Input]:
-    """All the images to draw: PNG and JPEG in turn."""
+    """List all the images to draw, alternately PNG and JPEG."""
     inputs = []
     for kind, label in enumerate(CLASSES):
         for number in range(1, IMAGES_PER_CLASS + 1):
@@ -58,9 +58,9 @@ def list_inputs() -> list[Input]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path to write to, which takes the place of `path` once all is written.
+    """Give a temporary path to write to, and replace `path` with it at the end.
 
-    An interrupted run leaves the old file whole. And nothing is written *into* the old file, which may be a
+    An interrupted run leaves the old file unchanged. Nothing is written *into* the old file, because it may be a
     hard link to DVC's cache. The temporary path has the same file name, because torch stores it in the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_image(path: Path, pixels: np.ndarray) -> None:
-    """Write a picture in the format that the name asks for."""
+    """Write an image in the format of its file name: PNG or JPEG."""
     with replacing(path) as temporary:
         if path.suffix == ".png":
             write_png(temporary, pixels)
@@ -107,7 +107,7 @@ def copy(source: Path, destination: Path) -> None:
 
 
 def fit(output: Path, inputs: list[Input], console: Console) -> None:
-    """Fit the head on the images in `output`, and record its answers: write `head.csv` and `outputs.csv`."""
+    """Fit the head on the images in `output`, and record the model's answers: write `head.csv` and `outputs.csv`."""
     model = build_model()
     model.load_state_dict(random_state_dict())
     features = class_token_features(model, [output / image.path for image in inputs])
@@ -129,7 +129,7 @@ def main() -> None:
     """Read the command line and write everything."""
     parser = argparse.ArgumentParser(description="Make the demo checkpoint, its images and its answers.")
     parser.add_argument("--output", type=Path, default=DEMO.parent / "artifacts", help="folder to write to")
-    parser.add_argument("--fit", action="store_true", help="fit the head and the recorded answers again")
+    parser.add_argument("--fit", action="store_true", help="fit the head and record the answers again")
     arguments = parser.parse_args()
     output, console = arguments.output, Console()
 

@@ -1,7 +1,7 @@
 """Write a PNG file whose bytes depend on its pixels alone.
 
-Pillow compresses with whichever zlib the system or the wheel brings, and two of them may pack the same pixels
-into different bytes. Here the pixels are stored uncompressed, which every reader of PNG files understands.
+Pillow compresses with the zlib of the system or of its wheel, and two versions of zlib may compress the same pixels
+to different bytes. Here the pixels are stored uncompressed, which every reader of PNG files accepts.
 """
 
 import struct
@@ -24,12 +24,12 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
 
 
 def chunk(name: bytes, data: bytes) -> bytes:
-    """One section of the file: its length, name, data and checksum."""
+    """Return one chunk of the file: its length, name, data and checksum."""
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
 def zlib_stream(data: bytes) -> bytes:
-    """The data as zlib reads it, cut into stored blocks."""
+    """Return the data as an uncompressed zlib stream, in stored blocks."""
     blocks = []
     for start in range(0, len(data), LARGEST_BLOCK):
         block = data[start : start + LARGEST_BLOCK]

@@ -1,10 +1,10 @@
 """Pictures of seven roof materials, drawn with integers only.
 
-Integers give the same pixels on every processor and operating system; sines, normal variates and other
-fractions may not. Each picture is drawn twice as large as asked for and averaged down, to smooth its edges.
+Integers give the same pixels on every processor and operating system; floating-point functions such as sines may
+not. Each picture is drawn at twice its size and averaged down, to smooth its edges.
 
-While it is drawn, a picture is an integer array (height, width, 3). A shade multiplies it in 256ths: 256
-leaves a colour as it is, 128 halves it, 300 brightens it.
+A picture in progress is an integer array (height, width, 3). A shade is a factor in 256ths: 256 leaves a colour
+unchanged, 128 halves it, 300 brightens it.
 """
 
 from typing import NamedTuple
@@ -28,7 +28,7 @@ SIZES = (  # width and height: landscape, portrait and square
 
 
 def draw_roof(label: str, number: int) -> np.ndarray:
-    """Picture `number` (1, 2, …) of a class: uint8, (height, width, 3), and always the same."""
+    """Draw picture `number` (1, 2, …) of a class, always the same: uint8, (height, width, 3)."""
     kind = list(DRAWERS).index(label)
     rng = np.random.default_rng([kind, number])
     width, height = SIZES[(3 * kind + number) % len(SIZES)]

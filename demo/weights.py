@@ -1,9 +1,9 @@
-"""The weights of the demo checkpoint: random but for the head, and the same bytes on every computer.
+"""The weights of the demo checkpoint: random except for the head, and the same bytes on every computer.
 
-Every number is an integer times a power of two, which float32 holds exactly. No parameter keeps the value
-that timm gives it: biases of zero and norm weights of one would hide a converter that swaps two of them.
+Every number is an integer times a power of two, which float32 represents exactly. No parameter keeps timm's initial
+value: with biases of zero and norm weights of one, a converter that swaps two of them would not be noticed.
 
-`head.csv` and `outputs.csv` belong to these weights: after a change here, run `make_artifacts.py --fit`.
+`head.csv` and `outputs.csv` depend on these weights: after a change here, run `make_artifacts.py --fit`.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ HEAD_STEP = 2.0**-14
 
 
 def random_state_dict() -> dict[str, torch.Tensor]:
-    """A state dict for the model, in the model's own order."""
+    """Make a state dict for the model, in the model's own order."""
     with torch.device("meta"):  # names and shapes, without the time to initialise
         state_dict = build_model().state_dict()
     rng = np.random.default_rng(SEED)

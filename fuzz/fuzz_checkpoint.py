@@ -1,9 +1,9 @@
-"""Bytes that coverage guides, against the readers of checkpoints.
+"""Fuzz the readers of checkpoints with coverage-guided bytes.
 
     python fuzz/fuzz_checkpoint.py -runs=100000 [corpus]
 
-The property is that of tests/unit/checkpoints/test_fuzz.py: a file is accounted for to the last byte, or refused
-with a VitconvError; no other exception, no hang (10 s), no unbounded memory (4 GB).
+The property is the one that tests/unit/checkpoints/test_fuzz.py tests: every byte of the file is accounted for, or
+the file is refused with a VitconvError. There is no other exception, no hang (10 s) and no unbounded memory (4 GB).
 """
 
 import contextlib

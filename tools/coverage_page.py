@@ -1,4 +1,4 @@
-"""Ask the installed timm again what its Vision Transformers are: write catalogue.json and docs/coverage.md."""
+"""Write catalogue.json and docs/coverage.md from the Vision Transformers that the installed timm lists."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KINDS = ("moved", "made", "folded")
 
 
 def coverage_page() -> str:
-    """The contents of docs/coverage.md: every verdict, with the counts at the top."""
+    """Return the text of docs/coverage.md: the counts, then the verdict on every architecture."""
     verdicts = catalogue.verdicts()
     converted = [verdict for verdict in verdicts if verdict.class_name]
     refused = [verdict for verdict in verdicts if not verdict.class_name]

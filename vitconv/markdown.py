@@ -1,7 +1,7 @@
-"""Text of other people in Markdown: a class, a path or an error is shown exactly as it is.
+"""Put any text into Markdown, so that a class, a path or an error is shown exactly as it is.
 
-vitconv writes Markdown that people open: model cards, reports, tables in notebooks. There, a name that is not escaped
-could become a heading, a row of a table, a remote picture or a script.
+vitconv writes Markdown that people open: model cards, reports, tables in notebooks. A name that is not escaped could
+become a heading, a row of a table, a remote picture or a script there.
 """
 
 from __future__ import annotations
@@ -9,22 +9,26 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-# A backslash takes the meaning from any punctuation: https://spec.commonmark.org/0.31.2/#backslash-escapes
-# What has no meaning where it stands, as in max_logit_difference or 0.5, stays, for those who read the file itself.
+# A backslash escapes any punctuation: https://spec.commonmark.org/0.31.2/#backslash-escapes
+# Punctuation without a meaning in its place, as in max_logit_difference or 0.5, is not escaped, so that the source of
+# the file stays readable.
 _SPECIAL = re.compile(
     r"""
       [\\`*<>\[\]|&~$@^=#]          # also what GitHub and Jupyter add: tables, ~~strike~~, $formulas$, @names
-    | (?<![^\W_])_ | _(?![^\W_])    # inside of a word, it emphasises nothing
-    | :(?=//) | (?<=www)\.          # addresses become links by themselves
+    | (?<![^\W_])_ | _(?![^\W_])    # inside a word, it does not emphasise
+    | :(?=//) | (?<=www)\.          # addresses become links
     | ^[+:-]                        # lists
     """,
     re.VERBOSE | re.IGNORECASE,
 )
+# A cell of numbers: empty, one number (perhaps in bold) or a range, such as "1.2e-16", "100 %" or "0.9 to 1".
+_NUMBER = r"-?(?:[\d,]+(?:\.\d+)?(?:e[+-]?\d+)?|nan|inf)(?: ?%)?"
+_NUMBERS = re.compile(rf"(?:{_NUMBER}(?: to {_NUMBER})?|\*\*{_NUMBER}\*\*)?")
 _NUMBERED = re.compile(r"^(\d+)([.)])(?=\s|$)")
 
 
 def escape(text: object) -> str:
-    """The text, on one line, for any place in Markdown where text may stand: a paragraph, a list or a table.
+    """The text, on one line, for any place in Markdown that takes text: a paragraph, a list or a table.
 
     >>> print(escape("<b>*oak*</b> | max_logit_difference 0.5"))
     \\<b\\>\\*oak\\*\\</b\\> \\| max_logit_difference 0.5
@@ -33,7 +37,7 @@ def escape(text: object) -> str:
 
 
 def code(text: object) -> str:
-    """The text, on one line, as code: not in a table, which a ``|`` would end.
+    """The text, on one line, as code. Not for tables, where a ``|`` would end the cell.
 
     >>> print(code("a `b`"))
     `` a `b` ``
@@ -47,20 +51,24 @@ def code(text: object) -> str:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table whose cells are Markdown already: escape other people's text before.
+    """A table whose cells are Markdown already: escape any text before. Columns of numbers are aligned to the right.
 
-    >>> print(table(["name", "shape"], [["`head.bias`", "7"]]))
-    | name | shape |
-    |---|---|
+    >>> print(table(["name", "elements"], [["`head.bias`", "7"]]))
+    | name | elements |
+    |---|--:|
     | `head.bias` | 7 |
     """
+    rows = [*rows]
+    columns = zip(*rows, strict=True) if rows else [()] * len(headings)
+    marks = ["--:|" if any(column) and all(map(_NUMBERS.fullmatch, column)) else "---|" for column in columns]
     lines = ["| " + " | ".join(cells) + " |" for cells in (headings, *rows)]
-    return "\n".join([lines[0], "|" + "---|" * len(headings), *lines[1:]])
+    return "\n".join([lines[0], "|" + "".join(marks), *lines[1:]])
 
 
 def visible(text: object) -> str:
-    """The text on one line, for HTML as well, where it is still to be escaped: white space as single spaces, and what
-    is not printable, such as what turns the direction of a line, as U+FFFD.
+    """The text on one line, with each run of white space as one space and each unprintable character as U+FFFD.
+
+    Such a character could, for example, change the direction of the line. The result is not escaped for HTML.
     """
     return _one_line(str(text))
 

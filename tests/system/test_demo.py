@@ -1,4 +1,4 @@
-"""The demo artifacts: weights that hide nothing, pictures and answers that belong together."""
+"""The demo artifacts: the weights differ from initial values, and images and recorded answers match."""
 
 import csv
 import itertools
@@ -28,7 +28,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def state_dict() -> dict[str, torch.Tensor]:
-    """What the checkpoint holds."""
+    """The content of the checkpoint."""
     state_dict = random_state_dict()
     set_head(state_dict, read_head(HEAD))
     return state_dict
@@ -94,7 +94,7 @@ def test_head_is_a_small_table_of_integers(state_dict):
     assert np.array_equal(state_dict["head.bias"].double() / HEAD_STEP, head[-1])
 
 
-def test_fitted_head_survives_its_file(tmp_path):
+def test_a_fitted_head_is_unchanged_after_writing_and_reading(tmp_path):
     labels = list(CLASSES) * 2
     features = np.vstack([np.eye(len(CLASSES)) * 8 + 3] * 2)  # as easy as can be: a feature for each class
     head = fit_head(features, labels)
@@ -106,7 +106,7 @@ def test_fitted_head_survives_its_file(tmp_path):
 # The images
 
 
-def test_each_class_has_its_drawing():
+def test_each_class_has_a_drawing_function():
     assert tuple(DRAWERS) == CLASSES
 
 
@@ -145,7 +145,7 @@ def test_inputs_hold_out_two_images_of_each_class(inputs):
 # The recorded answers
 
 
-def test_outputs_answer_the_inputs(inputs, outputs):
+def test_outputs_list_the_images_of_the_inputs(inputs, outputs):
     assert [row["path"] for row in outputs] == [row["path"] for row in inputs]
     assert list(outputs[0]) == ["path", "class", *CLASSES]
     for row in outputs:

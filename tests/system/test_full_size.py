@@ -1,4 +1,4 @@
-"""The main job as a user does it: the 344 MB demo checkpoint through the command, and its recorded answers."""
+"""Convert full-size models with the command: the 344 MB demo checkpoint gives timm's recorded answers."""
 
 import csv
 import json
@@ -72,7 +72,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 
 def sparse_checkpoint(path, arch):
-    """A safetensors file of the architecture's full size, all zeros, that takes no room on the disk."""
+    """Write a sparse safetensors file of the architecture's full size, all zeros, which takes no disk space."""
     header, end = {}, 0
     for name, shape in sorted(timm_shapes(replace(entries()[arch].architecture, num_labels=7)).items()):
         begin, end = end, end + 2 * math.prod(shape)
@@ -83,8 +83,8 @@ def sparse_checkpoint(path, arch):
         file.truncate(8 + len(text) + end)
 
 
-def test_2_gigabytes_pass_through_64_mebibytes(tmp_path):
-    """The whole process, Python included; and neither torch nor timm is imported."""
+def test_converting_2_gigabytes_takes_at_most_64_mebibytes_of_memory(tmp_path):
+    """The limit holds for the whole process, including Python. Neither torch nor timm is imported."""
     sparse_checkpoint(tmp_path / "giant.safetensors", "vit_giant_patch14_224")
     assert (tmp_path / "giant.safetensors").stat().st_size > 2e9
     done = subprocess.run(
@@ -107,7 +107,7 @@ def test_2_gigabytes_pass_through_64_mebibytes(tmp_path):
         ("vit_small_patch16_dinov3", "DINOv3ViTModel", False),
     ],
 )
-def test_other_families_from_file_to_file_and_back(name, cls, same_bits, tmp_path):
+def test_other_families_convert_to_a_folder_and_back(name, cls, same_bits, tmp_path):
     model = full_model(name)
     torch.save(model.state_dict(), tmp_path / "timm.pth")
     done = convert_checkpoint(tmp_path / "timm.pth", tmp_path / "hf", architecture=name)

@@ -1,4 +1,4 @@
-"""The same criteria on a GPU, with the full-size model: ``make test-gpu``. Skipped by name where there is none."""
+"""The full-size model meets the same criteria on a GPU: ``make test-gpu``. Skipped if there is no GPU."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_every_stage_meets_its_criterion(pair, dtype, attention):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_compiled(pair, dtype):
+def test_a_compiled_model_meets_its_criterion(pair, dtype):
     timm_model, hf_model, pixels = (part.to("cuda") for part in pair)
     with torch.no_grad():
         exact = timm_model.double()(pixels.double())
@@ -45,7 +45,7 @@ def test_compiled(pair, dtype):
     assert far <= LOW_PRECISION_RATIO * near or far <= 16 * FLOAT32_EPSILON * exact.abs().max().item()
 
 
-def test_the_models_come_back_from_the_gpu(pair):
+def test_comparing_on_a_gpu_leaves_the_models_on_their_device(pair):
     timm_model, hf_model, pixels = (part.to("cpu") for part in pair)
     compare(timm_model, hf_model, pixels[:1], dtypes=["float16"], device="cuda")
     assert {p.device.type for model in (timm_model, hf_model) for p in model.parameters()} == {"cpu"}

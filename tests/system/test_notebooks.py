@@ -34,7 +34,7 @@ CLASSES = ("ash", "beech", "cedar", "elm", "larch", "oak", "pine")
 def run(monkeypatch, capsys):
     """Run a notebook's cells in this process, with papermill's parameters; return what they print and show as Markdown.
 
-    A kernel of its own would import torch, timm and transformers again for every model.
+    A separate kernel would import torch, timm and transformers again for every model.
     """
     monkeypatch.chdir(ROOT / "notebooks")
     backend = matplotlib.get_backend()
@@ -65,7 +65,7 @@ def _execute(source, name, values):
 
 
 def _show(value):
-    """As a notebook shows the value of a cell."""
+    """Print the value of a cell as a notebook would show it."""
     if hasattr(value, "_repr_markdown_"):
         SHOWN.append(value._repr_markdown_())
         print(SHOWN[-1])
@@ -114,7 +114,7 @@ def test_weights_in_another_precision(family, dtype, run, tmp_path):
 
 
 def test_layer_scale_folded_in_16_bits(run, tmp_path):
-    """The folder's weights are rounded by the fold, as far as 16 bits round."""
+    """Folding rounds the folder's weights to 16 bits."""
     state = full_model("vit_tiny_patch16_224", num_classes=0, init_values=1e-3, depth=2).bfloat16().state_dict()
     torch.save(state, tmp_path / "w.pth")
     (tmp_path / "timm").mkdir()
@@ -206,7 +206,7 @@ def test_evaluate_shows_names_as_they_are(run, tmp_path, monkeypatch):
         assert sum(token.type == "table_open" for token in tokens) == 1
 
 
-def test_more_channels_than_a_picture_has(run, tmp_path):
+def test_a_model_with_more_channels_than_a_picture(run, tmp_path):
     torch.save(full_model("vit_tiny_patch16_224", num_classes=3, in_chans=6, depth=2).state_dict(), tmp_path / "w")
     (tmp_path / "timm").mkdir()
     (tmp_path / "w").rename(tmp_path / "timm" / "pytorch_model.bin")
@@ -224,7 +224,7 @@ def test_more_channels_than_a_picture_has(run, tmp_path):
 @pytest.mark.parametrize(
     "family, why", [("beit", "it is a BeitForImageClassification"), ("dinov2_with_registers", "")]
 )
-def test_anatomy_says_which_model_it_is_not_for(family, why, run, tmp_path):
+def test_anatomy_refuses_other_models_with_the_reason(family, why, run, tmp_path):
     save_folder(tmp_path / "timm", family, CLASSES)
     with pytest.raises(InputError) as caught:
         run("anatomy", **BARE, checkpoint=str(tmp_path / "timm"))
@@ -233,7 +233,7 @@ def test_anatomy_says_which_model_it_is_not_for(family, why, run, tmp_path):
 
 
 @pytest.mark.parametrize("family, classes", [("siglip", CLASSES), ("vit", ())])
-def test_papermill_runs_it_in_a_kernel_of_its_own(family, classes, tmp_path):
+def test_papermill_runs_a_notebook_in_its_own_kernel(family, classes, tmp_path):
     save_folder(tmp_path / "timm", family, classes)
     parameters = {**BARE, "checkpoint": str(tmp_path / "timm"), "output": str(tmp_path / "hf")}
     notebook, folder = ROOT / "notebooks" / "convert.ipynb", str(ROOT / "notebooks")

@@ -1,5 +1,5 @@
-"""The pipeline of dvc.yaml, run by DVC in a project of its own: on a small checkpoint with one class's weights edited,
-and on one of every family that has a head.
+"""The pipeline of dvc.yaml, run by DVC in a separate project: on a small checkpoint in which the weights of one class
+were edited, and on a model of every family that has a head.
 """
 
 import json
@@ -96,7 +96,7 @@ def _write(path, lines):
 
 
 def run(root, command):
-    """Run a command with this environment's programs, where it is not activated, too, and a Hub's cache in the project."""
+    """Run a command with this environment's programs, even if it is not activated, and a Hub cache in the project."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = os.environ | {"PATH": path, "HF_HUB_CACHE": str(root / "hub"), "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command.split(), cwd=root, capture_output=True, text=True, timeout=900, env=environment)
@@ -107,10 +107,10 @@ def first_run(project):
     return run(project, "dvc repro")
 
 
-def test_one_edited_class_fails_at_the_threshold_and_is_named(project, first_run):
+def test_a_class_with_edited_weights_misses_the_threshold_and_is_named(project, first_run):
     done = first_run
     assert done.returncode != 0
-    assert "error: agreement is 0.85, below 1: most of all 'cedar', 3 of 3 images wrong" in done.stderr, done.stderr
+    assert "error: agreement is 0.85, below 1: most often 'cedar', 3 of 3 images wrong" in done.stderr, done.stderr
     assert "max_logit_difference is" in done.stderr
     assert "'cedar' of " in done.stderr
     assert "failed to reproduce 'report'" in done.stderr
@@ -131,7 +131,7 @@ def test_one_edited_class_fails_at_the_threshold_and_is_named(project, first_run
 
 
 def test_a_changed_parameter_runs_only_what_depends_on_it(project, first_run):
-    """Thresholds that this checkpoint keeps: the figures are judged again, and no image is predicted again."""
+    """With thresholds that this checkpoint meets, only the evaluation runs again, and no image is predicted again."""
     limits = {"agreement.min": 0.8, "accuracy.min": 0.8, "max_logit_difference.max": 10}
     settings = " ".join(f"-S thresholds.{name}={limit}" for name, limit in limits.items())
     done = run(project, f"dvc exp run {settings}")
@@ -153,7 +153,7 @@ def test_a_changed_parameter_runs_only_what_depends_on_it(project, first_run):
 
 @pytest.fixture
 def family_project(project):
-    """The project's settings for another model, and afterwards as they were."""
+    """Change the project's settings to another model, and restore them afterwards."""
     before = (project / "params.yaml").read_text()
 
     def set_up(family, classes, **parameters):
@@ -192,7 +192,7 @@ def family_project(project):
 
 @pytest.mark.parametrize("family", CLASSIFIERS)
 def test_every_family_with_a_head_passes(family, project, family_project):
-    """A timm folder says all by itself: nothing else is given, and what is not given is no dependency."""
+    """A timm folder needs no other parameters, and empty parameters are not dependencies."""
     family_project(family, SEVEN)
     done = run(project, "dvc repro")
     assert done.returncode == 0, done.stderr
@@ -230,7 +230,7 @@ def test_a_model_on_the_hub_with_other_preprocessing_and_size_and_without_expect
 
 @pytest.mark.parametrize("name", ["Jim's; touch PWNED; echo '", '-$(touch PWNED) `touch PWNED`|"&*{}${model}\\~#\n!'])
 def test_files_of_any_name(name, project, family_project):
-    """A shell would take them for its own: they work, and nothing else runs."""
+    """A shell would interpret these names. They work, and no other command runs."""
     names = {
         key: f"families/{name}/{name} {key}" for key in ("checkpoint", "labels", "image", "data_config", "expected")
     }

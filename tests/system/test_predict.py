@@ -1,4 +1,4 @@
-"""A prediction that is ended in its middle keeps what it has written, and goes on when it is started again."""
+"""A prediction that is interrupted keeps the files it has written, and continues when it is started again."""
 
 import signal
 import subprocess
@@ -10,8 +10,8 @@ from vitconv.inference import predict
 from vitconv.inference.predictions import read_predictions
 
 
-def test_a_killed_run_loses_no_part(folder, tmp_path, write_images):
-    """A real process, killed by the system after the first part."""
+def test_a_killed_run_keeps_the_parts_it_has_written(folder, tmp_path, write_images):
+    """A real process that is killed after the first part."""
     images = write_images(16)
     script = (
         "import os, signal, sys; from vitconv.inference import batch_prediction as p; p.ROWS_PER_PART = 4\n"
@@ -25,8 +25,8 @@ def test_a_killed_run_loses_no_part(folder, tmp_path, write_images):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_command_and_it_goes_on_afterwards(folder, tmp_path, write_images, number):
-    """To this process alone, without a word from those that prepare images; then the same rows, to the bit."""
+def test_a_signal_ends_the_command_and_the_next_run_continues(folder, tmp_path, write_images, number):
+    """Only the main process gets the signal, and the image workers print nothing. The next run gives the same rows."""
     images, out = write_images(40), tmp_path / "out"
     lines = images.read_text().splitlines()
     images.write_text("\n".join([lines[0], *lines[1:] * 10]) + "\n")

@@ -1,4 +1,4 @@
-"""On a real Ray cluster, on this machine."""
+"""Predictions on a real Ray cluster on this machine."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ from vitconv.inference.runtime import RUNTIMES, opener, read_info
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    """Start one cluster for all, as the engine does it by itself."""
+    """Start one cluster for all tests, as the engine does."""
     yield RayEngine("cpu")
     import ray
 
@@ -32,7 +32,7 @@ def cluster():
 
 
 def workers(name: str) -> list[psutil.Process]:
-    """The processes of this cluster that run a function of this name; Ray calls a process by what it runs."""
+    """The cluster's processes that run a function of this name. Ray names a process after its function."""
     children = psutil.Process().children(recursive=True)
     return [process for process in children if "ray::" in _title(process) and name in _title(process)]
 
@@ -44,7 +44,7 @@ def _title(process: psutil.Process) -> str:
         return ""
 
 
-def test_both_engines_write_the_same(folder, tmp_path, write_images):
+def test_both_engines_write_the_same_rows(folder, tmp_path, write_images):
     """More images than a batch, a last batch that is not full, and images that cannot be read."""
     images = write_images(43, broken=(3, 10, 42))
     local = predict(folder, images, tmp_path / "local", batch_size=8, max_errors=3)
@@ -56,7 +56,7 @@ def test_both_engines_write_the_same(folder, tmp_path, write_images):
     assert one.classes == other.classes
 
 
-def test_both_engines_write_the_same_with_timm_s_processor(folder, tmp_path, write_images):
+def test_both_engines_write_the_same_rows_with_timm_s_processor(folder, tmp_path, write_images):
     images = write_images(21, broken=(3,))
     arguments = {"processor": "timm", "batch_size": 8, "max_errors": 1}
     local = predict(folder, images, tmp_path / "local", **arguments)
@@ -67,7 +67,7 @@ def test_both_engines_write_the_same_with_timm_s_processor(folder, tmp_path, wri
     assert not one.equals(own)  # some of the images are cropped otherwise
 
 
-def test_one_engine_goes_on_where_the_other_stopped(folder, tmp_path, write_images, monkeypatch):
+def test_one_engine_continues_where_the_other_stopped(folder, tmp_path, write_images, monkeypatch):
     monkeypatch.setattr("vitconv.inference.batch_prediction.ROWS_PER_PART", 8)
     images = write_images(24)
 
@@ -84,7 +84,7 @@ def test_one_engine_goes_on_where_the_other_stopped(folder, tmp_path, write_imag
 
 @pytest.mark.parametrize("victim", ["_Predict", "_Prepare"])
 def test_killed_workers_lose_nothing(folder, tmp_path, write_images, victim):
-    """The actor that holds the model, or the tasks that prepare images, killed by the system in the middle of a run."""
+    """The actor with the model, or the tasks that prepare images, are killed during a run."""
     images = write_images(240)
     predict(folder, images, tmp_path / "local", batch_size=2)
     killed = []
@@ -104,7 +104,7 @@ def test_killed_workers_lose_nothing(folder, tmp_path, write_images, victim):
     assert read_predictions(tmp_path / "ray").rows.equals(read_predictions(tmp_path / "local").rows)
 
 
-def test_a_pipeline_that_fails_ends_the_run_in_words(folder, tmp_path, write_images):
+def test_a_failing_pipeline_ends_the_run_with_an_error_message(folder, tmp_path, write_images):
     with pytest.raises(VitconvError, match="There is no device 'mps' here"):
         predict(folder, write_images(4), tmp_path / "ray", engine="ray", device="mps")
     with pytest.raises(InputError, match="The Ray cluster has no GPU"):
@@ -115,8 +115,8 @@ def test_a_pipeline_that_fails_ends_the_run_in_words(folder, tmp_path, write_ima
     "error",
     [ConnectionResetError(104, "Connection reset by peer"), RuntimeError("the executor\nended"), KeyError("x")],
 )
-def test_whatever_ray_lets_through_ends_the_run_in_words(folder, tmp_path, write_images, monkeypatch, error):
-    """Not all is a RayError: when a worker is killed at the wrong moment, it is one of the connection."""
+def test_any_exception_from_ray_ends_the_run_with_an_error_message(folder, tmp_path, write_images, monkeypatch, error):
+    """Not every exception is a RayError: a worker that is killed at the wrong moment causes a connection error."""
     import ray
 
     def fail(dataset):
@@ -130,7 +130,7 @@ def test_whatever_ray_lets_through_ends_the_run_in_words(folder, tmp_path, write
     assert caught.value.__cause__ is error
 
 
-def test_an_error_of_ours_in_a_worker_is_told_as_it_is(cluster, folder, write_images):
+def test_a_vitconv_error_in_a_worker_keeps_its_message(cluster, folder, write_images):
     class Failing(Batches):
         def __getitem__(self, batch):
             raise InputError("The disk does not answer.", "Run it again.")
@@ -141,7 +141,7 @@ def test_an_error_of_ours_in_a_worker_is_told_as_it_is(cluster, folder, write_im
     assert (caught.value.problem, caught.value.remedy) == ("The disk does not answer.", "Run it again.")
 
 
-def test_ray_prints_no_traceback_of_its_own(cluster, capfd):
+def test_ray_prints_no_traceback(cluster, capfd):
     import logging
 
     try:
@@ -152,7 +152,7 @@ def test_ray_prints_no_traceback_of_its_own(cluster, capfd):
 
 
 @pytest.mark.parametrize("kind", [ConnectionError, Exception])
-def test_a_cluster_that_does_not_start_is_an_error_in_words(monkeypatch, kind):
+def test_a_cluster_that_does_not_start_gives_an_error_message(monkeypatch, kind):
     import ray
 
     def fail(*arguments, **more):
@@ -164,8 +164,8 @@ def test_a_cluster_that_does_not_start_is_an_error_in_words(monkeypatch, kind):
         RayEngine("cpu")
 
 
-def test_where_nothing_listens_ray_does_not_wait(folder, tmp_path, write_images):
-    """Ray waits for three minutes, and says so in lines of its own."""
+def test_an_address_where_nothing_listens_fails_without_waiting(folder, tmp_path, write_images):
+    """Ray itself would wait for three minutes and print its own messages."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # and nobody listens
         address = f"127.0.0.1:{closed.getsockname()[1]}"
@@ -197,7 +197,7 @@ def test_without_ray_it_says_what_to_install():
 
 
 def test_nobody_else_can_use_the_cluster():
-    """Without the token, there is no way in."""
+    """Without the token, a connection is refused."""
     import ray
 
     address = ray.get_runtime_context().gcs_address
@@ -211,7 +211,7 @@ def test_nobody_else_can_use_the_cluster():
 
 
 def test_no_other_machine_can_reach_the_cluster():
-    """Every port that a process of the cluster listens on is one of this machine's alone."""
+    """Every port of the cluster's processes listens on this machine only."""
     import ray
 
     @ray.remote
@@ -231,7 +231,7 @@ def test_no_other_machine_can_reach_the_cluster():
 
 
 def test_another_runtime_predicts_on_ray(folder, tmp_path, write_images, monkeypatch):
-    """Neither the engine nor predict knows of it: its logits and classes are the converted folder's."""
+    """The engine and predict need no change for it. Its logits and classes are those of the converted folder."""
     monkeypatch.setitem(RUNTIMES, "exported", exported.KIND)
     program = exported.export(folder, tmp_path / "program", batch_size=4)
     images = write_images(6, broken=(2,))

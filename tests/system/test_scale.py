@@ -57,7 +57,7 @@ def test_ten_thousand_images_one_in_a_hundred_broken(folder, tmp_path, write_ima
 
 @pytest.mark.parametrize("name", ["image.png", "image.webp"])
 def test_the_largest_image_takes_less_than_two_gibibytes(folder, tmp_path, name):
-    """With transparency, which takes the most; both processes, though they share what the libraries take."""
+    """With transparency, which takes the most memory. Each of the two processes counts the libraries' shared memory."""
     image = Image.new("RGBA", (8192, MOST_PIXELS // 8192), (1, 2, 3, 200))
     image.save(tmp_path / name, lossless=True, quality=0, method=0, compress_level=1)
     (tmp_path / "list.csv").write_text(f"path\n{name}\n")

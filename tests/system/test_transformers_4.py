@@ -1,4 +1,4 @@
-"""The folders load under the last Transformers 4, too, and give the same outputs."""
+"""The folders also load with the last Transformers 4, and give the same outputs."""
 
 import json
 import os

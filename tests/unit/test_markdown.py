@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from vitconv import markdown
-from vitconv.markdown import code, escape
+from vitconv.markdown import code, escape, table
 
 COMMONMARK = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 PLUGINS = ["strikethrough", "footnotes", "table", "url", "task_lists", "def_list", "abbr", "mark", "insert", "superscript", "subscript", "math", "ruby", "spoiler"]  # fmt: skip
@@ -104,7 +104,7 @@ def test_code_is_code(text):
 def test_what_has_no_meaning_stays_as_it_is():
     for text in (
         "images/00002.jpg",
-        "max_logit_difference is 0.5, below 1: most of all 'oak' (3).",
+        "max_logit_difference is 0.5, below 1: most often 'oak' (3).",
         "3.0e-16",
         "–",
         "größe",
@@ -120,3 +120,22 @@ def test_control_characters_and_lone_surrogates_can_be_written():
 
 def test_the_examples():
     assert doctest.testmod(markdown).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("cells", "mark"),
+    [
+        (["7", "-0.5", "1.2e-16"], "--:"),
+        (["86,567,656", "nan", ""], "--:"),
+        (["100%", "91.6 % to 100 %", "0.9 to 1"], "--:"),
+        (["**0.3**", "0"], "--:"),
+        (["7", "no"], "---"),
+        (["768 × 3", "7"], "---"),
+        (["`7`"], "---"),
+        (["", ""], "---"),
+        ([], "---"),
+    ],
+)
+def test_a_column_of_numbers_is_aligned_to_the_right(cells, mark):
+    lines = table(["name", "value"], [["a", cell] for cell in cells]).splitlines()
+    assert lines[1] == f"|---|{mark}|"

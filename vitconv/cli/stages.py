@@ -1,8 +1,8 @@
-"""A stage of the pipeline, with the values in params.yaml: ``python -m vitconv.cli.stages NAME``
+"""Run a stage of the pipeline with the values in params.yaml: ``python -m vitconv.cli.stages NAME``
 
-DVC runs the command of a stage in a shell, which would take an apostrophe in a path, or worse, for its own. So no
-value stands in a command of dvc.yaml: a stage reads params.yaml itself, in the project's root, and says what is wrong
-with a value before anything is done with it.
+DVC runs the command of a stage in a shell, which would interpret an apostrophe or a semicolon in a value. Therefore
+the commands in dvc.yaml contain no values: each stage reads params.yaml itself, from the project's root, and checks
+each value before it uses it.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class _Form(NamedTuple):
     """What a parameter may be.
 
     Attributes:
-        fits: whether a value is that; of an empty one, ``null`` in YAML, it is not asked.
-        remedy: the sentence on what to write.
-        empty: what an empty parameter stands for; ``None`` where it may not be empty.
+        fits: whether a value is allowed. It is not called for an empty value, ``null`` in YAML.
+        remedy: a sentence that says what to write.
+        empty: the value of an empty parameter; ``None`` if the parameter must not be empty.
     """
 
     fits: Callable[[Any], bool]
@@ -58,7 +58,7 @@ class _Form(NamedTuple):
 
 
 def _is_text(value: Any) -> bool:
-    """Whether it is a text that can name a file: no NUL, and nothing that UTF-8 has not."""
+    """Whether it is a string that can name a file: without NUL and without unpaired surrogates."""
     return isinstance(value, str) and "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
@@ -67,14 +67,14 @@ def _is_whole(value: Any) -> bool:
 
 
 def _are_sides(value: list[Any]) -> bool:
-    """Whether an image can have sides of these lengths."""
+    """Whether an image can have these height and width."""
     return all(_is_whole(side) and side > 0 for side in value) and math.prod(value) <= MOST_PIXELS
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether it is made of what JSON has; papermill writes whatever else YAML has into the notebook as code.
+    """Whether it consists of JSON's types only. papermill writes YAML's other types into the notebook as code.
 
-    With its aliases, a few lines of YAML can be immense, or hold themselves: it may have so many values only.
+    Aliases let a few lines of YAML expand to a huge or even an infinite value, so the number of values is limited.
     """
     waiting, count = [value], 0
     while waiting:
@@ -86,7 +86,7 @@ def _is_plain(value: Any) -> bool:
             waiting += value
             fits = True
         elif _is_whole(value):
-            fits = abs(value) < 10**300  # of more digits than Python writes, papermill makes a traceback
+            fits = abs(value) < 10**300  # papermill fails with a traceback on an integer that Python does not print
         else:
             fits = value is None or isinstance(value, bool | float) or _is_text(value)
         if not fits or count > _MOST_VALUES:
@@ -98,7 +98,7 @@ _MOST_VALUES = 100_000
 
 
 _PATH = _Form(lambda value: _is_text(value) and value != "", "Write a path.")
-_TEXT = _Form(_is_text, "Write a text, in quotes if YAML takes it for something else; or leave it empty.", "")
+_TEXT = _Form(_is_text, "Write a string, in quotes if YAML reads it as another type, or leave it empty.", "")
 _TEXTS = _Form(lambda value: isinstance(value, list) and all(map(_is_text, value)), "Write a list of names.", [])
 _SWITCH = _Form(lambda value: isinstance(value, bool), "Write true or false.", False)
 _SIZE = _Form(
@@ -106,7 +106,7 @@ _SIZE = _Form(
     "Write [height, width], or leave it empty.",
     [],
 )
-_PLAIN = _Form(_is_plain, "Write it with texts, numbers, lists and mappings only.", [])
+_PLAIN = _Form(_is_plain, "Use only strings, numbers, lists and mappings.", [])
 _ENGINE = _Form(
     lambda value: _is_text(value) and value in ENGINES,
     f"Choose from {', '.join(ENGINES)}.",
@@ -119,26 +119,26 @@ _FORMS = {
     "ignore": _TEXTS,
     "img_size": _SIZE,
     "engine": _ENGINE,
-    "batch_size": _Form(lambda value: _is_whole(value) and 0 < value < 2**31, "Write a whole number from 1."),
-    "max_errors": _Form(lambda value: _is_whole(value) and 0 <= value < 2**63, "Write a whole number from 0."),
-    "device": _Form(lambda value: _is_text(value) and value != "", "Write auto, cpu, cuda…"),
+    "batch_size": _Form(lambda value: _is_whole(value) and 0 < value < 2**31, "Write an integer that is at least 1."),
+    "max_errors": _Form(lambda value: _is_whole(value) and 0 <= value < 2**63, "Write an integer that is at least 0."),
+    "device": _Form(lambda value: _is_text(value) and value != "", "Write auto, cpu or cuda."),
     "metrics": _PLAIN,
     "thresholds": _PLAIN._replace(empty={}),
 }
 
 
-#: The most bytes of params.yaml: a hundred times what it needs. PyYAML was seen to take 5.6 s for as many.
+#: The maximum size of params.yaml in bytes, a hundred times what it needs. PyYAML took up to 5.6 s for that many.
 _MOST_BYTES = 2**18
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML without merge keys and repeated keys. Says where a value is that does not fit its type."""
+    """Reads YAML, and refuses merge keys and repeated keys. Errors give the position of a value of the wrong type."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Refuse ``<<`` and a key that occurs twice.
 
-        The former copies what it merges, so that a few lines of aliases become immense. Of the latter, PyYAML would
-        take the last value.
+        ``<<`` copies what it merges, so a few lines with aliases could expand to a huge value. For a repeated key,
+        PyYAML would silently use the last value.
         """
         seen: set[Any] = set()
         for key, _ in node.value:
@@ -152,33 +152,38 @@ class _Loader(yaml.SafeLoader):
         super().flatten_mapping(node)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """As in PyYAML, whose constructors raise whatever a text makes them, such as IndexError of ``!!int ""``."""
+        """Construct as PyYAML does, but turn any exception, such as IndexError for ``!!int ""``, into a YAML error."""
         try:
             return super().construct_object(node, deep)
         except (yaml.YAMLError, RecursionError, MemoryError):
             raise
         except Exception as error:
             kind = node.tag.rpartition(":")[2]
-            raise ConstructorError(None, None, f"{shown(node.value)} is no {kind}", node.start_mark) from error
+            raise ConstructorError(
+                None, None, f"{shown(node.value)} is not a valid {kind}", node.start_mark
+            ) from error
 
 
 def read_parameters(*names: str) -> dict[str, Any]:
-    """The values of these parameters, each of the form that it has to be of.
+    """Read these parameters and check the form of each.
 
     Raises:
-        InputError: there is no such file, it is no regular file or too large, it is no mapping in YAML or has merge
-            keys, or a parameter is missing or of another form.
+        InputError: the file does not exist, is not a regular file, is too large, is not a YAML mapping or has merge
+            keys or repeated keys; or a parameter is missing or has an invalid value.
     """
-    check_file(PARAMETERS_FILE, "file of the parameters", most=_MOST_BYTES)
+    check_file(PARAMETERS_FILE, "parameters file", most=_MOST_BYTES)
     try:
         with open_file(PARAMETERS_FILE) as file:
             text = file.read(_MOST_BYTES).decode("utf-8")
         values = yaml.load(text, _Loader)
-    except Exception as error:  # PyYAML has no common one for what a file may hold
+    except Exception as error:  # PyYAML has no common base class for the exceptions of bad files
         reason = " ".join(str(error).split())
-        raise InputError(f"'{PARAMETERS_FILE}' cannot be read: {reason}", "Run it in the project's root.") from error
+        raise InputError(
+            f"'{PARAMETERS_FILE}' cannot be read: {reason}",
+            "Correct the file, and run the command in the project's root.",
+        ) from error
     if not isinstance(values, dict):
-        raise InputError(f"'{PARAMETERS_FILE}' is no mapping.", "Write a value for each parameter's name.")
+        raise InputError(f"'{PARAMETERS_FILE}' is not a mapping.", "Write one line 'NAME: VALUE' for each parameter.")
     return {name: _value(name, values) for name in names}
 
 
@@ -201,10 +206,10 @@ def _given(*names: str) -> dict[str, Any]:
 
 @app.command()
 def sources() -> None:
-    """Write the digests of what the parameters name.
+    """Write the SHA-256 of each file that the parameters name.
 
-    DVC empties the folder of a stage before it runs it. So what else is in the model's, and what the parameters
-    name there, is refused here.
+    DVC empties a stage's output folder before it runs the stage. So this stage refuses a model folder that holds
+    other files, or files that the parameters name.
     """
     with errors_for_people():
         names = ("checkpoint", "labels", "image", "data_config", "expected")
@@ -225,7 +230,7 @@ def convert() -> None:
 
 @app.command()
 def verify() -> None:
-    """Do what `vitconv verify --json` does."""
+    """Run `vitconv verify --json`."""
     given = _given("checkpoint", "model", "labels", "data_config", "ignore")
     verify_command.verify(
         Path(given["checkpoint"]),
@@ -241,7 +246,7 @@ def verify() -> None:
 def predict(
     processor: Annotated[ProcessorName, one_of(PROCESSORS, "As for `vitconv predict`.")] = "transformers",
 ) -> None:
-    """Do what `vitconv predict` does, into build/predictions."""
+    """Run `vitconv predict` and write build/predictions."""
     given = _given("model", "images", "engine", "batch_size", "device", "max_errors")
     predict_command.predict(
         Path(given["model"]),
@@ -258,14 +263,14 @@ def predict(
 
 @app.command()
 def evaluate() -> None:
-    """Run notebooks/evaluate.ipynb on build/predictions; what it misses, the report says."""
+    """Run notebooks/evaluate.ipynb on build/predictions. A missed threshold fails the report stage, not this one."""
     given = _given("images", "expected", "metrics", "thresholds")
     own = {"model": "", "predictions": "build/predictions", "output": "build/evaluation", "scores": "metrics.json"}
     _run_notebook("evaluate", given | own | {"must_pass": False})
 
 
 def _run_notebook(name: str, parameters: dict[str, Any]) -> None:
-    """Run a notebook into ``build/NAME.ipynb``; an error of vitconv's in it is one of this command's."""
+    """Run a notebook into ``build/NAME.ipynb``. An error in a cell becomes an error of this command."""
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -285,25 +290,25 @@ def _run_notebook(name: str, parameters: dict[str, Any]) -> None:
             if isinstance(kind, type) and issubclass(kind, VitconvError):
                 problem, _, remedy = error.evalue.rpartition("\n")
             else:
-                problem, remedy = f"{error.ename}: {error.evalue}", f"{where} shows the cell that it is of."
+                problem, remedy = f"{error.ename}: {error.evalue}", f"{where} shows the cell that failed."
             raise VitconvError(problem, remedy) from error
         except DeadKernelError as error:
             raise VitconvError(
                 f"The process that ran {where} ended before the notebook did.",
-                f"Perhaps there was too little memory, or a metric of your own ended it: {log} has its last words.",
+                f"It may have run out of memory, or a custom metric may have ended it. {log} has its last output.",
             ) from error
         except OSError as error:
             raise VitconvError(
                 f"{source} cannot be run into {where}: {error.filename or source}: {error.strerror or error}.",
-                "Run it in the project's root.",
+                "Run the command in the project's root.",
             ) from error
 
 
 def _kernels_that_log_to(path: Path) -> type[AsyncKernelManager]:
-    """A class that starts kernels whose own words go to a file.
+    """Make a kernel manager class whose kernels write their standard error to a file.
 
-    A cell's output and errors are in the notebook. What is left is the kernel's: warnings of its transport, and a
-    traceback where it is shut down in the middle of an answer.
+    A cell's output and errors are in the notebook. The rest comes from the kernel itself: warnings about its
+    transport, and a traceback if it is shut down while it answers.
     """
     from jupyter_client import AsyncKernelManager
 
@@ -313,7 +318,7 @@ def _kernels_that_log_to(path: Path) -> type[AsyncKernelManager]:
             with path.open("wb") as file:
                 await super()._async_launch_kernel(kernel_cmd, **options | {"stderr": file})
 
-        # The class that this one is of makes this name of its own.
+        # AsyncKernelManager defines both names, so both are overridden.
         _launch_kernel = _async_launch_kernel
 
     return Kernels

@@ -1,4 +1,4 @@
-"""The step from predictions to metrics: against timm's answers, against the truth, against thresholds."""
+"""Evaluate predictions: against timm's answers, against the true labels, and against thresholds."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ _DISAGREEMENTS = pa.schema(
 
 @dataclass(frozen=True, repr=False)
 class Evaluation:
-    """The result.
+    """The result of an evaluation.
 
     Attributes:
         outcomes: what the metrics are computed from.
-        metrics: by name: the counts (``images``; ``errors``, of them unreadable; ``compared`` and ``not_compared``,
-            with and without an expected answer; ``labelled``, those readable whose truth is known), ``agreement`` and
-            ``max_logit_difference`` with the expected answers, what the metrics give, and ``thresholds_missed``.
+        metrics: by name: the counts (``images``; ``errors``, those that could not be read; ``compared`` and
+            ``not_compared``, those with and without an expected answer; ``labelled``, the readable ones with a known
+            label), ``agreement`` and ``max_logit_difference`` against the expected answers, the metrics asked for, and
+            ``thresholds_missed``.
         intervals: the 95 % confidence intervals of the metrics that have one.
         thresholds: in the order given.
         per_class: a row for each class, with its metrics.
@@ -46,7 +47,7 @@ class Evaluation:
 
     @property
     def passed(self) -> bool:
-        """Whether every threshold is kept."""
+        """Whether every threshold is met."""
         return all(threshold.passed for threshold in self.thresholds)
 
     def disagreements(self) -> list[dict[str, Any]]:
@@ -64,7 +65,7 @@ class Evaluation:
         ]
 
     def summary(self) -> dict[str, Any]:
-        """The result as plain data, for JSON; of images that disagree or cannot be read, the first 20."""
+        """The result as plain data for JSON, with the first 20 images that disagree or cannot be read."""
         return {
             "schema": 1,
             "passed": self.passed,
@@ -77,11 +78,11 @@ class Evaluation:
         }
 
     def save(self, folder: str | Path, metrics: str | Path) -> None:
-        """Write what there is to know into files.
+        """Write the result into files.
 
         Args:
-            folder: gets ``evaluation.json`` (:meth:`summary`), ``classes.csv`` (:attr:`per_class`) and
-                ``disagreements.csv``; it is made.
+            folder: where to write ``evaluation.json`` (:meth:`summary`), ``classes.csv`` (:attr:`per_class`) and
+                ``disagreements.csv``; it is created.
             metrics: a JSON file for ``dvc metrics``, with the :attr:`metrics` alone.
         """
         folder = Path(folder)
@@ -116,23 +117,23 @@ def evaluate(
     metrics: Sequence[str] = tuple(BUILT_IN),
     thresholds: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Evaluation:
-    """Compare predictions with expected answers and with the truth.
+    """Compare predictions with expected answers and with true labels.
 
     Args:
         predictions: the folder that :func:`vitconv.inference.predict` wrote.
-        images: the list they were made of; in its column ``label`` are the true classes, where they are known.
+        images: the list of the predicted images; its column ``label`` has the true classes, where they are known.
         expected: the answers to compare with: a CSV file with the columns ``path`` and ``class`` and, where they are
             known, the logits in a column for each class; or another folder of predictions.
-        metrics: what to compute where labels are known: see :mod:`vitconv.evaluation.metrics`.
-        thresholds: for the name of a metric, the least (``"min"``) and the largest (``"max"``) value that passes.
+        metrics: what to compute if labels are known: see :mod:`vitconv.evaluation.metrics`.
+        thresholds: for the name of a metric, the smallest (``"min"``) and the largest (``"max"``) value that passes.
 
     Returns:
-        the metrics. An image with an expected answer that could not be read counts as a disagreement; the metrics
-        are those of the images that could be read.
+        the metrics. An image with an expected answer that could not be read counts as a disagreement; the other
+        metrics are computed on the images that could be read.
 
     Raises:
-        InputError: a file is not what it should be, the predictions are of another list, a class or metric
-            has an unknown name, or there is nothing to compare with.
+        InputError: a file is invalid, the predictions belong to another list, a class or metric is unknown, or there
+            is nothing to compare with.
     """
     outcomes = read_outcomes(predictions, images, expected)
     if outcomes.labels is None and outcomes.expected is None:
@@ -147,7 +148,7 @@ def evaluate(
     if outcomes.labels is not None:
         names = [metrics] if isinstance(metrics, str) else () if metrics is None else metrics
         if not isinstance(names, Sequence):
-            raise InputError(f"The metrics are {shown(metrics)}.", "Write a list of names.")
+            raise InputError(f"The metrics must be a list of names, got {shown(metrics)}.", "Write a list of names.")
         _measure(outcomes, names, found, ranges)
     checked = check_thresholds(thresholds or {}, found, outcomes)
     found["thresholds_missed"] = sum(not threshold.passed for threshold in checked)
@@ -165,7 +166,7 @@ def _compare(outcomes: Outcomes, found: dict[str, float], ranges: dict[str, tupl
     found["agreement"] = accuracy_score(expected, predicted)
     ranges["agreement"] = proportion(int((expected == predicted).sum()), len(expected))
     if outcomes.differences is not None:
-        largest = np.fmax.reduce(outcomes.differences, axis=None)  # NaN only where all are; nanmax would copy them
+        largest = np.fmax.reduce(outcomes.differences, axis=None)  # NaN only if all are NaN; nanmax would copy them
         if np.isfinite(largest):
             found["max_logit_difference"] = float(largest)
 
@@ -173,17 +174,17 @@ def _compare(outcomes: Outcomes, found: dict[str, float], ranges: dict[str, tupl
 def _measure(
     outcomes: Outcomes, metrics: Sequence[str], found: dict[str, float], ranges: dict[str, tuple[float, float]]
 ) -> None:
-    """Add what the metrics give, over the images that could be read and whose truth is known."""
+    """Add the metrics, computed on the images that could be read and have a label."""
     truth = require(outcomes.labels)
     chosen = (outcomes.predicted >= 0) & (truth >= 0)
     found["labelled"] = int(chosen.sum())
     if not chosen.any():
         return
-    # Of all images, a view: a copy of the probabilities of 50 000 images of 1000 classes would be 400 MB.
+    # A view if all images are chosen: a copy for 50 000 images of 1000 classes would take 400 MB.
     which = slice(None) if chosen.all() else chosen
     labels, probabilities = truth[which], outcomes.probabilities[which]
     for array in (labels, probabilities):
-        array.flags.writeable = False  # a metric of somebody's own must not change what the next one sees
+        array.flags.writeable = False  # a custom metric must not change the input of the next one
     for name in metrics:
         new = compute(name, labels, probabilities, outcomes.classes)
         clash = sorted(new.keys() & found.keys())
@@ -196,7 +197,7 @@ def _measure(
 
 
 def _per_class(outcomes: Outcomes) -> pa.Table:
-    """A row for each class: ``class``, and as far as they can be told, its metrics; null where it does not occur."""
+    """A row for each class: ``class`` and the metrics that can be computed; null if the class does not occur."""
     columns: dict[str, Any] = {"class": list(outcomes.classes)}
     everyone = np.arange(len(outcomes.classes))
     if outcomes.labels is not None:

@@ -1,14 +1,15 @@
-"""Metrics: scikit-learn's and torchmetrics', or your own, all called alike.
+"""Metrics: scikit-learn's and torchmetrics', or your own, with one signature.
 
 A metric is any callable ``(labels, probabilities, classes) -> float | dict[str, float]``:
 
-* ``labels``: int64, (images,): the number of each image's true class;
+* ``labels``: int64, (images,): the index of each image's true class;
 * ``probabilities``: float64, (images, classes): the softmax of the model's logits;
-* ``classes``: the names of the classes, in that order.
+* ``classes``: the names of the classes, in the order of the indices.
 
-In ``params.yaml`` it is named ``module:function``, as in ``metrics: [accuracy, my_package.module:cost]``. A mapping
-gives several figures, ``cost_low`` and ``cost_high``. It is called again on resampled images for its confidence
-interval, so it should be deterministic and quick.
+In ``params.yaml`` it is named ``module:function``, as in ``metrics: [accuracy, my_package.module:cost]``. A function
+that returns a mapping gives several metrics: ``cost`` with the keys ``low`` and ``high`` gives ``cost_low`` and
+``cost_high``. For the confidence interval the function is called again on resampled images, so it should be
+deterministic and fast.
 
 >>> def error_rate(labels, probabilities, classes):
 ...     return float((probabilities.argmax(axis=1) != labels).mean())
@@ -38,12 +39,12 @@ Labels = NDArray[np.int64]
 Probabilities = NDArray[np.float64]
 Metric = Callable[[Labels, Probabilities, Sequence[str]], "float | Mapping[str, float]"]
 
-#: Bins of the calibration error and of the reliability diagram.
+#: The number of bins of the calibration error and of the reliability diagram.
 BINS = 10
-#: For the confidence intervals; of very many images, fewer: see :func:`interval`.
+#: The number of resamples for a confidence interval. Very many images get fewer: see :func:`interval`.
 RESAMPLES = 1000
 _TOP = (3, 5)
-#: Names that an evaluation uses itself. A metric may not return them.
+#: Names of the evaluation's own metrics. Another metric must not return them.
 RESERVED = frozenset(
     ("images", "errors", "labelled", "thresholds_missed")
     + ("compared", "not_compared", "agreement", "max_logit_difference")
@@ -60,67 +61,67 @@ def accuracy(labels: Labels, probabilities: Probabilities, classes: Sequence[str
 
 
 def top(labels: Labels, probabilities: Probabilities, classes: Sequence[str]) -> dict[str, float]:
-    """The share of images whose true class is among the 3, and the 5, most probable; of more classes than that."""
+    """The share of images whose true class is among the 3 (and the 5) most probable, if there are more classes."""
     place = _place(labels, probabilities)
     return {str(k): float((place < k).mean()) for k in _TOP if k < len(classes)}
 
 
 def precision(labels: Labels, probabilities: Probabilities, classes: Sequence[str]) -> float:
-    """Of the images said to be of a class, the share that are: the mean over the classes that occur."""
+    """Macro precision: the share of a class's predictions that are right, averaged over the classes that occur."""
     from sklearn.metrics import precision_score
 
     return precision_score(labels, probabilities.argmax(axis=1), average="macro", zero_division=0)
 
 
 def recall(labels: Labels, probabilities: Probabilities, classes: Sequence[str]) -> float:
-    """Of the images of a class, the share that are said to be: the mean over the classes that occur."""
+    """Macro recall: the share of a class's images that are found, averaged over the classes that occur."""
     from sklearn.metrics import recall_score
 
     return recall_score(labels, probabilities.argmax(axis=1), average="macro", zero_division=0)
 
 
 def f1(labels: Labels, probabilities: Probabilities, classes: Sequence[str]) -> float:
-    """The harmonic mean of a class's precision and recall: the mean over the classes that occur."""
+    """Macro F1: the harmonic mean of a class's precision and recall, averaged over the classes that occur."""
     from sklearn.metrics import f1_score
 
     return f1_score(labels, probabilities.argmax(axis=1), average="macro", zero_division=0)
 
 
 def log_loss(labels: Labels, probabilities: Probabilities, classes: Sequence[str]) -> float:
-    """The mean negative logarithm (natural) of the true class's probability."""
+    """The mean negative natural logarithm of the true class's probability."""
     return float(_loss(labels, probabilities).mean())
 
 
 def calibration_error(labels: Labels, probabilities: Probabilities, classes: Sequence[str]) -> float:
-    """The expected calibration error (Naeini et al. 2015): how far confidence is from accuracy, over 10 equal bins."""
+    """The expected calibration error (Naeini et al. 2015): how far confidence is from accuracy, in 10 bins."""
     import torch
     from torchmetrics.functional.classification import binary_calibration_error
 
-    # That of many classes is that of the two events, right and wrong; so it takes no copy of all the probabilities.
+    # The binary error of 'the answer is right' equals the multiclass error, and needs no copy of all probabilities.
     right = probabilities.argmax(axis=1) == labels
     value = binary_calibration_error(_confidence(probabilities), torch.tensor(right).int(), n_bins=BINS, norm="l1")
     return value.item()
 
 
-# What a built-in metric needs of each image. It costs a pass over all the probabilities, and never a sort or a copy of
-# them: 50 000 images of 1000 classes are 400 MB.
+# The per-image values that the built-in metrics need. Each takes one pass over the probabilities, without sorting
+# or copying them: for 50 000 images of 1000 classes they take 400 MB.
 
 
 def _place(labels: Labels, probabilities: Probabilities) -> NDArray[np.int64]:
-    """How many classes come before the true one, int64, (images,); of equals, as in scikit-learn, the last first."""
+    """The rank of the true class from 0, int64, (images,). As in scikit-learn, the last of equals ranks first."""
     own = probabilities[np.arange(len(labels)), labels][:, None]
     later = np.arange(probabilities.shape[1]) > labels[:, None]
     return np.count_nonzero((probabilities > own) | ((probabilities == own) & later), axis=1)
 
 
 def _loss(labels: Labels, probabilities: Probabilities) -> NDArray[np.float64]:
-    """The negative logarithm of the true class's probability, (images,); as scikit-learn's, finite where that is 0."""
+    """The negative logarithm of the true class's probability, (images,), clipped as in scikit-learn to stay finite."""
     smallest = np.finfo(probabilities.dtype).eps
     return -np.log(np.clip(probabilities[np.arange(len(labels)), labels], smallest, 1 - smallest))
 
 
 def _confidence(probabilities: Probabilities) -> torch.Tensor:
-    """The largest probability, (images,), in the float32 in which torchmetrics puts them into bins."""
+    """The largest probability, (images,), as float32, the dtype in which torchmetrics bins it."""
     import torch
 
     return torch.tensor(probabilities.max(axis=1)).float()
@@ -129,23 +130,24 @@ def _confidence(probabilities: Probabilities) -> torch.Tensor:
 BUILT_IN: dict[str, Metric] = {
     metric.__name__: metric for metric in (accuracy, top, precision, recall, f1, log_loss, calibration_error)
 }
-#: What they return: a metric of one's own with such a name would pass for a built-in one in the report.
+#: The names they return. A custom metric with such a name would look like a built-in one in the report.
 _BUILT_IN_NAMES = BUILT_IN.keys() | {f"top_{k}" for k in _TOP}
-_SHARES = ("accuracy", "top")  # of the images: their distribution is known
+_SHARES = ("accuracy", "top")  # shares of the images, so their interval is binomial
 
 
 def find_metric(name: str) -> Metric:
-    """The metric of this name.
+    """Find a metric by its name.
 
     Args:
-        name: one of :data:`BUILT_IN`, or ``"module:function"`` of your own, which Python must be able to import.
+        name: one of :data:`BUILT_IN`, or ``"module:function"`` for a function of your own that Python can import.
 
     Raises:
-        InputError: there is none of this name, or it cannot be called as a metric is.
+        InputError: there is no such metric, or it cannot be called with the three arguments.
     """
     if not isinstance(name, str):
         raise InputError(
-            f"A metric is named {shown(name)}.", "Write a list of names, 'module:function' without a space."
+            f"The name of a metric must be a string, got {shown(name)}.",
+            "Write a list of names, such as accuracy or my_module:my_function, without a space after the colon.",
         )
     if name in BUILT_IN:
         return BUILT_IN[name]
@@ -160,25 +162,25 @@ def find_metric(name: str) -> Metric:
         metric = getattr(module, attribute, None)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # whatever the module does when it is imported: also sys.exit()
+    except BaseException as error:  # the module may raise anything when it is imported, also SystemExit
         raise InputError(
             f"The metric '{name}' cannot be imported: {_said(error)}",
-            "Its module must be installed, or lie in the project's root or on PYTHONPATH.",
+            "Install its module, or put it into the project's root or on PYTHONPATH.",
         ) from error
     if not callable(metric):
-        what = "has no" if metric is None else "has, but cannot call,"
-        raise InputError(f"The metric '{name}': the module '{module_name}' {what} '{attribute}'.", _SIGNATURE)
+        what = f"has no '{attribute}'" if metric is None else f"has '{attribute}', but it is not a function"
+        raise InputError(f"The metric '{name}': the module '{module_name}' {what}.", _SIGNATURE)
     try:
         inspect.signature(metric).bind(None, None, None)
     except TypeError as error:
         raise InputError(f"The metric '{name}' cannot be called with three arguments: {error}.", _SIGNATURE) from error
-    except Exception:  # some callables, such as those written in C, do not tell
+    except Exception:  # some callables, such as those written in C, have no signature
         pass
     return metric
 
 
 def _said(error: BaseException) -> str:
-    """What an exception of somebody else's says, on one line."""
+    """The type and message of any exception, on one line."""
     try:
         text = " ".join(str(error).split())
     except KeyboardInterrupt:
@@ -192,10 +194,10 @@ _SIGNATURE = "Write it as def function(labels, probabilities, classes) -> float 
 
 
 def compute(name: str, labels: Labels, probabilities: Probabilities, classes: Sequence[str]) -> dict[str, float]:
-    """What a metric gives: by its own name, or for a mapping by ``name_key``.
+    """Compute a metric: a value by the metric's name, or for a mapping one by each ``name_key``.
 
     Raises:
-        InputError: it fails, or gives anything but finite numbers.
+        InputError: the metric fails, or returns something other than finite numbers.
     """
     metric = find_metric(name)
     short = name.rpartition(":")[2]
@@ -205,12 +207,12 @@ def compute(name: str, labels: Labels, probabilities: Probabilities, classes: Se
             [(f"{short}_{key}", it) for key, it in value.items()] if isinstance(value, Mapping) else [(short, value)]
         )
         for key, _ in found:
-            key.encode()  # the figures are written as UTF-8
+            key.encode()  # the names are written as UTF-8
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # also what sys.exit() raises, which would end the run as if all were well
+    except BaseException as error:  # also SystemExit, which would end the run with success
         raise InputError(
-            f"The metric '{name}' failed: {_said(error)}", "Mend it, or leave it out of metrics."
+            f"The metric '{name}' failed: {_said(error)}", "Fix it, or remove it from metrics."
         ) from error
     result: dict[str, float] = {}
     for key, it in found:
@@ -228,16 +230,16 @@ def compute(name: str, labels: Labels, probabilities: Probabilities, classes: Se
 
 
 def _number(value: Any) -> float | None:
-    """A finite number, of Python's, NumPy's or torch's, as a float; ``None`` for whatever else."""
+    """A finite number of Python, NumPy or torch as a float; ``None`` for anything else."""
     try:
-        if getattr(value, "ndim", None) == 0:  # a scalar of NumPy's, or a tensor
+        if getattr(value, "ndim", None) == 0:  # a NumPy scalar, or a tensor
             value = value.item()
         if isinstance(value, bool) or not isinstance(value, (numbers.Real, Decimal)):
             return None
         number = float(value)
     except KeyboardInterrupt:
         raise
-    except BaseException:  # such as of an integer beyond the largest float, or of somebody else's class
+    except BaseException:  # such as an integer beyond the largest float, or a class of the user's
         return None
     return number if math.isfinite(number) else None
 
@@ -245,11 +247,12 @@ def _number(value: Any) -> float | None:
 def intervals(
     names: Sequence[str], labels: Labels, probabilities: Probabilities, classes: Sequence[str]
 ) -> dict[str, tuple[float, float]]:
-    """The 95 % confidence interval of each figure of these metrics.
+    """Compute the 95 % confidence intervals of these metrics; a metric without one is left out.
 
-    That of a share of the images (accuracy, top) is :func:`proportion`'s, that of the others :func:`interval`'s, which
-    says of which figures there is none. The other built-in ones have none either where fewer than five images are
-    wrong: simulated, their intervals then cover the truth as seldom as 42 times in 100 (benchmarks/coverage.py).
+    A share of the images (accuracy, top) has the interval of :func:`proportion`, any other metric that of
+    :func:`interval`, which says when there is none. The built-in metrics other than shares also have none if fewer
+    than five images are wrong: in simulations, such intervals covered the truth in as few as 42 of 100 cases
+    (benchmarks/coverage.py).
     """
     found: dict[str, tuple[float, float]] = {}
     count = len(labels)
@@ -282,7 +285,7 @@ def _again(
     classes: Sequence[str],
     chosen: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """The figures of any metric, computed of some images; NaN where that cannot be done."""
+    """Compute a metric on some of the images; NaN where that fails."""
     try:
         values = compute(name, labels[chosen], probabilities[chosen], classes)
     except InputError:
@@ -291,13 +294,13 @@ def _again(
 
 
 class Recount:
-    """The figures of the built-in metrics that are no share of the images, of resample after resample.
+    """Computes the built-in metrics other than shares on one resample after another.
 
-    What they need of each image is worked out once. A resample then takes as long as counting its images does,
-    whatever the number of classes: the metrics themselves would go through all the probabilities again.
+    The per-image values are computed once. A resample then only counts its images, whatever the number of classes;
+    the metrics themselves would go through all the probabilities again.
 
     Attributes:
-        keys: the names of the figures.
+        keys: the names of the metrics.
     """
 
     def __init__(self, labels: Labels, probabilities: Probabilities, classes: int) -> None:
@@ -313,7 +316,7 @@ class Recount:
         self._gap = self._right - confidence.double().numpy()
 
     def __call__(self, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The figures, in the order of :attr:`keys`, of the images of these numbers; a number may be repeated."""
+        """Compute the metrics, in the order of :attr:`keys`, on the images with these indices; they may repeat."""
         times = np.bincount(chosen, minlength=len(self._labels)).astype(np.float64)
         images = np.bincount(self._labels, times, self._classes)
         answers = np.bincount(self._predicted, times, self._classes)
@@ -333,9 +336,9 @@ class Recount:
 
 
 def proportion(hits: int, count: int) -> tuple[float, float]:
-    """The 95 % confidence interval of a share, ``hits`` of ``count`` images: Clopper and Pearson's (1934).
+    """Compute the 95 % confidence interval of Clopper and Pearson (1934) for a share, ``hits`` of ``count`` images.
 
-    It covers the truth at least 95 times in 100, for any number of images and any truth, 1 included.
+    It covers the true share in at least 95 % of cases, for any number of images and any true share, 1 included.
     """
     from scipy.stats import binomtest
 
@@ -346,25 +349,26 @@ def proportion(hits: int, count: int) -> tuple[float, float]:
 def interval(
     statistic: Callable[[NDArray[np.int64]], Any], count: int, *, full: int = 10_000
 ) -> tuple[list[float], list[float]]:
-    """The 95 % confidence interval of figures: the BCa bootstrap over images (Efron 1987), seeded.
+    """Compute 95 % confidence intervals with the BCa bootstrap over images (Efron 1987), with a fixed seed.
 
-    It is the percentile bootstrap with its ends moved by what resampling shows of the figure's bias and skew, without
-    which it covers the truth too seldom. scipy's own leaves out each image in turn to find the skew: a call for each.
-    Here they are left out in at most 200 groups, which show it as well.
+    BCa corrects the percentile bootstrap for the bias and the skew of the metric; without the correction, the interval
+    covers the true value too rarely. scipy's implementation leaves out each image in turn to estimate the skew, with
+    one call for each image. Here the images are left out in at most 200 groups, which estimates it as well.
 
     Args:
-        statistic: from the numbers of some images to the figures of these.
-        count: how many images there are.
-        full: of up to so many images there are :data:`RESAMPLES`; of more, fewer, but a tenth of it at least.
+        statistic: a function from the indices of some images to the metrics of these images.
+        count: the number of images.
+        full: up to this number of images there are :data:`RESAMPLES` resamples. More images get fewer resamples, but
+            at least a tenth of that.
 
     Returns:
-        the lower and the upper ends; NaN for a figure that some resample lacks, that is the same in all, or that
-        resampling moves so much to one side that it lies outside; and for less than two images.
+        the lower and the upper ends. They are NaN for a metric that some resample lacks, that is the same in all
+        resamples, or that lies outside its own interval; and for fewer than two images.
     """
     from scipy.special import ndtr, ndtri
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scikit-learn's, of absent classes
+        warnings.simplefilter("ignore")  # scikit-learn warns of absent classes
         whole = np.atleast_1d(statistic(np.arange(count)))
         nothing = np.full(len(whole), np.nan)
         if count < 2:
@@ -374,7 +378,7 @@ def interval(
         groups = np.array_split(rng.permutation(count), min(count, _GROUPS, resamples))
         without = np.array([np.atleast_1d(statistic(np.delete(np.arange(count), group))) for group in groups])
         again = np.array([np.atleast_1d(statistic(rng.integers(0, count, count))) for _ in range(resamples)])
-    with np.errstate(invalid="ignore", over="ignore"):  # of a figure that is NaN, immense or infinitely biased
+    with np.errstate(invalid="ignore", over="ignore"):  # a metric may be NaN, huge or infinitely biased
         pull = without.mean(axis=0) - without
         spread = (pull**2).sum(axis=0) ** 1.5
         skew = np.divide((pull**3).sum(axis=0), 6 * spread, out=np.zeros_like(spread), where=spread != 0)
@@ -384,6 +388,6 @@ def interval(
             level = ndtr(bias + (bias + normal) / (1 - skew * (bias + normal)))
             ends.append([np.quantile(again[:, k], p) if 0 < p < 1 else np.nan for k, p in enumerate(level)])
         low, high = np.array(ends)
-        varies = np.ptp(again, axis=0) > 1e-9 * np.abs(whole)  # by more than sums are rounded
+        varies = np.ptp(again, axis=0) > 1e-9 * np.abs(whole)  # by more than rounding
         sound = varies & (low <= whole) & (whole <= high)
     return np.where(sound, low, nothing).tolist(), np.where(sound, high, nothing).tolist()

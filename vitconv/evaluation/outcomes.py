@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def require(values: T | None) -> T:
-    """The values, where the caller has made sure that there are some.
+    """Return the values; for callers that have checked that they are not ``None``.
 
     Raises:
         ValueError: they are ``None``.
@@ -32,7 +32,7 @@ def require(values: T | None) -> T:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Predictions aligned with expected and true labels, in the order of the list; classes are numbers, -1 for none.
+    """Predictions aligned with expected and true labels, in the order of the list; classes are indices, -1 for none.
 
     Attributes:
         classes: the names of the model's classes.
@@ -57,27 +57,27 @@ class Outcomes:
     expected_logits: NDArray[np.float64] | None
 
     def name(self, number: int) -> str | None:
-        """The name of a class by its number; ``None`` for -1."""
+        """The name of a class by its index; ``None`` for -1."""
         return self.classes[number] if number >= 0 else None
 
     @cached_property
     def differences(self) -> NDArray[np.float64] | None:
-        """The absolute differences of the logits, (images, classes); NaN where one has none."""
+        """The absolute differences of the logits, (images, classes); NaN where there is no logit."""
         return None if self.expected_logits is None else np.abs(self.logits - self.expected_logits)
 
     @property
     def disagreeing(self) -> NDArray[np.int64]:
-        """The numbers of the images whose answer is not the expected one."""
+        """The indices of the images whose answer is not the expected one."""
         if self.expected is None:
             return np.array([], np.int64)
         return np.flatnonzero((self.expected >= 0) & (self.predicted != self.expected))
 
 
 def read_outcomes(predictions: str | Path, images: str | Path, expected: str | Path | None) -> Outcomes:
-    """Read the three files, and bring them into one order: see :func:`vitconv.evaluation.evaluate`.
+    """Read the three files and align them: see :func:`vitconv.evaluation.evaluate`.
 
     Raises:
-        InputError: a file is not what it should be, the predictions are of another list, or a class is unknown.
+        InputError: a file is invalid, the predictions belong to another list, or a class is unknown.
     """
     made, listed = read_predictions(predictions), read_images(images)
     _check_same_list(made, listed, predictions, images)
@@ -87,15 +87,15 @@ def read_outcomes(predictions: str | Path, images: str | Path, expected: str | P
 def _check_same_list(made: Predictions, listed: ImageList, predictions: str | Path, images: str | Path) -> None:
     if not made.rows["path"].combine_chunks().equals(listed.paths.combine_chunks()):
         raise InputError(
-            f"The predictions in '{predictions}' ({len(made.rows)} rows) are not of the list '{images}' "
+            f"The predictions in '{predictions}' ({len(made.rows)} rows) do not belong to the list '{images}' "
             f"({len(listed)} rows).",
-            "Predict again; a run that was cut off goes on where it stopped.",
+            "Run `vitconv predict` again. An interrupted run continues where it stopped.",
         )
 
 
 @dataclass(frozen=True)
 class _Expected:
-    """Answers to compare with: their paths, their classes' numbers (-1: none), and logits where they are known."""
+    """Answers to compare with: their paths, the indices of their classes (-1: none), and logits where known."""
 
     paths: pa.ChunkedArray
     classes: NDArray[np.int64]
@@ -123,17 +123,21 @@ def _read_expected(path: str | Path, classes: tuple[str, ...]) -> _Expected:
         )
     table = read_table(path, what, columns)
     if not len(table):
-        raise InputError(f"The expected answers '{path}' have no row.", "Write one for each image, or give no file.")
+        raise InputError(
+            f"The expected answers '{path}' have no row.", "Write a row for each image, or leave the file out."
+        )
     if pc.count_distinct(table["path"]).as_py() != len(table):
         raise InputError(f"The expected answers '{path}' name an image more than once.", "Remove the repeated rows.")
     numbers = _numbers(table["class"], classes, f"The expected answers '{path}'")
     if not others:
         return _Expected(table["path"], numbers, None)
     try:
-        if any(pa.types.is_boolean(table[name].type) for name in classes):  # pyarrow makes 1 and 0 of true and false
+        if any(
+            pa.types.is_boolean(table[name].type) for name in classes
+        ):  # pyarrow would convert true and false to 1 and 0
             raise ValueError("true or false.")
         logits = np.stack([table[name].cast(pa.float64()).to_numpy() for name in classes], axis=1)
-        if not (np.abs(logits) <= np.finfo(np.float32).max).all():  # which a model's are, and NaN is not
+        if not (np.abs(logits) <= np.finfo(np.float32).max).all():  # a model's logits are finite; NaN fails this, too
             raise ValueError("not all of them are finite in float32.")
     except (ValueError, pa.ArrowException) as error:
         raise InputError(
@@ -157,7 +161,7 @@ def _same_classes(classes: tuple[str, ...]) -> str:
 
 
 def _numbers(names: pa.ChunkedArray, classes: tuple[str, ...], where: str) -> NDArray[np.int64]:
-    """The numbers of classes by their names; -1 for null and empty ones."""
+    """The indices of classes by their names; -1 for null and empty names."""
     numbers = pc.index_in(names, value_set=pa.array(classes))
     unknown = pc.and_(pc.is_null(numbers), pc.not_equal(pc.fill_null(names, ""), ""))
     if pc.any(unknown).as_py():
@@ -183,8 +187,8 @@ def _align(made: Predictions, listed: ImageList, expected: _Expected | None, ima
         classes = np.where(known, expected.classes[places], -1)
         if (classes < 0).all():
             raise InputError(
-                f"None of the expected answers is of an image in '{images}'.",
-                "Write the paths alike in both files, and a class for each.",
+                f"No expected answer has the path of an image in '{images}'.",
+                "Use the same paths in both files, and write a class for each.",
             )
         if expected.logits is not None:
             values = np.where(known[:, None], expected.logits[places], np.nan)

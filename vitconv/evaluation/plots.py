@@ -1,4 +1,4 @@
-"""The pictures of an evaluation, drawn by matplotlib: they need no network to be looked at."""
+"""Plots of an evaluation, drawn with matplotlib."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BLUE, ORANGE, GREY = "#4878a8", "#d1683c", "#9a9a9a"
-_MOST_CLASSES = 30  # with names beside a matrix; and bars beside one another
-_MOST_MATRIX = 200  # classes in a confusion matrix: one of 21,843 would take gigabytes
+_MOST_CLASSES = 30  # the most classes that are named beside a confusion matrix or get bars
+_MOST_MATRIX = 200  # the most classes in a confusion matrix: one of 21,843 classes would take gigabytes
 _MOST_POINTS = 20_000
 
 
 def plain(name: str | None, limit: int = 24) -> str:
-    """A name as a picture can show it: on one line, cut off where it is longer, without what no font draws.
+    """A name for use in a plot: on one line, cut off at the limit, without unprintable characters.
 
-    Where matplotlib draws it, it also needs ``parse_math=False``: else it takes what is between dollars for a formula.
+    matplotlib also needs ``parse_math=False``: otherwise it draws text between dollar signs as a formula.
     """
     text = "".join(c if c.isprintable() else "\ufffd" for c in " ".join((name or "").split()))
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def draw_logits(evaluation: Evaluation) -> Figure:
-    """Every logit against the expected one: on the diagonal where they agree."""
+    """Plot every logit against the expected one; equal logits lie on the diagonal."""
     figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
     outcomes = evaluation.outcomes
     known = np.isfinite(outcomes.differences) if outcomes.differences is not None else np.array(False)
     if not known.any():
-        return _nothing(figure, axes, "No logits to compare with")
+        return _nothing(figure, axes, "There are no expected logits")
     x, y = require(outcomes.expected_logits)[known], outcomes.logits[known]
     if len(x) > _MOST_POINTS:
         some = np.random.default_rng(0).choice(len(x), _MOST_POINTS, replace=False)
@@ -50,24 +50,26 @@ def draw_logits(evaluation: Evaluation) -> Figure:
     axes.axline((0, 0), slope=1, color=GREY, linewidth=1, zorder=0)
     axes.plot(x, y, "o", color=BLUE, markersize=4, alpha=0.5, markeredgewidth=0)
     largest = evaluation.metrics["max_logit_difference"]
-    axes.set(xlabel="expected logit", ylabel="logit", aspect="equal", title=f"Largest difference {largest:.2g}")
+    axes.set(
+        xlabel="expected logit", ylabel="logit", aspect="equal", title=f"Largest difference of a logit: {largest:.2g}"
+    )
     return figure
 
 
 def draw_confusion(evaluation: Evaluation) -> Figure:
-    """How often each class was answered for each true class; without labels, for each expected answer.
+    """Plot the confusion matrix against the true classes, or without labels against the expected classes.
 
-    Of more than 200 classes, it shows the 200 that are confused most often, and says so.
+    If there are more than 200 classes, it shows the 200 that are confused most often, and says so.
     """
     outcomes = evaluation.outcomes
     labelled = outcomes.labels is not None
-    truth, what = require(outcomes.labels if labelled else outcomes.expected), "expected answer"
+    truth, what = require(outcomes.labels if labelled else outcomes.expected), "expected class"
     if labelled:
         what = "true class"
     chosen = (truth >= 0) & (outcomes.predicted >= 0)
     if not chosen.any():
         figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
-        return _nothing(figure, axes, f"No image with a {what} could be read")
+        return _nothing(figure, axes, f"No image with {'a' if labelled else 'an'} {what} could be read")
     truth, predicted = truth[chosen], outcomes.predicted[chosen]
     shown = _most_confused(truth, predicted, len(outcomes.classes))
     count = len(shown)
@@ -84,7 +86,7 @@ def draw_confusion(evaluation: Evaluation) -> Figure:
     title = f"{(truth == predicted).sum()} of {len(truth)} on the diagonal"
     if count < len(outcomes.classes):
         title += f"\nThe {count} most often confused of {len(outcomes.classes):,} classes"
-    axes.set(xlabel="answer", ylabel=what, title=title)
+    axes.set(xlabel="predicted class", ylabel=what, title=title)
     if few:
         names = [plain(outcomes.classes[number]) for number in shown]
         axes.set_xticks(range(count), names, rotation=45, ha="right", parse_math=False)
@@ -96,7 +98,7 @@ def draw_confusion(evaluation: Evaluation) -> Figure:
 
 
 def _most_confused(truth: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
-    """The numbers of the classes in the matrix: all, or those that are wrong most often; then the most frequent."""
+    """The indices of the classes in the matrix: all, or those that are wrong most often, then the most frequent."""
     if classes <= _MOST_MATRIX:
         return np.arange(classes)
     wrong = truth != predicted
@@ -106,7 +108,7 @@ def _most_confused(truth: NDArray[np.int64], predicted: NDArray[np.int64], class
 
 
 def draw_reliability(evaluation: Evaluation) -> Figure:
-    """Accuracy against confidence: on the diagonal, a model that is right as often as it says."""
+    """Plot accuracy against confidence; a calibrated model lies on the diagonal."""
     from sklearn.calibration import calibration_curve
 
     figure, (axes, below) = plt.subplots(
@@ -117,7 +119,7 @@ def draw_reliability(evaluation: Evaluation) -> Figure:
     chosen = (labels >= 0) & (outcomes.predicted >= 0)
     if not chosen.any():
         below.axis("off")
-        return _nothing(figure, axes, "No labels to compare with")
+        return _nothing(figure, axes, "There are no labels")
     confidence = outcomes.probabilities[chosen].max(axis=1)
     right = outcomes.predicted[chosen] == labels[chosen]
     accuracy, mean_confidence = calibration_curve(right, confidence, n_bins=BINS)
@@ -125,14 +127,14 @@ def draw_reliability(evaluation: Evaluation) -> Figure:
     axes.plot(mean_confidence, accuracy, "o-", color=BLUE)
     error = evaluation.metrics.get("calibration_error")
     title = "Reliability" if error is None else f"Expected calibration error {error:.3f}"
-    axes.set(ylabel="share that is right", ylim=(-0.03, 1.03), xlim=(0, 1), title=title)
+    axes.set(ylabel="accuracy", ylim=(-0.03, 1.03), xlim=(0, 1), title=title)
     below.hist(confidence, bins=BINS, range=(0, 1), color=BLUE, rwidth=0.9)
     below.set(xlabel="confidence", ylabel="images")
     return figure
 
 
 def draw_classes(evaluation: Evaluation) -> Figure:
-    """Precision and recall of each class, the worst first; without labels, the share that agrees."""
+    """Plot precision and recall of each class, the worst first; without labels, the share that agrees."""
     rows = evaluation.per_class.to_pylist()
     if evaluation.outcomes.labels is not None:
         columns, key = {"precision": BLUE, "recall": ORANGE}, "f1"
@@ -150,27 +152,32 @@ def draw_classes(evaluation: Evaluation) -> Figure:
     names = [plain(row["class"]) for row in shown]
     axes.set_yticks(np.arange(len(shown)) + 0.4 - height / 2, names, parse_math=False)
     axes.invert_yaxis()
-    axes.set(xlim=(0, 1.12), title="Classes" if len(shown) == len(rows) else f"The {len(shown)} worst classes")
+    axes.set(
+        xlim=(0, 1.12),
+        title=" and ".join(columns).capitalize() if len(shown) == len(rows) else f"The {len(shown)} worst classes",
+    )
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=len(columns), frameon=False)
     return figure
 
 
 def draw_images(evaluation: Evaluation, folder: Path) -> Figure:
-    """The images that disagree, up to 12; where none does, those of which the model is least sure.
+    """Show up to 12 images that disagree; if none does, those with the lowest confidence.
 
     Args:
         evaluation: the result.
-        folder: where the paths in the list start from.
+        folder: the folder that the paths in the list are relative to.
     """
     outcomes = evaluation.outcomes
     chosen = outcomes.disagreeing[:12]
-    title = f"{len(outcomes.disagreeing)} images disagree"
+    title = f"Images that disagree: {len(outcomes.disagreeing)}"
     if not len(chosen):
         readable = np.flatnonzero(outcomes.predicted >= 0)
         sure = outcomes.probabilities[readable].max(axis=1)
         chosen = readable[np.argsort(sure, kind="stable")[:12]]
-        title = "No image disagrees; the least certain are" if outcomes.expected is not None else "The least certain"
+        title = "Images with the lowest confidence"
+        if outcomes.expected is not None:
+            title = f"No image disagrees. {title}:"
     rows = 2 if len(chosen) > 6 else 1
     figure, grid = plt.subplots(rows, 6, figsize=(12, 2.6 * rows), layout="constrained")
     figure.suptitle(title)
@@ -179,9 +186,9 @@ def draw_images(evaluation: Evaluation, folder: Path) -> Figure:
     for axes, i in zip(grid.flat, chosen, strict=False):
         try:
             picture = load_image(folder / outcomes.paths[i]).convert("RGB")
-            picture.thumbnail((400, 400))  # as it is drawn: large photos would be held twelve at a time
+            picture.thumbnail((400, 400))  # twelve large photos would take too much memory
             axes.imshow(picture)
-        except Exception:  # Pillow has no common one: see vitconv.inference.images
+        except Exception:  # Pillow has no common base class: see vitconv.inference.images
             axes.text(0.5, 0.5, "not readable", ha="center", transform=axes.transAxes)
         lines = ["no answer"]
         if outcomes.predicted[i] >= 0:
@@ -195,12 +202,12 @@ def draw_images(evaluation: Evaluation, folder: Path) -> Figure:
 
 
 def save_pictures(evaluation: Evaluation, images: str | Path, folder: str | Path) -> list[Path]:
-    """Draw them all into PNG files.
+    """Draw all plots into PNG files.
 
     Args:
         evaluation: the result.
-        images: the list of images, from whose folder its paths start.
-        folder: where to write; it is made.
+        images: the list of images; its paths are relative to its folder.
+        folder: where to write; it is created.
 
     Returns:
         the files.
@@ -218,7 +225,7 @@ def save_pictures(evaluation: Evaluation, images: str | Path, folder: str | Path
         figure = draw()
         files.append(Path(folder) / f"{name}.png")
         with new_file(files[-1]) as file, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the name is drawn as boxes
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # missing characters are drawn as boxes
             figure.savefig(file, dpi=100)
         plt.close(figure)
     return files

@@ -1,4 +1,4 @@
-"""The step from metrics to a page that is read in ten seconds: passed or not, against what, and what changed."""
+"""Write the report of an evaluation: whether it passed, which thresholds were checked, and what changed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vitconv.evaluation.thresholds import Threshold
 from vitconv.files import MOST_TEXT, check_file, new_file, open_file, read_json
 from vitconv.markdown import escape, visible
 
-#: The pictures of the evaluation, in the order of the page, and what each shows.
+#: The pictures of the evaluation in the order of the page, with their titles.
 PICTURES = {
     "images": "Images",
     "confusion": "Confusion matrix",
@@ -27,21 +27,21 @@ PICTURES = {
 }
 
 
-#: The most bytes of a picture; the pipeline's have some hundred thousand.
+#: The maximum size of a picture in bytes. The pipeline's pictures have about a hundred thousand.
 _MOST_PICTURE = 2**24
-#: The most entries of a list or a mapping: a million take half a minute, and no browser shows them.
+#: The maximum number of entries of a list or a mapping. A million would take half a minute, and no browser shows them.
 _MOST_ENTRIES = 10**5
-#: The most characters of a name in a table: more would make a page that nobody can read.
+#: The maximum number of characters of a name in a table, so that the page stays readable.
 _MOST_NAME = 200
 
 
 @dataclass(frozen=True)
 class Change:
-    """A metric that is not what it was.
+    """A metric that changed since the earlier run.
 
     Attributes:
-        name: the metric's.
-        before, after: its values; ``None`` where it was not computed.
+        name: the name of the metric.
+        before, after: its values; ``None`` if it was not computed.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Change:
 
 
 def changes(before: dict[str, float], after: dict[str, float]) -> list[Change]:
-    """The metrics that differ by more than rounding does (1e-6), in the order of ``after``."""
+    """List the metrics that differ by more than rounding (1e-6), in the order of ``after``."""
     names = [*after, *(name for name in before if name not in after)]
     found = [Change(name, before.get(name), after.get(name)) for name in names]
     return [
@@ -67,19 +67,19 @@ def report(
     last: str | Path | None = None,
     verification: str | Path | None = None,
 ) -> list[str]:
-    """Write ``index.html``, one file that needs no other, and ``report.md`` with its pictures beside it.
+    """Write ``index.html``, a single self-contained file, and ``report.md`` with its pictures beside it.
 
     Args:
         evaluation: the folder with ``evaluation.json`` and the pictures.
         destination: the folder to write; files of these names are replaced.
-        last: the metrics of an earlier run, to say what changed; a file that is missing or empty is none.
-        verification: what ``vitconv verify --json`` printed of the model.
+        last: a file with the metrics of an earlier run, to list what changed. It may be missing or empty.
+        verification: a file with the output of ``vitconv verify --json`` for the model.
 
     Returns:
-        the thresholds that are missed, a sentence each.
+        the missed thresholds, one sentence each.
 
     Raises:
-        InputError: the evaluation is not there, or a file is not what it should be; then nothing is written.
+        InputError: the evaluation does not exist, or a file is invalid. Then nothing is written.
     """
     evaluation, destination = Path(evaluation), Path(destination)
     try:
@@ -91,18 +91,22 @@ def report(
     except OSError as error:
         raise InputError(f"There is no picture '{error.filename}'.", _AGAIN) from error
     for content, form, what in ((summary, _SUMMARY, "evaluation"), (proof, _PROOF, "verification")):
-        for place in _misfits(content, form) if content is not None else ():
-            raise InputError(f"The {what} is of another version, or edited: {place}.", _AGAIN)
+        for place in _misfits(content, form, what) if content is not None else ():
+            raise InputError(f"The {what} was written by another version or edited: {place}.", _AGAIN)
     _check_thresholds(summary)
     if summary["passed"] != all(one["passed"] for one in summary["thresholds"]):
-        raise InputError(f"'{evaluation}' says of itself that it passed, or not, and of its thresholds else.", _AGAIN)
+        raise InputError(f"The evaluation in '{evaluation}' was edited: `passed` contradicts its thresholds.", _AGAIN)
     try:
         page = _page(summary, proof, _read_last(last))
         html = _render("report.html.j2", page | {"encoded": _encode(drawn)})
         texts = {"index.html": html, "report.md": _render("report.md.j2", page)}
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError, UndefinedError) as error:
-        raise InputError(f"'{evaluation}', or the verification, is of another version: {error}", _AGAIN) from error
-    written = {name: text.encode("utf-8", "replace") for name, text in texts.items()}  # JSON may hold half a character
+        raise InputError(
+            f"'{evaluation}' or the verification was written by another version: {error}", _AGAIN
+        ) from error
+    written = {
+        name: text.encode("utf-8", "replace") for name, text in texts.items()
+    }  # JSON may hold unpaired surrogates
     for name, data in (written | {f"{name}.png": data for name, data in drawn.items()}).items():
         with new_file(destination / name) as file:
             file.write_bytes(data)
@@ -110,17 +114,17 @@ def report(
 
 
 def _check_thresholds(summary: dict[str, Any]) -> None:
-    """Raise :class:`InputError` if a threshold does not say what follows from the metrics."""
+    """Raise :class:`InputError` if a threshold contradicts the metrics."""
     for one in summary["thresholds"]:
         name = one["name"]
         threshold = Threshold(name, one["bound"], one["limit"], one["value"], one["detail"])
         if summary["metrics"].get(name) != one["value"]:
-            reason = f"the metric has another value than the threshold of '{name[:_MOST_NAME]}'"
+            reason = f"the metric '{name[:_MOST_NAME]}' has another value than its threshold states"
         elif (threshold.passed, str(threshold)) != (one["passed"], one["text"]):
-            reason = f"the threshold of '{name[:_MOST_NAME]}' does not say what its value and its limit do"
+            reason = f"the result of the threshold of '{name[:_MOST_NAME]}' contradicts its value and its limit"
         else:
             continue
-        raise InputError(f"The evaluation is of another version, or edited: {reason}.", _AGAIN)
+        raise InputError(f"The evaluation was written by another version or edited: {reason}.", _AGAIN)
 
 
 _AGAIN = "Run the steps before this one again."
@@ -140,26 +144,27 @@ class _Form(NamedTuple):
     """What a value must be.
 
     Attributes:
-        fits: whether a value that holds no others is that.
-        words: what it must be, for people.
+        fits: whether a value is allowed; it is called for values that contain no others.
+        words: what is wrong with a value that is not, for the error.
     """
 
     fits: Callable[[Any], bool]
     words: str
 
 
-_TEXT = _Form(lambda value: isinstance(value, str), "no text")
-_TEXT_OR_NONE = _Form(lambda value: value is None or isinstance(value, str), "neither a text nor null")
+_TEXT = _Form(lambda value: isinstance(value, str), "not a string")
+_TEXT_OR_NONE = _Form(lambda value: value is None or isinstance(value, str), "neither a string nor null")
 _SWITCH = _Form(lambda value: isinstance(value, bool), "neither true nor false")
-_NUMBER = _Form(_is_number, "no number")
+_NUMBER = _Form(_is_number, "not a number")
 _FINITE = _Form(lambda value: _is_number(value) and abs(value) <= sys.float_info.max, "not a finite number")
 _NUMBER_OR_NONE = _Form(lambda value: value is None or _is_number(value), "neither a number nor null")
-_COUNT = _Form(lambda value: type(value) is int and 0 <= value < 2**63, "no number of images")
+_COUNT = _Form(lambda value: type(value) is int and 0 <= value < 2**63, "not a number of images")
 _RANGE = _Form(
-    lambda value: isinstance(value, list) and len(value) == 2 and all(map(_FINITE.fits, value)), "no two numbers"
+    lambda value: isinstance(value, list) and len(value) == 2 and all(map(_FINITE.fits, value)),
+    "not two finite numbers",
 )
-#: What the page takes from an evaluation, and from a verification: of a list its only form is that of each value in
-#: it, and of a mapping the form by the name ``None`` that of each value that has no other.
+#: The parts of an evaluation and of a verification that the page uses. The single form in a list applies to each value
+#: of the list. In a mapping, the form under ``None`` applies to every value whose name is not listed.
 _SUMMARY = {
     "passed": _SWITCH,
     "thresholds": [
@@ -189,15 +194,15 @@ _SUMMARY = {
 _PROOF = {"parity": {None: {"same_bits": _SWITCH, "stages": [{"name": _TEXT, "max_abs": _NUMBER}]}}}
 
 
-def _misfits(value: Any, form: Any, where: str = "it") -> Iterator[str]:
-    """Where a value, or one in it, is not of its form, and what stands there."""
+def _misfits(value: Any, form: Any, where: str) -> Iterator[str]:
+    """Yield a message for each place where a value does not have its form."""
     if isinstance(form, _Form):
         if not form.fits(value):
             yield f"`{where}` is {shown(value)}, {form.words}"
     elif not isinstance(value, type(form)):
-        yield f"`{where}` is {shown(value)}, no {'list' if isinstance(form, list) else 'mapping'}"
+        yield f"`{where}` is {shown(value)}, not a {'list' if isinstance(form, list) else 'mapping'}"
     elif len(value) > _MOST_ENTRIES:
-        yield f"`{where}` has {len(value):,} entries, and the most are {_MOST_ENTRIES:,}"
+        yield f"`{where}` has {len(value):,} entries; at most {_MOST_ENTRIES:,} are allowed"
     elif isinstance(form, list):
         for number, one in enumerate(value):
             yield from _misfits(one, form[0], f"{where}[{number}]")
@@ -213,7 +218,7 @@ def _encode(drawn: dict[str, bytes]) -> dict[str, str]:
 
 
 def _page(summary: dict[str, Any], proof: dict[str, Any] | None, before: dict[str, float] | None) -> dict[str, Any]:
-    """What the templates are filled with."""
+    """The values for the templates."""
     return {
         **summary,
         "verdict": _verdict(summary),
@@ -237,30 +242,30 @@ def _read_last(path: str | Path | None) -> dict[str, float] | None:
 
 
 def _is_metric(value: Any) -> bool:
-    """Whether it can be a metric of an earlier run: what is in that file, anybody may have written."""
+    """Whether a value can be a metric: anyone can edit the file of the earlier run."""
     return isinstance(value, (int, float)) and -sys.float_info.max <= value <= sys.float_info.max
 
 
 def _verdict(summary: dict[str, Any]) -> str:
-    """The one sentence."""
+    """The sentences at the top of the page."""
     metrics = summary["metrics"]
     sentences = []
     if "agreement" in metrics:
-        sentences.append(f"{metrics['agreement']:.2%} of {metrics['compared']:,} images get the expected answer.")
+        sentences.append(f"{metrics['agreement']:.2%} of {metrics['compared']:,} images have the expected class.")
         if metrics["compared"] < metrics["images"]:
-            sentences.append(f"{metrics['images'] - metrics['compared']:,} have none to compare with.")
+            sentences.append(f"{metrics['images'] - metrics['compared']:,} images have no expected class.")
     if metrics.get("agreement") == 1:
         share = 1 - summary["intervals"]["agreement"][0]
-        sentences.append(f"(With 95 % confidence, fewer than {share:.2%} of such images would not.)")
+        sentences.append(f"(With 95 % confidence, fewer than {share:.2%} of such images would have another class.)")
     if "accuracy" in metrics:
-        sentences.append(f"{metrics['accuracy']:.2%} of {metrics['labelled']:,} are right.")
+        sentences.append(f"Accuracy is {metrics['accuracy']:.2%} on {metrics['labelled']:,} labelled images.")
     if metrics["errors"]:
         sentences.append(f"{metrics['errors']:,} of {metrics['images']:,} images could not be read.")
     return " ".join(sentences)
 
 
 def _proof(verification: dict[str, Any]) -> list[str]:
-    """What the verification found, in a line a precision."""
+    """The result of the verification, one line for each dtype."""
     lines = []
     for dtype, comparison in verification["parity"].items():
         last = comparison["stages"][-1]
@@ -270,7 +275,7 @@ def _proof(verification: dict[str, Any]) -> list[str]:
 
 
 def _render(template: str, page: dict[str, Any]) -> str:
-    """Fill a template; whatever is put in is escaped, for HTML or for Markdown, and nothing in it is invisible."""
+    """Fill a template. Every value is escaped, for HTML or for Markdown, and unprintable characters are replaced."""
     markdown = template.endswith(".md.j2")
     environment = Environment(
         loader=PackageLoader("vitconv.evaluation"),

@@ -1,4 +1,4 @@
-"""What passes: metrics against their limits, and which class is wrong most often where one is missed."""
+"""Compare metrics with their thresholds, and name the class that is wrong most often if one is missed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from vitconv.evaluation.outcomes import Outcomes, require
 
 @dataclass(frozen=True)
 class Threshold:
-    """A limit that a metric must keep, and whether it does.
+    """A limit for a metric, and whether the metric meets it.
 
     Attributes:
-        name: the metric's.
+        name: the name of the metric.
         bound: ``"min"`` or ``"max"``.
-        limit: the least, or the largest, value that passes.
-        value: the metric.
-        detail: where it is missed: which classes or images are wrong, in a sentence; else empty.
+        limit: the smallest or the largest value that passes.
+        value: the value of the metric.
+        detail: if the threshold is missed, a sentence on which classes or images are wrong; else empty.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Threshold:
 
     @property
     def passed(self) -> bool:
-        """Whether the metric keeps the limit."""
+        """Whether the metric meets the limit."""
         return self.value >= self.limit if self.bound == "min" else self.value <= self.limit
 
     def __str__(self) -> str:
@@ -55,19 +55,22 @@ def check_thresholds(
     Args:
         thresholds: for a metric's name, ``"min"``, ``"max"`` or both.
         found: the metrics.
-        outcomes: what they were computed from, to say which images are wrong.
+        outcomes: what the metrics were computed from, to name the images that are wrong.
 
     Raises:
-        InputError: they are no mapping, or one is of an unknown metric, or no number.
+        InputError: the thresholds are not a mapping, a metric is unknown, or a limit is not a finite number.
     """
     if not isinstance(thresholds, Mapping):
-        raise InputError(f"The thresholds are {shown(thresholds)}.", f"Write a metric's name for each. {_FORM}")
+        raise InputError(
+            f"The thresholds must be a mapping, got {shown(thresholds)}.",
+            f"Write NAME: LIMIT for each metric. {_FORM}",
+        )
     checked = []
     for name, bounds in thresholds.items():
         if name not in found:
             raise InputError(
-                f"There is a threshold for '{name}', which was not computed.",
-                f"Give labels, expected answers or the metric, or choose from {', '.join(found)}.",
+                f"There is a threshold for '{name}', but this metric was not computed.",
+                f"Add what it needs (labels, expected answers or the metric), or choose from {', '.join(found)}.",
             )
         if not isinstance(bounds, Mapping) or not bounds or set(bounds) - {"min", "max"}:
             raise InputError(f"The threshold of '{name}' is {shown(bounds)}.", _FORM)
@@ -88,17 +91,17 @@ def _limit(name: str, limit: object) -> float:
     except OverflowError:  # an integer beyond the largest float
         number = math.inf
     if math.isnan(number):
-        # YAML takes 1e-4 for a text.
+        # YAML reads 1e-4 as a string.
         raise InputError(
-            f"The threshold of '{name}' is {shown(limit)}, not a number.", f"{_FORM} (A small one: 1.0e-4.)"
+            f"The threshold of '{name}' is {shown(limit)}, not a number.", f"{_FORM} (Write small numbers as 1.0e-4.)"
         )
     if math.isinf(number):
-        raise InputError(f"The threshold of '{name}' is {shown(limit)}, which no metric reaches.", "Leave it out.")
+        raise InputError(f"The threshold of '{name}' is {shown(limit)}, which no metric reaches.", "Remove it.")
     return number
 
 
 def _most_wrong(name: str, outcomes: Outcomes) -> str:
-    """The class and images that are wrong most often, in a sentence; empty where that is unknown."""
+    """A sentence on the class that is wrong most often and its images; empty if that is unknown."""
     if name == "max_logit_difference":
         differences = require(outcomes.differences)
         image, number = np.unravel_index(np.nanargmax(differences), differences.shape)
@@ -109,7 +112,7 @@ def _most_wrong(name: str, outcomes: Outcomes) -> str:
     truth = outcomes.expected if name == "agreement" else outcomes.labels if name in BUILT_IN else None
     if truth is None:
         return ""
-    # An image that could not be read disagrees; the metrics leave it out.
+    # An image that could not be read counts as a disagreement; the metrics leave it out.
     judged = truth >= 0 if name == "agreement" else (truth >= 0) & (outcomes.predicted >= 0)
     wrong = judged & (outcomes.predicted != truth)
     counts = np.bincount(truth[wrong], minlength=len(outcomes.classes))
@@ -117,8 +120,8 @@ def _most_wrong(name: str, outcomes: Outcomes) -> str:
         return ""
     worst = counts.argmax()
     images = [outcomes.paths[i] for i in np.flatnonzero(wrong & (truth == worst))]
-    name = first_few([outcomes.classes[worst]])  # not at any length
+    name = first_few([outcomes.classes[worst]])  # shortened if it is long
     return (
-        f"most of all '{name}', {counts[worst]} of {(judged & (truth == worst)).sum()} images wrong "
+        f"most often '{name}', {counts[worst]} of {(judged & (truth == worst)).sum()} images wrong "
         f"({first_few(images, 2)})."
     )

@@ -227,12 +227,12 @@ def test_a_notebook_gets_every_text_as_it_is(stage, name, project, monkeypatch):
         ("predict", "images", None, "`images` is None"),
         ("predict", "images", "a\0b", "Write a path."),
         ("predict", "model", "$(touch PWNED)", "$(touch PWNED)"),
-        ("predict", "batch_size", "8; touch PWNED", "Write a whole number from 1."),
-        ("predict", "batch_size", True, "Write a whole number from 1."),
-        ("predict", "batch_size", 10**400, "Write a whole number from 1."),
-        ("predict", "batch_size", 0, "Write a whole number from 1."),
-        ("predict", "max_errors", -1, "Write a whole number from 0."),
-        ("predict", "max_errors", 1.5, "Write a whole number from 0."),
+        ("predict", "batch_size", "8; touch PWNED", "Write an integer that is at least 1."),
+        ("predict", "batch_size", True, "Write an integer that is at least 1."),
+        ("predict", "batch_size", 10**400, "Write an integer that is at least 1."),
+        ("predict", "batch_size", 0, "Write an integer that is at least 1."),
+        ("predict", "max_errors", -1, "Write an integer that is at least 0."),
+        ("predict", "max_errors", 1.5, "Write an integer that is at least 0."),
         ("verify", "checkpoint", "`touch PWNED`", "`touch PWNED`"),
         ("verify", "checkpoint", 7, "`checkpoint` is 7"),
         ("verify", "model", "'; touch PWNED; '", "touch PWNED"),
@@ -247,10 +247,10 @@ def test_a_notebook_gets_every_text_as_it_is(stage, name, project, monkeypatch):
         ("convert", "img_size", [100_000, 100_000], "Write [height, width]"),
         ("convert", "img_size", [10**400, 32], "Write [height, width]"),
         ("convert", "img_size", [-224, -224], "Write [height, width]"),
-        ("convert", "architecture", 1, "Write a text"),
-        ("evaluate", "metrics", [b"a\"b"], "with texts, numbers"),
-        ("evaluate", "thresholds", {b"a\"b": 1}, "with texts, numbers"),
-        ("evaluate", "thresholds", {"a": {"max": 10**400}}, "with texts, numbers"),
+        ("convert", "architecture", 1, "Write a string"),
+        ("evaluate", "metrics", [b"a\"b"], "Use only strings, numbers"),
+        ("evaluate", "thresholds", {b"a\"b": 1}, "Use only strings, numbers"),
+        ("evaluate", "thresholds", {"a": {"max": 10**400}}, "Use only strings, numbers"),
     ],
     ids=lambda value: ascii(value)[:30],
 )  # fmt: skip
@@ -293,7 +293,7 @@ def test_a_parameters_file_that_never_ends_is_not_read(kind, project):
         command, cwd=root, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("error: The file of the parameters 'params.yaml' ") and words[kind] in done.stderr
+    assert done.stderr.startswith("error: The parameters file 'params.yaml' ") and words[kind] in done.stderr
 
 
 def test_a_key_that_occurs_twice_is_named(project):
@@ -321,13 +321,13 @@ def test_merge_keys_are_refused(project):
 @pytest.mark.parametrize(
     "value, reason",
     [
-        ('!!int ""', "'' is no int"),
-        ('!!int "_"', "'_' is no int"),
-        ('!!float ""', "'' is no float"),
-        ('!!bool "x"', "'x' is no bool"),
-        ('!!timestamp "x"', "'x' is no timestamp"),
-        (f'!!float "1{":59" * 500}"', "is no float"),
-        ("2001-99-99", "'2001-99-99' is no timestamp"),
+        ('!!int ""', "'' is not a valid int"),
+        ('!!int "_"', "'_' is not a valid int"),
+        ('!!float ""', "'' is not a valid float"),
+        ('!!bool "x"', "'x' is not a valid bool"),
+        ('!!timestamp "x"', "'x' is not a valid timestamp"),
+        (f'!!float "1{":59" * 500}"', "is not a valid float"),
+        ("2001-99-99", "'2001-99-99' is not a valid timestamp"),
         ("{[1]: 2}", "found unhashable key"),
     ],
     ids=lambda value: ascii(value)[:20],
@@ -418,7 +418,7 @@ def test_aliases_that_make_a_value_immense_or_endless(parameter, project):
     bomb += "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
     for value in (f"{bomb}{parameter}: *a8", f"{parameter}: &a [*a]", f"{parameter}: &a {{a: *a}}"):
         (root / "params.yaml").write_text(f"{rest}\n{value}\n")
-        assert_one_error(run("evaluate"), f"`{parameter}` is ", "with texts, numbers, lists and mappings only")
+        assert_one_error(run("evaluate"), f"`{parameter}` is ", "Use only strings, numbers, lists and mappings")
 
 
 @pytest.mark.parametrize("stage", ["sources", "verify", "predict"])

@@ -1,5 +1,5 @@
-"""Whatever is in a list, an image, a name, a metric, a parameter or a report: a result, a row with an error, or a
-VitconvError. Never another exception, more than 20 seconds, or more than 2 GiB.
+"""Property tests: any list, image, name, metric, parameter or report gives a result, a row with an error, or a
+VitconvError. There is never another exception, and no case takes more than 20 seconds or 2 GiB.
 
 ``make fuzz`` runs the same properties on many more cases.
 """
@@ -40,14 +40,14 @@ SECONDS, BYTES = 20, 2 << 30
 
 
 def often(share: float = 1):
-    """So many of the cases, each with its time."""
+    """Settings for a share of the cases, with the time limit of each."""
     cases = max(10, int(CASES * share))
     return settings(max_examples=cases, deadline=SECONDS * 1000, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(autouse=True)
 def bounded_memory():
-    """Where the kernel tells: no more than :data:`BYTES` beyond what the process had before."""
+    """Check that a test takes at most :data:`BYTES` of additional memory, if the kernel reports it."""
     before = _memory("VmRSS")
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
@@ -63,7 +63,7 @@ def _memory(name: str) -> int:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A folder that all cases write over."""
+    """A folder that every case overwrites."""
     return tmp_path_factory.mktemp("any")
 
 
@@ -116,7 +116,7 @@ _fields = _texts | st.sampled_from(["path", "label", "class", "a.png", '"', '"a\
 
 @often()
 @given(st.lists(st.lists(_fields, max_size=4), max_size=6), st.sampled_from(["\n", "\r\n", "\r"]), st.booleans())
-def test_any_rows_are_a_list_or_refused(place, rows, end, headed):
+def test_any_csv_rows_are_read_or_refused(place, rows, end, headed):
     lines = [",".join(fields) for fields in ([["path", "label"]] if headed else []) + rows]
     (place / "list.csv").write_bytes(end.join(lines).encode("utf-8", "surrogatepass"))
     with contextlib.suppress(VitconvError):
@@ -126,7 +126,7 @@ def test_any_rows_are_a_list_or_refused(place, rows, end, headed):
 
 @often()
 @given(st.binary(max_size=60), st.sampled_from([b"", b"path\n", b"\xff\xfep\0a\0t\0h\0", b"path,path\n", b'path\n"']))
-def test_any_bytes_are_a_list_or_refused(place, content, start):
+def test_any_bytes_as_a_list_are_read_or_refused(place, content, start):
     (place / "list.csv").write_bytes(start + content)
     with contextlib.suppress(VitconvError):
         assert len(read_images(place / "list.csv"))
@@ -137,7 +137,7 @@ def test_any_bytes_are_a_list_or_refused(place, content, start):
 
 @pytest.fixture(scope="module")
 def seeds() -> list[bytes]:
-    """Small images of every format that Pillow writes without help, in several modes."""
+    """Small images in every format that Pillow writes by itself, in several modes."""
     found = []
     noise = np.random.default_rng(0).integers(0, 256, (9, 7, 4), dtype=np.uint8)
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"):
@@ -153,7 +153,7 @@ def seeds() -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def batches(folder, place):
-    """Makes the batch of one image of a list."""
+    """Return a function that makes the batch of a list with one image."""
     preprocessor = open_preprocessor(read_info(folder))
 
     def make(name: str) -> Batches:
@@ -172,7 +172,7 @@ def check_pixels(batches: Batches):
 
 @often()
 @given(st.data())
-def test_any_bytes_are_an_image_or_a_row_with_an_error(place, seeds, batches, data):
+def test_any_bytes_as_an_image_give_pixels_or_an_error(place, seeds, batches, data):
     content = bytearray(data.draw(st.sampled_from(seeds)))
     for _ in range(data.draw(st.integers(0, 4))):
         at = data.draw(st.integers(0, len(content) - 1))
@@ -194,7 +194,7 @@ def test_images_of_any_shape(place, batches, long, short, upright, mode):
 @pytest.mark.parametrize(
     "name", ["fifo", "socket", "folder", "loop", "/dev/zero", "/dev/tty", "/proc/self/mem", "a\tb"]
 )
-def test_what_is_no_image_file(place, batches, name):
+def test_a_path_that_is_not_an_image_file_gives_an_error(place, batches, name):
     path = place / name
     if name == "fifo" and not path.exists():
         os.mkfifo(path)
@@ -239,7 +239,7 @@ _names = st.lists(_utf8, min_size=1, max_size=4)
 
 @often(0.5)
 @given(st.data())
-def test_any_names_are_evaluated_and_reported_or_refused(place, data):
+def test_any_class_names_are_evaluated_and_reported_or_refused(place, data):
     classes, paths = data.draw(_names), data.draw(_names)
     labels = [data.draw(st.sampled_from([*classes, "", "another"])) for _ in paths]
     errors = [data.draw(st.none() | st.none() | _utf8) for _ in paths]
@@ -255,7 +255,7 @@ def test_any_names_are_evaluated_and_reported_or_refused(place, data):
 
 
 def check_pages(folder):
-    """No name has become a tag, a picture, a link or a heading."""
+    """Check that no name became a tag, a picture, a link or a heading."""
     html = (folder / "index.html").read_text(encoding="utf-8")
     assert "<script>alert" not in html
     markdown = (folder / "report.md").read_text(encoding="utf-8")
@@ -280,7 +280,7 @@ def _tokens(markdown):
 
 @often(0.02)
 @given(st.lists(_utf8, min_size=2, max_size=4, unique=True))
-def test_any_names_are_drawn(place, classes):
+def test_any_class_names_are_drawn(place, classes):
     paths = [f"{i}.png" for i in range(6)]
     with contextlib.suppress(VitconvError):
         write(place, classes, paths, [classes[i % len(classes)] for i in range(6)], [None] * 6, None)
@@ -300,7 +300,7 @@ def some(place):
 
 
 class Stop(BaseException):
-    """What a metric might raise that is no Exception."""
+    """An error that is a BaseException, but not an Exception."""
 
 
 _raised = st.sampled_from(
@@ -311,7 +311,7 @@ _returned = _numbers | _plain | st.dictionaries(_texts | _numbers.map(repr), _nu
 
 @often()
 @given(_returned | _raised)
-def test_whatever_a_metric_does(some, place, returned):
+def test_any_behaviour_of_a_metric_is_a_value_or_refused(some, place, returned):
     def metric(labels, probabilities, classes):
         if isinstance(returned, BaseException):
             raise returned
@@ -332,7 +332,7 @@ _metric_names = _texts | st.sampled_from(
 
 @often()
 @given(_plain | _metric_names | st.lists(_metric_names | _plain, max_size=3))
-def test_whatever_the_metrics_are(some, metrics):
+def test_any_value_of_metrics_is_evaluated_or_refused(some, metrics):
     with contextlib.suppress(VitconvError):
         evaluate(*some, metrics=metrics)
 
@@ -345,7 +345,7 @@ _bounds = st.dictionaries(st.sampled_from(["min", "max", "mean"]), _numbers | _p
     _plain
     | st.dictionaries(st.sampled_from(["accuracy", "images", "top_3", "f1"]) | _texts, _bounds | _plain, max_size=2)
 )
-def test_whatever_the_thresholds_are(some, place, thresholds):
+def test_any_value_of_thresholds_is_evaluated_or_refused(some, place, thresholds):
     with contextlib.suppress(VitconvError):
         result = evaluate(*some, metrics=["accuracy", "f1"], thresholds=thresholds)
         result.save(place / "evaluation", place / "evaluation" / "metrics.json")
@@ -370,7 +370,7 @@ _REAL = yaml.safe_load((Path(__file__).parents[3] / "params.yaml").read_text())
 
 @often()
 @given(st.dictionaries(st.sampled_from([*_REAL]) | _texts, _plain, max_size=4), st.booleans())
-def test_whatever_the_parameters_are(place, parameters, complete):
+def test_any_parameters_are_read_or_refused(place, parameters, complete):
     text = yaml.safe_dump({**(_REAL if complete else {}), **parameters}, allow_unicode=True)
     (place / "params.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
     with contextlib.suppress(VitconvError):
@@ -379,7 +379,7 @@ def test_whatever_the_parameters_are(place, parameters, complete):
 
 @often()
 @given(st.binary(max_size=40))
-def test_whatever_the_parameters_file_holds(place, content):
+def test_any_bytes_as_parameters_file_are_read_or_refused(place, content):
     (place / "params.yaml").write_bytes(content)
     with contextlib.suppress(VitconvError):
         digest_what_is_named(place)
@@ -405,8 +405,8 @@ _nodes = st.recursive(
 
 @often()
 @given(st.dictionaries(st.sampled_from([*_REAL, "b"]), _nodes, min_size=1, max_size=3))
-def test_whatever_the_parameters_are_in_yaml(place, values):
-    """With tags, anchors, aliases and merge keys, which no writer of YAML makes of plain values."""
+def test_any_yaml_as_parameters_is_read_or_refused(place, values):
+    """With tags, anchors, aliases and merge keys, which yaml.dump does not write for plain values."""
     lines = [f"{name}: {json.dumps(value)}" for name, value in _REAL.items() if name not in values]
     lines += [f"{name}: {node}" for name, node in values.items()]
     (place / "params.yaml").write_text("\n".join(lines))
@@ -419,7 +419,7 @@ def test_whatever_the_parameters_are_in_yaml(place, values):
 
 @pytest.fixture(scope="module")
 def summary(some, place):
-    """What an evaluation writes, as plain data."""
+    """The summary that an evaluation writes, as plain data."""
     evaluate(*some, metrics=["accuracy"], thresholds={"accuracy": {"min": 2}}).save(place / "right", place / "m.json")
     for name in PICTURES:
         (place / "right" / f"{name}.png").write_bytes(b"picture")
@@ -428,7 +428,7 @@ def summary(some, place):
 
 @often()
 @given(st.data())
-def test_whatever_a_report_is_made_from(place, summary, data):
+def test_any_evaluation_is_reported_or_refused(place, summary, data):
     broken = json.loads(json.dumps(summary))
     for _ in range(data.draw(st.integers(0, 3))):
         part, key = broken, data.draw(st.sampled_from(sorted(broken)))
@@ -451,7 +451,7 @@ def test_whatever_a_report_is_made_from(place, summary, data):
 
 @often(0.5)
 @given(st.data())
-def test_whatever_a_configuration_says(place, folder, data):
+def test_any_configuration_of_a_model_is_read_or_refused(place, folder, data):
     content = json.loads((folder / "config.json").read_text())
     for _ in range(data.draw(st.integers(1, 2))):
         key = data.draw(st.sampled_from(sorted(content)) | _texts)

@@ -25,7 +25,7 @@ def few_resamples(monkeypatch):
 
 @pytest.fixture
 def files(tmp_path):
-    """Write predictions, their list, and expected answers, each as a test wants it."""
+    """Return a function that writes predictions, their list and expected answers."""
 
     def write(logits=LOGITS, errors=None, labels=LABELS, expected=None):
         errors = errors or [None] * 6
@@ -59,7 +59,7 @@ def answers(logits=LOGITS, paths=PATHS, order=CLASSES):
     ]
 
 
-def test_against_the_truth(files):
+def test_metrics_against_labels(files):
     predictions, images = files()
     result = evaluate(predictions, images)
     assert result.metrics["images"] == result.metrics["labelled"] == 6
@@ -70,7 +70,7 @@ def test_against_the_truth(files):
     assert (oak["class"], oak["images"], oak["precision"], oak["recall"]) == ("oak", 3, 1, 2 / 3)
 
 
-def test_against_expected_answers(files):
+def test_metrics_against_expected_answers(files):
     changed = LOGITS.copy()
     changed[3] = [1, 0, 2.5]
     predictions, images, expected = files(labels=None, expected=answers(changed))
@@ -120,7 +120,7 @@ def test_expected_answers_may_be_other_predictions(files, tmp_path):
     assert (result.metrics["agreement"], result.metrics["max_logit_difference"]) == (1, 0.5)
 
 
-def test_an_image_that_cannot_be_read_disagrees_and_has_no_metrics(files):
+def test_an_unreadable_image_counts_as_a_disagreement_and_not_in_other_metrics(files):
     predictions, images, expected = files(errors=["broken", None, None, None, None, None], expected=answers())
     result = evaluate(predictions, images, expected=expected)
     assert (result.metrics["errors"], result.metrics["labelled"], result.metrics["compared"]) == (1, 5, 6)
@@ -130,7 +130,7 @@ def test_an_image_that_cannot_be_read_disagrees_and_has_no_metrics(files):
     assert result.disagreements()[0]["predicted"] is None
 
 
-def test_metrics_may_be_one_or_none(files):
+def test_metrics_may_be_a_single_name_or_empty(files):
     predictions, images = files()
     assert "accuracy" in evaluate(predictions, images, metrics="accuracy").metrics
     assert set(evaluate(predictions, images, metrics=None).metrics) == {
@@ -144,17 +144,17 @@ def test_metrics_may_be_one_or_none(files):
 @pytest.mark.parametrize(
     "metrics", [[{"my.module": "cost"}], [None], 5, 0, False, {}, {"accuracy": 1}, [["accuracy"]], [5]]
 )
-def test_metrics_that_are_no_names_are_refused(files, metrics):
+def test_metrics_that_are_not_names_are_refused(files, metrics):
     predictions, images = files()
-    with pytest.raises(InputError, match="A metric is named|The metrics are"):
+    with pytest.raises(InputError, match="The name of a metric must be|The metrics must be"):
         evaluate(predictions, images, metrics=metrics)
 
 
-def test_a_single_image_says_next_to_nothing(files):
+def test_the_interval_of_a_single_image_is_wide(files):
     predictions, images, expected = files(labels=["ash", *[""] * 5], expected=answers(LOGITS[:1], PATHS[:1]))
     result = evaluate(predictions, images, expected=expected)
     assert (result.metrics["compared"], result.metrics["agreement"], result.metrics["accuracy"]) == (1, 1, 1)
-    nothing = pytest.approx((0.025, 1))  # of one try that went well: 0.025 ** (1 / 1)
+    nothing = pytest.approx((0.025, 1))  # Clopper-Pearson for one of one: 0.025 ** (1 / 1)
     assert result.intervals == {"agreement": nothing, "accuracy": nothing}
 
 
@@ -182,11 +182,11 @@ def test_if_no_labelled_image_can_be_read_there_are_no_metrics(files, tmp_path):
         plt.close(draw(result))
 
 
-def test_the_metrics_blame_what_was_read(files):
-    """Images that could not be read do not make a class the worst."""
+def test_a_missed_threshold_names_only_images_that_were_read(files):
+    """Images that could not be read do not count against their class."""
     predictions, images = files(errors=["x", None, None, None, None, "x"])
     (threshold,) = evaluate(predictions, images, thresholds={"accuracy": {"min": 1}}).thresholds
-    assert threshold.detail == "most of all 'oak', 1 of 3 images wrong (images/3.jpg)."
+    assert threshold.detail == "most often 'oak', 1 of 3 images wrong (images/3.jpg)."
 
 
 def test_images_without_a_label_are_left_out(files):
@@ -195,7 +195,7 @@ def test_images_without_a_label_are_left_out(files):
     assert (result.metrics["labelled"], result.metrics["accuracy"]) == (2, 0.5)
 
 
-def test_thresholds_are_judged_and_the_blame_is_named(files):
+def test_a_missed_threshold_names_the_worst_class_and_its_images(files):
     changed = LOGITS.copy()
     changed[3] = [1, 0, 2.5]
     predictions, images, expected = files(expected=answers(changed))
@@ -210,12 +210,12 @@ def test_thresholds_are_judged_and_the_blame_is_named(files):
     assert not result.passed
     assert result.metrics["thresholds_missed"] == 2
     first, *_, fourth, _ = map(str, result.thresholds)
-    assert first == "agreement is 0.833333, below 0.9: most of all 'oak', 1 of 3 images wrong (images/3.jpg)."
+    assert first == "agreement is 0.833333, below 0.9: most often 'oak', 1 of 3 images wrong (images/3.jpg)."
     assert fourth == "max_logit_difference is 1.5, above 0.1: 'oak' of images/3.jpg, 1 instead of 2.5."
     assert evaluate(predictions, images, expected=expected, thresholds={"agreement": {"min": 0.8}}).passed
 
 
-def test_a_missed_limit_of_errors_names_the_images(files):
+def test_a_missed_threshold_on_errors_names_the_images(files):
     predictions, images = files(errors=[None, "broken", None, None, None, "broken"])
     (threshold,) = evaluate(predictions, images, thresholds={"errors": {"max": 1}}).thresholds
     assert str(threshold) == "errors is 2, above 1: images/1.jpg, images/5.jpg."
@@ -224,9 +224,9 @@ def test_a_missed_limit_of_errors_names_the_images(files):
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"agreement": {"min": 1}}, "There is a threshold for 'agreement', which was not computed"),
+        ({"agreement": {"min": 1}}, "There is a threshold for 'agreement', but this metric was not computed"),
         ({"accuracy": 0.9}, "The threshold of 'accuracy' is 0.9"),
-        (0.9, "The thresholds are 0.9"),
+        (0.9, "The thresholds must be a mapping, got 0.9"),
         ({"accuracy": {}}, "The threshold of 'accuracy' is {}"),
         ({"accuracy": {"least": 0.9}}, "The threshold of 'accuracy' is {'least': 0.9}"),
         ({"accuracy": {"min": "0.9"}}, "The threshold of 'accuracy' is '0.9', not a number"),
@@ -242,7 +242,7 @@ def test_a_missed_limit_of_errors_names_the_images(files):
         ({"accuracy": [0.9]}, "The threshold of 'accuracy' is [0.9]"),
         ({"accuracy": None}, "The threshold of 'accuracy' is None"),
         ({1: {"min": 0}}, "There is a threshold for '1'"),
-        ("accuracy", "The thresholds are 'accuracy'"),
+        ("accuracy", "The thresholds must be a mapping, got 'accuracy'"),
     ],
 )
 def test_wrong_thresholds_are_refused(files, limits, message):
@@ -260,10 +260,10 @@ def test_wrong_thresholds_are_refused(files, limits, message):
         ({"expected": [["path", "class"], ["images/0.jpg", "elm"]]}, "expected answers '.*' name a class that the model does not have: 'elm'"),
         ({"expected": [["path", "ash"], ["images/0.jpg", 1]]}, "have no column 'class'"),
         ({"expected": [["path", "class"], ["a", "ash"], ["a", "oak"]]}, "name an image more than once"),
-        ({"expected": [["path", "class"], ["images/0.jpg", ""]]}, "None of the expected answers is of an image"),
+        ({"expected": [["path", "class"], ["images/0.jpg", ""]]}, "No expected answer has the path of an image"),
         ({"expected": [["path", "class", "class"], ["images/0.jpg", "ash", "oak"]]}, "two columns of the same name"),
         ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "2026-01-01"]]}, "logits that are not numbers"),
-        ({"expected": [["path", "class"], ["images/x.jpg", "ash"]]}, "None of the expected answers is of an image"),
+        ({"expected": [["path", "class"], ["images/x.jpg", "ash"]]}, "No expected answer has the path of an image"),
         ({"expected": [["path", "class", "ash", "oak"], ["images/0.jpg", "ash", 1, 2]]}, "logits of other classes than the model: beech"),
         ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "x"]]}, "logits that are not numbers"),
         ({"expected": [["path", "class", "ash", "beech", "oak"], ["images/0.jpg", "ash", 1, 2, "nan"]]}, "logits that are not numbers: not all of them are finite in float32"),
@@ -280,7 +280,7 @@ def test_wrong_thresholds_are_refused(files, limits, message):
         ({"expected": [["path", "class", "ash", "beech", "oak", "elm"], ["images/0.jpg", "ash", 1, 2, 3, 4]]}, "logits of other classes than the model: elm"),
     ],
 )  # fmt: skip
-def test_files_that_do_not_fit_are_refused(files, change, message):
+def test_files_that_do_not_match_are_refused(files, change, message):
     predictions, images, *expected = files(**change)
     with pytest.raises(InputError, match=message):
         evaluate(predictions, images, expected=expected[0] if expected else None)
@@ -290,7 +290,7 @@ def test_files_that_do_not_fit_are_refused(files, change, message):
     "change", [lambda text: "\ufeff" + text, lambda text: text.replace("\n", "\r\n"), lambda text: text + "\n\n"]
 )
 def test_expected_answers_as_other_programs_write_them(files, change):
-    """With a byte-order mark, Windows' ends of lines, empty lines at the end."""
+    """With a byte-order mark, Windows line endings, empty lines at the end."""
     predictions, images, expected = files(expected=answers())
     for path in (images, expected):
         path.write_bytes(change(path.read_text().replace("\r\n", "\n")).encode())
@@ -311,11 +311,11 @@ def test_a_limit_of_minus_zero_is_zero(files):
 def test_predictions_of_another_list_are_refused(files):
     predictions, images = files()
     images.write_text("path,label\nimages/0.jpg,ash\n")
-    with pytest.raises(InputError, match=r"\(6 rows\) are not of the list .* \(1 rows\)"):
+    with pytest.raises(InputError, match=r"\(6 rows\) do not belong to the list .* \(1 rows\)"):
         evaluate(predictions, images)
 
 
-def test_metrics_of_ones_own_are_figures_with_intervals_and_thresholds(files):
+def test_a_custom_metric_has_a_value_an_interval_and_a_threshold(files):
     mine = sys.modules["my_metrics"] = types.ModuleType("my_metrics")
     mine.share = lambda labels, probabilities, classes: {
         name: float((labels == i).mean()) for i, name in enumerate(classes)
@@ -336,8 +336,8 @@ def test_metrics_of_ones_own_are_figures_with_intervals_and_thresholds(files):
     del sys.modules["my_metrics"]
 
 
-def test_everything_is_saved_beside_what_was_there(files, tmp_path):
-    """Into new files: the old ones may be links to DVC's cache."""
+def test_saving_keeps_the_other_files_of_the_folder(files, tmp_path):
+    """It writes new files, because the old ones may be links to DVC's cache."""
     changed = LOGITS.copy()
     changed[3] = [1, 0, 2.5]
     predictions, images, expected = files(expected=answers(changed))
@@ -350,7 +350,7 @@ def test_everything_is_saved_beside_what_was_there(files, tmp_path):
     assert (tmp_path / "cache").read_text() == "old"
     summary = json.loads((out / "evaluation.json").read_text())
     assert summary["passed"] is False
-    assert summary["thresholds"][0]["text"].startswith("agreement is 0.833333, below 1: most of all 'oak'")
+    assert summary["thresholds"][0]["text"].startswith("agreement is 0.833333, below 1: most often 'oak'")
     assert json.loads((out / "metrics.json").read_text()) == summary["metrics"] == result.metrics
     assert [row["path"] for row in csv.DictReader((out / "disagreements.csv").open())] == ["images/3.jpg"]
     assert [row["class"] for row in csv.DictReader((out / "classes.csv").open())] == list(CLASSES)
@@ -360,14 +360,14 @@ def test_a_notebook_shows_the_metrics_and_the_thresholds(files):
     predictions, images = files()
     result = evaluate(predictions, images, thresholds={"errors": {"max": 1}, "accuracy": {"min": 2}})
     shown = result._repr_markdown_()
-    assert shown.startswith("| metric | value | 95 % interval |\n|---|---|---|\n| images | 6 |  |\n")
+    assert shown.startswith("| metric | value | 95 % interval |\n|---|--:|--:|\n| images | 6 |  |\n")
     assert "- ✓ errors is 0, at most 1." in shown and "- ✗ accuracy is " in shown
     assert repr(result) == "Evaluation(6 images, 1 of 2 thresholds missed)"
 
 
 @pytest.mark.parametrize("name", ["recall", "top_3", "calibration_error", "agreement"])
-def test_a_metric_of_ones_own_is_not_called_like_a_built_in_one(files, monkeypatch, name):
-    """Its value would be the report's headline."""
+def test_a_custom_metric_with_the_name_of_a_built_in_one_is_refused(files, monkeypatch, name):
+    """Its value would appear at the top of the report."""
     module = types.ModuleType("named_metrics")
     setattr(module, name, lambda labels, probabilities, classes: 1.0)
     monkeypatch.setitem(sys.modules, "named_metrics", module)
@@ -386,7 +386,7 @@ def test_expected_answers_that_contradict_their_logits_are_refused(files):
 
 
 @pytest.mark.parametrize("column", [" class", "Class"])
-def test_a_column_class_in_other_spelling_is_named(files, column):
+def test_a_misspelled_column_class_is_named(files, column):
     predictions, images, expected = files(expected=[["path", column], ["images/0.jpg", "ash"]])
     with pytest.raises(InputError, match=f"has a column '{column}', which is not read"):
         evaluate(predictions, images, expected=expected)

@@ -16,7 +16,7 @@ def test_without_the_extra_it_says_what_to_install(tmp_path):
     )
 
 
-def test_converting_needs_none_of_it():
+def test_converting_does_not_import_the_evaluation_libraries():
     script = (
         "import sys; import vitconv.convert, vitconv.cli\n"
         "print([name for name in ('pyarrow', 'torchmetrics', 'ray') if name in sys.modules])"

@@ -39,7 +39,7 @@ PROBABILITIES = np.array(
 
 @pytest.fixture
 def mine():
-    """A module of metrics of one's own, to which tests add functions."""
+    """An importable module to which tests add custom metrics."""
     module = types.ModuleType("mine")
     sys.modules["mine"] = module
     yield module
@@ -60,14 +60,14 @@ def mine():
         ("calibration_error", {"calibration_error": (2 * 0.25 + (0.5 + 0.59)) / 4}),
     ],
 )
-def test_figures_worked_out_by_hand(name, expected):
+def test_metrics_equal_values_computed_by_hand(name, expected):
     assert compute(name, LABELS, PROBABILITIES, CLASSES) == pytest.approx(expected, abs=1e-6)
 
 
 @settings(deadline=None)  # the first call imports scikit-learn
 @given(st.data())
-def test_every_built_in_metric_takes_whatever_a_model_may_say(data):
-    """Any number of classes and images, classes that do not occur, probabilities of 0 and 1."""
+def test_every_built_in_metric_accepts_any_probabilities(data):
+    """Any number of classes and images, classes without images, probabilities of 0 and 1."""
     count, images = data.draw(st.integers(2, 8)), data.draw(st.integers(1, 12))
     labels = np.array(data.draw(st.lists(st.integers(0, count - 1), min_size=images, max_size=images)))
     weights = data.draw(
@@ -84,7 +84,7 @@ def test_every_built_in_metric_takes_whatever_a_model_may_say(data):
     )
 
 
-def test_a_metric_of_ones_own(mine):
+def test_a_custom_metric(mine):
     seen = []
 
     def cost(labels, probabilities, classes):
@@ -108,14 +108,14 @@ def test_an_unknown_name_is_refused(name):
     assert "accuracy, top, precision" in caught.value.remedy
 
 
-def test_what_cannot_be_imported_is_refused(mine, tmp_path, monkeypatch):
+def test_a_metric_that_cannot_be_imported_is_refused(mine, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "spoilt_metric.py").write_text("1 / 0\n")
     for name, reason in [
         ("no.such.module:cost", "cannot be imported: ModuleNotFoundError: No module named 'no'"),
         ("spoilt_metric:cost", "cannot be imported: ZeroDivisionError"),
         ("mine:cost", "the module 'mine' has no 'cost'"),
-        ("mine:__name__", "cannot call, '__name__'"),
+        ("mine:__name__", "has '__name__', but it is not a function"),
     ]:
         with pytest.raises(InputError, match=reason) as caught:
             find_metric(name)
@@ -137,7 +137,7 @@ def test_a_wrong_signature_is_refused_before_it_is_called(mine, function):
 @pytest.mark.parametrize(
     "value", [None, "good", math.nan, -math.inf, True, [1], 1j, {"a": None}, {"a": "b"}, np.ones(2)]
 )
-def test_nonsense_is_refused(mine, value):
+def test_a_value_that_is_not_a_finite_number_is_refused(mine, value):
     mine.cost = lambda labels, probabilities, classes: value
     with pytest.raises(InputError, match=r"The metric 'mine:cost' returned .* for 'cost") as caught:
         compute("mine:cost", LABELS, PROBABILITIES, CLASSES)
@@ -149,7 +149,7 @@ def test_nonsense_is_refused(mine, value):
     [10**400, -(10**5000), Fraction(10**400, 3), Decimal("NaN"), Decimal("sNaN"), np.float64("inf"), np.True_, np.array(1j), np.ones(1), torch.tensor(True), torch.ones(2), "1", "a" * 10**6, b"1", lambda: 1, object, float, {"a": 10**400}, {"a": {"b": 1}}],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
-def test_more_nonsense_is_refused(mine, value):
+def test_other_values_that_are_not_finite_numbers_are_refused(mine, value):
     mine.cost = lambda labels, probabilities, classes: value
     with pytest.raises(InputError, match=r"The metric 'mine:cost' returned .* for 'cost") as caught:
         compute("mine:cost", LABELS, PROBABILITIES, CLASSES)
@@ -157,7 +157,7 @@ def test_more_nonsense_is_refused(mine, value):
 
 
 class Rude(int):
-    """A number that does not want to be one."""
+    """A number whose conversion fails."""
 
     def __float__(self):
         raise SystemError
@@ -166,7 +166,7 @@ class Rude(int):
 
 
 class Ending(float):
-    """A number that ends Python, as if all were well, where it is looked at."""
+    """A number whose conversion ends Python with exit code 0."""
 
     def __float__(self):
         raise SystemExit(0)
@@ -215,7 +215,7 @@ def raise_(error):
     ],
     ids=str,
 )
-def test_numbers_of_any_kind(mine, value, expected):
+def test_numbers_of_any_type_are_accepted(mine, value, expected):
     mine.cost = lambda labels, probabilities, classes: value
     found = compute("mine:cost", LABELS, PROBABILITIES, CLASSES)
     assert found == expected
@@ -239,7 +239,7 @@ def test_numbers_of_any_kind(mine, value, expected):
         (lambda *_: {1: 1.0, "1": 2.0}, "returns 'cost_1', a name that is already in use"),
     ],
 )
-def test_a_metric_that_does_what_it_likes_is_named(mine, function, words):
+def test_an_error_about_a_metric_names_it(mine, function, words):
     mine.cost = function
     with pytest.raises(InputError, match=words) as caught:
         compute("mine:cost", LABELS, PROBABILITIES, CLASSES)
@@ -247,14 +247,14 @@ def test_a_metric_that_does_what_it_likes_is_named(mine, function, words):
     assert "\n" not in caught.value.problem and len(caught.value.problem) < 1000
 
 
-def test_an_interrupt_is_no_error_of_the_metrics(mine):
+def test_an_interrupt_in_a_metric_is_not_reported_as_its_error(mine):
     mine.cost = lambda labels, probabilities, classes: raise_(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         compute("mine:cost", LABELS, PROBABILITIES, CLASSES)
 
 
 @pytest.mark.parametrize("name", sorted(RESERVED))
-def test_a_figure_of_the_evaluations_own_is_none_of_a_metric(mine, name):
+def test_a_metric_with_a_reserved_name_is_refused(mine, name):
     setattr(mine, name, lambda labels, probabilities, classes: 0.0)
     with pytest.raises(InputError, match=f"returns '{name}', a name that is already in use"):
         compute(f"mine:{name}", LABELS, PROBABILITIES, CLASSES)
@@ -274,7 +274,7 @@ def test_a_module_that_ends_python_is_refused(tmp_path, monkeypatch, code):
 @pytest.mark.parametrize(
     "name", [None, 1, b"a", ["accuracy"], {"a": 1}, ".a:b", "a..b:c", "a\0:b", "a\n:b", "\ud800:b"]
 )
-def test_a_name_that_is_none_is_refused(name):
+def test_a_name_that_is_not_a_metric_name_is_refused(name):
     with pytest.raises(InputError):
         find_metric(name)
 
@@ -285,7 +285,7 @@ def test_a_metric_that_fails_is_named(mine):
         compute("mine:cost", LABELS, PROBABILITIES, CLASSES)
 
 
-def test_an_interval_holds_the_figure_and_narrows_with_images():
+def test_an_interval_contains_the_metric_and_narrows_with_more_images():
     rng = np.random.default_rng(0)
 
     def width(count):
@@ -301,8 +301,8 @@ def test_an_interval_holds_the_figure_and_narrows_with_images():
 
 
 @pytest.mark.parametrize("count", [2, 42, 200])
-def test_the_interval_of_a_share_covers_every_truth(count):
-    """At least 95 times in 100, worked out over everything that may happen, up to a truth of 1."""
+def test_the_interval_of_a_share_covers_any_true_share(count):
+    """At least 95 % coverage, computed over every possible outcome, for true shares up to 1."""
     ends = np.array([proportion(hits, count) for hits in range(count + 1)])
     chance = [math.comb(count, hits) for hits in range(count + 1)]
     for truth in [*np.linspace(0, 1, 101), 0.999]:
@@ -320,8 +320,8 @@ def test_shares_have_an_exact_interval_even_where_all_images_are_right():
     assert found["accuracy"] == (pytest.approx(0.0676, abs=1e-4), pytest.approx(0.9324, abs=1e-4))
 
 
-def test_an_interval_is_scipy_s():
-    """But for chance, to a fifteenth of its width: of skewed data, where the percentiles are off by a fifth."""
+def test_an_interval_is_close_to_that_of_scipy():
+    """Within a fifteenth of its width, on skewed data for which percentiles are off by a fifth."""
     from scipy.stats import bootstrap
 
     data = np.random.default_rng(0).exponential(size=(2, 60)) ** 2
@@ -340,7 +340,7 @@ def test_an_interval_is_scipy_s():
         assert (low[k], high[k]) == (pytest.approx(theirs.low, abs=close), pytest.approx(theirs.high, abs=close))
 
 
-def test_leaving_out_groups_shows_the_skew_as_leaving_out_images_does(monkeypatch):
+def test_leaving_out_groups_estimates_the_skew_like_leaving_out_images(monkeypatch):
     data = np.random.default_rng(0).exponential(size=1000) ** 2
 
     def width_on_each_side():
@@ -354,8 +354,8 @@ def test_leaving_out_groups_shows_the_skew_as_leaving_out_images_does(monkeypatc
 
 
 @pytest.mark.parametrize(("wrong", "there"), [(0, False), (4, False), (5, True)])
-def test_of_a_few_wrong_images_only_shares_have_an_interval(wrong, there):
-    """Resampling shows nothing of the wrong answers that were not among the images."""
+def test_with_few_wrong_images_only_shares_have_an_interval(wrong, there):
+    """Resampling cannot account for wrong answers that are not in the sample."""
     labels, predicted = np.arange(42) % 4, np.arange(42) % 4
     predicted[:wrong] = (predicted[:wrong] + 1) % 4
     confidence = np.linspace(0.5, 0.9, 42)[:, None]
@@ -364,16 +364,16 @@ def test_of_a_few_wrong_images_only_shares_have_an_interval(wrong, there):
     assert set(intervals(BUILT_IN, labels, probabilities, range(4))) == {"accuracy", "top_3"} | others
 
 
-def test_where_resampling_says_nothing_there_is_no_interval():
-    """Of a figure that is the same in every resample, and of one that no resample leaves as it is."""
+def test_there_is_no_interval_if_resampling_cannot_estimate_it():
+    """The metric is the same in every resample, or differs from the original value in all of them."""
     (same, spoilt, mean), (_, _, high) = interval(lambda chosen: [0.1, len(set(chosen)), chosen.mean()], 40)
     assert math.isnan(same)
     assert math.isnan(spoilt)
     assert mean < 19.5 < high
 
 
-def test_figures_that_resampling_biases_lie_in_their_interval():
-    """Of 1000 classes with three images each, a resample lacks some: it is the bias that BCa takes off."""
+def test_metrics_that_resampling_biases_are_in_their_interval():
+    """With three images in each of 1000 classes, a resample lacks some classes. BCa corrects this bias."""
     rng = np.random.default_rng(0)
     labels = np.arange(3000) % 1000
     logits = rng.standard_normal((3000, 1000))
@@ -391,7 +391,7 @@ def test_an_interval_is_the_same_every_time():
     )
 
 
-def test_a_figure_that_some_resamples_lack_has_no_interval(mine):
+def test_a_metric_that_some_resamples_lack_has_no_interval(mine):
     def needs_class_2(labels, probabilities, classes):
         if 2 not in labels:
             raise ValueError("class c is not there")
@@ -402,7 +402,7 @@ def test_a_figure_that_some_resamples_lack_has_no_interval(mine):
 
 
 def any_answers(images, classes, seed=0):
-    """Labels, and probabilities of which some are equal, 0 or 1; most answers are right."""
+    """Labels and probabilities, some of them equal, 0 or 1; most predictions are right."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, images)
     weights = rng.integers(0, 4, (images, classes)).astype(float)
@@ -412,8 +412,8 @@ def any_answers(images, classes, seed=0):
 
 
 @pytest.mark.parametrize(("images", "classes"), [(1, 4), (9, 2), (40, 4), (300, 7), (60, 50)])
-def test_the_quick_figures_are_those_of_the_libraries(images, classes):
-    """To the bit, equal probabilities included; these libraries sort and copy all the probabilities."""
+def test_the_fast_metrics_equal_those_of_the_libraries(images, classes):
+    """Bit for bit, also with equal probabilities. The libraries sort and copy all probabilities."""
     import torch
     from sklearn.metrics import log_loss, top_k_accuracy_score
     from torchmetrics.functional.classification import multiclass_calibration_error
@@ -436,7 +436,7 @@ def test_the_quick_figures_are_those_of_the_libraries(images, classes):
 
 
 @pytest.mark.parametrize(("images", "classes"), [(1, 4), (9, 2), (40, 4), (300, 7), (60, 50)])
-def test_a_resample_is_counted_as_the_metrics_compute_it(images, classes):
+def test_counting_a_resample_equals_computing_the_metrics_on_it(images, classes):
     labels, probabilities = any_answers(images, classes)
     recount, rng = Recount(labels, probabilities, classes), np.random.default_rng(1)
     for _ in range(20):
@@ -449,7 +449,7 @@ def test_a_resample_is_counted_as_the_metrics_compute_it(images, classes):
 
 
 def test_the_built_in_metrics_are_not_computed_again_for_each_resample(mine, monkeypatch):
-    """Each goes through the probabilities of all classes: a thousand times, they took minutes for 2000 classes."""
+    """Each would read the probabilities of all classes: a thousand times take minutes for 2000 classes."""
     calls = dict.fromkeys([*BUILT_IN, "own"], 0)
 
     def counting(name, metric):

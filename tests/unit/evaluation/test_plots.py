@@ -64,7 +64,7 @@ def close():
     [{}, {"labels": False}, {"expected": False}, {"classes": 100}, {"unreadable": (0, 5)}, {"count": 5000}],
     ids=str,
 )
-def test_every_picture_of_whatever_there_is(draw, arguments):
+def test_every_plot_with_and_without_labels_and_expected_answers(draw, arguments):
     figure = draw(make(**arguments))
     assert figure.axes
     figure.savefig("/dev/null", format="png")
@@ -96,14 +96,14 @@ def test_names_are_drawn_as_they_are(draw, labels):
     assert width < 20 and height < 20
 
 
-def test_names_in_pictures():
+def test_names_are_shortened_and_printable_in_plots():
     assert [plots.plain(name) for name in NAMES[:9]] == [
         "$x^{$", "$a$", r"\$5 \frac{", "$$$", "a b c", "\ufffd\ufffd\ufffd[31m", "namenamenamenamenamenam…", "one two one two one two…", "屋根 🏠 \ufffdabc",
     ]  # fmt: skip
 
 
-def test_missing_glyphs_and_paths_are_no_errors(tmp_path):
-    """As where Python is told to take warnings for errors, and a path in the list is none that there can be."""
+def test_missing_glyphs_and_invalid_paths_are_not_errors(tmp_path):
+    """Also if Python turns warnings into errors, and if a path in the list is not a valid path."""
     evaluation = make()
     outcomes = dataclasses.replace(
         evaluation.outcomes, classes=("屋根",) * 7, paths=("a\0b", "a" * 5000, "", *["~"] * 37)
@@ -116,7 +116,7 @@ def test_missing_glyphs_and_paths_are_no_errors(tmp_path):
     assert len(files) == 5
 
 
-def test_the_confusion_matrix_counts_what_was_answered():
+def test_the_confusion_matrix_counts_predictions():
     evaluation = make()
     (axes,) = plots.draw_confusion(evaluation).axes
     outcomes = evaluation.outcomes
@@ -134,7 +134,7 @@ def test_the_worst_classes_come_first():
 
 
 @pytest.mark.parametrize("wrong", [0, 3, 20])
-def test_the_images_that_disagree_are_shown_or_the_least_certain(tmp_path, wrong):
+def test_images_that_disagree_or_have_the_lowest_confidence_are_shown(tmp_path, wrong):
     evaluation = make(unreadable=(2,))
     outcomes = evaluation.outcomes
     for i in range(len(outcomes.paths)):
@@ -146,17 +146,17 @@ def test_the_images_that_disagree_are_shown_or_the_least_certain(tmp_path, wrong
     figure = plots.draw_images(evaluation, tmp_path)
     titles = [axes.get_title() for axes in figure.axes]
     if wrong:
-        assert figure.get_suptitle() == f"{wrong} images disagree"
+        assert figure.get_suptitle() == f"Images that disagree: {wrong}"
         assert sum("expected:" in title for title in titles) == min(wrong, 12)
     else:
-        assert figure.get_suptitle() == "No image disagrees; the least certain are"
+        assert figure.get_suptitle() == "No image disagrees. Images with the lowest confidence:"
         assert not any("expected:" in title for title in titles)
         least = np.nanmin(outcomes.probabilities.max(axis=1))
         assert f"{least:.0%}" in titles[0]
 
 
 def test_a_confusion_matrix_of_very_many_classes_shows_the_most_confused():
-    """One of ImageNet-21k's classes would take 8 GiB."""
+    """A matrix of all classes of ImageNet-21k would take 8 GiB."""
     evaluation = make(classes=21_843)
     outcomes = evaluation.outcomes
     figure = plots.draw_confusion(evaluation)
@@ -166,7 +166,7 @@ def test_a_confusion_matrix_of_very_many_classes_shows_the_most_confused():
     assert axes.get_title() == (f"{right} of {known} on the diagonal\nThe 200 most often confused of 21,843 classes")
 
 
-def test_the_most_confused_classes_are_those_of_the_mistakes():
+def test_the_most_confused_classes_have_the_most_mistakes():
     truth, predicted = np.arange(300), np.arange(300)
     predicted[250:260] = 299
     shown = plots._most_confused(truth, predicted, 300)

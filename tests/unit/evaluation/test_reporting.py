@@ -41,20 +41,20 @@ def evaluation(tmp_path, write_images, monkeypatch):
     return run
 
 
-def test_a_page_that_says_not_passed_and_why(evaluation, tmp_path):
+def test_the_page_says_not_passed_and_why(evaluation, tmp_path):
     (missed,) = report(evaluation(), tmp_path / "report")
-    assert missed == "agreement is 0.5, below 1: most of all 'ash', 1 of 2 images wrong (images/00002.jpg)."
+    assert missed == "agreement is 0.5, below 1: most often 'ash', 1 of 2 images wrong (images/00002.jpg)."
     page = (tmp_path / "report" / "index.html").read_text()
     assert "<h1>Not passed</h1>" in page
     assert "agreement is 0.5, below 1" in page
-    assert "50.00% of 2 images get the expected answer. 2 have none to compare with." in page
+    assert "50.00% of 2 images have the expected class. 2 images have no expected class." in page
     assert "There is no earlier run" in page
     text = (tmp_path / "report" / "report.md").read_text()
     assert text.startswith("# ❌ Not passed\n")
     assert r"| images/00002.jpg | ash | beech \& \<oak\> | ash |" in text
 
 
-def test_a_page_that_says_passed_and_what_changed(evaluation, tmp_path):
+def test_the_page_says_passed_and_what_changed(evaluation, tmp_path):
     folder = evaluation(limit=0.5)
     last = json.loads((folder / "metrics.json").read_text()) | {"accuracy": 0.5, "gone": 1.0}
     (tmp_path / "last.json").write_text(json.dumps(last))
@@ -67,7 +67,7 @@ def test_a_page_that_says_passed_and_what_changed(evaluation, tmp_path):
 
 
 @pytest.mark.parametrize("option", ["last", "verification"])
-def test_a_pipe_is_not_waited_for(option, evaluation, tmp_path):
+def test_a_pipe_is_refused_without_waiting(option, evaluation, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match="pipe' is a pipe, not a file"):
         report(evaluation(), tmp_path / "report", **{option: tmp_path / "pipe"})
@@ -75,7 +75,7 @@ def test_a_pipe_is_not_waited_for(option, evaluation, tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
 @pytest.mark.parametrize("kind, words", [("fifo", "a pipe"), ("device", "a device"), ("immense", "16,777,216")])
-def test_a_picture_that_never_ends_is_not_read(kind, words, evaluation, tmp_path):
+def test_a_picture_without_an_end_is_not_read(kind, words, evaluation, tmp_path):
     picture = evaluation() / "images.png"
     picture.unlink()
     if kind == "fifo":
@@ -93,7 +93,7 @@ def test_a_picture_that_never_ends_is_not_read(kind, words, evaluation, tmp_path
 
 
 @pytest.mark.parametrize("content", [None, "", "null", "[1]"])
-def test_an_earlier_run_that_is_not_there_is_none(evaluation, tmp_path, content):
+def test_a_missing_or_invalid_earlier_run_is_ignored(evaluation, tmp_path, content):
     if content is not None:
         (tmp_path / "last.json").write_text(content)
     report(evaluation(), tmp_path / "report", last=tmp_path / "last.json")
@@ -123,8 +123,8 @@ def test_names_are_not_markup(evaluation, tmp_path):
 HOSTILE = "<script>alert(1)</script> ![a](http://e.org/a.png) [b](http://e.org) | `c` *d* _e_ &lt; $f$ \\ \n\n# g\n\n| h |\n|---|\n www.e.org"
 
 
-def test_no_name_is_markup_in_either_page(evaluation, tmp_path):
-    """A class, a path, an error, a figure, a threshold: each shows as it is, and nothing more."""
+def test_names_are_not_markup_in_either_page(evaluation, tmp_path):
+    """The name of a class, a path, an error, a metric and a threshold are shown exactly as they are."""
     folder = evaluation(broken=(3,))
 
     def pages(name):
@@ -171,12 +171,12 @@ def test_images_that_could_not_be_read_are_listed(evaluation, tmp_path):
     assert "There is no image." in page
 
 
-def test_without_labels_there_are_pictures_all_the_same(evaluation, tmp_path):
+def test_there_are_pictures_without_labels(evaluation, tmp_path):
     report(evaluation(labels=False), tmp_path / "report")
     assert "accuracy" not in (tmp_path / "report" / "report.md").read_text()
 
 
-def test_the_proof_of_the_conversion_is_told(evaluation, tmp_path):
+def test_the_proof_of_the_conversion_is_shown(evaluation, tmp_path):
     stages = [{"name": "logits", "max_abs": 3e-16}]
     parity = {"float64": {"same_bits": True, "stages": stages}, "float32": {"same_bits": False, "stages": stages}}
     (tmp_path / "proof.json").write_text(json.dumps({"parity": parity}))
@@ -186,7 +186,7 @@ def test_the_proof_of_the_conversion_is_told(evaluation, tmp_path):
     assert "- float32: logits largest difference 3.0e-16" in text
 
 
-def test_what_is_not_there_is_named(tmp_path, evaluation):
+def test_missing_files_are_named(tmp_path, evaluation):
     with pytest.raises(InputError, match="evaluation.json"):
         report(tmp_path / "nothing", tmp_path / "report")
     folder = evaluation()
@@ -200,10 +200,10 @@ def test_what_is_not_there_is_named(tmp_path, evaluation):
 def test_an_evaluation_of_another_version_is_refused(evaluation, tmp_path, content):
     folder = evaluation()
     (tmp_path / "proof.json").write_text('{"other": 1}')
-    with pytest.raises(InputError, match="of another version"):
+    with pytest.raises(InputError, match="written by another version"):
         report(folder, tmp_path / "report", verification=tmp_path / "proof.json")
     (folder / "evaluation.json").write_text(content)
-    with pytest.raises(InputError, match="of another version"):
+    with pytest.raises(InputError, match="written by another version"):
         report(folder, tmp_path / "report")
     assert not (tmp_path / "report").exists()
 
@@ -216,26 +216,32 @@ KEPT["text"] = "images is 4, at least 4."
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"thresholds": [KEPT | {"text": 5}]}, r"`it.thresholds\[0\].text` is 5, no text"),
-        ({"thresholds": [KEPT | {"passed": "no"}]}, r"`it.thresholds\[0\].passed` is 'no'"),
-        ({"thresholds": [KEPT]}, "passed, or not, and of its thresholds else"),
-        ({"thresholds": [KEPT | {"value": 0.5}]}, "has another value than the threshold of 'images'"),
-        ({"thresholds": [KEPT | {"limit": 5}]}, "the threshold of 'images' does not say what"),
-        ({"thresholds": [KEPT | {"text": "All is well."}]}, "the threshold of 'images' does not say what"),
+        ({"thresholds": [KEPT | {"text": 5}]}, r"`evaluation.thresholds\[0\].text` is 5, not a string"),
+        ({"thresholds": [KEPT | {"passed": "no"}]}, r"`evaluation.thresholds\[0\].passed` is 'no'"),
+        ({"thresholds": [KEPT]}, "was edited: `passed` contradicts its thresholds"),
+        ({"thresholds": [KEPT | {"value": 0.5}]}, "'images' has another value than its threshold states"),
+        ({"thresholds": [KEPT | {"limit": 5}]}, "the result of the threshold of 'images' contradicts its value"),
+        (
+            {"thresholds": [KEPT | {"text": "All is well."}]},
+            "the result of the threshold of 'images' contradicts its value",
+        ),
         ({"metrics": {"images": 4, "errors": 0, "accuracy": float("nan")}}, "accuracy` is nan, not a finite number"),
-        ({"passed": 1}, "`it.passed` is 1"),
-        ({"metrics": {"images": 4, "errors": True}}, "`it.metrics.errors` is True, no number"),
-        ({"metrics": {"images": -4, "errors": 0}}, "`it.metrics.images` is -4, no number of images"),
-        ({"metrics": {"images": float("nan"), "errors": 0}}, "`it.metrics.images` is nan, no number of images"),
-        ({"thresholds": [KEPT] * 100_001}, "has 100,001 entries, and the most are 100,000"),
-        ({"metrics": {"images": 4}}, "`it.metrics` has no `errors`"),
-        ({"intervals": {"agreement": ["a", "b"]}}, "no two numbers"),
-        ({"disagreements": [5]}, r"`it.disagreements\[0\]` is 5, no mapping"),
-        ({"errors": [{"path": None, "error": "a"}]}, "`it.errors.0..path` is None, no text"),
+        ({"passed": 1}, "`evaluation.passed` is 1"),
+        ({"metrics": {"images": 4, "errors": True}}, "`evaluation.metrics.errors` is True, not a number"),
+        ({"metrics": {"images": -4, "errors": 0}}, "`evaluation.metrics.images` is -4, not a number of images"),
+        (
+            {"metrics": {"images": float("nan"), "errors": 0}},
+            "`evaluation.metrics.images` is nan, not a number of images",
+        ),
+        ({"thresholds": [KEPT] * 100_001}, "has 100,001 entries; at most 100,000 are allowed"),
+        ({"metrics": {"images": 4}}, "`evaluation.metrics` has no `errors`"),
+        ({"intervals": {"agreement": ["a", "b"]}}, "not two finite numbers"),
+        ({"disagreements": [5]}, r"`evaluation.disagreements\[0\]` is 5, not a mapping"),
+        ({"errors": [{"path": None, "error": "a"}]}, "`evaluation.errors.0..path` is None, not a string"),
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_an_evaluation_of_another_form_is_refused_before_anything_is_written(evaluation, tmp_path, change, words):
+def test_an_invalid_evaluation_is_refused_before_anything_is_written(evaluation, tmp_path, change, words):
     folder = evaluation()
     summary = json.loads((folder / "evaluation.json").read_text())
     (folder / "evaluation.json").write_text(json.dumps(summary | change))
@@ -244,14 +250,14 @@ def test_an_evaluation_of_another_form_is_refused_before_anything_is_written(eva
     assert not (tmp_path / "report").exists()
 
 
-def test_a_verification_of_another_form_is_refused(evaluation, tmp_path):
+def test_an_invalid_verification_is_refused(evaluation, tmp_path):
     stages = [{"name": "logits", "max_abs": 1.0}]
     (tmp_path / "proof.json").write_text(json.dumps({"parity": {"float64": {"same_bits": "no", "stages": stages}}}))
-    with pytest.raises(InputError, match="`it.parity.float64.same_bits` is 'no'"):
+    with pytest.raises(InputError, match="`verification.parity.float64.same_bits` is 'no'"):
         report(evaluation(), tmp_path / "report", verification=tmp_path / "proof.json")
 
 
-def test_names_are_shown_on_one_line_without_what_is_invisible_and_not_at_any_length(evaluation, tmp_path):
+def test_names_are_shown_on_one_line_printable_and_shortened(evaluation, tmp_path):
     folder = evaluation()
     summary = json.loads((folder / "evaluation.json").read_text())
     row = {"path": "rtl\u202egnp.png", "expected": "a\0b", "predicted": "\x1b[31m", "label": "z" * 5000}
@@ -267,18 +273,18 @@ def test_names_are_shown_on_one_line_without_what_is_invisible_and_not_at_any_le
             assert character * most + "…" in page and character * (most + 1) not in page
 
 
-def test_changes_are_more_than_rounding():
+def test_changes_smaller_than_rounding_are_ignored():
     before, after = {"a": 1.0, "b": 1.0, "gone": 2.0}, {"a": 1 + 1e-9, "b": 1.1, "new": 3.0}
     assert changes(before, after) == [Change("b", 1.0, 1.1), Change("new", None, 3.0), Change("gone", 2.0, None)]
 
 
-def test_the_command_fails_where_a_threshold_is_missed(evaluation, tmp_path):
+def test_the_command_fails_if_a_threshold_is_missed(evaluation, tmp_path):
     command = Path(sys.executable).with_name("vitconv")
     folder = evaluation()
     done = subprocess.run([command, "report", folder, tmp_path / "report"], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == (
-        "error: agreement is 0.5, below 1: most of all 'ash', 1 of 2 images wrong (images/00002.jpg).\n"
+        "error: agreement is 0.5, below 1: most often 'ash', 1 of 2 images wrong (images/00002.jpg).\n"
         f"{tmp_path}/report/index.html shows it.\n"
     )
     folder = evaluation(limit=0.5)
