@@ -50,7 +50,9 @@ def draw_logits(evaluation: Evaluation) -> Figure:
     axes.axline((0, 0), slope=1, color=GREY, linewidth=1, zorder=0)
     axes.plot(x, y, "o", color=BLUE, markersize=4, alpha=0.5, markeredgewidth=0)
     largest = evaluation.metrics["max_logit_difference"]
-    axes.set(xlabel="expected logit", ylabel="logit", aspect="equal", title=f"Largest difference {largest:.2g}")
+    axes.set(
+        xlabel="expected logit", ylabel="logit", aspect="equal", title=f"Largest difference of a logit: {largest:.2g}"
+    )
     return figure
 
 
@@ -150,7 +152,10 @@ def draw_classes(evaluation: Evaluation) -> Figure:
     names = [plain(row["class"]) for row in shown]
     axes.set_yticks(np.arange(len(shown)) + 0.4 - height / 2, names, parse_math=False)
     axes.invert_yaxis()
-    axes.set(xlim=(0, 1.12), title="Classes" if len(shown) == len(rows) else f"The {len(shown)} worst classes")
+    axes.set(
+        xlim=(0, 1.12),
+        title=" and ".join(columns).capitalize() if len(shown) == len(rows) else f"The {len(shown)} worst classes",
+    )
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=len(columns), frameon=False)
     return figure

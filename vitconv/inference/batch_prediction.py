@@ -1,4 +1,4 @@
-"""The step from a folder and a list of images to predictions."""
+"""Predict the classes of a list of images with a converted folder."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from vitconv.inference.timm import TimmRuntime, read_timm_info
 from vitconv.models.processors import ProcessorName
 from vitconv.source import SourceOptions, identify
 
-#: About as many rows are in a file: what a run that is cut off has to do again at most.
+#: The approximate number of rows in a file. An interrupted run repeats at most so many.
 ROWS_PER_PART = 256
 
-#: The most bytes of the pixels of a batch, in float32: some of them are in memory at once, prepared or on their way.
+#: The maximum number of bytes of a batch's float32 pixels. Several batches are in memory at once.
 MOST_BATCH = 2**30
 
 
 class Engine(Protocol):
-    """What runs a model over batches, on one machine or many.
+    """Runs a model over batches, on one machine or many.
 
     Attributes:
-        device: where it computes: ``"cpu"``, ``"cuda"``…
+        device: the device that it computes on: ``"cpu"``, ``"cuda"``…
     """
 
     device: str
@@ -45,12 +45,12 @@ class Engine(Protocol):
     def run(
         self, open_runtime: Callable[[str], Runtime], batches: Batches, todo: Sequence[int]
     ) -> Iterator[BatchOutput]:
-        """The outputs of the batches with these numbers, in this order.
+        """Yield the outputs of the batches with these indices, in this order.
 
         Args:
             open_runtime: opens the model on a device; it can be pickled.
             batches: the list, cut into batches.
-            todo: the numbers of the batches.
+            todo: the indices of the batches.
         """
 
 
@@ -59,13 +59,13 @@ _ENGINES: dict[str, Callable[[str], Engine]] = {"local": LocalEngine, "ray": Ray
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did.
+    """The result of a run.
 
     Attributes:
-        rows: images in the list, and rows that are written.
-        errors: of them, those that could not be read.
-        found: of them, those that an earlier run had done.
-        device: where the model ran.
+        rows: the number of images in the list, which is the number of rows.
+        errors: the number of images that could not be read.
+        found: the number of rows that an earlier run had written.
+        device: the device that the model ran on.
     """
 
     rows: int
@@ -90,29 +90,29 @@ def predict(
 ) -> Summary:
     """Predict the class of every image, and write a row for each: see :data:`.predictions.SCHEMA`.
 
-    A run that was cut off, by whatever, goes on where it stopped when it is started again with the same arguments. The
-    rows do not depend on the engine, nor on which images cannot be read.
+    An interrupted run continues where it stopped if it is started again with the same arguments. The rows do not
+    depend on the engine, or on whether other images can be read.
 
     Args:
         model: a folder that vitconv wrote, with a classification head.
         images: a CSV file, a folder of images, or one image: see :func:`.images.read_images`.
         destination: the folder for the Parquet files.
         engine: ``"local"``, or ``"ray"`` for a Ray Data pipeline: see docs/scale.md.
-        processor: what makes the pixels: ``"transformers"`` for the folder's ``preprocessor_config.json``, ``"timm"``
-            for its ``timm_processor.json``, which runs timm's own transform and needs timm.
-        batch_size: images that the model takes at once; their pixels may take ``MOST_BATCH`` bytes, which are 605
+        processor: what prepares the images: ``"transformers"`` for the folder's ``preprocessor_config.json``, or
+            ``"timm"`` for its ``timm_processor.json``, which runs timm's own transform and needs timm.
+        batch_size: the number of images in a batch. Its pixels may take up to ``MOST_BATCH`` bytes, which is 605
             images of 384x384.
-        device: ``"auto"`` for a GPU where there is one, ``"cpu"``, ``"cuda"``…
+        device: ``"auto"`` for a GPU if there is one, ``"cpu"``, ``"cuda"``…
         max_errors: how many images may be missing or broken before the run ends with an error.
-        check_content: whether what an earlier run has done is told by the SHA-256 of each image, instead of its size,
-            time and permissions. Both kinds are not mixed in ``destination``.
+        check_content: whether to detect changed images by their SHA-256 instead of their size, time and permissions.
+            One ``destination`` cannot mix both methods.
         overwrite: whether predictions of other weights, images or settings may be replaced in ``destination``.
         on_progress: called with the number of images done, of unreadable ones among them, and of images in the list.
 
     Raises:
-        CheckpointError, ParityError: the folder was not written by vitconv, lacks weights, or changes while it runs.
-        InputError: the list, or an argument, is not what it should be; the model has no classes; the folder does not
-            have the processor, or timm is not installed; or too many images cannot be read.
+        CheckpointError, ParityError: the folder was not written by vitconv, lacks weights, or changes during the run.
+        InputError: the list or an argument is invalid, the model has no classes, the folder lacks the processor, timm
+            is needed but not installed, or too many images cannot be read.
         DestinationError: the destination holds something else, or cannot be written.
     """
     if engine not in _ENGINES:
@@ -291,7 +291,7 @@ def _check_batch(size: int, model: ModelInfo) -> None:
 
 
 def _settings(info: ModelInfo, preprocessor: Preprocessor, batch_size: int, device: str) -> dict[str, object]:
-    """What the logits depend on besides the images: a run with other settings is another run."""
+    """The settings that affect the logits: predictions with other settings are not reused."""
     return {
         "model": info.fingerprint,
         "runtime": info.runtime,
@@ -304,13 +304,13 @@ def _settings(info: ModelInfo, preprocessor: Preprocessor, batch_size: int, devi
 
 
 def _code() -> str:
-    """One SHA-256 of all of vitconv's code: after any fix in it, old predictions are not reused."""
+    """The SHA-256 of vitconv's code: after any change in it, old predictions are not reused."""
     package = Path(vitconv.__file__).parent
     return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(package.rglob("*.py")))).hexdigest()
 
 
 def _cut(batches: int, batch_size: int) -> list[range]:
-    """The batches of each part."""
+    """Split the batches into parts."""
     step = max(1, ROWS_PER_PART // batch_size)
     return [range(start, min(start + step, batches)) for start in range(0, batches, step)]
 
@@ -323,7 +323,7 @@ def _rows(output: BatchOutput, batches: Batches, classes: Sequence[str]) -> pa.T
 
 
 class _Count:
-    """Counts rows and errors, tells of them, and ends the run at too many errors."""
+    """Counts rows and errors, reports them, and ends the run if there are too many errors."""
 
     def __init__(self, total: int, max_errors: int, on_progress: Callable[[int, int, int], None]) -> None:
         self.done, self.errors = 0, 0
@@ -338,10 +338,10 @@ class _Count:
         self._on_progress(self.done, self.errors, self._total)
 
     def check(self) -> None:
-        """Raise :class:`InputError` at too many errors."""
+        """Raise :class:`InputError` if there are too many errors."""
         if self.errors > self._max_errors:
             raise InputError(
-                f"{self.errors:,} of the first {self.done:,} images cannot be read; {self._max_errors:,} may. "
-                f"{' '.join(self._first)}",
-                "Repair them, take them off the list, or allow more errors; what is done is kept.",
+                f"{self.errors:,} of the first {self.done:,} images cannot be read; at most "
+                f"{self._max_errors:,} are allowed. {' '.join(self._first)}",
+                "Repair them, remove them from the list, or allow more errors. The rows written so far are kept.",
             )

@@ -166,7 +166,7 @@ def test_broken_images_are_rows_and_change_no_other(folder, tmp_path, write_imag
 
 def test_too_many_errors_end_the_run_and_what_is_done_is_kept(folder, tmp_path, write_images, small_parts):
     images = write_images(12, broken=(1, 2, 9))
-    with pytest.raises(InputError, match="2 of the first 4 images cannot be read; 1 may") as caught:
+    with pytest.raises(InputError, match="2 of the first 4 images cannot be read; at most 1 are allowed") as caught:
         predict(folder, images, tmp_path / "out", batch_size=2, max_errors=1)
     assert "'images/00001.png' is not an image" in caught.value.problem
     assert len(list((tmp_path / "out").iterdir())) == 1
@@ -450,8 +450,8 @@ def test_the_command_counts_and_goes_on(folder, tmp_path, write_images):
     code, _, err = run_command(folder, images, out)
     assert code == 1
     assert err.endswith(
-        "error: 1 of the first 6 images cannot be read; 0 may. 'images/00001.png' is not an image that can be read.\n"
-        "Repair them, take them off the list, or allow more errors; what is done is kept.\n"
+        "error: 1 of the first 6 images cannot be read; at most 0 are allowed. 'images/00001.png' is not an image that can be read.\n"
+        "Repair them, remove them from the list, or allow more errors. The rows written so far are kept.\n"
     )
     code, stdout, err = run_command(folder, images, out, "--max-errors", 1)
     assert code == 0
