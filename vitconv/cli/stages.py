@@ -8,9 +8,9 @@ each value before it uses it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 import yaml
@@ -22,12 +22,12 @@ from vitconv.checkpoints.checkpoint import HUB_PREFIX
 from vitconv.checkpoints.digests import write_digests
 from vitconv.cli import predict as predict_command
 from vitconv.cli import verify as verify_command
-from vitconv.cli.options import one_of
+from vitconv.cli.output import show_count
 from vitconv.cli.process import errors_for_people
 from vitconv.errors import InputError, VitconvError, shown
 from vitconv.files import check_file, open_file
 from vitconv.inference import ENGINES
-from vitconv.models.processors import PROCESSORS, ProcessorName
+from vitconv.models.processors import PROCESSORS
 from vitconv.writing.staging import check_destination
 
 if TYPE_CHECKING:
@@ -107,10 +107,11 @@ _SIZE = _Form(
     [],
 )
 _PLAIN = _Form(_is_plain, "Use only strings, numbers, lists and mappings.", [])
-_ENGINE = _Form(
-    lambda value: _is_text(value) and value in ENGINES,
-    f"Choose from {', '.join(ENGINES)}.",
-)
+
+
+def _one_of(names: Iterable[str]) -> _Form:
+    return _Form(lambda value: _is_text(value) and value in names, f"Choose from {', '.join(names)}.")
+
 
 _FORMS = {
     **dict.fromkeys(("checkpoint", "model", "images"), _PATH),
@@ -118,7 +119,8 @@ _FORMS = {
     **dict.fromkeys(("no_ema", "headless"), _SWITCH),
     "ignore": _TEXTS,
     "img_size": _SIZE,
-    "engine": _ENGINE,
+    "engine": _one_of(ENGINES),
+    "processor": _one_of(PROCESSORS),
     "batch_size": _Form(lambda value: _is_whole(value) and 0 < value < 2**31, "Write an integer that is at least 1."),
     "max_errors": _Form(lambda value: _is_whole(value) and 0 <= value < 2**63, "Write an integer that is at least 0."),
     "device": _Form(lambda value: _is_text(value) and value != "", "Write auto, cpu or cuda."),
@@ -243,17 +245,15 @@ def verify() -> None:
 
 
 @app.command()
-def predict(
-    processor: Annotated[ProcessorName, one_of(PROCESSORS, "As for `vitconv predict`.")] = "transformers",
-) -> None:
+def predict() -> None:
     """Run `vitconv predict` and write build/predictions."""
-    given = _given("model", "images", "engine", "batch_size", "device", "max_errors")
+    given = _given("model", "images", "processor", "engine", "batch_size", "device", "max_errors")
     predict_command.predict(
         Path(given["model"]),
         Path(given["images"]),
         Path("build/predictions"),
         engine=given["engine"],
-        processor=processor,
+        processor=given["processor"],
         batch_size=given["batch_size"],
         device=given["device"],
         max_errors=given["max_errors"],
@@ -262,10 +262,49 @@ def predict(
 
 
 @app.command()
+def timm() -> None:
+    """Run the timm model over the images into build/timm, if the parameters name no expected answers."""
+    names = ("checkpoint", "architecture", "data_config", "img_size", "no_ema", "ignore", "headless")
+    given = _given(*names, "expected", "model", "images", "batch_size", "device", "max_errors")
+    with errors_for_people():
+        from vitconv.evaluation import run_timm
+        from vitconv.source import SourceOptions
+
+        Path(_TIMM).mkdir(parents=True, exist_ok=True)
+        if given["expected"]:
+            return
+        options = SourceOptions(
+            given["architecture"] or None,
+            tuple(given["img_size"]) or None,
+            given["data_config"] or None,
+            ema=not given["no_ema"],
+            ignore=given["ignore"],
+            headless=given["headless"],
+        )
+        with show_count("Running the timm model") as on_progress:
+            run_timm(
+                given["checkpoint"],
+                given["model"],
+                given["images"],
+                _TIMM,
+                options=options,
+                batch_size=given["batch_size"],
+                device=given["device"],
+                max_errors=given["max_errors"],
+                overwrite=True,
+                on_progress=on_progress,
+            )
+
+
+_TIMM = "build/timm"
+
+
+@app.command()
 def evaluate() -> None:
     """Run notebooks/evaluate.ipynb on build/predictions. A missed threshold fails the report stage, not this one."""
-    given = _given("images", "expected", "metrics", "thresholds")
-    own = {"model": "", "predictions": "build/predictions", "output": "build/evaluation", "scores": "metrics.json"}
+    given = _given("model", "images", "expected", "metrics", "thresholds")
+    given["expected"] = given["expected"] or _TIMM
+    own = {"predictions": "build/predictions", "output": "build/evaluation", "scores": "metrics.json"}
     _run_notebook("evaluate", given | own | {"must_pass": False})
 
 

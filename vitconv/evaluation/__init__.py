@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from vitconv.inference.optional import load
 
 if TYPE_CHECKING:
+    from vitconv.evaluation.about import describe
     from vitconv.evaluation.evaluation import evaluate
-    from vitconv.evaluation.one_step import evaluate_model
+    from vitconv.evaluation.one_step import evaluate_model, run_timm
     from vitconv.evaluation.reporting import report
 
 LabelsFrom = Literal["folders", "nothing"]
@@ -19,9 +20,11 @@ LabelsFrom = Literal["folders", "nothing"]
 #: Where the labels of a folder's images are taken from, if that is said.
 LABELS_FROM: tuple[str, ...] = get_args(LabelsFrom)
 
-__all__ = ["LABELS_FROM", "LabelsFrom", "evaluate", "evaluate_model", "report"]
+__all__ = ["LABELS_FROM", "LabelsFrom", "describe", "evaluate", "evaluate_model", "report", "run_timm"]
 
 _MODULES = {
+    "describe": "vitconv.evaluation.about",
+    "run_timm": "vitconv.evaluation.one_step",
     "evaluate": "vitconv.evaluation.evaluation",
     "evaluate_model": "vitconv.evaluation.one_step",
     "report": "vitconv.evaluation.reporting",

@@ -12,11 +12,11 @@ from vitconv.errors import InputError, first_few
 from vitconv.inference.predictions import read_predictions
 from vitconv.inference.runtime import read_info
 from vitconv.models.huggingface import load_config
-from vitconv.writing.record import SourceFile, read_record
+from vitconv.writing.record import ConversionRecord, SourceFile, read_record
 
 
 def describe(
-    model: str | Path, images: str | Path, predictions: str | Path, *, compared_with: str = "nothing"
+    model: str | Path, images: str | Path, predictions: str | Path, expected: str | Path | None = None
 ) -> dict[str, str]:
     """What the report tells of the model and of the run, by name.
 
@@ -24,7 +24,7 @@ def describe(
         model: the folder that was run.
         images: the images, as they were given.
         predictions: the folder that :func:`vitconv.inference.predict` wrote.
-        compared_with: what the answers are compared with, for people.
+        expected: the answers to compare with: a file, or a folder of predictions.
 
     Raises:
         CheckpointError: it is not a folder that vitconv writes, or a file cannot be read.
@@ -44,11 +44,27 @@ def describe(
         "class": f"{classes}, from timm's {record.architecture}" if record.architecture else classes,
         "checkpoint": first_few(map(_name, record.files)) if record.files else "unknown",
         "images": str(images),
-        "compared with": compared_with,
+        "compared with": _compared_with(expected, record),
         "predicted on": _run(settings),
         "versions": _versions({"vitconv": __version__, **dict(settings.get("versions") or {})}),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
+
+
+def _compared_with(expected: str | Path | None, record: ConversionRecord) -> str:
+    """What the answers are compared with; of a timm model also whether the folder was made from its file."""
+    if expected is None:
+        return "nothing"
+    if not Path(expected).is_dir():
+        return f"the answers in {expected}"
+    settings = read_predictions(expected).run.settings
+    if settings.get("runtime") != "timm":
+        return f"the predictions in {expected}"
+    text = f"the timm model of {settings.get('source')}, run with timm's own pixels"
+    known = {file.sha256 for file in record.files if file.sha256}
+    if known and known.isdisjoint(settings.get("source_sha256") or ()):
+        text += "; the model was converted from another file"
+    return text
 
 
 def _name(file: SourceFile) -> str:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vitconv.checkpoints.digests import digest
 from vitconv.errors import InputError
 from vitconv.evaluation import LabelsFrom
 from vitconv.evaluation.about import describe
@@ -68,13 +67,10 @@ def evaluate_model(
     run: dict[str, Any] = {"batch_size": batch_size, "device": device, "max_errors": max_errors, "overwrite": True}
     on_step("Running the converted model")
     predict(model, images, folder / "predictions", processor=processor, on_progress=on_progress, **run)
-    compared_with = f"the answers in {expected}" if expected is not None else "nothing"
     if source is not None:
         on_step("Running the timm model")
-        classes = read_info(model).classes
-        options = _options(options or SourceOptions(), read_record(Path(model)))
-        predict_timm(source, images, folder / "timm", classes=classes, options=options, on_progress=on_progress, **run)
-        expected, compared_with = folder / "timm", _compared_with(source, read_record(Path(model)))
+        expected = folder / "timm"
+        run_timm(source, model, images, expected, options=options, on_progress=on_progress, **run)
     on_step("Writing the report")
     evaluation = evaluate(
         folder / "predictions",
@@ -82,12 +78,38 @@ def evaluate_model(
         expected=expected,
         thresholds=thresholds,
         labels_from=labels_from,
-        about=describe(model, images, folder / "predictions", compared_with=compared_with),
+        about=describe(model, images, folder / "predictions", expected),
     )
     evaluation.save(folder, folder / "metrics.json")
     save_pictures(evaluation, folder)
     report(folder, folder)
     return evaluation
+
+
+def run_timm(
+    source: str | Path,
+    model: str | Path,
+    images: str | Path,
+    destination: str | Path,
+    *,
+    options: SourceOptions | None = None,
+    **run: Any,
+) -> None:
+    """Run the timm model of a checkpoint over images, for the answers that a converted model is compared with.
+
+    Args:
+        source: the checkpoint.
+        model: the folder that was converted from it; it names the classes, and states what ``options`` does not.
+        images: as for :func:`evaluate_model`.
+        destination: the folder for the rows.
+        options: what is given beside the source.
+        run: what else :func:`vitconv.inference.batch_prediction.predict_timm` takes.
+
+    Raises:
+        VitconvError: what :func:`vitconv.inference.batch_prediction.predict_timm` raises.
+    """
+    options = _options(options or SourceOptions(), read_record(Path(model)))
+    predict_timm(source, images, destination, classes=read_info(model).classes, options=options, **run)
 
 
 def _options(given: SourceOptions, recorded: ConversionRecord) -> SourceOptions:
@@ -101,12 +123,3 @@ def _options(given: SourceOptions, recorded: ConversionRecord) -> SourceOptions:
         ignore=given.ignore or recorded.ignore,
         headless=given.headless or recorded.headless,
     )
-
-
-def _compared_with(source: str | Path, recorded: ConversionRecord) -> str:
-    """What the answers are compared with, for people; and whether the folder was made from this source."""
-    text = f"the timm model of {source}, run with timm's own pixels"
-    known = {file.sha256 for file in recorded.files if file.sha256}
-    if known and not known & set(digest(str(source)).values()):
-        text += "; the model was converted from another file"
-    return text

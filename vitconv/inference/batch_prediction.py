@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,6 +15,7 @@ import pyarrow as pa
 
 import vitconv
 from vitconv.errors import CheckpointError, InputError, VitconvError, shown
+from vitconv.files import sha256
 from vitconv.inference import EngineName
 from vitconv.inference.images import Batches, BatchOutput, read_images
 from vitconv.inference.local import LocalEngine
@@ -159,8 +160,10 @@ def predict_timm(
     options = options or SourceOptions()
     found = identify(source, options)
     watch = _Watch(source, lambda: found.source.files)
-    info, preprocessor = read_timm_info(source, found, classes)
-    opened = _Opened(info, preprocessor, partial(TimmRuntime, info, source, options), watch)
+    digests = [sha256(file) for file in found.source.files]
+    info, preprocessor = read_timm_info(source, found, classes, digests)
+    settings = {"source": str(source), "source_sha256": digests}
+    opened = _Opened(info, preprocessor, partial(TimmRuntime, info, source, options), watch, settings)
     return _predict(
         opened, images, destination, LocalEngine(device), batch_size, max_errors, check_content, overwrite, on_progress
     )
@@ -175,12 +178,14 @@ class _Opened:
         preprocessor: makes its pixels.
         open_runtime: opens it on a device.
         watch: tells whether its files have changed since they were read.
+        settings: what else is written of the run.
     """
 
     info: ModelInfo
     preprocessor: Preprocessor
     open_runtime: Callable[[str], Runtime]
     watch: _Watch
+    settings: Mapping[str, object] = field(default_factory=dict)
 
 
 def _predict(
@@ -199,6 +204,7 @@ def _predict(
     batches = Batches(read_images(images), batch_size, model.preprocessor)
     settings = _settings(info, model.preprocessor, batch_size, runner.device)
     settings |= {"check_content": check_content, "folder": str(batches.images.folder)}  # where relative paths start
+    settings |= model.settings
     run = Run(settings, info.classes)
     cut = _cut(len(batches), batch_size)
     parts = Parts(destination, run, len(cut), overwrite=overwrite)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from vitconv.convert import load_timm
 from vitconv.errors import InputError
-from vitconv.files import sha256
 from vitconv.inference.pixels import Preprocessor, timm_preprocessor
 from vitconv.inference.runtime import ModelInfo
 from vitconv.models.data_config import makes_pixels
@@ -22,13 +21,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def read_timm_info(source: str | Path, found: Identified, classes: Sequence[str]) -> tuple[ModelInfo, Preprocessor]:
+def read_timm_info(
+    source: str | Path, found: Identified, classes: Sequence[str], digests: Sequence[str]
+) -> tuple[ModelInfo, Preprocessor]:
     """What is known of a checkpoint's timm model, without loading it, and its preprocessor.
 
     Args:
         source: the checkpoint.
         found: what :func:`vitconv.source.identify` found in it.
         classes: the names of its classes, in the order of the logits.
+        digests: the SHA-256 of each of its files.
 
     Raises:
         InputError: it has another number of classes, or no image file fits it.
@@ -44,8 +46,7 @@ def read_timm_info(source: str | Path, found: Identified, classes: Sequence[str]
             f"Image files have 1 or 3 channels, but the checkpoint '{source}' has {data.num_channels}.",
             "Compare it in your own code: vitconv.parity.compare.",
         )
-    digests = [f"{file.name} {sha256(file)}" for file in found.source.files]
-    fingerprint = hashlib.sha256(repr((digests, architecture, data)).encode()).hexdigest()
+    fingerprint = hashlib.sha256(repr((list(digests), architecture, data)).encode()).hexdigest()
     shape = (data.num_channels, *data.image_size)
     versions = {name: version(name) for name in ("torch", "timm")}
     info = ModelInfo("timm", Path(found.source.files[0]).parent, tuple(classes), shape, fingerprint, versions)
