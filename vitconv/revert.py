@@ -22,7 +22,7 @@ from vitconv.errors import ArchitectureError, CheckpointError, InputError, Parit
 from vitconv.files import write_json
 from vitconv.mapping import Family
 from vitconv.mapping.plan import make_plan, shapes_of
-from vitconv.mapping.rewrites import Rewrite, Rewritten, fold_layer_scale
+from vitconv.mapping.rewrites import FOLD_LAYER_SCALE, Rewrite, Rewritten
 from vitconv.models.catalogue import entries
 from vitconv.models.data_config import DataConfig, data_config, makes_pixels, tag_config
 from vitconv.models.huggingface import installed_dialect, load_for_timm
@@ -353,7 +353,7 @@ def _sized(known: Architecture, family: Family, hf_model: PreTrainedModel, any_e
         hidden_act=_activation(family, config),
         num_labels=family.num_labels(type(hf_model).__name__, hf_model.config),
         # Folded tensors stay folded.
-        layer_scale=known.layer_scale and fold_layer_scale not in {rewrite.apply for rewrite in family.rewrites},
+        layer_scale=known.layer_scale and FOLD_LAYER_SCALE not in family.rewrites,
         rope_theta=0.0,  # unless the family's configuration says otherwise
     )
     if any_epsilon:
