@@ -133,4 +133,5 @@ BEIT = Family(
         PAD_CLASS_POSITION,
     ),
     output_expression=lambda a: "logits",
+    placeholders=lambda a: int(a.relative_network > 0 and not a.class_token),
 )

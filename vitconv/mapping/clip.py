@@ -89,5 +89,6 @@ CLIP = Family(
     prefix="vision_model.",
     prefix_in_files=True,
     norms_every_token=False,
+    logits="image_embeds",
     num_labels=_num_labels,
 )

@@ -84,6 +84,8 @@ class Family:
         epsilon: the name of the setting for the norms' epsilon.
         before_revert: changes to a Transformers model's tensors before they are converted back, and notes on them.
         norms_every_token: whether the last norm sees all tokens, as timm's does, so that it is a stage to compare.
+        placeholders: how many tokens the model has in front of timm's, to which no patch attends.
+        logits: where in the output of a classifier the logits are.
     """
 
     name: str
@@ -100,6 +102,8 @@ class Family:
     prefix: str = ""
     prefix_in_files: bool = False
     norms_every_token: bool = True
+    placeholders: Callable[[Architecture], int] = lambda architecture: 0
+    logits: str = "logits"
     from_config: Callable[[Architecture, Any], dict[str, Any]] = width_from_config
     num_labels: Callable[[str, Any], int] = num_labels
     vision_config: Callable[[Any], Any] = lambda config: config
@@ -142,6 +146,20 @@ class Family:
     def is_pure_rename(self, architecture: Architecture) -> bool:
         """Whether no rewrite is needed: every tensor is only moved."""
         return self.exactness(architecture) == "moved"
+
+    def stages(self, architecture: Architecture, dialect: Dialect) -> tuple[str, str | None]:
+        """Where the model has its blocks, and the norm of all tokens behind them, if it has one: paths of modules."""
+        shapes = dict.fromkeys(("blocks.0.norm1.weight", "norm.weight"), ())
+        first, *norm = (str(getattr(row, dialect)) for row in self.rows(architecture, shapes))
+        blocks, _, _ = first.partition(".0.")
+        return blocks, norm[0].removesuffix(".weight") if norm and self.norms_every_token else None
+
+    def output(self, architecture: Architecture, output: Any) -> Tensor:
+        """What timm returns, of the model's output: :attr:`output_expression`, evaluated."""
+        expression = self.output_expression(architecture)
+        if expression == "pooler_output" and output.pooler_output is None:  # the pooler was left out
+            expression = "last_hidden_state[:, 0]"
+        return eval(f"output.{expression}", {"output": output})
 
     def rows(self, architecture: Architecture, shapes: Shapes) -> Iterator[Row]:
         """The table written out for one architecture, as far as it has the tensors, block by block."""

@@ -369,7 +369,7 @@ def from_timm(model: nn.Module) -> Architecture:
                 "Keep this model in timm; `vitconv models` lists the architectures that convert.",
             )
         _check_state(model)
-        architecture = _read(model)
+        architecture = read(model)
         mapping.family_for(architecture)
     except VitconvError:
         raise
@@ -392,7 +392,8 @@ def _check_state(model: Any) -> None:
         )
 
 
-def _read(model: Any) -> Architecture:
+def read(model: Any) -> Architecture:
+    """The architecture of a timm model that converts; nothing is checked: :func:`from_timm` does that."""
     blocks = list(model.blocks)
     first, patches, head = blocks[0], model.patch_embed, model.head
     mlp = _MLPS[class_name(first.mlp)]
