@@ -133,5 +133,6 @@ BEIT = Family(
         PAD_CLASS_POSITION,
     ),
     output_expression=lambda a: "logits",
+    decisive={"layer_scale_init_value": lambda value: value > 0},
     placeholders=lambda a: int(a.relative_network > 0 and not a.class_token),
 )

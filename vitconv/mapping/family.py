@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitconv.architecture import Architecture, Shapes
@@ -51,9 +51,18 @@ def width_from_config(known: Architecture, config: Any) -> dict[str, Any]:
     return {"intermediate_size": config.intermediate_size}
 
 
+def is_classifier(class_name: str) -> bool:
+    """Whether the class is one of Transformers' image classifiers, which it all names alike."""
+    return "ForImageClassification" in class_name
+
+
 def num_labels(class_name: str, config: Any) -> int:
     """The number of classes of a model of this class; 0 for a headless one."""
-    return config.num_labels if "ForImageClassification" in class_name else 0
+    return config.num_labels if is_classifier(class_name) else 0
+
+
+#: A part of the models that training alone uses: see :attr:`Family.droppable`.
+MASK_TOKEN = {"mask_token": "a token for masked patches"}
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,9 @@ class Family:
         vision_config: the part of a configuration that describes the vision model.
         hidden_act: the activation that a model with this vision configuration computes.
         epsilon: the name of the setting for the norms' epsilon.
+        decisive: of settings whose whole value does not matter to the numbers: the part of it that does.
+        droppable: parts that timm's models do not have, and that may be left out: a component of the tensors' names,
+            and what it is.
         before_revert: changes to a Transformers model's tensors before they are converted back, and notes on them.
         norms_every_token: whether the last norm sees all tokens, as timm's does, so that it is a stage to compare.
         placeholders: how many tokens the model has in front of timm's, to which no patch attends.
@@ -109,6 +121,8 @@ class Family:
     vision_config: Callable[[Any], Any] = lambda config: config
     hidden_act: Callable[[Any], str] = lambda config: config.hidden_act
     epsilon: str = "layer_norm_eps"
+    decisive: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+    droppable: Mapping[str, str] = field(default_factory=lambda: MASK_TOKEN)
     before_revert: Callable[[Mapping[str, Tensor]], tuple[dict[str, Tensor], list[str]]] = lambda tensors: (
         dict(tensors),
         [],
@@ -121,13 +135,13 @@ class Family:
     def unsupported(self, architecture: Architecture) -> list[str]:
         """The facts that the family has no place for, each by itself."""
         found = []
-        for field in fields(Architecture):
-            if field.default is MISSING:
+        for fact in fields(Architecture):
+            if fact.default is MISSING:
                 continue
-            value = getattr(architecture, field.name)
-            allowed = self.expresses.get(field.name, (field.default,))
+            value = getattr(architecture, fact.name)
+            allowed = self.expresses.get(fact.name, (fact.default,))
             if allowed is not None and value not in allowed:
-                found.append(describe(field.name, architecture))
+                found.append(describe(fact.name, architecture))
         return found
 
     def rewrite(self, state_dict: Mapping[str, Tensor], architecture: Architecture) -> Rewritten:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vitconv.architecture import Architecture
-from vitconv.mapping.family import Family, one_norm, sizes, tokens_only_headless
+from vitconv.mapping.family import MASK_TOKEN, Family, one_norm, sizes, tokens_only_headless
 from vitconv.mapping.rewrites import (
     FOLD_LAYER_SCALE,
     IDENTITY_POOLER,
@@ -96,4 +96,10 @@ VIT = Family(
     output_expression=lambda a: (
         "logits" if a.classifier else "pooler_output" if a.global_pool else "last_hidden_state"
     ),
+    decisive={"pooler_act": lambda value: None},  # the pooler may be dropped
+    droppable={
+        "pooler": "a pooler, a layer on the class token",
+        **MASK_TOKEN,
+        "decoder": "a decoder for masked patches",  # of a masked autoencoder
+    },
 )

@@ -13,6 +13,7 @@ from vitconv.architecture import check_image_size
 from vitconv.checkpoints.checkpoint import CONFIG_FILE, read_state_dict
 from vitconv.errors import CheckpointError, ParityError, VitconvError, WeightsError, first_few
 from vitconv.files import MOST_TEXT, check_file, read_json
+from vitconv.mapping.family import is_classifier
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -346,7 +347,7 @@ def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[
     content = _read_config(folder)
     stored = read_state_dict(folder)  # strictly, before anything else opens the file
     _check_weights(folder, content, stored)
-    if "ForImageClassification" in str(content.get("architectures")):  # others have names of no classes
+    if is_classifier(str(content.get("architectures"))):  # others have names of no classes
         _check_labels(content)
     try:
         # Without the last argument, Transformers asks on the terminal if the folder has its own code.
