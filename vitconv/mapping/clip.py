@@ -91,4 +91,5 @@ CLIP = Family(
     norms_every_token=False,
     logits="image_embeds",
     num_labels=_num_labels,
+    widths=("projection_dim",),
 )

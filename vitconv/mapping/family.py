@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from vitconv.architecture import Architecture, Shapes
+from vitconv.architecture import Architecture, Shapes, describe_fact
 from vitconv.mapping.rewrites import Rewrite, Rewritten
 from vitconv.mapping.timm import holds
 
@@ -91,6 +91,8 @@ class Family:
         vision_config: the part of a configuration that describes the vision model.
         hidden_act: the activation that a model with this vision configuration computes.
         epsilon: the name of the setting for the norms' epsilon.
+        widths, counts: the names of its own settings that are widths of layers, and of those that count something and
+            may be 0: a configuration with an immense one is refused.
         decisive: of settings whose whole value does not matter to the numbers: the part of it that does.
         droppable: parts that timm's models do not have, and that may be left out: a component of the tensors' names,
             and what it is.
@@ -121,6 +123,8 @@ class Family:
     vision_config: Callable[[Any], Any] = lambda config: config
     hidden_act: Callable[[Any], str] = lambda config: config.hidden_act
     epsilon: str = "layer_norm_eps"
+    widths: tuple[str, ...] = ()
+    counts: tuple[str, ...] = ()
     decisive: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     droppable: Mapping[str, str] = field(default_factory=lambda: MASK_TOKEN)
     before_revert: Callable[[Mapping[str, Tensor]], tuple[dict[str, Tensor], list[str]]] = lambda tensors: (
@@ -141,7 +145,7 @@ class Family:
             value = getattr(architecture, fact.name)
             allowed = self.expresses.get(fact.name, (fact.default,))
             if allowed is not None and value not in allowed:
-                found.append(describe(fact.name, architecture))
+                found.append(describe_fact(fact.name, architecture))
         return found
 
     def rewrite(self, state_dict: Mapping[str, Tensor], architecture: Architecture) -> Rewritten:
@@ -209,55 +213,6 @@ class Family:
             hub=there(hub, not is_base or self.prefix_in_files),
             transformers5=there(hub if memory == "=" else memory, not is_base),
         )
-
-
-def describe(field: str, a: Architecture) -> str:
-    """A fact about an architecture that is not the default, for people."""
-    value = getattr(a, field)
-    words: dict[str, str] = {
-        "design": f"another design (`timm.{value}`)",
-        "class_token": "no class token (`cls_token`)" if not value else "a class token (`cls_token`)",
-        "num_register_tokens": f"{value} register tokens (`reg_token`)" if value else "no register tokens",
-        "distillation_token": "a distillation token (`dist_token`)" if value else "no distillation token",
-        "position_embedding": "no position embedding (`pos_embed`)",
-        "class_position": "no position for the class token (`no_embed_class`)",
-        "relative_position": "relative positions (`blocks.0.attn.relative_position_bias_table`)",
-        "relative_network": "relative positions that a small network computes (`blocks.0.attn.rel_pos`)",
-        "axis_positions": "relative positions along each axis (`blocks.0.attn.rel_pos_h`)",
-        "window_size": f"attention within windows of {value} (`blocks.0`)" if value else "no attention windows",
-        "global_attention": "windowed attention in some blocks only (`blocks`)",
-        "neck_channels": "convolutions after the blocks (`neck`)" if value else "no convolutions after the blocks",
-        "rope_theta": "rotary positions (`rope`)" if value else "no rotary positions",
-        "patch_norm": "a norm on the patches (`patch_embed.norm`)" if value else "no norm on the patches",
-        "pre_norm": "a norm before the blocks (`norm_pre`)" if value else "no norm before the blocks (`norm_pre`)",
-        "rms_norm": "RMS norm (`blocks.0.norm1`)" if value else "LayerNorm (`blocks.0.norm1`)",
-        "mlp": "a gated MLP (`blocks.0.mlp`)" if value != "plain" else "a plain MLP (`blocks.0.mlp`)",
-        "layer_scale": "LayerScale (`blocks.0.ls1`)",
-        "layer_scale_on_mlp": "LayerScale on attention only (`blocks.0.gamma_1`)",
-        "qk_norm": "normalised queries and keys (`blocks.0.attn.q_norm`)" if value else "no norm of queries and keys",
-        "split_qkv": "queries, keys and values in layers of their own (`blocks.0.attn.q_proj`)",
-        "num_key_value_heads": "fewer heads of keys and values than of queries (`blocks.0.attn.k_proj`)",
-        "final_norm": "no final norm (`norm`)" if not value else "a final norm (`norm`)",
-        "fc_norm": "a norm after the pooling (`fc_norm`)" if value else "no norm after the pooling",
-        "global_pool": {
-            "avg": "mean pooling (`global_pool='avg'`)",
-            "map": "attention pooling (`attn_pool`)",
-            "": "no pooling (`global_pool=''`)",
-            "token": "class token pooling (`global_pool='token'`)",
-        }.get(str(value), f"another pooling (`global_pool='{value}'`)"),
-    }
-    if field == "split_qkv" and not value:
-        return "queries, keys and values in one layer (`blocks.0.attn.qkv`)"
-    biases = {
-        "patch_bias": "patch_embed.proj",
-        "qkv_bias": "blocks.0.attn.qkv",
-        "key_bias": "blocks.0.attn's keys",
-        "proj_bias": "blocks.0.attn.proj",
-        "head_bias": "head",
-    }
-    if field in biases:
-        return f"{'a' if value else 'no'} bias in `{biases[field]}`"
-    return words[field]
 
 
 def sizes(a: Architecture) -> dict[str, Any]:

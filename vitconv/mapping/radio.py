@@ -88,6 +88,7 @@ RADIO = Family(
     classes=("RadioModel",),
     config=_config,
     from_config=_from_config,
+    counts=("num_registers", "num_cls_tokens"),
     expresses={
         "global_pool": ("token", ""),
         "num_register_tokens": None,

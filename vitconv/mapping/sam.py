@@ -69,6 +69,8 @@ SAM = Family(
     classes=("SamVisionModel",),
     config=_config,
     from_config=_from_config,
+    widths=("mlp_dim", "output_channels"),
+    counts=("window_size",),
     expresses={
         "design": ("VisionTransformerSAM",),
         "global_pool": ("avg", ""),

@@ -159,12 +159,13 @@ ADAPTER_FILE = "adapter_config.json"
 #: model without weights are made in no time. The weights' own sizes are the bound after that: :func:`_check_weights`.
 _SIZES = {
     **dict.fromkeys(("image_size", "patch_size"), 10**5),
-    **dict.fromkeys(("hidden_size", "intermediate_size", "mlp_dim", "projection_dim", "output_channels"), 10**6),
+    **dict.fromkeys(("hidden_size", "intermediate_size"), 10**6),
+    **{name: 10**6 for family in mapping.FAMILIES for name in family.widths},
     **dict.fromkeys(("num_hidden_layers", "num_attention_heads"), 10**4),
     **dict.fromkeys(("num_channels", "num_labels"), 10**6),
 }
 #: These may be 0, where there is none.
-_COUNTS = dict.fromkeys(("num_register_tokens", "num_registers", "num_cls_tokens", "window_size"), 10**5)
+_COUNTS = {name: 10**5 for family in mapping.FAMILIES for name in ("num_register_tokens", *family.counts)}
 
 
 def _check_size(name: str, value: Any) -> None:
