@@ -396,8 +396,11 @@ def measure_stage(name: str, values: list[Tensor], criterion: Criterion, before:
 
 
 def _cosine(one: Tensor, other: Tensor) -> float:
-    lengths = (one.norm() * other.norm()).item()
-    return min(1.0, (one * other).sum().item() / lengths) if lengths else float(one.norm() == other.norm())
+    """The cosine of the angle between two tensors, exactly 1 for equal ones: of unit vectors, 1 - |a - b|² / 2."""
+    lengths = one.norm(), other.norm()
+    if not all(lengths):
+        return float(lengths[0] == lengths[1])
+    return 1 - (one / lengths[0] - other / lengths[1]).square().sum().item() / 2
 
 
 def _agreement(expected: Tensor, actual: Tensor, name: str) -> tuple[float, float]:

@@ -163,6 +163,13 @@ def test_measures_what_it_says(pair):
     assert last.cosine == pytest.approx(torch.cosine_similarity(one.flatten(), other.flatten(), dim=0).item())
 
 
+def test_of_equal_outputs_the_cosine_is_exactly_one(pair):
+    timm_model, hf_model, pixels = pair
+    stages = compare(timm_model, hf_model, pixels)["float32"].stages
+    equal = [stage.cosine for stage in stages if stage.max_abs == 0]
+    assert equal and set(equal) == {1.0}
+
+
 def test_agreement_counts_the_batch(pair):
     timm_model, hf_model, _ = pair
     pixels = pixels_for(timm_model, batch=8)
