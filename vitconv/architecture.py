@@ -121,6 +121,55 @@ class Architecture:
         return math.prod(self.grid) + self.num_prefix_tokens * self.class_position
 
 
+def describe_fact(field: str, a: Architecture) -> str:
+    """A fact about an architecture that is not the default, for people."""
+    value = getattr(a, field)
+    words: dict[str, str] = {
+        "design": f"another design (`timm.{value}`)",
+        "class_token": "no class token (`cls_token`)" if not value else "a class token (`cls_token`)",
+        "num_register_tokens": f"{value} register tokens (`reg_token`)" if value else "no register tokens",
+        "distillation_token": "a distillation token (`dist_token`)" if value else "no distillation token",
+        "position_embedding": "no position embedding (`pos_embed`)",
+        "class_position": "no position for the class token (`no_embed_class`)",
+        "relative_position": "relative positions (`blocks.0.attn.relative_position_bias_table`)",
+        "relative_network": "relative positions that a small network computes (`blocks.0.attn.rel_pos`)",
+        "axis_positions": "relative positions along each axis (`blocks.0.attn.rel_pos_h`)",
+        "window_size": f"attention within windows of {value} (`blocks.0`)" if value else "no attention windows",
+        "global_attention": "windowed attention in some blocks only (`blocks`)",
+        "neck_channels": "convolutions after the blocks (`neck`)" if value else "no convolutions after the blocks",
+        "rope_theta": "rotary positions (`rope`)" if value else "no rotary positions",
+        "patch_norm": "a norm on the patches (`patch_embed.norm`)" if value else "no norm on the patches",
+        "pre_norm": "a norm before the blocks (`norm_pre`)" if value else "no norm before the blocks (`norm_pre`)",
+        "rms_norm": "RMS norm (`blocks.0.norm1`)" if value else "LayerNorm (`blocks.0.norm1`)",
+        "mlp": "a gated MLP (`blocks.0.mlp`)" if value != "plain" else "a plain MLP (`blocks.0.mlp`)",
+        "layer_scale": "LayerScale (`blocks.0.ls1`)",
+        "layer_scale_on_mlp": "LayerScale on attention only (`blocks.0.gamma_1`)",
+        "qk_norm": "normalised queries and keys (`blocks.0.attn.q_norm`)" if value else "no norm of queries and keys",
+        "split_qkv": "queries, keys and values in layers of their own (`blocks.0.attn.q_proj`)",
+        "num_key_value_heads": "fewer heads of keys and values than of queries (`blocks.0.attn.k_proj`)",
+        "final_norm": "no final norm (`norm`)" if not value else "a final norm (`norm`)",
+        "fc_norm": "a norm after the pooling (`fc_norm`)" if value else "no norm after the pooling",
+        "global_pool": {
+            "avg": "mean pooling (`global_pool='avg'`)",
+            "map": "attention pooling (`attn_pool`)",
+            "": "no pooling (`global_pool=''`)",
+            "token": "class token pooling (`global_pool='token'`)",
+        }.get(str(value), f"another pooling (`global_pool='{value}'`)"),
+    }
+    if field == "split_qkv" and not value:
+        return "queries, keys and values in one layer (`blocks.0.attn.qkv`)"
+    biases = {
+        "patch_bias": "patch_embed.proj",
+        "qkv_bias": "blocks.0.attn.qkv",
+        "key_bias": "blocks.0.attn's keys",
+        "proj_bias": "blocks.0.attn.proj",
+        "head_bias": "head",
+    }
+    if field in biases:
+        return f"{'a' if value else 'no'} bias in `{biases[field]}`"
+    return words[field]
+
+
 def check_image_size(image_size: tuple[int, int]) -> None:
     """Raise :class:`InputError` if images of this (height, width) have more than :data:`MOST_PIXELS`."""
     if image_size[0] * image_size[1] > MOST_PIXELS:

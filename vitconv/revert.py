@@ -22,14 +22,14 @@ from vitconv.errors import ArchitectureError, CheckpointError, InputError, Parit
 from vitconv.files import write_json
 from vitconv.mapping import Family
 from vitconv.mapping.plan import make_plan, shapes_of
-from vitconv.mapping.rewrites import Rewrite, Rewritten, fold_layer_scale
+from vitconv.mapping.rewrites import FOLD_LAYER_SCALE, Rewrite, Rewritten
 from vitconv.models.catalogue import entries
 from vitconv.models.data_config import DataConfig, data_config, makes_pixels, tag_config
 from vitconv.models.huggingface import installed_dialect, load_for_timm
 from vitconv.models.images import load_image, sample_image
 from vitconv.models.pixels import probe_images
 from vitconv.models.processors import PROCESSOR_FILE, from_processor, load_any_processor, processor_file
-from vitconv.models.timm import build_timm, from_timm, make_buffers
+from vitconv.models.timm import ACTIVATIONS, arguments, build_timm, from_timm, make_buffers
 from vitconv.parity.comparison import Parity, compare
 from vitconv.parity.verification import check_bytes, pixels_for, usual_dtype
 from vitconv.writing.record import recorded_architecture, reversion_record
@@ -42,16 +42,7 @@ if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor
 
 #: Parts of Transformers models that timm's models do not have: a component of the tensors' names, and what it is.
-DROPPABLE = {
-    "pooler": "a pooler, a layer on the class token",
-    "mask_token": "a token for masked patches",
-    "decoder": "a decoder for masked patches",
-}
-
-_TRAINING_ONLY = (
-    *("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "drop_path_rate"),
-    "projection_dropout",
-)
+DROPPABLE = {part: what for family in mapping.FAMILIES for part, what in family.droppable.items()}
 
 
 @dataclass(frozen=True)
@@ -139,7 +130,7 @@ def revert_checkpoint(
         raise CheckpointError(f"'{source}' is not a model's folder: it has no {CONFIG_FILE}.", "Check its path.")
     on_step("Reading the folder")
     hf_model, extra = load_for_timm(source, pooler="pooler" not in drop)
-    dropped = _allowed(extra, drop)
+    dropped = _allowed(_family(hf_model), extra, drop)
     recorded = recorded_architecture(source) if architecture is None else None
     try:
         found = _revert(hf_model, architecture or recorded, drop, any_epsilon=False)
@@ -213,13 +204,14 @@ def _revert(hf_model: PreTrainedModel, name: str | None, drop: Collection[str], 
     family = _family(hf_model)
     _check_activation(hf_model)
     tensors, notes = family.before_revert(hf_model.state_dict())
-    dropped = tuple(dict.fromkeys(part for part in map(_part, tensors) if part is not None and part in drop))
+    parts = [_part(family, tensor) for tensor in tensors]
+    dropped = tuple(dict.fromkeys(part for part in parts if part is not None and part in drop))
     if (
         getattr(hf_model, "pooler", None)
         and "pooler" not in drop
         and getattr(hf_model.config, "pooler_act", "linear") != "linear"
     ):
-        raise _part_error("pooler", "pooler.dense.weight")
+        raise _part_error(family, "pooler.dense.weight")
     errors: list[WeightsError] = []
     for candidate in _candidates(family, hf_model, name, any_epsilon):
         try:
@@ -316,17 +308,17 @@ def _candidates(
         sized = _sized(known, family, hf_model, any_epsilon)
         if family.obstacles(sized) or not _same_settings(family, sized, hf_model):
             continue
-        arguments = _arguments(entry.architecture, sized)
+        more = arguments(entry.architecture, sized)
         chosen = ("img_size", "num_classes", "in_chans")
         rank = (
-            len([argument for argument in arguments if argument not in chosen]),
+            len([argument for argument in more if argument not in chosen]),
             ("moved", "made", "folded").index(family.exactness(sized)),
             sized.image_size != entry.architecture.image_size,
             not entry.name.startswith("vit_"),
             len(entry.name),
             entry.name,
         )
-        found.append(_Candidate(entry.name, sized, arguments, rank))
+        found.append(_Candidate(entry.name, sized, more, rank))
     yield from sorted(found, key=lambda candidate: candidate.rank)
 
 
@@ -353,7 +345,7 @@ def _sized(known: Architecture, family: Family, hf_model: PreTrainedModel, any_e
         hidden_act=_activation(family, config),
         num_labels=family.num_labels(type(hf_model).__name__, hf_model.config),
         # Folded tensors stay folded.
-        layer_scale=known.layer_scale and fold_layer_scale not in {rewrite.apply for rewrite in family.rewrites},
+        layer_scale=known.layer_scale and FOLD_LAYER_SCALE not in family.rewrites,
         rope_theta=0.0,  # unless the family's configuration says otherwise
     )
     if any_epsilon:
@@ -372,30 +364,20 @@ def _same_settings(family: Family, architecture: Architecture, hf_model: PreTrai
     expected = family.config(architecture)
     config = _settings(hf_model)
     return architecture.hidden_act == _activation(family, config) and all(
-        _same(name, value, getattr(config, name, None))
+        _same(family, name, value, getattr(config, name, None))
         for name, value in expected.get("vision_config", expected).items()
-        if name not in _TRAINING_ONLY and name != "hidden_act"
+        if name != "hidden_act" and not re.search("drop|mask_token", name)  # those matter in training only
     )
 
 
-def _same(name: str, expected: Any, found: Any) -> bool:
+def _same(family: Family, name: str, expected: Any, found: Any) -> bool:
     if name in ("image_size", "patch_size"):
         return _pair(expected) == _pair(found)
-    if name == "layer_scale_init_value":
-        return (expected > 0) == (found > 0)
-    if name in ("pooler_act", "use_mask_token"):  # what they concern may be dropped
-        return True
+    if name in family.decisive:
+        return family.decisive[name](expected) == family.decisive[name](found)
     return (list(found) if isinstance(found, tuple) else found) == expected
 
 
-#: By Transformers' name, timm's name of each activation that both have.
-_ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "quick_gelu": "quick_gelu",
-    "silu": "silu",
-    "relu": "relu",
-}
 #: Transformers' other names of the same functions: the same formula, perhaps rounded elsewhere. Those that only come
 #: near are not among them: `gelu_fast` rounds a constant to ten digits, `gelu_10` and `relu6` cut off.
 _ALIASES = {
@@ -415,53 +397,12 @@ def _activation(family: Family, config: PreTrainedConfig) -> str:
 
 def _check_activation(hf_model: PreTrainedModel) -> None:
     activation = _activation(_family(hf_model), _settings(hf_model))
-    if activation not in _ACTIVATIONS:
+    if activation not in ACTIVATIONS:
         raise ArchitectureError(
             f"The activation of this {type(hf_model).__name__} is '{activation}' (`hidden_act`), which none of timm's "
             "Vision Transformers computes.",
-            f"Keep this model in Transformers; there is a way back from {', '.join([*_ACTIVATIONS, *_ALIASES])}.",
+            f"Keep this model in Transformers; there is a way back from {', '.join([*ACTIVATIONS, *_ALIASES])}.",
         )
-
-
-def _arguments(known: Architecture, sized: Architecture) -> dict[str, Any]:
-    """The arguments with which timm builds ``sized`` from the name of ``known``, as JSON types."""
-    registers = "num_reg_tokens" if known.design in ("Eva", "Beit") else "reg_tokens"
-    table = {
-        "image_size": ("img_size", list(sized.image_size)),
-        "patch_size": ("patch_size", _one(sized.patch_size)),
-        "num_channels": ("in_chans", sized.num_channels),
-        "num_labels": ("num_classes", sized.num_labels),
-        "hidden_size": ("embed_dim", sized.hidden_size),
-        "num_hidden_layers": ("depth", sized.num_hidden_layers),
-        "num_attention_heads": ("num_heads", sized.num_attention_heads),
-        "hidden_act": ("act_layer", _ACTIVATIONS.get(sized.hidden_act, sized.hidden_act)),
-        "num_register_tokens": (registers, sized.num_register_tokens),
-        "rope_theta": ("rope_temperature", sized.rope_theta),
-        "global_pool": ("global_pool", sized.global_pool),
-        "window_size": ("window_size", sized.window_size),
-        "global_attention": ("global_attn_indexes", list(sized.global_attention)),
-        "neck_channels": ("neck_chans", sized.neck_channels),
-        "position_embedding": ("use_abs_pos_emb", sized.position_embedding),
-        "relative_position": ("use_rel_pos_bias", sized.relative_position),
-    }
-    arguments: dict[str, Any] = {
-        argument: value for field, (argument, value) in table.items() if getattr(known, field) != getattr(sized, field)
-    }
-    if known.layer_scale and not sized.layer_scale:
-        arguments["init_values"] = 0  # timm takes None for its default
-    if known.split_qkv and (known.num_attention_heads, known.num_key_value_heads) != (
-        sized.num_attention_heads,
-        sized.num_key_value_heads,
-    ):
-        arguments["num_kv_heads"] = list(sized.num_key_value_heads) or sized.num_attention_heads
-    before, after = (one.intermediate_size / one.hidden_size for one in (known, sized))
-    if int(before * sized.hidden_size) != sized.intermediate_size:
-        arguments["mlp_ratio"] = after * (2 if sized.mlp == "packed" else 1)
-    return arguments
-
-
-def _one(size: tuple[int, int]) -> int | list[int]:
-    return size[0] if size[0] == size[1] else list(size)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -482,13 +423,12 @@ def _timm_tensors(
     wanted = {move.target: move.shape for move in plan.moves}
     present = {name: tensor for name, tensor in tensors.items() if name in wanted}
     for name in tensors.keys() - wanted.keys():
-        part = _part(name)
-        if part not in drop:
-            raise _part_error(part, name)
+        if _part(family, name) not in drop:
+            raise _part_error(family, name)
     for name, shape in wanted.items():
-        part = _part(name)
+        part = _part(family, name)
         if part is not None and (part in drop or name not in present):
-            present[name] = _nothing(part, shape, next(iter(tensors.values())))
+            present[name] = _nothing(shape, next(iter(tensors.values())))
     misshapen = [name for name, shape in wanted.items() if name not in present or tuple(present[name].shape) != shape]
     if misshapen:
         raise WeightsError(
@@ -515,25 +455,26 @@ def _forward(family: Family, architecture: Architecture) -> tuple[Rewritten, lis
     return model, steps
 
 
-def _part(name: str) -> str | None:
-    """Which of :data:`DROPPABLE` a tensor belongs to."""
-    return next((part for piece in name.split(".") for part in DROPPABLE if piece == part), None)
+def _part(family: Family, name: str) -> str | None:
+    """Which of the parts that may be dropped a tensor belongs to."""
+    return next((piece for piece in name.split(".") if piece in family.droppable), None)
 
 
-def _part_error(part: str | None, name: str) -> WeightsError:
+def _part_error(family: Family, name: str) -> WeightsError:
+    part = _part(family, name)
     if part is None:
         return WeightsError(f"`{name}` has no place in timm.", "Name another architecture with --arch.")
     return WeightsError(
-        f"The model has {DROPPABLE[part]} (`{name}`), which has no place in timm.",
+        f"The model has {family.droppable[part]} (`{name}`), which has no place in timm.",
         f"Leave it out with --drop {part}, if nothing uses it.",
     )
 
 
-def _nothing(part: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """The values with which a part does nothing: zeros, or the identity for the pooler's layer."""
+def _nothing(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """The values with which a part does nothing: the identity for a linear layer, else zeros."""
     import torch
 
-    if part == "pooler" and len(shape) == 2:
+    if len(shape) == 2 and shape[0] == shape[1]:
         return torch.eye(*shape, dtype=like.dtype, device=like.device)
     return torch.zeros(shape, dtype=like.dtype, device=like.device)
 
@@ -542,12 +483,12 @@ def _nothing(part: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
 # The folder.
 
 
-def _allowed(extra: Sequence[str], drop: Collection[str]) -> tuple[str, ...]:
+def _allowed(family: Family, extra: Sequence[str], drop: Collection[str]) -> tuple[str, ...]:
     """The parts that the tensors Transformers did not load belong to; refused unless they may be dropped."""
     for name in extra:
-        if _part(name) not in drop:
-            raise _part_error(_part(name), name)
-    return tuple(dict.fromkeys(str(_part(name)) for name in extra))
+        if _part(family, name) not in drop:
+            raise _part_error(family, name)
+    return tuple(dict.fromkeys(str(_part(family, name)) for name in extra))
 
 
 def _data(source: Path, found: _Found) -> tuple[BaseImageProcessor | None, DataConfig, tuple[str, ...]]:

@@ -5,7 +5,7 @@ import argparse
 import pytest
 import timm
 import torch
-from models import ONE_EACH, SMALL, full_model, perturbed, pixels_for, reduced, small_model
+from models import ONE_EACH, SMALL, full_model, output_of, perturbed, pixels_for, reduced, small_model
 from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 
@@ -14,7 +14,6 @@ from vitconv.mapping import family_for
 from vitconv.mapping.plan import make_plan, shapes_of
 from vitconv.models.huggingface import installed_dialect
 from vitconv.models.timm import from_timm, regularisation
-from vitconv.parity.comparison import matching_output
 from vitconv.parity.float64 import float64_throughout
 
 LABELS = torch.tensor([0, 3])
@@ -24,7 +23,7 @@ def loss_of(model, pixels, timm_model):
     """Cross entropy of what timm returns, features taken as logits where there is no head."""
     with float64_throughout(model):
         output = model(pixels)
-        answer = output if model is timm_model else matching_output(output, torch.empty(2, 2), timm_model)[0]
+        answer = output if model is timm_model else output_of(output, timm_model)
         return cross_entropy(answer, LABELS)
 
 
@@ -79,7 +78,7 @@ def test_a_lora_adapter_trains_and_merges(name):
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
     losses = []
     for _ in range(20):
-        loss = cross_entropy(matching_output(adapted(pixels), torch.empty(2, 2), timm_model)[0], LABELS)
+        loss = cross_entropy(output_of(adapted(pixels), timm_model), LABELS)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -90,9 +89,9 @@ def test_a_lora_adapter_trains_and_merges(name):
 
     adapted.eval()
     with torch.no_grad():
-        expected = matching_output(adapted(pixels), torch.empty(2, 2), timm_model)[0]
+        expected = output_of(adapted(pixels), timm_model)
         merged = adapted.merge_and_unload()
-        assert torch.allclose(matching_output(merged(pixels), torch.empty(2, 2), timm_model)[0], expected, atol=1e-4)
+        assert torch.allclose(output_of(merged(pixels), timm_model), expected, atol=1e-4)
         # And back: timm runs what was trained in Transformers.
         assert torch.allclose(to_timm(merged, architecture=name)(pixels), expected, atol=1e-4)
 

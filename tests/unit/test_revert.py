@@ -353,6 +353,13 @@ def test_an_architecture_that_does_not_fit(converted, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_no_separate_part_of_the_class_is_kept():
+    """BEiT's final norm is in what Transformers calls its pooler."""
+    model = reduced("beit_base_patch16_224")
+    back = to_timm(to_huggingface(model), drop=["pooler"])
+    assert torch.equal(back.fc_norm.weight, model.fc_norm.weight)
+
+
 def test_an_unknown_part_to_drop(converted, tmp_path):
     with pytest.raises(InputError, match="There is no part 'head' to drop"):
         revert_checkpoint(converted[0], tmp_path / "back", drop=["head"])

@@ -13,7 +13,7 @@ import textwrap
 import pytest
 import timm
 import torch
-from models import SMALL, perturbed, small_model
+from models import SMALL, output_of, perturbed, small_model
 from torch import nn
 
 from vitconv.convert import to_huggingface
@@ -21,7 +21,6 @@ from vitconv.errors import ArchitectureError, ParityError, VitconvError
 from vitconv.models import timm as timm_models
 from vitconv.models.timm import build_timm, from_timm
 from vitconv.models.timm_state import SETTINGS, class_name
-from vitconv.parity.comparison import matching_output
 from vitconv.parity.float64 import float64_throughout
 
 #: One small model of each design, and of each option that reads attributes of its own: name -> (timm name, arguments).
@@ -112,7 +111,7 @@ def wrong(model: nn.Module, pixels: torch.Tensor, tolerance: float) -> str | Non
     if expected is None:
         return None
     with torch.no_grad(), float64_throughout(twin):
-        found = matching_output(twin(pixels), expected, model)[0]
+        found = output_of(twin(pixels), model)
     if found.shape != expected.shape:
         return f"shape {tuple(found.shape)} instead of {tuple(expected.shape)}"
     difference = (found - expected).abs().max().item()
@@ -262,8 +261,8 @@ def test_buffers_may_be_rounded_as_the_weights_are(kind, dtype):
 
 def hidden_mistake(monkeypatch):
     """Let the reading get the epsilon wrong."""
-    right = timm_models._read
-    monkeypatch.setattr(timm_models, "_read", lambda model: dataclasses.replace(right(model), layer_norm_eps=1e-2))
+    right = timm_models.read
+    monkeypatch.setattr(timm_models, "read", lambda model: dataclasses.replace(right(model), layer_norm_eps=1e-2))
 
 
 def test_a_mistake_is_found_by_running_both(monkeypatch):

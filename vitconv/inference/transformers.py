@@ -82,6 +82,7 @@ class TransformersRuntime:
         torch.backends.cudnn.allow_tf32 = False  # the embedding's convolution would move logits by 1e-3
         self.info, self._device = info, device
         self._model = load_folder(info.folder).to(device)
+        self._logits = CLASSES[type(self._model).__name__].logits
 
     def __call__(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """The logits of a batch.
@@ -112,5 +113,4 @@ class TransformersRuntime:
                 "Check its config.json, or convert the source again.",
                 stage="loading",
             ) from error
-        logits = output["logits"] if "logits" in output else output["image_embeds"]
-        return logits.float().cpu().numpy()
+        return output[self._logits].float().cpu().numpy()

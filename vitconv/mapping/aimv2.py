@@ -6,7 +6,7 @@ from typing import Any
 
 from vitconv.architecture import Architecture
 from vitconv.mapping.family import Family, headless_only, sizes, square
-from vitconv.mapping.rewrites import Rewrite, zero_patch_bias
+from vitconv.mapping.rewrites import ZERO_PATCH_BIAS
 
 _TABLE = """
 pos_embed[0]                   embeddings.position_embedding.weight          =
@@ -72,6 +72,6 @@ AIMV2 = Family(
     },
     limits=_limits,
     epsilon="rms_norm_eps",
-    rewrites=(Rewrite(lambda a: not a.patch_bias, zero_patch_bias),),
+    rewrites=(ZERO_PATCH_BIAS,),
     output_expression=lambda a: "last_hidden_state.mean(1)" if a.global_pool else "last_hidden_state",
 )

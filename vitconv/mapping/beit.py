@@ -10,16 +10,15 @@ from typing import Any
 from vitconv.architecture import Architecture
 from vitconv.mapping.family import Family, one_norm, square, width_from_config
 from vitconv.mapping.rewrites import (
-    Rewrite,
-    absorb_prefix_positions,
-    drop_key_bias,
-    pad_class_position,
-    register_as_class_token,
-    table_of_relative_positions,
-    zero_head_bias,
-    zero_patch_bias,
-    zero_projection_biases,
-    zero_query_and_value_bias,
+    ABSORB_PREFIX_POSITIONS,
+    DROP_KEY_BIAS,
+    PAD_CLASS_POSITION,
+    REGISTER_AS_CLASS_TOKEN,
+    TABLE_OF_RELATIVE_POSITIONS,
+    ZERO_HEAD_BIAS,
+    ZERO_PATCH_BIAS,
+    ZERO_PROJECTION_BIASES,
+    ZERO_QUERY_AND_VALUE_BIAS,
 )
 from vitconv.mapping.vit import transformer_config
 
@@ -123,19 +122,17 @@ BEIT = Family(
     },
     limits=_limits,
     rewrites=(
-        Rewrite(lambda a: not a.patch_bias, zero_patch_bias),
-        Rewrite(lambda a: not a.qkv_bias, zero_query_and_value_bias),
-        Rewrite(lambda a: a.key_bias, drop_key_bias, folds=True),
-        Rewrite(lambda a: not a.proj_bias, zero_projection_biases),
-        Rewrite(lambda a: a.classifier and not a.head_bias, zero_head_bias),
-        Rewrite(
-            lambda a: a.position_embedding and a.class_position and a.num_register_tokens > 0,
-            absorb_prefix_positions,
-            folds=True,
-        ),
-        Rewrite(lambda a: a.relative_network > 0, table_of_relative_positions, folds=True),
-        Rewrite(lambda a: not a.class_token, register_as_class_token),
-        Rewrite(lambda a: a.position_embedding and not a.class_position, pad_class_position),
+        ZERO_PATCH_BIAS,
+        ZERO_QUERY_AND_VALUE_BIAS,
+        DROP_KEY_BIAS,
+        ZERO_PROJECTION_BIASES,
+        ZERO_HEAD_BIAS,
+        ABSORB_PREFIX_POSITIONS,
+        TABLE_OF_RELATIVE_POSITIONS,
+        REGISTER_AS_CLASS_TOKEN,
+        PAD_CLASS_POSITION,
     ),
     output_expression=lambda a: "logits",
+    decisive={"layer_scale_init_value": lambda value: value > 0},
+    placeholders=lambda a: int(a.relative_network > 0 and not a.class_token),
 )

@@ -7,13 +7,12 @@ from typing import Any
 from vitconv.architecture import Architecture
 from vitconv.mapping.family import Family, one_norm, sizes, square
 from vitconv.mapping.rewrites import (
-    Rewrite,
-    fold_layer_scale,
-    head_bias_into_norm,
-    norm_before_pool,
-    pad_class_position,
-    zero_projection_biases,
-    zero_qkv_bias,
+    FOLD_LAYER_SCALE,
+    HEAD_BIAS_INTO_NORM,
+    NORM_BEFORE_POOL,
+    PAD_CLASS_POSITION,
+    ZERO_PROJECTION_BIASES,
+    ZERO_QKV_BIAS,
 )
 
 _TABLE = """
@@ -78,17 +77,19 @@ CLIP = Family(
     },
     limits=lambda a: one_norm(a) + square(a),
     rewrites=(
-        Rewrite(lambda a: not a.qkv_bias, zero_qkv_bias),
-        Rewrite(lambda a: not a.proj_bias, zero_projection_biases),
-        Rewrite(lambda a: a.layer_scale, fold_layer_scale, folds=True),
-        Rewrite(lambda a: not a.class_position, pad_class_position),
-        Rewrite(lambda a: a.fc_norm, norm_before_pool),
-        Rewrite(lambda a: a.classifier and a.head_bias, head_bias_into_norm, folds=True),
+        ZERO_QKV_BIAS,
+        ZERO_PROJECTION_BIASES,
+        FOLD_LAYER_SCALE,
+        PAD_CLASS_POSITION,
+        NORM_BEFORE_POOL,
+        HEAD_BIAS_INTO_NORM,
     ),
     output_expression=lambda a: "image_embeds" if a.classifier else "pooler_output",
     base_classes=("CLIPVisionModel",),
     prefix="vision_model.",
     prefix_in_files=True,
     norms_every_token=False,
+    logits="image_embeds",
     num_labels=_num_labels,
+    widths=("projection_dim",),
 )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from vitconv.mapping.family import Family, one_norm
 from vitconv.mapping.rewrites import (
-    Rewrite,
-    fold_layer_scale,
-    pad_class_position,
-    zero_patch_bias,
-    zero_projection_biases,
+    FOLD_LAYER_SCALE,
+    PAD_CLASS_POSITION,
+    ZERO_PATCH_BIAS,
+    ZERO_PROJECTION_BIASES,
 )
 from vitconv.mapping.vit import transformer_config
 
@@ -61,10 +60,10 @@ DEIT = Family(
     },
     limits=one_norm,
     rewrites=(
-        Rewrite(lambda a: not a.patch_bias, zero_patch_bias),
-        Rewrite(lambda a: not a.proj_bias, zero_projection_biases),
-        Rewrite(lambda a: a.layer_scale, fold_layer_scale, folds=True),
-        Rewrite(lambda a: not a.class_position, pad_class_position),
+        ZERO_PATCH_BIAS,
+        ZERO_PROJECTION_BIASES,
+        FOLD_LAYER_SCALE,
+        PAD_CLASS_POSITION,
     ),
     output_expression=lambda a: "logits",
 )

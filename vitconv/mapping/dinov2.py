@@ -9,20 +9,19 @@ from typing import TYPE_CHECKING, Any
 from vitconv.architecture import Architecture
 from vitconv.mapping.family import Family, one_norm, sizes, square, tokens_only_headless
 from vitconv.mapping.rewrites import (
-    Rewrite,
-    absorb_prefix_positions,
+    ABSORB_PREFIX_POSITIONS,
+    HEAD_OF_TWO_HALVES,
+    NORM_BEFORE_POOL,
+    PAD_CLASS_POSITION,
+    PAD_MLP,
+    REGISTER_AS_CLASS_TOKEN,
+    UNIT_LAYER_SCALE,
+    ZERO_HEAD_BIAS,
+    ZERO_MASK_TOKEN,
+    ZERO_PATCH_BIAS,
+    ZERO_PROJECTION_BIASES,
     dinov2_mlp_ratio,
     dinov2_width,
-    head_of_two_halves,
-    norm_before_pool,
-    pad_class_position,
-    pad_mlp,
-    register_as_class_token,
-    unit_layer_scale,
-    zero_head_bias,
-    zero_mask_token,
-    zero_patch_bias,
-    zero_projection_biases,
 )
 
 if TYPE_CHECKING:
@@ -146,16 +145,16 @@ _EXPRESSES = {
     "head_bias": None,
 }
 _REWRITES = (
-    Rewrite(lambda a: not a.patch_bias, zero_patch_bias),
-    Rewrite(lambda a: not a.proj_bias, zero_projection_biases),
-    Rewrite(lambda a: a.classifier and not a.head_bias, zero_head_bias),
-    Rewrite(lambda a: not a.layer_scale, unit_layer_scale),
-    Rewrite(lambda a: a.class_position and a.num_register_tokens > 0, absorb_prefix_positions, folds=True),
-    Rewrite(lambda a: not a.class_token, register_as_class_token),
-    Rewrite(lambda a: not a.class_position, pad_class_position),
-    Rewrite(lambda a: a.fc_norm, norm_before_pool),
-    Rewrite(lambda a: a.intermediate_size != dinov2_width(a, dinov2_mlp_ratio(a)), pad_mlp),
-    Rewrite(lambda a: a.classifier, head_of_two_halves),
+    ZERO_PATCH_BIAS,
+    ZERO_PROJECTION_BIASES,
+    ZERO_HEAD_BIAS,
+    UNIT_LAYER_SCALE,
+    ABSORB_PREFIX_POSITIONS,
+    REGISTER_AS_CLASS_TOKEN,
+    PAD_CLASS_POSITION,
+    NORM_BEFORE_POOL,
+    PAD_MLP,
+    HEAD_OF_TWO_HALVES,
 )
 
 
@@ -194,6 +193,6 @@ DINOV2_WITH_REGISTERS = Family(
     before_revert=_without_class_position,
     expresses=_EXPRESSES | {"num_register_tokens": None},
     limits=lambda a: _limits(a) + ([] if _registers(a) > 0 else ["no register tokens besides the class token"]),
-    rewrites=(*_REWRITES, Rewrite(lambda a: True, zero_mask_token)),
+    rewrites=(*_REWRITES, ZERO_MASK_TOKEN),
     output_expression=_output_expression,
 )

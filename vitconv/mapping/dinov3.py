@@ -15,7 +15,7 @@ from vitconv.mapping.family import (
     sizes,
     width_from_config,
 )
-from vitconv.mapping.rewrites import Rewrite, unit_layer_scale, zero_mask_token, zero_patch_bias
+from vitconv.mapping.rewrites import UNIT_LAYER_SCALE, ZERO_MASK_TOKEN, ZERO_PATCH_BIAS
 
 _TABLE = """
 cls_token                      embeddings.cls_token                =
@@ -93,9 +93,9 @@ DINOV3 = Family(
     },
     limits=lambda a: one_norm(a) + headless_only(a) + rotary_with_registers(a),
     rewrites=(
-        Rewrite(lambda a: not a.patch_bias, zero_patch_bias),
-        Rewrite(lambda a: not a.layer_scale, unit_layer_scale),
-        Rewrite(lambda a: True, zero_mask_token),
+        ZERO_PATCH_BIAS,
+        UNIT_LAYER_SCALE,
+        ZERO_MASK_TOKEN,
     ),
     output_expression=pooled_by_the_model,
 )

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from vitconv.architecture import Architecture, Shapes
+from vitconv.architecture import Architecture, Shapes, describe_fact
 from vitconv.mapping.rewrites import Rewrite, Rewritten
 from vitconv.mapping.timm import holds
 
@@ -51,9 +51,18 @@ def width_from_config(known: Architecture, config: Any) -> dict[str, Any]:
     return {"intermediate_size": config.intermediate_size}
 
 
+def is_classifier(class_name: str) -> bool:
+    """Whether the class is one of Transformers' image classifiers, which it all names alike."""
+    return "ForImageClassification" in class_name
+
+
 def num_labels(class_name: str, config: Any) -> int:
     """The number of classes of a model of this class; 0 for a headless one."""
-    return config.num_labels if "ForImageClassification" in class_name else 0
+    return config.num_labels if is_classifier(class_name) else 0
+
+
+#: A part of the models that training alone uses: see :attr:`Family.droppable`.
+MASK_TOKEN = {"mask_token": "a token for masked patches"}
 
 
 @dataclass(frozen=True)
@@ -82,8 +91,15 @@ class Family:
         vision_config: the part of a configuration that describes the vision model.
         hidden_act: the activation that a model with this vision configuration computes.
         epsilon: the name of the setting for the norms' epsilon.
+        widths, counts: the names of its own settings that are widths of layers, and of those that count something and
+            may be 0: a configuration with an immense one is refused.
+        decisive: of settings whose whole value does not matter to the numbers: the part of it that does.
+        droppable: parts that timm's models do not have, and that may be left out: a component of the tensors' names,
+            and what it is.
         before_revert: changes to a Transformers model's tensors before they are converted back, and notes on them.
         norms_every_token: whether the last norm sees all tokens, as timm's does, so that it is a stage to compare.
+        placeholders: how many tokens the model has in front of timm's, to which no patch attends.
+        logits: where in the output of a classifier the logits are.
     """
 
     name: str
@@ -100,11 +116,17 @@ class Family:
     prefix: str = ""
     prefix_in_files: bool = False
     norms_every_token: bool = True
+    placeholders: Callable[[Architecture], int] = lambda architecture: 0
+    logits: str = "logits"
     from_config: Callable[[Architecture, Any], dict[str, Any]] = width_from_config
     num_labels: Callable[[str, Any], int] = num_labels
     vision_config: Callable[[Any], Any] = lambda config: config
     hidden_act: Callable[[Any], str] = lambda config: config.hidden_act
     epsilon: str = "layer_norm_eps"
+    widths: tuple[str, ...] = ()
+    counts: tuple[str, ...] = ()
+    decisive: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+    droppable: Mapping[str, str] = field(default_factory=lambda: MASK_TOKEN)
     before_revert: Callable[[Mapping[str, Tensor]], tuple[dict[str, Tensor], list[str]]] = lambda tensors: (
         dict(tensors),
         [],
@@ -117,13 +139,13 @@ class Family:
     def unsupported(self, architecture: Architecture) -> list[str]:
         """The facts that the family has no place for, each by itself."""
         found = []
-        for field in fields(Architecture):
-            if field.default is MISSING:
+        for fact in fields(Architecture):
+            if fact.default is MISSING:
                 continue
-            value = getattr(architecture, field.name)
-            allowed = self.expresses.get(field.name, (field.default,))
+            value = getattr(architecture, fact.name)
+            allowed = self.expresses.get(fact.name, (fact.default,))
             if allowed is not None and value not in allowed:
-                found.append(describe(field.name, architecture))
+                found.append(describe_fact(fact.name, architecture))
         return found
 
     def rewrite(self, state_dict: Mapping[str, Tensor], architecture: Architecture) -> Rewritten:
@@ -142,6 +164,20 @@ class Family:
     def is_pure_rename(self, architecture: Architecture) -> bool:
         """Whether no rewrite is needed: every tensor is only moved."""
         return self.exactness(architecture) == "moved"
+
+    def stages(self, architecture: Architecture, dialect: Dialect) -> tuple[str, str | None]:
+        """Where the model has its blocks, and the norm of all tokens behind them, if it has one: paths of modules."""
+        shapes = dict.fromkeys(("blocks.0.norm1.weight", "norm.weight"), ())
+        first, *norm = (str(getattr(row, dialect)) for row in self.rows(architecture, shapes))
+        blocks, _, _ = first.partition(".0.")
+        return blocks, norm[0].removesuffix(".weight") if norm and self.norms_every_token else None
+
+    def output(self, architecture: Architecture, output: Any) -> Tensor:
+        """What timm returns, of the model's output: :attr:`output_expression`, evaluated."""
+        expression = self.output_expression(architecture)
+        if expression == "pooler_output" and output.pooler_output is None:  # the pooler was left out
+            expression = "last_hidden_state[:, 0]"
+        return eval(f"output.{expression}", {"output": output})
 
     def rows(self, architecture: Architecture, shapes: Shapes) -> Iterator[Row]:
         """The table written out for one architecture, as far as it has the tensors, block by block."""
@@ -177,55 +213,6 @@ class Family:
             hub=there(hub, not is_base or self.prefix_in_files),
             transformers5=there(hub if memory == "=" else memory, not is_base),
         )
-
-
-def describe(field: str, a: Architecture) -> str:
-    """A fact about an architecture that is not the default, for people."""
-    value = getattr(a, field)
-    words: dict[str, str] = {
-        "design": f"another design (`timm.{value}`)",
-        "class_token": "no class token (`cls_token`)" if not value else "a class token (`cls_token`)",
-        "num_register_tokens": f"{value} register tokens (`reg_token`)" if value else "no register tokens",
-        "distillation_token": "a distillation token (`dist_token`)" if value else "no distillation token",
-        "position_embedding": "no position embedding (`pos_embed`)",
-        "class_position": "no position for the class token (`no_embed_class`)",
-        "relative_position": "relative positions (`blocks.0.attn.relative_position_bias_table`)",
-        "relative_network": "relative positions that a small network computes (`blocks.0.attn.rel_pos`)",
-        "axis_positions": "relative positions along each axis (`blocks.0.attn.rel_pos_h`)",
-        "window_size": f"attention within windows of {value} (`blocks.0`)" if value else "no attention windows",
-        "global_attention": "windowed attention in some blocks only (`blocks`)",
-        "neck_channels": "convolutions after the blocks (`neck`)" if value else "no convolutions after the blocks",
-        "rope_theta": "rotary positions (`rope`)" if value else "no rotary positions",
-        "patch_norm": "a norm on the patches (`patch_embed.norm`)" if value else "no norm on the patches",
-        "pre_norm": "a norm before the blocks (`norm_pre`)" if value else "no norm before the blocks (`norm_pre`)",
-        "rms_norm": "RMS norm (`blocks.0.norm1`)" if value else "LayerNorm (`blocks.0.norm1`)",
-        "mlp": "a gated MLP (`blocks.0.mlp`)" if value != "plain" else "a plain MLP (`blocks.0.mlp`)",
-        "layer_scale": "LayerScale (`blocks.0.ls1`)",
-        "layer_scale_on_mlp": "LayerScale on attention only (`blocks.0.gamma_1`)",
-        "qk_norm": "normalised queries and keys (`blocks.0.attn.q_norm`)" if value else "no norm of queries and keys",
-        "split_qkv": "queries, keys and values in layers of their own (`blocks.0.attn.q_proj`)",
-        "num_key_value_heads": "fewer heads of keys and values than of queries (`blocks.0.attn.k_proj`)",
-        "final_norm": "no final norm (`norm`)" if not value else "a final norm (`norm`)",
-        "fc_norm": "a norm after the pooling (`fc_norm`)" if value else "no norm after the pooling",
-        "global_pool": {
-            "avg": "mean pooling (`global_pool='avg'`)",
-            "map": "attention pooling (`attn_pool`)",
-            "": "no pooling (`global_pool=''`)",
-            "token": "class token pooling (`global_pool='token'`)",
-        }.get(str(value), f"another pooling (`global_pool='{value}'`)"),
-    }
-    if field == "split_qkv" and not value:
-        return "queries, keys and values in one layer (`blocks.0.attn.qkv`)"
-    biases = {
-        "patch_bias": "patch_embed.proj",
-        "qkv_bias": "blocks.0.attn.qkv",
-        "key_bias": "blocks.0.attn's keys",
-        "proj_bias": "blocks.0.attn.proj",
-        "head_bias": "head",
-    }
-    if field in biases:
-        return f"{'a' if value else 'no'} bias in `{biases[field]}`"
-    return words[field]
 
 
 def sizes(a: Architecture) -> dict[str, Any]:

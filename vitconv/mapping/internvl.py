@@ -7,11 +7,10 @@ from typing import Any
 from vitconv.architecture import Architecture
 from vitconv.mapping.family import Family, headless_only, sizes, square
 from vitconv.mapping.rewrites import (
-    Rewrite,
-    pad_class_position,
-    unit_layer_scale,
-    zero_patch_bias,
-    zero_projection_biases,
+    PAD_CLASS_POSITION,
+    UNIT_LAYER_SCALE,
+    ZERO_PATCH_BIAS,
+    ZERO_PROJECTION_BIASES,
 )
 
 _TABLE = """
@@ -77,10 +76,10 @@ INTERNVL = Family(
     },
     limits=lambda a: headless_only(a) + square(a),
     rewrites=(
-        Rewrite(lambda a: not a.patch_bias, zero_patch_bias),
-        Rewrite(lambda a: not a.proj_bias, zero_projection_biases),
-        Rewrite(lambda a: not a.layer_scale, unit_layer_scale),
-        Rewrite(lambda a: not a.class_position, pad_class_position),
+        ZERO_PATCH_BIAS,
+        ZERO_PROJECTION_BIASES,
+        UNIT_LAYER_SCALE,
+        PAD_CLASS_POSITION,
     ),
     output_expression=lambda a: "last_hidden_state[:, 0]" if a.global_pool else "last_hidden_state",
 )

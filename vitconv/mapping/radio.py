@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from vitconv.architecture import Architecture
 from vitconv.mapping.family import Family, headless_only, sizes, square
 from vitconv.mapping.rewrites import (
-    Rewrite,
-    absorb_prefix_positions,
-    patch_bias_into_positions,
-    radio_form,
-    unit_layer_scale,
-    zero_projection_biases,
+    ABSORB_PREFIX_POSITIONS,
+    PATCH_BIAS_INTO_POSITIONS,
+    RADIO_FORM,
+    UNIT_LAYER_SCALE,
+    ZERO_PROJECTION_BIASES,
 )
 
 _TABLE = """
@@ -88,6 +88,7 @@ RADIO = Family(
     classes=("RadioModel",),
     config=_config,
     from_config=_from_config,
+    counts=("num_registers", "num_cls_tokens"),
     expresses={
         "global_pool": ("token", ""),
         "num_register_tokens": None,
@@ -100,11 +101,11 @@ RADIO = Family(
     },
     limits=_limits,
     rewrites=(
-        Rewrite(lambda a: not a.proj_bias, zero_projection_biases),
-        Rewrite(lambda a: not a.layer_scale, unit_layer_scale),
-        Rewrite(lambda a: a.class_position, absorb_prefix_positions, folds=True),
-        Rewrite(lambda a: a.patch_bias, patch_bias_into_positions, folds=True),
-        Rewrite(lambda a: True, radio_form),
+        ZERO_PROJECTION_BIASES,
+        UNIT_LAYER_SCALE,
+        replace(ABSORB_PREFIX_POSITIONS, needed=lambda a: a.class_position),  # also without registers
+        PATCH_BIAS_INTO_POSITIONS,
+        RADIO_FORM,
     ),
     output_expression=lambda a: "summary" if a.global_pool else "last_hidden_state",
 )

@@ -53,26 +53,22 @@ class Rewritten:
 
 @dataclass(frozen=True)
 class Rewrite:
-    """A rewrite, and the architectures that need it.
+    """A rewrite, its undo, and the architectures that need it.
 
     Attributes:
         needed: whether an architecture needs it.
-        apply: the function.
+        apply: the rewrite.
+        undo: makes, of tensors in its form, those of the architecture that it was applied to; it may change the
+            mapping that it gets. Raises :class:`~vitconv.errors.WeightsError` if a constant that the rewrite makes is
+            not constant here.
         folds: whether it works values into others or leaves some out, so that the result does not tell them; else it
             moves values, or adds constants.
     """
 
     needed: Callable[[Architecture], bool]
     apply: Callable[[Rewritten], Rewritten]
+    undo: Callable[[StateDict, Architecture], StateDict]
     folds: bool = False
-
-    def undo(self, tensors: StateDict, before: Architecture) -> StateDict:
-        """Tensors that compute the same for the architecture that the rewrite was applied to.
-
-        Raises:
-            WeightsError: the rewrite made a constant of a tensor that is not constant here.
-        """
-        return _UNDO[self.apply](dict(tensors), before)
 
 
 def join(parts: Sequence[Tensor]) -> Tensor:
@@ -80,6 +76,48 @@ def join(parts: Sequence[Tensor]) -> Tensor:
     import torch
 
     return torch.cat(list(parts))
+
+
+def _like(tensors: StateDict) -> dict[str, Any]:
+    """The dtype and device of a made tensor."""
+    tensor = tensors["patch_embed.proj.weight"]
+    return {"dtype": tensor.dtype, "device": tensor.device}
+
+
+def _blocks(architecture: Architecture, *names: str) -> list[str]:
+    return [f"blocks.{block}.{name}" for block in range(architecture.num_hidden_layers) for name in names]
+
+
+def _gammas(architecture: Architecture, block: int) -> tuple[str, str]:
+    if architecture.design in ("Eva", "Beit"):
+        return f"blocks.{block}.gamma_1", f"blocks.{block}.gamma_2"
+    return f"blocks.{block}.ls1.gamma", f"blocks.{block}.ls2.gamma"
+
+
+def _with_zero_biases(model: Rewritten, layers: list[str], flag: str) -> Rewritten:
+    has_bias: dict[str, Any] = {flag: True}
+    tensors, made = dict(model.state_dict), []
+    for layer in layers:
+        weight = tensors[f"{layer}.weight"]
+        tensors[f"{layer}.bias"] = weight.new_zeros(weight.shape[0])
+        made.append(Made(f"{layer}.bias", (), "zeros, where timm has no bias"))
+    return Rewritten(tensors, replace(model.architecture, **has_bias), (*model.made, *made))
+
+
+def _take(tensors: StateDict, names: Sequence[str], value: float) -> StateDict:
+    """Remove constants that timm does not have."""
+    for name in names:
+        if not (tensors.pop(name) == value).all():
+            raise WeightsError(
+                f"`{name}` is not {value:g} throughout, and the timm architecture has no such tensor.",
+                "Name another architecture with --arch.",
+            )
+    return tensors
+
+
+def _zeros(tensors: StateDict, name: str, like: str) -> StateDict:
+    weight = tensors[like]
+    return {**tensors, name: weight.new_zeros(weight.shape[0])}
 
 
 def fold_layer_scale(model: Rewritten) -> Rewritten:
@@ -101,10 +139,11 @@ def fold_layer_scale(model: Rewritten) -> Rewritten:
     return Rewritten(tensors, replace(model.architecture, layer_scale=False), (*model.made, *made))
 
 
-def _gammas(architecture: Architecture, block: int) -> tuple[str, str]:
-    if architecture.design in ("Eva", "Beit"):
-        return f"blocks.{block}.gamma_1", f"blocks.{block}.gamma_2"
-    return f"blocks.{block}.ls1.gamma", f"blocks.{block}.ls2.gamma"
+def _unit_gammas(tensors: StateDict, before: Architecture) -> StateDict:
+    return unit_layer_scale(Rewritten(tensors, before)).state_dict
+
+
+FOLD_LAYER_SCALE = Rewrite(lambda a: a.layer_scale, fold_layer_scale, _unit_gammas, folds=True)
 
 
 def unit_layer_scale(model: Rewritten) -> Rewritten:
@@ -120,10 +159,11 @@ def unit_layer_scale(model: Rewritten) -> Rewritten:
     return Rewritten(tensors, replace(model.architecture, layer_scale=True), (*model.made, *made))
 
 
-def _like(tensors: StateDict) -> dict[str, Any]:
-    """The dtype and device of a made tensor."""
-    tensor = tensors["patch_embed.proj.weight"]
-    return {"dtype": tensor.dtype, "device": tensor.device}
+UNIT_LAYER_SCALE = Rewrite(
+    lambda a: not a.layer_scale,
+    unit_layer_scale,
+    lambda t, a: _take(t, [n for i in range(a.num_hidden_layers) for n in _gammas(a, i)], 1),
+)
 
 
 def pad_class_position(model: Rewritten) -> Rewritten:
@@ -136,6 +176,18 @@ def pad_class_position(model: Rewritten) -> Rewritten:
     tensors["pos_embed"] = torch.cat([zero.expand(-1, -1, positions.shape[2]), positions], dim=1)
     made = Made("pos_embed", ("pos_embed",), "a zero row for the class token in front")
     return Rewritten(tensors, replace(model.architecture, class_position=True), (*model.made, made))
+
+
+def _take_class_position(tensors: StateDict, before: Architecture) -> StateDict:
+    first = before.class_token + before.distillation_token or 1
+    rows = {"pos_embed": tensors["pos_embed"][:, :first]}
+    _take(rows, ["pos_embed"], 0)
+    return {**tensors, "pos_embed": tensors["pos_embed"][:, first:].contiguous()}
+
+
+PAD_CLASS_POSITION = Rewrite(
+    lambda a: a.position_embedding and not a.class_position, pad_class_position, _take_class_position
+)
 
 
 def absorb_prefix_positions(model: Rewritten) -> Rewritten:
@@ -156,6 +208,22 @@ def absorb_prefix_positions(model: Rewritten) -> Rewritten:
     return Rewritten(tensors, replace(model.architecture, class_position=False), (*model.made, *made))
 
 
+def _give_prefix_positions(tensors: StateDict, before: Architecture) -> StateDict:
+    import torch
+
+    positions = tensors["pos_embed"]
+    zeros = positions.new_zeros(1, before.num_prefix_tokens, positions.shape[2])
+    return {**tensors, "pos_embed": torch.cat([zeros, positions], dim=1)}
+
+
+ABSORB_PREFIX_POSITIONS = Rewrite(
+    lambda a: a.position_embedding and a.class_position and a.num_register_tokens > 0,
+    absorb_prefix_positions,
+    _give_prefix_positions,
+    folds=True,
+)
+
+
 def register_as_class_token(model: Rewritten) -> Rewritten:
     """Call the first register the class token: nothing but their use after the last block distinguishes them."""
     tensors, registers = dict(model.state_dict), model.architecture.num_register_tokens - 1
@@ -169,6 +237,16 @@ def register_as_class_token(model: Rewritten) -> Rewritten:
     return Rewritten(tensors, architecture, (*model.made, *made))
 
 
+def _class_token_as_register(tensors: StateDict, before: Architecture) -> StateDict:
+    import torch
+
+    tokens = [tensors.pop("cls_token"), *([tensors["reg_token"]] if "reg_token" in tensors else [])]
+    return {**tensors, "reg_token": torch.cat(tokens, dim=1)}
+
+
+REGISTER_AS_CLASS_TOKEN = Rewrite(lambda a: not a.class_token, register_as_class_token, _class_token_as_register)
+
+
 def zero_mask_token(model: Rewritten) -> Rewritten:
     """The token of masked patches, which Transformers' files have, and which no classification ever reads."""
     import torch
@@ -176,6 +254,9 @@ def zero_mask_token(model: Rewritten) -> Rewritten:
     tensors = dict(model.state_dict)
     tensors["mask_token"] = torch.zeros(1, 1, model.architecture.hidden_size, **_like(tensors))
     return Rewritten(tensors, model.architecture, (*model.made, Made("mask_token", (), "zeros, as timm has none")))
+
+
+ZERO_MASK_TOKEN = Rewrite(lambda a: True, zero_mask_token, lambda t, a: _take(t, ["mask_token"], 0))
 
 
 def head_of_two_halves(model: Rewritten) -> Rewritten:
@@ -193,6 +274,16 @@ def head_of_two_halves(model: Rewritten) -> Rewritten:
     unread = "patches" if on_class_token else "class token"
     made = Made("head.weight", ("head.weight",), f"zeros for the {unread}, which timm's head does not read")
     return Rewritten(tensors, model.architecture, (*model.made, made))
+
+
+def _one_half_of_the_head(tensors: StateDict, before: Architecture) -> StateDict:
+    on_class_token, on_patches = tensors["head.weight"].chunk(2, dim=1)
+    kept, other = (on_class_token, on_patches) if before.global_pool == "token" else (on_patches, on_class_token)
+    _take({"head.weight": other}, ["head.weight"], 0)
+    return {**tensors, "head.weight": kept.contiguous()}
+
+
+HEAD_OF_TWO_HALVES = Rewrite(lambda a: a.classifier, head_of_two_halves, _one_half_of_the_head)
 
 
 def dinov2_mlp_ratio(architecture: Architecture) -> int:
@@ -228,6 +319,26 @@ def pad_mlp(model: Rewritten) -> Rewritten:
         pad(f"blocks.{block}.mlp.fc1.bias", 0)
         pad(f"blocks.{block}.mlp.fc2.weight", 1)
     return Rewritten(tensors, replace(model.architecture, intermediate_size=width), (*model.made, *made))
+
+
+def _narrow_mlp(tensors: StateDict, before: Architecture) -> StateDict:
+    import torch
+
+    width = before.intermediate_size
+    for block in range(before.num_hidden_layers):
+        for name, dimension in (("fc1.weight", 0), ("fc1.bias", 0), ("fc2.weight", 1)):
+            name = f"blocks.{block}.mlp.{name}"
+            parts = tensors[name].chunk(2) if before.mlp == "packed" and dimension == 0 else (tensors[name],)
+            _take(
+                {name: torch.cat([part.narrow(dimension, width, part.shape[dimension] - width) for part in parts])},
+                [name],
+                0,
+            )
+            tensors[name] = torch.cat([part.narrow(dimension, 0, width) for part in parts])
+    return tensors
+
+
+PAD_MLP = Rewrite(lambda a: a.intermediate_size != dinov2_width(a, dinov2_mlp_ratio(a)), pad_mlp, _narrow_mlp)
 
 
 #: A score that leaves no weight after softmax, in any dtype, and is finite in float32.
@@ -269,6 +380,18 @@ def table_of_relative_positions(model: Rewritten) -> Rewritten:
     return Rewritten(tensors, architecture, (*model.made, *made))
 
 
+def _no_way_back(tensors: StateDict, before: Architecture) -> StateDict:
+    raise WeightsError(
+        "The networks of relative positions are not told by the table that they compute.",
+        "Name an architecture that has such a table, as in --arch beit_base_patch16_224.",
+    )
+
+
+TABLE_OF_RELATIVE_POSITIONS = Rewrite(
+    lambda a: a.relative_network > 0, table_of_relative_positions, _no_way_back, folds=True
+)
+
+
 def drop_key_bias(model: Rewritten) -> Rewritten:
     r"""Leave out the keys' bias, which softmax cancels.
 
@@ -287,6 +410,18 @@ def drop_key_bias(model: Rewritten) -> Rewritten:
     return Rewritten(tensors, replace(model.architecture, key_bias=False), (*model.made, *made))
 
 
+def _zero_key_bias(tensors: StateDict, before: Architecture) -> StateDict:
+    import torch
+
+    for block in range(before.num_hidden_layers):
+        query, value = (tensors.pop(f"blocks.{block}.attn.{part}_bias") for part in ("q", "v"))
+        tensors[f"blocks.{block}.attn.qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
+    return tensors
+
+
+DROP_KEY_BIAS = Rewrite(lambda a: a.key_bias, drop_key_bias, _zero_key_bias, folds=True)
+
+
 def zero_query_and_value_bias(model: Rewritten) -> Rewritten:
     """Queries and values without bias are such with a bias of zeros."""
     import torch
@@ -300,10 +435,20 @@ def zero_query_and_value_bias(model: Rewritten) -> Rewritten:
     return Rewritten(tensors, replace(model.architecture, qkv_bias=True, key_bias=False), (*model.made, *made))
 
 
+ZERO_QUERY_AND_VALUE_BIAS = Rewrite(
+    lambda a: not a.qkv_bias,
+    zero_query_and_value_bias,
+    lambda t, a: _take(t, _blocks(a, "attn.q_bias", "attn.v_bias"), 0),
+)
+
+
 def zero_qkv_bias(model: Rewritten) -> Rewritten:
     """Queries, keys and values without bias are such with a bias of zeros."""
     layers = [f"blocks.{block}.attn.qkv" for block in range(model.architecture.num_hidden_layers)]
     return _with_zero_biases(model, layers, "qkv_bias")
+
+
+ZERO_QKV_BIAS = Rewrite(lambda a: not a.qkv_bias, zero_qkv_bias, lambda t, a: _take(t, _blocks(a, "attn.qkv.bias"), 0))
 
 
 def fuse_attention_pool(model: Rewritten) -> Rewritten:
@@ -317,6 +462,17 @@ def fuse_attention_pool(model: Rewritten) -> Rewritten:
         tensors[name] = torch.cat([tensors.pop(source) for source in sources])
         made.append(Made(name, sources, "queries, keys and values in one"))
     return Rewritten(tensors, model.architecture, (*model.made, *made))
+
+
+def _split_attention_pool(tensors: StateDict, before: Architecture) -> StateDict:
+    for kind in ("weight", "bias"):
+        joined = tensors.pop(f"attn_pool.in_proj_{kind}")
+        tensors[f"attn_pool.q.{kind}"] = joined[: before.hidden_size].contiguous()
+        tensors[f"attn_pool.kv.{kind}"] = joined[before.hidden_size :].contiguous()
+    return tensors
+
+
+FUSE_ATTENTION_POOL = Rewrite(lambda a: a.global_pool == "map", fuse_attention_pool, _split_attention_pool)
 
 
 def head_bias_into_norm(model: Rewritten) -> Rewritten:
@@ -353,12 +509,28 @@ def head_bias_into_norm(model: Rewritten) -> Rewritten:
     return Rewritten(tensors, architecture, (*model.made, made))
 
 
+HEAD_BIAS_INTO_NORM = Rewrite(
+    lambda a: a.classifier and a.head_bias,
+    head_bias_into_norm,
+    lambda t, a: _zeros(t, "head.bias", "head.weight"),
+    folds=True,
+)
+
+
 def patch_bias_into_positions(model: Rewritten) -> Rewritten:
     """Add the patch convolution's bias to every patch's position: (Wx + b) + p = Wx + (b + p). Rounds once."""
     tensors = dict(model.state_dict)
     tensors["pos_embed"] = tensors["pos_embed"] + tensors.pop("patch_embed.proj.bias")
     made = Made("pos_embed", ("pos_embed", "patch_embed.proj.bias"), "the patches' bias added")
     return Rewritten(tensors, replace(model.architecture, patch_bias=False), (*model.made, made))
+
+
+PATCH_BIAS_INTO_POSITIONS = Rewrite(
+    lambda a: a.patch_bias,
+    patch_bias_into_positions,
+    lambda t, a: _zeros(t, "patch_embed.proj.bias", "patch_embed.proj.weight"),
+    folds=True,
+)
 
 
 def radio_form(model: Rewritten) -> Rewritten:
@@ -382,9 +554,29 @@ def radio_form(model: Rewritten) -> Rewritten:
     return Rewritten(tensors, model.architecture, (*model.made, *made))
 
 
+def _timm_form(tensors: StateDict, before: Architecture) -> StateDict:
+    for name in ("norm_mean", "norm_std", "summary_idxs"):
+        _take(tensors, [name], float(name == "norm_std"))
+    shape = (before.hidden_size, before.num_channels, *before.patch_size)
+    tensors["patch_embed.proj.weight"] = tensors["patch_embed.proj.weight"].reshape(shape)
+    tokens = tensors.pop("prefix_tokens")
+    tensors["cls_token"] = tokens[:, :1].contiguous()
+    if before.num_register_tokens:
+        tensors["reg_token"] = tokens[:, 1:].contiguous()
+    return tensors
+
+
+RADIO_FORM = Rewrite(lambda a: True, radio_form, _timm_form)
+
+
 def zero_patch_bias(model: Rewritten) -> Rewritten:
     """A patch convolution without bias is one with a bias of zeros."""
     return _with_zero_biases(model, ["patch_embed.proj"], "patch_bias")
+
+
+ZERO_PATCH_BIAS = Rewrite(
+    lambda a: not a.patch_bias, zero_patch_bias, lambda t, a: _take(t, ["patch_embed.proj.bias"], 0)
+)
 
 
 def zero_projection_biases(model: Rewritten) -> Rewritten:
@@ -397,9 +589,21 @@ def zero_projection_biases(model: Rewritten) -> Rewritten:
     return _with_zero_biases(model, layers, "proj_bias")
 
 
+ZERO_PROJECTION_BIASES = Rewrite(
+    lambda a: not a.proj_bias,
+    zero_projection_biases,
+    lambda t, a: _take(t, _blocks(a, "attn.proj.bias", "mlp.fc1.bias", "mlp.fc2.bias"), 0),
+)
+
+
 def zero_head_bias(model: Rewritten) -> Rewritten:
     """A classification head without bias is one with a bias of zeros."""
     return _with_zero_biases(model, ["head"], "head_bias")
+
+
+ZERO_HEAD_BIAS = Rewrite(
+    lambda a: a.classifier and not a.head_bias, zero_head_bias, lambda t, a: _take(t, ["head.bias"], 0)
+)
 
 
 def norm_before_pool(model: Rewritten) -> Rewritten:
@@ -410,6 +614,13 @@ def norm_before_pool(model: Rewritten) -> Rewritten:
         made.append(Made(f"norm.{kind}", (f"fc_norm.{kind}",), "moved from after the pooling to before it"))
     architecture = replace(model.architecture, fc_norm=False, final_norm=True)
     return Rewritten(tensors, architecture, (*model.made, *made))
+
+
+def _norm_after_pool(tensors: StateDict, before: Architecture) -> StateDict:
+    return {(f"fc_{name}" if name in ("norm.weight", "norm.bias") else name): t for name, t in tensors.items()}
+
+
+NORM_BEFORE_POOL = Rewrite(lambda a: a.fc_norm, norm_before_pool, _norm_after_pool)
 
 
 def identity_pooler(model: Rewritten) -> Rewritten:
@@ -428,102 +639,6 @@ def identity_pooler(model: Rewritten) -> Rewritten:
     return Rewritten(tensors, model.architecture, (*model.made, *made))
 
 
-def _with_zero_biases(model: Rewritten, layers: list[str], flag: str) -> Rewritten:
-    has_bias: dict[str, Any] = {flag: True}
-    tensors, made = dict(model.state_dict), []
-    for layer in layers:
-        weight = tensors[f"{layer}.weight"]
-        tensors[f"{layer}.bias"] = weight.new_zeros(weight.shape[0])
-        made.append(Made(f"{layer}.bias", (), "zeros, where timm has no bias"))
-    return Rewritten(tensors, replace(model.architecture, **has_bias), (*model.made, *made))
-
-
-# ------------------------------------------------------------------------------------------------------------
-# The way back.
-
-
-def _take(tensors: StateDict, names: Sequence[str], value: float) -> StateDict:
-    """Remove constants that timm does not have."""
-    for name in names:
-        if not (tensors.pop(name) == value).all():
-            raise WeightsError(
-                f"`{name}` is not {value:g} throughout, and the timm architecture has no such tensor.",
-                "Name another architecture with --arch.",
-            )
-    return tensors
-
-
-def _blocks(architecture: Architecture, *names: str) -> list[str]:
-    return [f"blocks.{block}.{name}" for block in range(architecture.num_hidden_layers) for name in names]
-
-
-def _take_class_position(tensors: StateDict, before: Architecture) -> StateDict:
-    first = before.class_token + before.distillation_token or 1
-    rows = {"pos_embed": tensors["pos_embed"][:, :first]}
-    _take(rows, ["pos_embed"], 0)
-    return {**tensors, "pos_embed": tensors["pos_embed"][:, first:].contiguous()}
-
-
-def _give_prefix_positions(tensors: StateDict, before: Architecture) -> StateDict:
-    import torch
-
-    positions = tensors["pos_embed"]
-    zeros = positions.new_zeros(1, before.num_prefix_tokens, positions.shape[2])
-    return {**tensors, "pos_embed": torch.cat([zeros, positions], dim=1)}
-
-
-def _class_token_as_register(tensors: StateDict, before: Architecture) -> StateDict:
-    import torch
-
-    tokens = [tensors.pop("cls_token"), *([tensors["reg_token"]] if "reg_token" in tensors else [])]
-    return {**tensors, "reg_token": torch.cat(tokens, dim=1)}
-
-
-def _one_half_of_the_head(tensors: StateDict, before: Architecture) -> StateDict:
-    on_class_token, on_patches = tensors["head.weight"].chunk(2, dim=1)
-    kept, other = (on_class_token, on_patches) if before.global_pool == "token" else (on_patches, on_class_token)
-    _take({"head.weight": other}, ["head.weight"], 0)
-    return {**tensors, "head.weight": kept.contiguous()}
-
-
-def _narrow_mlp(tensors: StateDict, before: Architecture) -> StateDict:
-    import torch
-
-    width = before.intermediate_size
-    for block in range(before.num_hidden_layers):
-        for name, dimension in (("fc1.weight", 0), ("fc1.bias", 0), ("fc2.weight", 1)):
-            name = f"blocks.{block}.mlp.{name}"
-            parts = tensors[name].chunk(2) if before.mlp == "packed" and dimension == 0 else (tensors[name],)
-            _take(
-                {name: torch.cat([part.narrow(dimension, width, part.shape[dimension] - width) for part in parts])},
-                [name],
-                0,
-            )
-            tensors[name] = torch.cat([part.narrow(dimension, 0, width) for part in parts])
-    return tensors
-
-
-def _zero_key_bias(tensors: StateDict, before: Architecture) -> StateDict:
-    import torch
-
-    for block in range(before.num_hidden_layers):
-        query, value = (tensors.pop(f"blocks.{block}.attn.{part}_bias") for part in ("q", "v"))
-        tensors[f"blocks.{block}.attn.qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
-    return tensors
-
-
-def _split_attention_pool(tensors: StateDict, before: Architecture) -> StateDict:
-    for kind in ("weight", "bias"):
-        joined = tensors.pop(f"attn_pool.in_proj_{kind}")
-        tensors[f"attn_pool.q.{kind}"] = joined[: before.hidden_size].contiguous()
-        tensors[f"attn_pool.kv.{kind}"] = joined[before.hidden_size :].contiguous()
-    return tensors
-
-
-def _norm_after_pool(tensors: StateDict, before: Architecture) -> StateDict:
-    return {(f"fc_{name}" if name in ("norm.weight", "norm.bias") else name): t for name, t in tensors.items()}
-
-
 def _without_identity(tensors: StateDict, before: Architecture) -> StateDict:
     import torch
 
@@ -536,49 +651,4 @@ def _without_identity(tensors: StateDict, before: Architecture) -> StateDict:
     return tensors
 
 
-def _timm_form(tensors: StateDict, before: Architecture) -> StateDict:
-    for name in ("norm_mean", "norm_std", "summary_idxs"):
-        _take(tensors, [name], float(name == "norm_std"))
-    shape = (before.hidden_size, before.num_channels, *before.patch_size)
-    tensors["patch_embed.proj.weight"] = tensors["patch_embed.proj.weight"].reshape(shape)
-    tokens = tensors.pop("prefix_tokens")
-    tensors["cls_token"] = tokens[:, :1].contiguous()
-    if before.num_register_tokens:
-        tensors["reg_token"] = tokens[:, 1:].contiguous()
-    return tensors
-
-
-def _zeros(tensors: StateDict, name: str, like: str) -> StateDict:
-    weight = tensors[like]
-    return {**tensors, name: weight.new_zeros(weight.shape[0])}
-
-
-def _no_way_back(tensors: StateDict, before: Architecture) -> StateDict:
-    raise WeightsError(
-        "The networks of relative positions are not told by the table that they compute.",
-        "Name an architecture that has such a table, as in --arch beit_base_patch16_224.",
-    )
-
-
-_UNDO: dict[Callable[[Rewritten], Rewritten], Callable[[StateDict, Architecture], StateDict]] = {
-    table_of_relative_positions: _no_way_back,
-    unit_layer_scale: lambda t, a: _take(t, [n for i in range(a.num_hidden_layers) for n in _gammas(a, i)], 1),
-    pad_class_position: _take_class_position,
-    absorb_prefix_positions: _give_prefix_positions,
-    register_as_class_token: _class_token_as_register,
-    zero_mask_token: lambda t, a: _take(t, ["mask_token"], 0),
-    head_of_two_halves: _one_half_of_the_head,
-    pad_mlp: _narrow_mlp,
-    drop_key_bias: _zero_key_bias,
-    zero_query_and_value_bias: lambda t, a: _take(t, _blocks(a, "attn.q_bias", "attn.v_bias"), 0),
-    zero_qkv_bias: lambda t, a: _take(t, _blocks(a, "attn.qkv.bias"), 0),
-    fuse_attention_pool: _split_attention_pool,
-    head_bias_into_norm: lambda t, a: _zeros(t, "head.bias", "head.weight"),
-    patch_bias_into_positions: lambda t, a: _zeros(t, "patch_embed.proj.bias", "patch_embed.proj.weight"),
-    radio_form: _timm_form,
-    zero_patch_bias: lambda t, a: _take(t, ["patch_embed.proj.bias"], 0),
-    zero_projection_biases: lambda t, a: _take(t, _blocks(a, "attn.proj.bias", "mlp.fc1.bias", "mlp.fc2.bias"), 0),
-    zero_head_bias: lambda t, a: _take(t, ["head.bias"], 0),
-    norm_before_pool: _norm_after_pool,
-    identity_pooler: _without_identity,
-}
+IDENTITY_POOLER = Rewrite(lambda a: not a.classifier, identity_pooler, _without_identity)

@@ -6,7 +6,7 @@ from typing import Any
 
 from vitconv.architecture import Architecture
 from vitconv.mapping.family import Family, sizes, square
-from vitconv.mapping.rewrites import Rewrite, zero_patch_bias, zero_qkv_bias
+from vitconv.mapping.rewrites import ZERO_PATCH_BIAS, ZERO_QKV_BIAS
 
 _TABLE = """
 pos_embed                    vision_encoder.pos_embed                      =
@@ -69,6 +69,8 @@ SAM = Family(
     classes=("SamVisionModel",),
     config=_config,
     from_config=_from_config,
+    widths=("mlp_dim", "output_channels"),
+    counts=("window_size",),
     expresses={
         "design": ("VisionTransformerSAM",),
         "global_pool": ("avg", ""),
@@ -82,6 +84,6 @@ SAM = Family(
         "qkv_bias": None,
     },
     limits=lambda a: square(a) + ([] if a.neck_channels else ["no convolutions after the blocks (`neck`)"]),
-    rewrites=(Rewrite(lambda a: not a.patch_bias, zero_patch_bias), Rewrite(lambda a: not a.qkv_bias, zero_qkv_bias)),
+    rewrites=(ZERO_PATCH_BIAS, ZERO_QKV_BIAS),
     output_expression=lambda a: "last_hidden_state.mean((2, 3))" if a.global_pool else "last_hidden_state",
 )

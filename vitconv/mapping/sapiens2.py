@@ -15,7 +15,7 @@ from vitconv.mapping.family import (
     sizes,
     width_from_config,
 )
-from vitconv.mapping.rewrites import Rewrite, zero_patch_bias
+from vitconv.mapping.rewrites import ZERO_PATCH_BIAS
 
 _TABLE = """
 cls_token                        cls_token                      embeddings.cls_token
@@ -104,6 +104,6 @@ SAPIENS2 = Family(
         "key_bias": None,
     },
     limits=lambda a: one_norm(a) + headless_only(a) + rotary_with_registers(a),
-    rewrites=(Rewrite(lambda a: not a.patch_bias, zero_patch_bias),),
+    rewrites=(ZERO_PATCH_BIAS,),
     output_expression=pooled_by_the_model,
 )

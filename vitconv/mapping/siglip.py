@@ -7,13 +7,12 @@ from typing import Any
 from vitconv.architecture import Architecture
 from vitconv.mapping.family import Family, headless_only, one_norm, sizes, square
 from vitconv.mapping.rewrites import (
-    Rewrite,
-    fold_layer_scale,
-    fuse_attention_pool,
-    zero_head_bias,
-    zero_patch_bias,
-    zero_projection_biases,
-    zero_qkv_bias,
+    FOLD_LAYER_SCALE,
+    FUSE_ATTENTION_POOL,
+    ZERO_HEAD_BIAS,
+    ZERO_PATCH_BIAS,
+    ZERO_PROJECTION_BIASES,
+    ZERO_QKV_BIAS,
 )
 
 _TABLE = """
@@ -99,12 +98,12 @@ SIGLIP = Family(
     },
     limits=_limits,
     rewrites=(
-        Rewrite(lambda a: not a.patch_bias, zero_patch_bias),
-        Rewrite(lambda a: not a.qkv_bias, zero_qkv_bias),
-        Rewrite(lambda a: not a.proj_bias, zero_projection_biases),
-        Rewrite(lambda a: a.classifier and not a.head_bias, zero_head_bias),
-        Rewrite(lambda a: a.layer_scale, fold_layer_scale, folds=True),
-        Rewrite(lambda a: a.global_pool == "map", fuse_attention_pool),
+        ZERO_PATCH_BIAS,
+        ZERO_QKV_BIAS,
+        ZERO_PROJECTION_BIASES,
+        ZERO_HEAD_BIAS,
+        FOLD_LAYER_SCALE,
+        FUSE_ATTENTION_POOL,
     ),
     output_expression=_output_expression,
     base_classes=("SiglipVisionModel",),

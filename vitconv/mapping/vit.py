@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from vitconv.architecture import Architecture
-from vitconv.mapping.family import Family, one_norm, sizes, tokens_only_headless
+from vitconv.mapping.family import MASK_TOKEN, Family, one_norm, sizes, tokens_only_headless
 from vitconv.mapping.rewrites import (
-    Rewrite,
-    fold_layer_scale,
-    identity_pooler,
-    norm_before_pool,
-    pad_class_position,
-    zero_head_bias,
-    zero_patch_bias,
-    zero_projection_biases,
+    FOLD_LAYER_SCALE,
+    IDENTITY_POOLER,
+    NORM_BEFORE_POOL,
+    PAD_CLASS_POSITION,
+    ZERO_HEAD_BIAS,
+    ZERO_PATCH_BIAS,
+    ZERO_PROJECTION_BIASES,
 )
 
 _TABLE = """
@@ -86,15 +85,21 @@ VIT = Family(
     },
     limits=lambda a: one_norm(a) + tokens_only_headless(a),
     rewrites=(
-        Rewrite(lambda a: not a.patch_bias, zero_patch_bias),
-        Rewrite(lambda a: not a.proj_bias, zero_projection_biases),
-        Rewrite(lambda a: a.classifier and not a.head_bias, zero_head_bias),
-        Rewrite(lambda a: a.layer_scale, fold_layer_scale, folds=True),
-        Rewrite(lambda a: not a.class_position, pad_class_position),
-        Rewrite(lambda a: a.fc_norm, norm_before_pool),
-        Rewrite(lambda a: not a.classifier, identity_pooler),
+        ZERO_PATCH_BIAS,
+        ZERO_PROJECTION_BIASES,
+        ZERO_HEAD_BIAS,
+        FOLD_LAYER_SCALE,
+        PAD_CLASS_POSITION,
+        NORM_BEFORE_POOL,
+        IDENTITY_POOLER,
     ),
     output_expression=lambda a: (
         "logits" if a.classifier else "pooler_output" if a.global_pool else "last_hidden_state"
     ),
+    decisive={"pooler_act": lambda value: None},  # the pooler may be dropped
+    droppable={
+        "pooler": "a pooler, a layer on the class token",
+        **MASK_TOKEN,
+        "decoder": "a decoder for masked patches",  # of a masked autoencoder
+    },
 )

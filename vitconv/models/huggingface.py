@@ -13,6 +13,7 @@ from vitconv.architecture import check_image_size
 from vitconv.checkpoints.checkpoint import CONFIG_FILE, read_state_dict
 from vitconv.errors import CheckpointError, ParityError, VitconvError, WeightsError, first_few
 from vitconv.files import MOST_TEXT, check_file, read_json
+from vitconv.mapping.family import is_classifier
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -158,12 +159,13 @@ ADAPTER_FILE = "adapter_config.json"
 #: model without weights are made in no time. The weights' own sizes are the bound after that: :func:`_check_weights`.
 _SIZES = {
     **dict.fromkeys(("image_size", "patch_size"), 10**5),
-    **dict.fromkeys(("hidden_size", "intermediate_size", "mlp_dim", "projection_dim", "output_channels"), 10**6),
+    **dict.fromkeys(("hidden_size", "intermediate_size"), 10**6),
+    **{name: 10**6 for family in mapping.FAMILIES for name in family.widths},
     **dict.fromkeys(("num_hidden_layers", "num_attention_heads"), 10**4),
     **dict.fromkeys(("num_channels", "num_labels"), 10**6),
 }
 #: These may be 0, where there is none.
-_COUNTS = dict.fromkeys(("num_register_tokens", "num_registers", "num_cls_tokens", "window_size"), 10**5)
+_COUNTS = {name: 10**5 for family in mapping.FAMILIES for name in ("num_register_tokens", *family.counts)}
 
 
 def _check_size(name: str, value: Any) -> None:
@@ -346,7 +348,7 @@ def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[
     content = _read_config(folder)
     stored = read_state_dict(folder)  # strictly, before anything else opens the file
     _check_weights(folder, content, stored)
-    if "ForImageClassification" in str(content.get("architectures")):  # others have names of no classes
+    if is_classifier(str(content.get("architectures"))):  # others have names of no classes
         _check_labels(content)
     try:
         # Without the last argument, Transformers asks on the terminal if the folder has its own code.

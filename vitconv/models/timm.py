@@ -179,14 +179,15 @@ def describe_regularisation(rates: Mapping[str, Any]) -> str | None:
 _LINEAR, _IDENTITY, _DROPOUT = "torch.nn.Linear", "torch.nn.Identity", "torch.nn.Dropout"
 _LAYER_NORM, _RMS_NORM = ("timm.LayerNorm", "torch.nn.LayerNorm"), "timm.RmsNorm"
 _NORM = (*_LAYER_NORM, _RMS_NORM)
-_ACTIVATIONS = {
-    "torch.nn.GELU": "gelu",
-    "timm.GELU": "gelu",
-    "timm.GELUTanh": "gelu_pytorch_tanh",
-    "timm.QuickGELU": "quick_gelu",
-    "torch.nn.SiLU": "silu",
-    "torch.nn.ReLU": "relu",
+#: By Transformers' name of an activation: timm's name, and the classes that compute it.
+ACTIVATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "gelu": ("gelu", ("torch.nn.GELU", "timm.GELU")),
+    "gelu_pytorch_tanh": ("gelu_tanh", ("timm.GELUTanh",)),
+    "quick_gelu": ("quick_gelu", ("timm.QuickGELU",)),
+    "silu": ("silu", ("torch.nn.SiLU",)),
+    "relu": ("relu", ("torch.nn.ReLU",)),
 }
+_ACTIVATIONS = {class_name: name for name, (_, classes) in ACTIVATIONS.items() for class_name in classes}
 _DROP_PATH = (_IDENTITY, "timm.DropPath")
 _MLPS = {"timm.Mlp": "plain", "timm.GluMlp": "packed", "timm.SwiGLU": "gated"}
 
@@ -369,7 +370,7 @@ def from_timm(model: nn.Module) -> Architecture:
                 "Keep this model in timm; `vitconv models` lists the architectures that convert.",
             )
         _check_state(model)
-        architecture = _read(model)
+        architecture = read(model)
         mapping.family_for(architecture)
     except VitconvError:
         raise
@@ -392,7 +393,8 @@ def _check_state(model: Any) -> None:
         )
 
 
-def _read(model: Any) -> Architecture:
+def read(model: Any) -> Architecture:
+    """The architecture of a timm model that converts; nothing is checked: :func:`from_timm` does that."""
     blocks = list(model.blocks)
     first, patches, head = blocks[0], model.patch_embed, model.head
     mlp = _MLPS[class_name(first.mlp)]
@@ -447,6 +449,47 @@ def _read(model: Any) -> Architecture:
         proj_bias=first.attn.proj.bias is not None,
         head_bias=getattr(head, "bias", True) is not None,
     )
+
+
+def arguments(known: Architecture, sized: Architecture) -> dict[str, Any]:
+    """The inverse of :func:`read`: timm's arguments (JSON types) for ``sized``, by the name of ``known``."""
+    registers = "num_reg_tokens" if known.design in ("Eva", "Beit") else "reg_tokens"
+    table = {
+        "image_size": ("img_size", list(sized.image_size)),
+        "patch_size": ("patch_size", _one(sized.patch_size)),
+        "num_channels": ("in_chans", sized.num_channels),
+        "num_labels": ("num_classes", sized.num_labels),
+        "hidden_size": ("embed_dim", sized.hidden_size),
+        "num_hidden_layers": ("depth", sized.num_hidden_layers),
+        "num_attention_heads": ("num_heads", sized.num_attention_heads),
+        "hidden_act": ("act_layer", ACTIVATIONS[sized.hidden_act][0]),
+        "num_register_tokens": (registers, sized.num_register_tokens),
+        "rope_theta": ("rope_temperature", sized.rope_theta),
+        "global_pool": ("global_pool", sized.global_pool),
+        "window_size": ("window_size", sized.window_size),
+        "global_attention": ("global_attn_indexes", list(sized.global_attention)),
+        "neck_channels": ("neck_chans", sized.neck_channels),
+        "position_embedding": ("use_abs_pos_emb", sized.position_embedding),
+        "relative_position": ("use_rel_pos_bias", sized.relative_position),
+    }
+    found: dict[str, Any] = {
+        argument: value for field, (argument, value) in table.items() if getattr(known, field) != getattr(sized, field)
+    }
+    if known.layer_scale and not sized.layer_scale:
+        found["init_values"] = 0  # timm takes None for its default
+    if known.split_qkv and (known.num_attention_heads, known.num_key_value_heads) != (
+        sized.num_attention_heads,
+        sized.num_key_value_heads,
+    ):
+        found["num_kv_heads"] = list(sized.num_key_value_heads) or sized.num_attention_heads
+    before, after = (one.intermediate_size / one.hidden_size for one in (known, sized))
+    if int(before * sized.hidden_size) != sized.intermediate_size:
+        found["mlp_ratio"] = after * (2 if sized.mlp == "packed" else 1)
+    return found
+
+
+def _one(size: tuple[int, int]) -> int | list[int]:
+    return size[0] if size[0] == size[1] else list(size)
 
 
 def _has(module: Any, attribute: str) -> bool:

@@ -14,11 +14,13 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitconv.errors import InputError, ParityError
 from vitconv.mapping import CLASSES
 from vitconv.markdown import table
+from vitconv.models.huggingface import installed_dialect
+from vitconv.models.timm import read
 from vitconv.parity.criteria import CRITERIA, DTYPES, Criterion
 from vitconv.parity.lockstep import Staged, in_step
 
@@ -297,18 +299,28 @@ def _compare(
         raise InputError("TF32 is a mode of GPUs.", "Compare in float32, or on a GPU.")
     kind = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
     criterion = CRITERIA[dtype]
+    architecture, family = read(timm_model), CLASSES[type(hf_model).__name__]
+    if family.class_name(architecture) != type(hf_model).__name__:
+        raise ParityError(
+            f"The timm model converts to {family.class_name(architecture)}, and the other is a "
+            f"{type(hf_model).__name__}.",
+            "Compare two models of the same architecture.",
+            stage="output",
+        )
     with ExitStack() as stack:
         stack.enter_context(_tf32(dtype == "tf32"))
         reference = copy.deepcopy(timm_model) if criterion.uses_reference else None
-        runs = [] if reference is None else [(reference, torch.float64)]
-        runs += [(timm_model, kind), (hf_model, kind)]
-        for model, model_dtype in runs:
-            stack.enter_context(_moved(model, model_dtype, device))
-        # Where one norms before the pooling and the other after it, the norms see other tokens: the rest is compared.
-        norms = _final_norm(timm_model) is not None and _final_norm(hf_model) is not None
+        runs = [] if reference is None else [(reference, torch.float64, _stages(reference, "blocks", "norm"))]
+        runs.append((timm_model, kind, _stages(timm_model, "blocks", "norm")))
+        runs.append((hf_model, kind, _stages(hf_model, *family.stages(architecture, installed_dialect()))))
+        for model, model_dtype, modules in runs:
+            stack.enter_context(_moved(model, modules.blocks, model_dtype, device))
         choose = functools.partial(_spread, count=tokens, prefix=timm_model.num_prefix_tokens) if tokens else None
+        # Where one norms before the pooling and the other after it, the norms see other tokens: the rest is compared.
+        both_norm = all(modules.norm is not None for _, _, modules in runs)
         staged = [
-            _staged(model, pixels.to(device=device, dtype=model_dtype), norms, choose) for model, model_dtype in runs
+            _staged(model, modules, pixels.to(device=device, dtype=model_dtype), both_norm, choose)
+            for model, model_dtype, modules in runs
         ]
         stages: list[Stage] = []
         for names, values in in_step(staged):
@@ -320,12 +332,12 @@ def _compare(
                 )
             if names[0] == "output":
                 *references, output = values
-                actual, name = matching_output(output, references[-1], timm_model)
-                values = [*references, actual]
-                stages.append(measure_stage(name, values, criterion, stages))
+                values = [*references, family.output(architecture, output)]
+                is_logits = family.output_expression(architecture) == family.logits
+                stages.append(measure_stage("logits" if is_logits else "features", values, criterion, stages))
             else:
                 *references, actual = values
-                values = [*references, actual[:, _hidden_tokens(timm_model) :]]
+                values = [*references, actual[:, family.placeholders(architecture) :]]
                 if tokens and not stages and tokens >= values[0].shape[1]:
                     tokens = None  # that is all of them
                 stages.append(measure_stage(names[0], values, criterion, stages))
@@ -384,8 +396,11 @@ def measure_stage(name: str, values: list[Tensor], criterion: Criterion, before:
 
 
 def _cosine(one: Tensor, other: Tensor) -> float:
-    lengths = (one.norm() * other.norm()).item()
-    return min(1.0, (one * other).sum().item() / lengths) if lengths else float(one.norm() == other.norm())
+    """The cosine of the angle between two tensors, exactly 1 for equal ones: of unit vectors, 1 - |a - b|² / 2."""
+    lengths = one.norm(), other.norm()
+    if not all(lengths):
+        return float(lengths[0] == lengths[1])
+    return 1 - (one / lengths[0] - other / lengths[1]).square().sum().item() / 2
 
 
 def _agreement(expected: Tensor, actual: Tensor, name: str) -> tuple[float, float]:
@@ -398,54 +413,25 @@ def _agreement(expected: Tensor, actual: Tensor, name: str) -> tuple[float, floa
     return top1, topk
 
 
-def matching_output(output: Any, expected: Tensor, timm_model: nn.Module) -> tuple[Tensor, str]:
-    """The part of a Transformers output that corresponds to what timm returns, and its name."""
-    for name in ("logits", "image_embeds"):
-        if name in output:
-            return output[name], "logits"
-    if "summary" in output and expected.ndim == 2:
-        return output.summary, "features"
-    if expected.ndim > 2:  # timm's global_pool=''
-        return output.last_hidden_state, "features"
-    if output.last_hidden_state.ndim == 4:
-        return output.last_hidden_state.mean((2, 3)), "features"
-    if timm_model.global_pool == "avg":
-        return output.last_hidden_state[:, timm_model.num_prefix_tokens :].mean(1), "features"
-    pooled = output.get("pooler_output")
-    return (output.last_hidden_state[:, 0] if pooled is None else pooled), "features"
+class _Stages(NamedTuple):
+    """The modules whose values are compared; the norm is ``None`` where there is none."""
+
+    blocks: list[nn.Module]
+    norm: nn.Module | None
 
 
-def _hidden_tokens(timm_model: Any) -> int:
-    """How many tokens the Transformers model has in front of timm's, as placeholders: no patch attends to them."""
-    relative = any(
-        getattr(block.attn, "rel_pos", None) is not None for block in timm_model.blocks if hasattr(block, "attn")
-    )
-    return int(relative and timm_model.cls_token is None)
-
-
-def _blocks(model: Any) -> Any:
-    """The list of a model's blocks."""
-    if hasattr(model, "blocks"):
-        return model.blocks
-    lists = {path.rpartition(".")[2]: module for path, module in model.named_modules()}
-    return lists["layers"] if "layers" in lists else lists["layer"]
-
-
-def _final_norm(model: Any) -> nn.Module | None:
-    """The norm that sees every token after the last block, if there is one."""
-    if hasattr(model, "blocks"):
-        found = getattr(model, "norm", None)
-    else:
-        if not CLASSES[type(model).__name__].norms_every_token:
-            return None
-        base = getattr(model, "vision_model", model.base_model)
-        names = ("layernorm", "post_layernorm", "norm", "rms_norm")
-        found = next((getattr(base, name) for name in names if hasattr(base, name)), None)
-    return None if found is None or type(found).__name__ == "Identity" else found
+def _stages(model: Any, blocks: str, norm: str | None) -> _Stages:
+    modules = dict(model.named_modules())
+    found = modules.get(norm) if norm else None
+    return _Stages(list(modules[blocks]), None if type(found).__name__ == "Identity" else found)
 
 
 def _staged(
-    model: nn.Module, pixels: Tensor, with_norm: bool, choose: Callable[[int], list[int]] | None = None
+    model: nn.Module,
+    modules: _Stages,
+    pixels: Tensor,
+    with_norm: bool,
+    choose: Callable[[int], list[int]] | None = None,
 ) -> Staged:
     """The model's ordinary forward pass, announcing its stages: what enters the blocks, leaves each, and the norm.
 
@@ -467,7 +453,7 @@ def _staged(
             few = tokens[:, choose(tokens.shape[1])]
             return ((few, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": few})
 
-        blocks, norm = list(_blocks(model)), _final_norm(model)
+        blocks, norm = modules
         handles = [blocks[0].register_forward_pre_hook(before, with_kwargs=True)]
         handles += [block.register_forward_hook(after(f"blocks.{i}")) for i, block in enumerate(blocks)]
         if with_norm and norm is not None:
@@ -483,7 +469,7 @@ def _staged(
 
 
 @contextmanager
-def _moved(model: nn.Module, dtype: torch.dtype, device: str) -> Iterator[None]:
+def _moved(model: nn.Module, blocks: Sequence[nn.Module], dtype: torch.dtype, device: str) -> Iterator[None]:
     """The model in evaluation mode, in another dtype and on another device, and afterwards exactly as it was.
 
     A block's parameters are there only while it computes: of a whole model in float64, the memory alone would take the
@@ -501,7 +487,6 @@ def _moved(model: nn.Module, dtype: torch.dtype, device: str) -> Iterator[None]:
         for parameter in block.parameters():
             parameter.data = original[parameter]
 
-    blocks = list(_blocks(model))
     in_blocks = {parameter for block in blocks for parameter in block.parameters()}
     handles = []
     before = [(tensor, tensor.data, tensor.grad) for tensor in model.parameters()]

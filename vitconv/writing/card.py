@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from vitconv import __version__
 from vitconv.mapping import family_for
+from vitconv.mapping.family import is_classifier
 from vitconv.markdown import code, escape
 from vitconv.models.data_config import makes_pixels
 from vitconv.models.images import MODES
@@ -36,8 +37,7 @@ def model_card(
 ) -> str:
     """Write the card, with the metadata that the Hub reads: https://huggingface.co/docs/hub/model-cards"""
     family = family_for(architecture, target)
-    is_classifier = "ForImageClassification" in family.class_name(architecture)
-    task = "image-classification" if is_classifier else "image-feature-extraction"
+    task = "image-classification" if is_classifier(family.class_name(architecture)) else "image-feature-extraction"
     sections = [
         f"---\nlibrary_name: transformers\npipeline_tag: {task}\n"
         f"tags:\n- vision\n- {family.name}\n- timm\n- vitconv\n---",

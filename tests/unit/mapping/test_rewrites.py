@@ -135,7 +135,7 @@ def without(model, path):
 )  # fmt: skip
 def test_a_rewrite_changes_no_function(rewrite, before, after, change):
     model = vision_transformer(**before)
-    architecture = timm_models._read(model)
+    architecture = timm_models.read(model)
     result = getattr(rewrites_module, rewrite)(rewrites_module.Rewritten(dict(model.state_dict()), architecture))
     twin = vision_transformer(**after)
     if rewrite == "zero_patch_bias":
@@ -146,7 +146,7 @@ def test_a_rewrite_changes_no_function(rewrite, before, after, change):
         expected, actual = model(pixels), twin(pixels)
     assert (actual - expected).abs().max() <= 1e-14 * expected.abs().max()
     if change is None:
-        assert timm_models._read(twin) == result.architecture
+        assert timm_models.read(twin) == result.architecture
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_a_bias_worked_into_its_neighbour(rewrite, path):
     model = vision_transformer()
     twin = without(vision_transformer(), path)
     result = getattr(rewrites_module, rewrite)(
-        rewrites_module.Rewritten(dict(model.state_dict()), timm_models._read(model))
+        rewrites_module.Rewritten(dict(model.state_dict()), timm_models.read(model))
     )
     tensors = dict(result.state_dict)
     if rewrite == "patch_bias_into_positions":  # the class token's position has no patch
@@ -172,7 +172,7 @@ def test_a_head_bias_of_zeros_just_goes():
     model = vision_transformer()
     model.head.bias.data.zero_()
     before = dict(model.state_dict())
-    after = rewrites_module.head_bias_into_norm(rewrites_module.Rewritten(before, timm_models._read(model))).state_dict
+    after = rewrites_module.head_bias_into_norm(rewrites_module.Rewritten(before, timm_models.read(model))).state_dict
     assert "head.bias" not in after
     assert all(after[name] is before[name] for name in after)
 
@@ -186,5 +186,5 @@ def test_a_head_whose_bias_no_norm_can_take_over_is_refused(classes):
         WeightsError, match=r"The head has a bias \(`head.bias`\), which CLIP's projection does not have"
     ):
         rewrites_module.head_bias_into_norm(
-            rewrites_module.Rewritten(dict(model.state_dict()), timm_models._read(model))
+            rewrites_module.Rewritten(dict(model.state_dict()), timm_models.read(model))
         )

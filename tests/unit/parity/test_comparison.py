@@ -6,7 +6,7 @@ import matplotlib
 import pytest
 import rich
 import torch
-from models import FOLDED, KINDS, pixels_for, small_model
+from models import FOLDED, KINDS, pixels_for, reduced, small_model
 
 from vitconv.convert import to_huggingface
 from vitconv.errors import InputError, ParityError
@@ -163,6 +163,13 @@ def test_measures_what_it_says(pair):
     assert last.cosine == pytest.approx(torch.cosine_similarity(one.flatten(), other.flatten(), dim=0).item())
 
 
+def test_of_equal_outputs_the_cosine_is_exactly_one(pair):
+    timm_model, hf_model, pixels = pair
+    stages = compare(timm_model, hf_model, pixels)["float32"].stages
+    equal = [stage.cosine for stage in stages if stage.max_abs == 0]
+    assert equal and set(equal) == {1.0}
+
+
 def test_agreement_counts_the_batch(pair):
     timm_model, hf_model, _ = pair
     pixels = pixels_for(timm_model, batch=8)
@@ -180,6 +187,17 @@ def test_models_of_another_shape_are_not_compared(pair):
         compare(timm_model, to_huggingface(small_model(depth=1)), pixels)
     with pytest.raises(ParityError, match="At `embeddings` one model has shape"):
         compare(timm_model, to_huggingface(small_model(embed_dim=32)), pixels)
+    with pytest.raises(ParityError, match="converts to ViTForImageClassification, and the other is a ViTModel"):
+        compare(timm_model, to_huggingface(small_model("headless")), pixels)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_dinov3_qkvb", "vit_base_patch16_sapiens2"])
+def test_a_norm_of_all_tokens_is_a_stage_wherever_the_class_has_it(name):
+    model = reduced(name)
+    stages = compare(model, to_huggingface(model, verify=False), pixels_for(model), dtypes=["float64"])[
+        "float64"
+    ].stages
+    assert [stage.name for stage in stages] == ["embeddings", "blocks.0", "blocks.1", "norm", "features"]
 
 
 @pytest.mark.parametrize(("dtype", "message"), [("int8", "no dtype 'int8'"), ("tf32", "TF32 is a mode of GPUs")])
