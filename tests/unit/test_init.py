@@ -41,8 +41,15 @@ COMMANDS = {
     "revert": (["SRC", "DST"], ["--arch", "--drop", "--image", "--no-verify", "--overwrite"]),
     "models": ([], ["--target", "--refused", "--json"]),
     "predict": (
-        ["MODEL", "CSV", "DST"],
+        ["MODEL", "IMAGES", "[DST]"],
         ["--engine", "--processor", "--batch-size", "--device", "--max-errors", "--check-content", "--overwrite"],
+    ),
+    "evaluate": (
+        ["MODEL", "IMAGES"],
+        [
+            *("--source", "--arch", "--data-config", "--ignore", "--expected", "--labels-from", "--out"),
+            *("--processor", "--batch-size", "--device", "--max-errors"),
+        ],
     ),
     "report": (["EVALUATION", "DST"], ["--last", "--verification"]),
 }
@@ -98,7 +105,14 @@ def test_the_former_name_of_inspect_checkpoint():
 
 def test_the_commands():
     assert list(typer.main.get_command(app).commands) == list(COMMANDS)
-    assert list(typer.main.get_command(stages).commands) == ["sources", "convert", "verify", "predict", "evaluate"]
+    assert list(typer.main.get_command(stages).commands) == [
+        "sources",
+        "convert",
+        "verify",
+        "predict",
+        "timm",
+        "evaluate",
+    ]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -68,7 +68,6 @@ def predict(
 
     with errors_for_people(what_is_kept), ExitStack() as stack:
         from vitconv.inference import predict
-        from vitconv.inference.predictions import read_predictions
 
         folder = destination or Path(stack.enter_context(TemporaryDirectory()))
         with show_count("Predicting") as on_progress:
@@ -86,6 +85,8 @@ def predict(
                 on_progress=on_progress,
             )
         if destination is None:
+            from vitconv.inference.predictions import read_predictions
+
             _print_answers(read_predictions(folder).rows.to_pylist())
             return
     found = f", {done.found:,} of them by an earlier run" if done.found else ""
