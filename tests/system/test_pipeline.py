@@ -205,6 +205,29 @@ def test_every_family_with_a_head_passes(family, project, family_project):
     assert "<h1>Passed</h1>" in (project / "build" / "report" / "index.html").read_text()
 
 
+def test_a_folder_of_photos_without_answers_is_compared_with_the_timm_model(project, family_project):
+    """Only params.yaml is edited. The labels are the names of the subfolders; one photo has a known difference."""
+    given = {"images": "families/photos", "images_folder": "families/photos", "expected": "", "thresholds": {}}
+    family_project("vit", SEVEN, **given)
+    for i, name in enumerate(SEVEN[:3]):
+        (project / "families" / "photos" / name).mkdir(parents=True)
+        shutil.copy(project / "artifacts" / "images" / f"{i}.png", project / "families" / "photos" / name)
+    size = json.loads((project / "families" / "vit" / "timm" / "config.json").read_text())["pretrained_cfg"]
+    side = size["input_size"][1]
+    resized = int(side / size["crop_pct"])
+    wide = next(width for width in range(resized, resized + 9) if (width - side) % 4 == 3)
+    Image.new("RGB", (wide, resized), "red").save(project / "families" / "photos" / "oak.png")
+    done = run(project, "dvc repro")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((project / "metrics.json").read_text())
+    assert (metrics["agreement"], metrics["compared"], metrics["known_differences"]) == (1, 3, 1)
+    assert metrics["labelled"] == 3
+    page = (project / "build" / "report" / "index.html").read_text()
+    assert "<h1>Passed</h1>" in page
+    assert "the timm model of families/vit/timm" in page and "begins the crop one pixel earlier" in page
+    assert "Stage 'timm' didn't change, skipping" in run(project, "dvc repro").stdout
+
+
 def test_a_model_on_the_hub_with_other_preprocessing_and_size_and_without_expected_answers(project, family_project):
     parameters = {"checkpoint": "hf-hub:our/roofs", "data_config": "families/vit/data.json", "img_size": [128, 128]}
     parameters["ignore"] = ["mean"]  # of which its config.json says something else
@@ -219,7 +242,7 @@ def test_a_model_on_the_hub_with_other_preprocessing_and_size_and_without_expect
     processor = json.loads((project / "converted" / "vit" / "preprocessor_config.json").read_text())
     assert processor["image_mean"] == [0.1, 0.2, 0.3]
     assert json.loads((project / "converted" / "vit" / "config.json").read_text())["image_size"] == 128
-    assert "agreement" not in json.loads((project / "metrics.json").read_text())
+    assert json.loads((project / "metrics.json").read_text())["agreement"] == 1  # with the timm model of the Hub
 
     # The file behind a parameter is watched, though DVC knows only the parameter.
     (folder / "data.json").write_text(json.dumps({"mean": [0.1, 0.2, 0.4]}))
