@@ -669,46 +669,63 @@ def _block_settings(model: Any) -> list[str]:
     found = [] if len(model.blocks) else ["no blocks (`blocks`)"]
     settings: dict[str, set[Any]] = {}
     for path, block in model.blocks.named_children():
-        attn, mlp = block.attn, block.mlp
-        split = _has(attn, "q_proj")
-        width = (attn.q_proj.out_features if split else attn.qkv.out_features // 3) // attn.num_heads
-        if attn.num_heads * width != model.embed_dim or attn.scale != width**-0.5:
-            found.append(
-                f"heads of another width or scale (`blocks.{path}.attn`: {attn.num_heads} heads of "
-                f"{width}, hidden size {model.embed_dim})"
-            )
-        kind = _MLPS[class_name(mlp)]
-        linears = [mlp.fc1_g, mlp.fc1_x, mlp.fc2] if kind == "gated" else [mlp.fc1, mlp.fc2]
-        biases = {linear.bias is not None for linear in (attn.proj, *linears)}
-        if len(biases) > 1:
-            found.append(f"a bias in some of `attn.proj` and the MLP's layers only (`blocks.{path}`)")
-        if kind != "plain" and (_activation(mlp.act) != "silu" or getattr(mlp, "gate_last", False)):
-            found.append(f"another gate than SwiGLU's (`blocks.{path}.mlp`)")
-        if kind == "packed" and getattr(mlp, "chunk_dim", -1) != -1:
-            found.append(f"a gate along another dimension (`blocks.{path}.mlp`)")
-        for name, value in {
-            "heads": attn.num_heads,
-            "MLP": kind,
-            "MLP width": linears[0].out_features,
-            "activation": _activation(mlp.act),
-            "LayerScale": _layer_scale(block),
-            "qkv bias": (split, (attn.q_proj if split else attn.qkv).bias is not None, _has(attn, "q_bias")),
-            "key bias": split and attn.k_proj.bias is not None,
-            "norms of queries and keys": (_is_there(attn, "q_norm"), _is_there(attn, "k_norm")),
-            "projection bias": attn.proj.bias is not None,
-            "relative positions": tuple(
-                _has(attn, n) for n in ("relative_position_bias_table", "rel_pos_h", "rel_pos")
-            ),
-        }.items():
+        found += _attention_settings(f"blocks.{path}.attn", block.attn, model.embed_dim)
+        found += _mlp_settings(f"blocks.{path}", block.attn, block.mlp)
+        for name, value in _settings_of_every_block(block).items():
             settings.setdefault(name, set()).add(value)
-        if split and (attn.q_proj.bias is None) != (attn.v_proj.bias is None):
-            found.append(f"a bias in one of queries and values only (`blocks.{path}.attn`)")
-        if _is_there(attn, "q_norm") != _is_there(attn, "k_norm"):
-            found.append(f"a norm of one of queries and keys only (`blocks.{path}.attn`)")
     if (False, True) in settings.get("LayerScale", ()):
         found.append("LayerScale on the MLP only (`ls2`)")
     found += [f"blocks that differ in {name}" for name, values in settings.items() if len(values) > 1]
     return found[:3]
+
+
+def _attention_settings(path: str, attn: Any, hidden_size: int) -> list[str]:
+    found = []
+    width = (attn.q_proj.out_features if _has(attn, "q_proj") else attn.qkv.out_features // 3) // attn.num_heads
+    if attn.num_heads * width != hidden_size or attn.scale != width**-0.5:
+        found.append(
+            f"heads of another width or scale (`{path}`: {attn.num_heads} heads of {width}, hidden size {hidden_size})"
+        )
+    if _has(attn, "q_proj") and (attn.q_proj.bias is None) != (attn.v_proj.bias is None):
+        found.append(f"a bias in one of queries and values only (`{path}`)")
+    if _is_there(attn, "q_norm") != _is_there(attn, "k_norm"):
+        found.append(f"a norm of one of queries and keys only (`{path}`)")
+    return found
+
+
+def _mlp_settings(path: str, attn: Any, mlp: Any) -> list[str]:
+    found = []
+    kind = _MLPS[class_name(mlp)]
+    if len({linear.bias is not None for linear in (attn.proj, *_linears(mlp))}) > 1:
+        found.append(f"a bias in some of `attn.proj` and the MLP's layers only (`{path}`)")
+    if kind != "plain" and (_activation(mlp.act) != "silu" or getattr(mlp, "gate_last", False)):
+        found.append(f"another gate than SwiGLU's (`{path}.mlp`)")
+    if kind == "packed" and getattr(mlp, "chunk_dim", -1) != -1:
+        found.append(f"a gate along another dimension (`{path}.mlp`)")
+    return found
+
+
+def _linears(mlp: Any) -> list[Any]:
+    return [mlp.fc1_g, mlp.fc1_x, mlp.fc2] if _MLPS[class_name(mlp)] == "gated" else [mlp.fc1, mlp.fc2]
+
+
+def _settings_of_every_block(block: Any) -> dict[str, Any]:
+    """What is read of the first block only, so that all must have the same."""
+    attn, mlp = block.attn, block.mlp
+    split = _has(attn, "q_proj")
+    positions = ("relative_position_bias_table", "rel_pos_h", "rel_pos")
+    return {
+        "heads": attn.num_heads,
+        "MLP": _MLPS[class_name(mlp)],
+        "MLP width": _linears(mlp)[0].out_features,
+        "activation": _activation(mlp.act),
+        "LayerScale": _layer_scale(block),
+        "qkv bias": (split, (attn.q_proj if split else attn.qkv).bias is not None, _has(attn, "q_bias")),
+        "key bias": split and attn.k_proj.bias is not None,
+        "norms of queries and keys": (_is_there(attn, "q_norm"), _is_there(attn, "k_norm")),
+        "projection bias": attn.proj.bias is not None,
+        "relative positions": tuple(_has(attn, name) for name in positions),
+    }
 
 
 def _activation(module: Any) -> str:
