@@ -30,6 +30,7 @@ from vitconv.checkpoints.description import (
     SelfDescription,
 )
 from vitconv.checkpoints.labels import check_labels, read_labels
+from vitconv.checkpoints.license import check_license, stated_license
 from vitconv.checkpoints.tensorfile import StoredTensor, dtype_name, load_tensors, write_weights
 from vitconv.errors import (
     ArchitectureError,
@@ -392,6 +393,7 @@ def convert_checkpoint(
     ignore: Collection[str] = (),
     headless: bool = False,
     dtype: str | None = None,
+    license: str | None = None,
     verify: bool = True,
     overwrite: bool = False,
     on_step: Callable[[str], None] = lambda step: None,
@@ -424,6 +426,8 @@ def convert_checkpoint(
             a model without a head is refused if the checkpoint holds such tensors.
         dtype: the dtype to store, ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"float64"``; by default the
             source's.
+        license: the identifier of the weights' license for the model card, such as ``"apache-2.0"``; by default what
+            the source states, if anything.
         verify: run both models on the image and refuse to write if they disagree. Without, a safetensors file is
             copied by the kernel, and neither torch nor timm is imported where the catalogue knows the architecture.
         overwrite: replace a model folder that has the destination's name.
@@ -439,6 +443,7 @@ def convert_checkpoint(
     check_destination(destination, overwrite=overwrite, source=local, inputs=named)
     names = _read_names(labels)
     picture = load_image(os.fspath(image)) if image else None
+    license = check_license(license) if license else None
     on_step("Reading the checkpoint")
     opened = identify(source, SourceOptions(architecture, image_size, data, target, ema, ignore, headless))
     check_destination(destination, overwrite=overwrite, inputs=opened.source.files)  # an index's, the Hub's cache's
@@ -469,6 +474,8 @@ def convert_checkpoint(
             inspection.data,
             warnings,
             verification,
+            license or stated_license(opened.source.config),
+            None if local else HUB_PREFIX.sub("", str(source)).partition("@")[0],
         )
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
     return Conversion(

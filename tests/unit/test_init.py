@@ -34,7 +34,7 @@ SOURCE = ["--arch", "--img-size", "--data-config", "--ignore", "--headless"]
 COMMANDS = {
     "convert": (
         ["SRC", "DST"],
-        [*SOURCE, "--target", "--labels", "--image", "--no-ema", "--dtype", "--no-verify", "--overwrite"],
+        [*SOURCE, "--target", "--labels", "--image", "--no-ema", "--dtype", "--license", "--no-verify", "--overwrite"],
     ),
     "inspect": (["SRC"], [*SOURCE, "--target", "--no-ema"]),
     "verify": (["SRC", "DST"], [*SOURCE, "--labels", "--image", "--dtype", "--device", "--json"]),

@@ -49,6 +49,10 @@ def convert(
     ignore: Ignore = None,
     headless: Headless = False,
     dtype: Annotated[str | None, one_of(DTYPES, "The dtype to store, instead of the source's.")] = None,
+    license: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="The license for the model card, such as apache-2.0, if SRC states none."),
+    ] = None,
     no_verify: NoVerify = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -69,6 +73,7 @@ def convert(
             ignore=ignore or (),
             headless=headless,
             dtype=dtype,
+            license=license,
             verify=not no_verify,
             overwrite=overwrite,
             on_step=on_step,

@@ -47,6 +47,7 @@ DEIT = Family(
     model_type=lambda a: "deit",
     table=_TABLE,
     class_name=lambda a: "DeiTForImageClassificationWithTeacher",
+    random_in_auto_model="a pooler",
     classes=("DeiTForImageClassificationWithTeacher",),
     config=transformer_config,
     expresses={

@@ -97,6 +97,8 @@ class Family:
         droppable: parts that timm's models do not have, and that may be left out: a component of the tensors' names,
             and what it is.
         before_revert: changes to a Transformers model's tensors before they are converted back, and notes on them.
+        random_in_auto_model: what ``AutoModel`` adds to a model with a head, with random weights, in a few words;
+            empty if it adds nothing.
         norms_every_token: whether the last norm sees all tokens, as timm's does, so that it is a stage to compare.
         placeholders: how many tokens the model has in front of timm's, to which no patch attends.
         logits: where in the output of a classifier the logits are.
@@ -116,6 +118,7 @@ class Family:
     prefix: str = ""
     prefix_in_files: bool = False
     norms_every_token: bool = True
+    random_in_auto_model: str = ""
     placeholders: Callable[[Architecture], int] = lambda architecture: 0
     logits: str = "logits"
     from_config: Callable[[Architecture, Any], dict[str, Any]] = width_from_config

@@ -85,6 +85,7 @@ SIGLIP = Family(
     model_type=lambda a: "siglip_vision_model" if _is_base(a) else "siglip",
     table=_TABLE,
     class_name=lambda a: "SiglipVisionModel" if _is_base(a) else "SiglipForImageClassification",
+    random_in_auto_model="a text model",
     classes=("SiglipForImageClassification", "SiglipVisionModel"),
     config=_config,
     expresses={

@@ -70,6 +70,7 @@ VIT = Family(
     base_classes=("ViTModel",),
     prefix="vit.",
     class_name=lambda a: "ViTForImageClassification" if a.classifier else "ViTModel",
+    random_in_auto_model="a pooler",
     classes=("ViTForImageClassification", "ViTModel"),
     config=_config,
     expresses={

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from vitconv import __version__
 from vitconv.mapping import family_for
 from vitconv.mapping.family import is_classifier
+from vitconv.mapping.summary import summarise_rewrites
 from vitconv.markdown import code, escape
 from vitconv.models.data_config import makes_pixels
 from vitconv.models.images import MODES
@@ -34,16 +36,22 @@ def model_card(
     data: DataConfig,
     warnings: tuple[str, ...],
     verification: Verification | None,
+    license: str | None = None,
+    base_model: str | None = None,
 ) -> str:
-    """Write the card, with the metadata that the Hub reads: https://huggingface.co/docs/hub/model-cards"""
+    """Write the card, with the metadata that the Hub reads: https://huggingface.co/docs/hub/model-cards
+
+    Args:
+        license: the identifier of the weights' license, where it is known.
+        base_model: the model on the Hub that the weights are from: ``org/name``.
+    """
     family = family_for(architecture, target)
-    task = "image-classification" if is_classifier(family.class_name(architecture)) else "image-feature-extraction"
     sections = [
-        f"---\nlibrary_name: transformers\npipeline_tag: {task}\n"
-        f"tags:\n- vision\n- {family.name}\n- timm\n- vitconv\n---",
+        _metadata(family, architecture, license, base_model),
         f"# {escape(timm_name or 'A timm Vision Transformer')}, as {family.class_name(architecture)}",
         f"Converted from the timm weights {code(source)} by vitconv {__version__}.",
         _loading(family, architecture, data),
+        _auto_model(family, architecture),
         _timm_pixels(family, architecture, data),
         _preprocessing(data, warnings),
         _classes(labels),
@@ -51,6 +59,33 @@ def model_card(
         _proof(verification),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _metadata(family: Family, architecture: Architecture, license: str | None, base_model: str | None) -> str:
+    task = "image-classification" if is_classifier(family.class_name(architecture)) else "image-feature-extraction"
+    lines = [
+        "---",
+        *([f"license: {license}"] if license else []),
+        *([f"base_model: {json.dumps(base_model)}"] if base_model else []),
+        "library_name: transformers",
+        f"pipeline_tag: {task}",
+        "tags:",
+        *(f"- {tag}" for tag in ("vision", family.name, "timm", "vitconv")),
+        "---",
+    ]
+    return "\n".join(lines)
+
+
+def _auto_model(family: Family, architecture: Architecture) -> str:
+    """What `AutoModel`, which ignores the head, makes of a classifier."""
+    if not architecture.classifier:
+        return ""
+    if not family.random_in_auto_model:
+        return "`AutoModel` loads this model without its head."
+    return (
+        f"Do not load it with `AutoModel`, which leaves out the head and adds {family.random_in_auto_model} "
+        "with random weights."
+    )
 
 
 def _loading(family: Family, architecture: Architecture, data: DataConfig) -> str:
@@ -161,10 +196,9 @@ def _classes(labels: tuple[str, ...]) -> str:
 def _changes(made: tuple[Made, ...]) -> str:
     if not made:
         return ""
-    lines = [f"- {how}" for how in dict.fromkeys(record.description for record in made)]
-    return "\n".join(
-        ["## What was rewritten", "", "Transformers has no place for some of timm's tensors:", "", *lines]
-    )
+    lines = [f"- {code(names)}: {escape(how)}" for names, how in summarise_rewrites(made)]
+    text = "The class of Transformers has these tensors in another form than timm, or in addition:"
+    return "\n".join(["## What was rewritten", "", text, "", *lines])
 
 
 def _proof(verification: Verification | None) -> str:

@@ -3,13 +3,15 @@ import re
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
+import transformers
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from models import full_model, reduced, small_model
 
 from vitconv.convert import convert_checkpoint
-from vitconv.errors import ArchitectureError
+from vitconv.errors import ArchitectureError, InputError
 from vitconv.mapping import CLASSES, family_for
 from vitconv.models.catalogue import entries
 from vitconv.models.images import sample_image
@@ -55,11 +57,68 @@ def test_says_how_it_was_made_and_how_close_it_came(folders):
 
 def test_says_what_was_rewritten(folders):
     text = card(folders["folded"]).text
-    assert "- LayerScale folded in" in text
-    assert "- a zero row for the class token in front" in text
+    assert "- `blocks.{0…11}.attn.proj.weight, blocks.{0…11}.attn.proj.bias, " in text
+    assert ".mlp.fc2.bias`: LayerScale folded in" in text
+    assert "- `pos_embed`: a zero row for the class token in front" in text
     assert "| float16 |" in text
     assert "tokens of the picture" not in text
     assert "are in this folder, cast to float16, and" in text
+
+
+def check_auto_model(done):
+    """What the card says of `AutoModel` is what Transformers does."""
+    text = card(done).text
+    if not done.architecture.classifier:
+        assert "`AutoModel`" not in text
+        return
+    model, info = transformers.AutoModel.from_pretrained(done.destination, output_loading_info=True)
+    assert info["unexpected_keys"]  # the head
+    says = "Do not load it with `AutoModel`, which leaves out the head and adds" in text
+    assert bool(info["missing_keys"]) == says
+    assert ("`AutoModel` loads this model without its head." in text) == (not says)
+
+
+def stated(tmp_path, readme=None, **pretrained):
+    """The license in the card of a model that was converted from a timm folder."""
+    model = full_model("vit_tiny_patch16_224", num_classes=2)
+    model.pretrained_cfg |= {"num_classes": 2, **pretrained}
+    timm.models.save_for_hf(model, tmp_path / "timm", safe_serialization=True)
+    if readme is not None:
+        (tmp_path / "timm" / "README.md").write_text(readme)
+    return card(convert_checkpoint(tmp_path / "timm", tmp_path / "hf", verify=False)).data.license
+
+
+def test_the_license_is_the_one_in_the_source_s_card(tmp_path):
+    assert stated(tmp_path, "---\nlicense: cc-by-nc-4.0\n---\n# Roofs\n", license="mit") == "cc-by-nc-4.0"
+
+
+def test_the_license_may_be_in_the_source_s_config(tmp_path):
+    assert stated(tmp_path, license="mit") == "mit"
+
+
+@pytest.mark.parametrize("readme", [None, "no metadata", "---\nlicense: [a, b]\n---\n", "---\n: : :\n---\n", "\xff"])
+def test_no_license_is_invented(readme, tmp_path):
+    """Of timm's tag, apache-2.0 is known: it is that of timm's weights."""
+    assert stated(tmp_path, readme, license=None) is None
+
+
+def test_a_license_that_is_given_goes_first(tmp_path):
+    torch.save(full_model("vit_tiny_patch16_224", num_classes=2).state_dict(), tmp_path / "w.pth")
+    given = {"architecture": "vit_tiny_patch16_224", "verify": False}
+    done = convert_checkpoint(tmp_path / "w.pth", tmp_path / "hf", license="apache-2.0", **given)
+    assert card(done).data.license == "apache-2.0"
+    assert card(convert_checkpoint(tmp_path / "w.pth", tmp_path / "other", **given)).data.license is None
+    with pytest.raises(InputError, match="'Apache 2' is not an identifier"):
+        convert_checkpoint(tmp_path / "w.pth", tmp_path / "bad", license="Apache 2", **given)
+    assert not (tmp_path / "bad").exists()
+
+
+def test_the_base_model_is_the_one_on_the_hub(hub_cache, tmp_path):
+    model = full_model("vit_tiny_patch16_224", num_classes=2)
+    timm.models.save_for_hf(model, tmp_path / "timm", safe_serialization=True)
+    hub_cache({file.name: file.read_bytes() for file in (tmp_path / "timm").iterdir()})
+    done = convert_checkpoint("hf-hub:our/roofs", tmp_path / "hf", verify=False)
+    assert card(done).data.base_model == "our/roofs"
 
 
 def test_says_when_nothing_was_proved(folders):
@@ -148,6 +207,7 @@ def test_every_example_of_every_class_gives_what_timm_returns(name, timm_name, c
     assert_timm_s(done, model, with_timm, pixels)
     assert not torch.equal(own["inputs"]["pixel_values"], pixels)
 
+    check_auto_model(done)
     data = card(done).data
     assert (data.pipeline_tag == "image-classification") == ("ForImageClassification" in name)
 
