@@ -88,16 +88,16 @@ def installed(wheel, tmp_path_factory):
     The environment has this one's packages, but not the working copy, which is only linked from this one.
     """
     home = tmp_path_factory.mktemp("home")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     run(sys.executable, "-m", "venv", "--without-pip", "environment", cwd=home)
     python = home / "environment" / "bin" / "python"
     pip = (sys.executable, "-m", "pip", "--python", python)
-    run(*pip, "install", "--quiet", "--no-index", "--no-deps", wheel, cwd=home)
+    run(*pip, "install", "--quiet", "--no-index", "--no-deps", wheel, cwd=home, env=environment)
     (packages,) = (home / "environment").glob("lib/python*/site-packages")
     (packages / "others.pth").write_text(
         f"{Path(torch.__file__).parents[1]}\n"
     )  # a path: the links in it do not count
     (home / "work").mkdir()
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
     def call(command, *arguments):
         return run(python.with_name(command), *arguments, cwd=home / "work", env=environment)
