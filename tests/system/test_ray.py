@@ -193,7 +193,7 @@ def test_without_ray_it_says_what_to_install():
     )
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60).stdout
     assert "needs Ray Data, which is not installed" in output
-    assert "pip install 'vitconv[ray]'" in output
+    assert "pip install -e '.[ray]' in vitconv's clone" in output
 
 
 def test_nobody_else_can_use_the_cluster():

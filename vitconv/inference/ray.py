@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vitconv.errors import InputError, VitconvError, in_traceback
+from vitconv.errors import InputError, VitconvError, how_to_install, in_traceback
 from vitconv.inference.images import Batches, BatchOutput
 from vitconv.inference.runtime import Runtime, choose_device
 
@@ -42,7 +42,7 @@ class RayEngine:
         except ImportError as error:
             raise InputError(
                 "The engine 'ray' needs Ray Data, which is not installed.",
-                "Install it with pip install 'vitconv[ray]', or choose the engine 'local'.",
+                f"Install it with {how_to_install('ray')}, or choose the engine 'local'.",
             ) from error
         if not ray.is_initialized():
             alone = {"include_dashboard": False} if address == "local" else {}
