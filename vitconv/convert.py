@@ -622,7 +622,7 @@ def _only_recorded(recorded: ConversionRecord, opened: Identified, *, labels: bo
     unnamed = _labels_for(None, opened.inspection.architecture)
     if labels and unnamed and recorded.labels != unnamed and opened.labels() is None:
         warnings.append("The class names are not proved, as the source does not state them: pass --labels FILE.")
-    stated = {**(description.get("pretrained_cfg") or {}), **description.data}
+    stated = {**description.pretrained_cfg, **description.data}
     taken = {name: value for name, value in (recorded.data or {}).items() if name in DATA and not stated.get(name)}
     if data and taken:
         listed = ", ".join(f"`{name}` {shown(value)}" for name, value in taken.items())

@@ -414,21 +414,21 @@ def _name_of_today(name: str) -> str | None:
 
 def _names(description: SelfDescription) -> set[str]:
     """Every name that a description states."""
-    return {*description.statements, *(description.get("pretrained_cfg") or {})}
+    return {*description.statements, *description.pretrained_cfg}
 
 
 def _own_description(source: Source, ignore: Collection[str]) -> tuple[SelfDescription, list[str]]:
     """What the source says of itself, without what is ignored, and notes for people on it."""
-    description = describe(source.content)
+    description = describe(source.content, ignore)
     if source.config is not None:
         config = read_json(source.config)
         if "architecture" in config:
             name, cfg, arguments = read_config(source.config.parent)
-            own = describe_folder(name, cfg, arguments, file=source.config.name)
+            own = describe_folder(name, cfg, arguments, file=source.config.name, ignore=ignore)
         else:
-            own = describe(config)
+            own = describe(config, ignore)
         check_folder(own.without(set(ignore) & _names(own)), description.without(set(ignore) & _names(description)))
-        description = together(own, description)
+        description = together(own, description, ignore=ignore)
     description = description.without(ignore)
     description.check_readable()
     said = [f"The checkpoint says of itself: {description}."] if description.statements else []
