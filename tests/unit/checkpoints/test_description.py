@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 
 import pytest
 import timm
@@ -647,6 +648,21 @@ def test_two_places_that_name_other_classes(tmp_path):
     assert done.labels == ("other", *names[1:])
     done = convert_checkpoint(path, tmp_path / "hf", verify=False, ignore=["class_map"], overwrite=True)
     assert done.labels == tuple(names)
+    for given in (names, ["other", *names[1:]], ["third", *names[1:]]):
+        done = convert_checkpoint(path, tmp_path / "hf", verify=False, labels=given, overwrite=True)
+        (warning,) = done.warnings
+        assert re.search(
+            r"class 0 'class 0' in `label_names` and 'other' in .*classes.txt \(`args.class_map`\)", warning
+        )
+        assert warning.endswith("The labels given were taken.")
+
+
+def test_labels_given_for_a_checkpoint_whose_own_do_not_fit(save, tmp_path):
+    content = {"state_dict": full_model(ARCH, num_classes=2).state_dict(), "arch": ARCH, "label_names": list("abc")}
+    done = convert_checkpoint(save(content), tmp_path / "hf", verify=False, labels=["a", "b"])
+    assert done.warnings == (
+        "The checkpoint names 3 classes (`label_names`), but the weights have 2. The labels given were taken.",
+    )
 
 
 def test_a_file_of_class_names_with_an_impossible_name(tmp_path):
