@@ -572,7 +572,7 @@ def test_a_folder_that_is_replaced_while_the_model_runs_is_refused(
 def test_a_folder_that_is_replaced_is_another_model_by_whatever_path(
     folder, tmp_path, write_images, monkeypatch, small_parts
 ):
-    """A run that was cut off does not go on with other weights, also where they have the old times and sizes."""
+    """A run that was cut off does not go on with other weights, also where the file has its old time."""
     mine = shutil.copytree(folder, tmp_path / "mine")
     (tmp_path / "link").symlink_to(mine)
     images = write_images(12)
