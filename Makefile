@@ -75,7 +75,7 @@ catalogue: $(VENV)/installed ## Ask the installed timm again what its ViTs are; 
 artifacts: artifacts/outputs.csv ## Make the demo checkpoint and its images
 
 clean: ## Remove what was made, but not the virtual environment
-	rm -rf artifacts converted build .dvc/cache
+	rm -rf artifacts converted build dist .dvc/cache
 
 # The generator gives the bytes that artifacts.dvc names: git shows it if it does not.
 artifacts/outputs.csv: $(wildcard demo/*) | $(VENV)/installed

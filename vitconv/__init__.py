@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vitconv.inference import predict
     from vitconv.parity.comparison import compare
 
-__version__ = "0.1.0"
+    __version__: str
 
 __all__ = [
     "compare",
@@ -47,10 +47,22 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name not in __all__:
         raise AttributeError(f"module 'vitconv' has no attribute '{name}'")
     return getattr(importlib.import_module(_MODULES.get(name, "vitconv.convert")), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})
+
+
+def _version() -> str:
+    """The installed version, which comes from git's tags; imported when it is asked for, because that takes 20 ms."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("vitconv")
+    except PackageNotFoundError:  # a copy of the files that was not installed
+        return "0+unknown"

@@ -527,7 +527,8 @@ def verify_checkpoint(
         on_step: called with a few words at the beginning of each step.
 
     Returns:
-        what was found; its warnings name the class names and preprocessing that only ``parity.json`` states.
+        what was found; its warnings name what only ``parity.json`` states: class names, preprocessing, image size, and
+        which weights count.
 
     Raises:
         ParityError: the folder is not what the source makes of it; the message names the tensor or the stage.
@@ -576,16 +577,19 @@ def verify_checkpoint(
         if error.stage not in ("config", "labels", "bytes"):
             raise
         raise _of_another_source(error, folder, recorded, opened.source) or error from error.__cause__
-    unproved = _only_recorded(recorded, opened, labels=labels is None, data=not data)
+    unproved = [
+        *_only_recorded(recorded, opened, labels=labels is None, data=not data),
+        *_weights_only_recorded(recorded, opened, image_size=image_size, ema=ema, headless=headless),
+    ]
     return replace(verification, warnings=(*unproved, *verification.warnings))
 
 
 def _other_labels(opened: Identified, names: Sequence[str]) -> list[str]:
-    """A warning if the checkpoint itself names other classes than those written."""
+    """A warning if the checkpoint itself names other classes than those written, or contradicts itself about them."""
     try:
         own = opened.labels()
-    except InputError:
-        return []  # it names the classes in a form that cannot be read, and so others were given
+    except InputError as error:
+        return [f"{error.problem} The labels given were taken."]
     if own is None or own == tuple(names):
         return []
     given, stated = next(pair for pair in zip_longest(names, own) if pair[0] != pair[1])
@@ -629,7 +633,7 @@ def _only_recorded(recorded: ConversionRecord, opened: Identified, *, labels: bo
     unnamed = _labels_for(None, opened.inspection.architecture)
     if labels and unnamed and recorded.labels != unnamed and opened.labels() is None:
         warnings.append("The class names are not proved, as the source does not state them: pass --labels FILE.")
-    stated = {**(description.get("pretrained_cfg") or {}), **description.data}
+    stated = {**description.pretrained_cfg, **description.data}
     taken = {name: value for name, value in (recorded.data or {}).items() if name in DATA and not stated.get(name)}
     if data and taken:
         listed = ", ".join(f"`{name}` {shown(value)}" for name, value in taken.items())
@@ -637,6 +641,34 @@ def _only_recorded(recorded: ConversionRecord, opened: Identified, *, labels: bo
             f"The preprocessing {listed} is only stated by the folder's own {PARITY_FILE}: pass --data-config FILE."
         )
     return warnings
+
+
+def _weights_only_recorded(
+    recorded: ConversionRecord,
+    opened: Identified,
+    *,
+    image_size: tuple[int, int] | None,
+    ema: bool | None,
+    headless: bool | None,
+) -> list[str]:
+    """Warnings that name which weights count, and at what size, where nothing but the folder's own record states it.
+
+    Args:
+        recorded, opened: the record and the source.
+        image_size, ema, headless: as given; ``None`` if not.
+    """
+    taken = {}
+    if image_size is None and recorded.image_size not in (None, opened.own_image_size):
+        height, width = recorded.image_size
+        taken[f"--img-size {height} {width}"] = f"The image size {height}x{width}"
+    if ema is None and not recorded.ema:
+        taken["--no-ema"] = "That the trained weights count, not their EMA,"
+    if headless is None and recorded.headless:
+        taken["--headless"] = "That the model has no head"
+    return [
+        f"{what} is only stated by the folder's own {PARITY_FILE}: pass {option} if it is right."
+        for option, what in taken.items()
+    ]
 
 
 def _of_the_record(

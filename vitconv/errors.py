@@ -71,6 +71,15 @@ def in_traceback(text: str) -> VitconvError | None:
     return VitconvError(*found[-1]) if found else None
 
 
+def how_to_install(extra: str) -> str:
+    """The command that installs an extra of pyproject.toml: from the clone, since no index of packages has vitconv.
+
+    >>> how_to_install("evaluate")
+    "pip install -e '.[evaluate]' in vitconv's clone"
+    """
+    return f"pip install -e '.[{extra}]' in vitconv's clone"
+
+
 def first_few(names: Iterable[str], limit: int = 4) -> str:
     """Join the first ``limit`` names, none of them longer than a line, and count the rest.
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vitconv.errors import CheckpointError, DestinationError, InputError, VitconvError
+from vitconv.errors import CheckpointError, DestinationError, InputError, VitconvError, shown
 
 #: The most bytes of a text file: ten times more than any model's class names. A larger file is a mistaken path.
 MOST_TEXT = 2**26
@@ -154,15 +154,53 @@ def write_json(content: Any, path: Path) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+class RepeatedKeyError(ValueError):
+    """A JSON object has a key twice; the error's text is the key, for people."""
+
+
+def parse_json(text: str) -> Any:
+    """What :func:`json.loads` gives, except that it takes the last value of a key that occurs twice without a word.
+
+    Raises:
+        RepeatedKeyError: an object has a key twice.
+        ValueError: it is not JSON.
+        RecursionError: it is nested too deeply.
+
+    >>> parse_json('{"a": 1, "a": 2}')
+    Traceback (most recent call last):
+    vitconv.files.RepeatedKeyError: 'a'
+    """
+    return json.loads(text, object_pairs_hook=_with_different_keys)
+
+
+def _with_different_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise RepeatedKeyError(shown(key))
+        content[key] = value
+    return content
+
+
+def repeated_key(what: str, error: RepeatedKeyError, kind: type[VitconvError] = InputError) -> VitconvError:
+    """The error for a JSON file that has a key twice; ``what`` begins its sentence: ``"The label file 'a.json'"``."""
+    return kind(
+        f"{what} has the key {error} twice in one JSON object.",
+        "Remove one of the two: they may contradict each other.",
+    )
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        CheckpointError: the file is not one.
+        CheckpointError: the file is not one, or an object in it has a key twice.
     """
     check_file(path, "JSON file", most=MOST_TEXT, error=CheckpointError)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except RepeatedKeyError as error:
+        raise repeated_key(f"'{path}'", error, CheckpointError) from error
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"'{path}' is not readable JSON.", "Restore the file, or remove it.") from error
     if not isinstance(content, dict):

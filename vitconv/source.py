@@ -125,6 +125,7 @@ class Identified:
         build: gives timm's model of the architecture, without weights.
         options: what was given.
         inspection: what a conversion will do.
+        own_image_size: (height, width) that the source alone gives; ``None`` if it leaves the size open.
     """
 
     source: Source
@@ -134,6 +135,7 @@ class Identified:
     build: Callable[[], nn.Module]
     options: SourceOptions
     inspection: Inspection
+    own_image_size: tuple[int, int] | None
 
     @functools.cached_property
     def state_dict(self) -> dict[str, Tensor]:
@@ -226,6 +228,7 @@ def identify(path: str | os.PathLike[str], options: SourceOptions) -> Identified
     unwrapped = unwrap(source.content, names, ema=options.ema, headless=options.headless, respell=respell)
     tensors: Mapping[str, StoredTensor | Tensor] = source.tensors(unwrapped.tensors)
     trained, known = _trained_and_wanted(wanted, reference, tensors, description, options)
+    own_size = _own_image_size(wanted, reference, tensors, description, options) if options.image_size else None
     sizing = _shape_note(reference.architecture, shapes_of(tensors), trained) if options.image_size else []
     if known != trained:
         tensors = position_embedding.resample(load_tensors(tensors), trained, known)
@@ -251,6 +254,7 @@ def identify(path: str | os.PathLike[str], options: SourceOptions) -> Identified
             [*source.notes, *notes, *note, *unwrapped.notes, *sizing, *filter(None, [training])]
             + _class_names_note(source, description),
         ),
+        own_size if options.image_size else known.image_size,
     )
 
 
@@ -316,6 +320,20 @@ def _trained_and_wanted(
     )
     _check_dynamic(reference, description, trained, options.image_size)
     return trained, known
+
+
+def _own_image_size(
+    wanted: nn.Module | str,
+    reference: TimmReference,
+    tensors: Mapping[str, StoredTensor | Tensor],
+    description: SelfDescription,
+    options: SourceOptions,
+) -> tuple[int, int] | None:
+    """The image size without a given one; ``None`` if the source leaves it open or contradicts itself about it."""
+    alone = replace(options, image_size=None)
+    with suppress(VitconvError):
+        return _trained_and_wanted(wanted, reference, tensors, description, alone)[1].image_size
+    return None
 
 
 def _check_mode(description: SelfDescription, known: Architecture) -> None:
@@ -414,21 +432,21 @@ def _name_of_today(name: str) -> str | None:
 
 def _names(description: SelfDescription) -> set[str]:
     """Every name that a description states."""
-    return {*description.statements, *(description.get("pretrained_cfg") or {})}
+    return {*description.statements, *description.pretrained_cfg}
 
 
 def _own_description(source: Source, ignore: Collection[str]) -> tuple[SelfDescription, list[str]]:
     """What the source says of itself, without what is ignored, and notes for people on it."""
-    description = describe(source.content)
+    description = describe(source.content, ignore)
     if source.config is not None:
         config = read_json(source.config)
         if "architecture" in config:
             name, cfg, arguments = read_config(source.config.parent)
-            own = describe_folder(name, cfg, arguments, file=source.config.name)
+            own = describe_folder(name, cfg, arguments, file=source.config.name, ignore=ignore)
         else:
-            own = describe(config)
+            own = describe(config, ignore)
         check_folder(own.without(set(ignore) & _names(own)), description.without(set(ignore) & _names(description)))
-        description = together(own, description)
+        description = together(own, description, ignore=ignore)
     description = description.without(ignore)
     description.check_readable()
     said = [f"The checkpoint says of itself: {description}."] if description.statements else []

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from vitconv.inference import predict
 from vitconv.inference.images import Batches, read_images
 from vitconv.inference.pixels import open_preprocessor
 from vitconv.inference.predictions import read_predictions
-from vitconv.inference.ray import RayEngine
+from vitconv.inference.ray import RayEngine, _check_listens
 from vitconv.inference.runtime import RUNTIMES, opener, read_info
 
 
@@ -183,6 +184,31 @@ def test_an_address_where_nothing_listens_fails_without_waiting(folder, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("answer", [None, b"HTTP/1.1 400 Bad Request\r\n\r\n", b"", b"+PONG\r\n"])
+def test_where_something_else_listens_ray_does_not_wait(answer, monkeypatch):
+    """``None``: it takes the connection and says nothing. Ray waits for three minutes."""
+    monkeypatch.setattr("vitconv.inference.ray._SECONDS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def serve():
+            connection = other.accept()[0]
+            if answer is not None:
+                with connection:
+                    connection.sendall(answer)
+            taken.append(connection)
+
+        taken = []
+        threading.Thread(target=serve, daemon=True).start()
+        with pytest.raises(OSError, match=r"timed out|does not answer as Ray does|reset"):
+            _check_listens(f"127.0.0.1:{other.getsockname()[1]}")
+
+
+def test_a_cluster_answers_as_ray_does():
+    import ray
+
+    _check_listens(ray.get_runtime_context().gcs_address)
+
+
 def test_without_ray_it_says_what_to_install():
     script = (
         "import sys; sys.modules['ray'] = None\n"
@@ -193,7 +219,7 @@ def test_without_ray_it_says_what_to_install():
     )
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60).stdout
     assert "needs Ray Data, which is not installed" in output
-    assert "pip install 'vitconv[ray]'" in output
+    assert "pip install -e '.[ray]' in vitconv's clone" in output
 
 
 def test_nobody_else_can_use_the_cluster():

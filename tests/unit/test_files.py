@@ -97,6 +97,24 @@ def test_readers_refuse_irregular_and_too_large_files(tmp_path, read, error):
         read(tmp_path / "large")
 
 
+@pytest.mark.parametrize(
+    ("read", "error"), [(read_labels, InputError), (read_data_config, InputError), (read_json, CheckpointError)]
+)
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"0": "ash", "1": "oak", "1": "elm"}',
+        '{"1": "oak", "id2label": {"0": "ash"}, "1": "oak"}',
+        '{"id2label": {"0": "ash", "1": "oak", "1": "elm"}}',
+    ],
+)
+def test_readers_refuse_a_key_that_occurs_twice(tmp_path, read, error, text):
+    (tmp_path / "twice").write_text(text)
+    with pytest.raises(error, match="twice' has the key '1' twice in one JSON object") as caught:
+        read(tmp_path / "twice")
+    assert caught.value.remedy == "Remove one of the two: they may contradict each other."
+
+
 def test_an_old_file_is_replaced_and_its_hard_links_stay(tmp_path):
     old, link = tmp_path / "old.txt", tmp_path / "link.txt"
     old.write_text("old")

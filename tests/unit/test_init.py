@@ -1,6 +1,7 @@
 """What other people's code relies on: it may not change unnoticed."""
 
 import importlib
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -68,7 +69,7 @@ def in_a_new_process(code):
 
 
 def test_the_package_loads_nothing_heavy():
-    heavy = {"torch", "timm", "transformers", "numpy", "pyarrow", "typer"}
+    heavy = {"torch", "timm", "transformers", "numpy", "pyarrow", "typer", "importlib.metadata"}
     loaded = in_a_new_process("import vitconv, sys, json; dir(vitconv); print(json.dumps(list(sys.modules)))")
     assert not heavy & set(loaded)
 
@@ -78,6 +79,12 @@ def test_the_public_names():
     assert set(PUBLIC) <= set(dir(vitconv))
     with pytest.raises(AttributeError, match="module 'vitconv' has no attribute 'transmogrify'"):
         vitconv.transmogrify  # noqa: B018
+
+
+def test_the_version_is_the_installed_one(monkeypatch):
+    assert vitconv.__version__ == importlib.metadata.version("vitconv")
+    monkeypatch.setattr(importlib.metadata.Distribution, "discover", lambda **_: iter(()))
+    assert vitconv.__version__ == "0+unknown"
 
 
 @pytest.mark.parametrize("name", PUBLIC)

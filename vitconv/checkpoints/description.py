@@ -93,9 +93,8 @@ class SelfDescription:
     def check_readable(self) -> None:
         """Raise :class:`CheckpointError` if a statement cannot be read. First remove ignored ones: :meth:`without`."""
         values = {name: (statement.value, statement.where) for name, statement in self.statements.items()}
-        cfg = self.get("pretrained_cfg")
-        if isinstance(cfg, Mapping):
-            values |= {name: (value, f"{self.where('pretrained_cfg')}: {name}") for name, value in cfg.items()}
+        for name, value in self.pretrained_cfg.items():
+            values[name] = value, f"{self.where('pretrained_cfg')}: {name}"
         for name, (value, where) in values.items():
             if isinstance(value, Unreadable):
                 raise CheckpointError(
@@ -111,6 +110,12 @@ class SelfDescription:
     def where(self, name: str) -> str:
         """The place where a name is stated."""
         return self.statements[name].where
+
+    @property
+    def pretrained_cfg(self) -> Mapping[str, Any]:
+        """timm's ``pretrained_cfg``; empty if none is stated, or one that is not read."""
+        cfg = self.get("pretrained_cfg")
+        return cfg if isinstance(cfg, Mapping) else {}
 
     @property
     def model_args(self) -> dict[str, Any]:
@@ -132,7 +137,7 @@ class SelfDescription:
         Raises:
             InputError: the checkpoint does not state one of the names.
         """
-        cfg = self.get("pretrained_cfg") or {}
+        cfg = self.pretrained_cfg
         unknown = [name for name in names if name not in (*self.statements, *cfg, *SIZES)]
         if unknown:
             said = sorted({*self.statements, *(name for name in DATA if name in cfg)})
@@ -141,7 +146,7 @@ class SelfDescription:
                 f"Choose from what it states: {', '.join(said)}." if said else "Leave the option out.",
             )
         kept = {name: statement for name, statement in self.statements.items() if name not in names}
-        if "pretrained_cfg" in kept:
+        if "pretrained_cfg" in kept and isinstance(kept["pretrained_cfg"].value, Mapping):
             values = {name: value for name, value in cfg.items() if name not in names}
             kept["pretrained_cfg"] = Statement(values, kept["pretrained_cfg"].where)
         return SelfDescription(kept, self.rates)
@@ -171,46 +176,56 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)[:100]
 
 
-def describe(content: Mapping[Any, Any]) -> SelfDescription:
+def describe(content: Mapping[Any, Any], ignore: Collection[str] = ()) -> SelfDescription:
     """Read what the content of a file says of the weights in it.
 
     Args:
         content: what the file holds; timm's training script saves ``arch`` and ``args``, Lightning
             ``hyper_parameters``, and people ``model_args``, ``pretrained_cfg`` or ``label_names`` as in a
             ``config.json``.
+        ignore: names that may be stated contradictorily, because they are not used.
 
     Raises:
         CheckpointError: two of its statements contradict each other.
     """
     args, hyper = _as_mapping(content.get("args")), _as_mapping(content.get("hyper_parameters"))
     found = [*_of_configuration(content), *_of_arguments(args, "args."), *_of_hyperparameters(hyper)]
-    return SelfDescription(_merged(found), {**args, **_as_mapping(args.get("model_kwargs")), **hyper})
+    return SelfDescription(_merged(found, ignore), {**args, **_as_mapping(args.get("model_kwargs")), **hyper})
 
 
 def describe_folder(
-    architecture: str, pretrained_cfg: Mapping[str, Any], model_args: Mapping[str, Any], *, file: str
+    architecture: str,
+    pretrained_cfg: Mapping[str, Any],
+    model_args: Mapping[str, Any],
+    *,
+    file: str,
+    ignore: Collection[str] = (),
 ) -> SelfDescription:
-    """What a folder's ``config.json`` says, as timm reads it: ``timm.models.load_model_config_from_path``."""
+    """What a folder's ``config.json`` says, as timm reads it: ``timm.models.load_model_config_from_path``.
+
+    Raises:
+        CheckpointError: two of its statements contradict each other, in a name that is not ignored.
+    """
     cfg = _readable_cfg(pretrained_cfg)
     found = [("architecture", Statement(architecture, file)), ("pretrained_cfg", Statement(cfg, file))]
     found += [*_of_model_args(model_args, f"{file}: model_args.")]
     names = pretrained_cfg.get("label_names")
     if isinstance(names, (list, tuple, dict)):
         found.append(("label_names", Statement(names, file)))
-    return SelfDescription(_merged(found), dict(model_args))
+    return SelfDescription(_merged(found, ignore), dict(model_args))
 
 
-def together(*descriptions: SelfDescription) -> SelfDescription:
+def together(*descriptions: SelfDescription, ignore: Collection[str] = ()) -> SelfDescription:
     """Merge the descriptions from several places.
 
     Raises:
-        CheckpointError: two of them contradict each other.
+        CheckpointError: two of them contradict each other, in a name that is not ignored.
     """
     found = [item for description in descriptions for item in description.statements.items()]
     rates: dict[str, Any] = {}
     for description in descriptions:
         rates |= description.rates
-    return SelfDescription(_merged(found), rates)
+    return SelfDescription(_merged(found, ignore), rates)
 
 
 def base_name(architecture: str) -> str:
@@ -241,8 +256,8 @@ def check_data(given: Mapping[str, Any], description: SelfDescription) -> None:
     for name, value in given.items():
         if name in DATA and name in description.statements:
             stated, where = description.get(name), f"`{description.where(name)}`"
-        elif name in DATA and (description.get("pretrained_cfg") or {}).get(name):
-            stated, where = description.get("pretrained_cfg")[name], description.where("pretrained_cfg")
+        elif name in DATA and description.pretrained_cfg.get(name):
+            stated, where = description.pretrained_cfg[name], description.where("pretrained_cfg")
         else:
             continue
         if not same_value(value, stated):
@@ -293,7 +308,7 @@ def is_image_size(value: Any) -> bool:
 
 def check_folder(folder: SelfDescription, weights: SelfDescription) -> None:
     """Raise :class:`CheckpointError` if a folder's ``config.json`` and its file of weights say different things."""
-    cfg = folder.get("pretrained_cfg") or {}
+    cfg = folder.pretrained_cfg
     for name, value in weights.data.items():
         if cfg.get(name) and not same_value(cfg[name], value):
             raise CheckpointError(
@@ -485,8 +500,8 @@ def _size(name: str, value: Any, where: str) -> tuple[str, Statement]:
     return "in_chans" if name == "chans" else name, Statement(value, where)
 
 
-def _merged(found: list[tuple[str, Statement]]) -> dict[str, Statement]:
-    """The statements by name.
+def _merged(found: list[tuple[str, Statement]], ignore: Collection[str]) -> dict[str, Statement]:
+    """The statements by name; of an ignored name, any.
 
     Raises:
         CheckpointError: two contradict each other.
@@ -500,7 +515,11 @@ def _merged(found: list[tuple[str, Statement]]) -> dict[str, Statement]:
         before = merged.get(name)
         if before is None or _refines(name, statement.value, before.value):
             merged[name] = statement
-        elif not same_value(before.value, statement.value) and not _refines(name, before.value, statement.value):
+        elif (
+            name not in ignore
+            and not same_value(before.value, statement.value)
+            and not _refines(name, before.value, statement.value)
+        ):
             raise CheckpointError(
                 f"The checkpoint says `{name}` {_short(before.value)} in `{before.where}` and "
                 f"{_short(statement.value)} in `{statement.where}`.",

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitconv.errors import InputError
-from vitconv.files import MOST_TEXT, check_file
+from vitconv.errors import InputError, shown
+from vitconv.files import MOST_TEXT, RepeatedKeyError, check_file, parse_json, repeated_key
 
 _FORMATS = 'Write one class per line, or JSON: ["a", "b"], {"0": "a", "1": "b"} or {"a": 0, "b": 1}.'
+#: A text may begin with a class in brackets, such as "[unused]". In broken JSON, they quote something or do not close.
+_CLASS_IN_BRACKETS = re.compile(r"""\[[^]"'\n]+\]|\{[^}"'\n]+\}""")
 
 
 def read_labels(path: str | Path) -> tuple[str, ...]:
     """Read class names in the order of their indices, from text (one per line) or JSON (a list or a mapping).
 
     Raises:
-        InputError: the file does not exist, or has neither format.
+        InputError: the file does not exist, has neither format, or contradicts itself.
     """
     path = Path(path)
     check_file(path, "label file", most=MOST_TEXT)
@@ -28,11 +30,12 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
         raise InputError(f"There is no label file '{path}'.", "Check the path of the label file.") from error
     except (OSError, ValueError) as error:  # bytes that are not UTF-8, or a path with a NUL
         raise InputError(f"The label file '{path}' is not readable text.", _FORMATS) from error
-    if text.lstrip()[:1] in ("[", "{"):
-        labels = _from_json(text, path)
-    else:
-        labels = [line.strip() for line in text.strip().splitlines()]
+    labels = _from_json(text, path) if text.lstrip()[:1] in ("[", "{") else _from_text(text)
     return check_labels(labels, f"The label file '{path}'")
+
+
+def _from_text(text: str) -> list[str]:
+    return [line.strip() for line in text.strip().splitlines()]
 
 
 def check_labels(labels: Iterable[Any], where: str = "The list of labels") -> tuple[str, ...]:
@@ -54,15 +57,42 @@ def check_labels(labels: Iterable[Any], where: str = "The list of labels") -> tu
 
 
 def _from_json(text: str, path: Path) -> list[Any]:
+    where = f"The label file '{path}'"
     try:
-        content = json.loads(text)
+        content = parse_json(text)
+    except RepeatedKeyError as error:
+        raise repeated_key(where, error) from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"The label file '{path}' is not valid JSON.", _FORMATS) from error
+        if path.suffix.lower() != ".json" and _CLASS_IN_BRACKETS.match(text.lstrip()):
+            return _from_text(text)
+        raise InputError(f"{where} is not valid JSON.", _FORMATS) from error
     if isinstance(content, list):
         return content
-    if isinstance(content.get("id2label"), dict):  # a Transformers config.json
-        content = content["id2label"]
-    return in_order(content, f"The label file '{path}'")
+    if not isinstance(content.get("id2label"), dict):
+        return in_order(content, where)
+    names = check_labels(in_order(content["id2label"], where), where)  # a Transformers config.json
+    _check_reverse(names, content.get("label2id"), where)
+    return list(names)
+
+
+def _check_reverse(names: Sequence[str], numbers: Any, where: str) -> None:
+    """Raise :class:`InputError` if a ``label2id`` is not the reverse of ``id2label``."""
+    if numbers is None:
+        return
+    remedy = "Correct the file, or remove its `label2id`."
+    if not isinstance(numbers, dict):
+        raise InputError(f"{where} contradicts itself: its `label2id` is {shown(numbers)}, no mapping.", remedy)
+    by_number = {str(number): name for number, name in enumerate(names)}
+    for name, number in numbers.items():
+        if by_number.get(str(number)) != name:
+            raise InputError(
+                f"{where} contradicts itself: its `label2id` calls {shown(name)} {shown(number)}, and its `id2label` "
+                "does not.",
+                remedy,
+            )
+    missing = next((name for name in names if name not in numbers), None)
+    if missing is not None:
+        raise InputError(f"{where} contradicts itself: its `label2id` leaves out {shown(missing)}.", remedy)
 
 
 def in_order(names: Mapping[Any, Any], where: str) -> list[Any]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vitconv.errors import CheckpointError
+from vitconv.files import RepeatedKeyError, parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -152,20 +153,16 @@ def _damaged(path: Path, how: str) -> CheckpointError:
 
 
 def _parse(path: Path, text: bytes) -> dict[str, Any]:
-    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        content = dict(pairs)
-        if len(content) != len(pairs):
-            raise ValueError("a name appears twice in its header")
-        return content
-
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=without_duplicates)
+        header = parse_json(text.decode("utf-8"))
         # Half of a surrogate pair can be escaped in JSON, but is not a character.
         json.dumps(header, ensure_ascii=False).encode("utf-8")
     except UnicodeError as error:
         raise _damaged(path, "its header is not UTF-8") from error
     except json.JSONDecodeError as error:
         raise _damaged(path, "its header is not JSON") from error
+    except RepeatedKeyError as error:
+        raise _damaged(path, f"its header has {error} twice") from error
     except RecursionError as error:
         raise _damaged(path, "its header is nested too deeply") from error
     except ValueError as error:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vitconv.cli.options import DataConfigFile, Headless, Ignore, ImageSize, Source, one_of
+from vitconv.cli.options import DataConfigFile, Headless, Ignore, ImageSize, NoEMA, Source, one_of
 from vitconv.cli.output import print_rich, print_warnings, show_steps
 from vitconv.cli.process import errors_for_people, without_garbage_collection
 from vitconv.parity.criteria import DTYPES
@@ -29,6 +29,7 @@ def verify(
     ] = None,
     img_size: ImageSize = None,
     data_config: DataConfigFile = None,
+    no_ema: NoEMA = False,
     ignore: Ignore = None,
     headless: Headless = False,
     dtype: Annotated[
@@ -53,6 +54,7 @@ def verify(
             images=image or (),
             image_size=img_size,
             data=data_config,
+            ema=False if no_ema else None,
             ignore=ignore,
             headless=headless or None,  # if not given, as DST records it
             dtypes=dtype or (),

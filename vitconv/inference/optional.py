@@ -7,7 +7,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from vitconv.errors import InputError, first_few
+from vitconv.errors import InputError, first_few, how_to_install
 
 
 def load(module: str, name: str, packages: Sequence[str]) -> Any:
@@ -19,7 +19,7 @@ def load(module: str, name: str, packages: Sequence[str]) -> Any:
     def unavailable(*arguments: object, **options: object) -> None:
         raise InputError(
             f"{name} needs packages that are not installed: {first_few(missing)}.",
-            "Install them with pip install 'vitconv[evaluate]'.",
+            f"Install them with {how_to_install('evaluate')}.",
         )
 
     return unavailable

@@ -10,13 +10,18 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vitconv.errors import InputError, VitconvError, in_traceback
+from vitconv.errors import InputError, VitconvError, how_to_install, in_traceback
 from vitconv.inference.images import Batches, BatchOutput
 from vitconv.inference.runtime import Runtime, choose_device
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+#: How long something that listens may take to answer.
+_SECONDS = 10
+#: An empty frame of settings: its length (three bytes), its kind, no flags, and no stream.
+_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 
 class RayEngine:
@@ -42,7 +47,7 @@ class RayEngine:
         except ImportError as error:
             raise InputError(
                 "The engine 'ray' needs Ray Data, which is not installed.",
-                "Install it with pip install 'vitconv[ray]', or choose the engine 'local'.",
+                f"Install it with {how_to_install('ray')}, or choose the engine 'local'.",
             ) from error
         if not ray.is_initialized():
             alone = {"include_dashboard": False} if address == "local" else {}
@@ -107,9 +112,10 @@ class RayEngine:
 
 
 def _check_listens(address: str) -> None:
-    """Raise OSError if nothing listens at ``host:port``: Ray itself would wait for three minutes.
+    """Raise OSError if nothing listens at ``host:port``, or not Ray: Ray itself would wait for three minutes.
 
-    Ray asks this machine's own address where the host is a loopback one, so that is tried, too.
+    Ray asks this machine's own address where the host is a loopback one, so that is tried, too. A head node speaks
+    gRPC, which is HTTP/2, and so answers a client's greeting with its settings.
     """
     import ray
 
@@ -121,11 +127,22 @@ def _check_listens(address: str) -> None:
         hosts.append(ray.util.get_node_ip_address())
     for host in hosts:
         try:
-            socket.create_connection((host, int(port)), timeout=10).close()
+            with socket.create_connection((host, int(port)), timeout=_SECONDS) as connection:
+                if os.environ.get("RAY_USE_TLS", "0") != "1":  # else it waits for another greeting
+                    _check_speaks_http2(connection)
             return
         except OSError as error:
             last = error
     raise last
+
+
+def _check_speaks_http2(connection: socket.socket) -> None:
+    """Raise OSError if what listens does not begin with a frame of settings: RFC 9113, sections 3.4 and 4.1."""
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS)
+    with connection.makefile("rb") as stream:
+        answer = stream.read(len(_SETTINGS))
+    if answer[3:4] != _SETTINGS[3:4]:
+        raise OSError("something listens there that does not answer as Ray does.")
 
 
 def _failed(error: Exception) -> VitconvError:

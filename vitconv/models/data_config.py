@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import Any
 from vitconv.architecture import Architecture
 from vitconv.checkpoints.description import DATA, SelfDescription
 from vitconv.errors import InputError, shown
-from vitconv.files import MOST_TEXT, check_file
+from vitconv.files import MOST_TEXT, RepeatedKeyError, check_file, parse_json, repeated_key
 from vitconv.models.images import MODES
 
 #: The interpolations that Transformers has too, with Pillow's number of each.
@@ -168,13 +167,15 @@ def read_data_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     ``url``, ``num_classes`` and the like.
 
     Raises:
-        InputError: the file does not exist, or is not a JSON object.
+        InputError: the file does not exist, is not a JSON object, or has a key twice.
     """
     check_file(path, "data configuration", most=MOST_TEXT)
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = parse_json(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"There is no data configuration '{path}'.", "Check the path of the file.") from error
+    except RepeatedKeyError as error:
+        raise repeated_key(f"The data configuration '{path}'", error) from error
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"The data configuration '{path}' is not readable JSON.", _WRITE_JSON) from error
     if not isinstance(content, dict):

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitconv.errors import InputError, ParityError
+from vitconv.errors import InputError, ParityError, how_to_install
 from vitconv.mapping import CLASSES
 from vitconv.markdown import table
 from vitconv.models.huggingface import installed_dialect
@@ -215,7 +215,7 @@ class Parity:
             if error.name is None or error.name.partition(".")[0] != "matplotlib":
                 raise  # matplotlib is installed, and a package that it needs is missing
             raise InputError(
-                "Drawing needs matplotlib, which is not installed.", "Install it: pip install 'vitconv[plot]'"
+                "Drawing needs matplotlib, which is not installed.", f"Install it with {how_to_install('plot')}."
             ) from error
 
         axes = axes or plt.subplots(figsize=(10, 4), layout="constrained")[1]

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 
 import pytest
 import timm
@@ -236,6 +237,73 @@ def test_contradicting_statements_are_an_error(tmp_path, save):
     weights = full_model(ARCH, num_classes=5).state_dict()
     path = save({"state_dict": weights, "arch": ARCH, "args": argparse.Namespace(model="deit_tiny_patch16_224")})
     assert "in `arch` and deit_tiny_patch16_224 in `args.model`" in refusal(CheckpointError, path).problem
+
+
+CONTRADICTIONS = {
+    "architecture": (ARCH, "deit_tiny_patch16_224"),
+    "num_classes": (5, 6),
+    "in_chans": (3, 1),
+    "img_size": (224, 256),
+    "mean": ((0.1, 0.1, 0.1), (0.2, 0.2, 0.2)),
+    "std": ((0.1, 0.1, 0.1), (0.2, 0.2, 0.2)),
+    "interpolation": ("bicubic", "bilinear"),
+    "crop_pct": (0.9, 1.0),
+    "crop_mode": ("center", "squash"),
+    "global_pool": ("token", "avg"),
+    "class_map": ("a.txt", "b.txt"),
+    "input_img_mode": ("RGB", "L"),
+}
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_what_contradicts_itself_can_be_ignored(name, save):
+    one, other = CONTRADICTIONS[name]
+    path = save(
+        {
+            "state_dict": full_model(ARCH, num_classes=5).state_dict(),
+            "args": argparse.Namespace(**{name: one}),
+            "hyper_parameters": {name: other},
+        }
+    )
+    error = refusal(CheckpointError, path, ARCH)
+    assert f"in `args.{name}` and" in error.problem and f"in `hyper_parameters.{name}`" in error.problem
+    assert f"--ignore {name}" in error.remedy
+    assert inspect(path, ARCH, ignore=[name]).architecture.num_labels == 5
+
+
+@pytest.mark.parametrize("name", ["num_heads", "qkv_bias", "act_layer"])
+def test_an_argument_that_contradicts_itself_can_be_ignored(name, save):
+    values = {"num_heads": (3, 6), "qkv_bias": (True, False), "act_layer": ("gelu", "relu")}[name]
+    weights = full_model(ARCH, num_classes=5).state_dict()
+    args, hyper = ({"model_kwargs": {name: value}} for value in values)
+    path = save({"state_dict": weights, "args": argparse.Namespace(**args), "hyper_parameters": hyper})
+    assert f"--ignore {name}" in refusal(CheckpointError, path, ARCH).remedy
+    assert inspect(path, ARCH, ignore=[name]).architecture.num_attention_heads == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("architecture", "deit_tiny_patch16_224"),
+        ("pretrained_cfg", {"crop_pct": 0.5}),
+        ("label_names", list("edcba")),
+    ],
+)
+def test_what_a_folder_and_its_weights_say_differently_can_be_ignored(name, value, tmp_path):
+    model = full_model(ARCH, num_classes=5)
+    torch.save({"state_dict": model.state_dict(), name: value}, tmp_path / "pytorch_model.bin")
+    config = {"architecture": ARCH, "num_classes": 5, "pretrained_cfg": {"label_names": list("abcde")}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert f"--ignore {name}" in refusal(CheckpointError, tmp_path, ARCH).remedy
+    assert inspect(tmp_path, ARCH, ignore=[name]).architecture.num_labels == 5
+
+
+def test_arguments_that_are_not_read_can_be_ignored(save):
+    weights = full_model(ARCH, num_classes=5).state_dict()
+    path = save({"state_dict": weights, "model_args": {"pretrained_cfg": {"mean": [0.1]}}, "args": {"mean": [0.5]}})
+    assert "--ignore pretrained_cfg" in refusal(CheckpointError, path, ARCH).remedy
+    assert "--ignore pretrained_cfg" in refusal(CheckpointError, path, ARCH, ignore=["mean"]).remedy
+    assert inspect(path, ARCH, ignore=["pretrained_cfg"]).data.mean == (0.5, 0.5, 0.5)
 
 
 def test_ignoring_what_is_not_stated_is_an_error(small_checkpoint):
@@ -580,6 +648,21 @@ def test_two_places_that_name_other_classes(tmp_path):
     assert done.labels == ("other", *names[1:])
     done = convert_checkpoint(path, tmp_path / "hf", verify=False, ignore=["class_map"], overwrite=True)
     assert done.labels == tuple(names)
+    for given in (names, ["other", *names[1:]], ["third", *names[1:]]):
+        done = convert_checkpoint(path, tmp_path / "hf", verify=False, labels=given, overwrite=True)
+        (warning,) = done.warnings
+        assert re.search(
+            r"class 0 'class 0' in `label_names` and 'other' in .*classes.txt \(`args.class_map`\)", warning
+        )
+        assert warning.endswith("The labels given were taken.")
+
+
+def test_labels_given_for_a_checkpoint_whose_own_do_not_fit(save, tmp_path):
+    content = {"state_dict": full_model(ARCH, num_classes=2).state_dict(), "arch": ARCH, "label_names": list("abc")}
+    done = convert_checkpoint(save(content), tmp_path / "hf", verify=False, labels=["a", "b"])
+    assert done.warnings == (
+        "The checkpoint names 3 classes (`label_names`), but the weights have 2. The labels given were taken.",
+    )
 
 
 def test_a_file_of_class_names_with_an_impossible_name(tmp_path):

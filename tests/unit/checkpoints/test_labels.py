@@ -15,6 +15,8 @@ from vitconv.errors import InputError
         '{"2": "öl tank", "0": "cat", "1": "dog"}',
         '{"cat": 0, "dog": 1, "öl tank": 2}',
         '{"model_type": "vit", "id2label": {"0": "cat", "1": "dog", "2": "öl tank"}}',
+        '{"id2label": {"0": "cat", "1": "dog", "2": "öl tank"}, "label2id": {"öl tank": 2, "cat": 0, "dog": "1"}}',
+        '{"id2label": {"0": "cat", "1": "dog", "2": "öl tank"}, "label2id": null}',
     ],
 )
 def test_reads_every_format(text, tmp_path):
@@ -36,6 +38,21 @@ def test_reads_every_format(text, tmp_path):
         (b'{"0": "cat", "2": "dog"}', "has no class number 1"),
         (b'{"cat": 0, "dog": 0}', "has no class number 1"),
         (b"\xff\xfe\x00", "is not readable text"),
+        (
+            b'{"id2label": {"0": "cat", "1": "dog"}, "label2id": {"cat": 1, "dog": 0}}',
+            "`label2id` calls 'cat' 1, and its `id2label` does not",
+        ),
+        (
+            b'{"id2label": {"0": "cat", "1": "dog"}, "label2id": {"cat": 0, "cow": 1}}',
+            "`label2id` calls 'cow' 1, and its `id2label` does not",
+        ),
+        (b'{"id2label": {"0": "cat", "1": "dog"}, "label2id": {"cat": 0}}', "`label2id` leaves out 'dog'"),
+        (b'{"id2label": {"0": ["cat"], "1": "dog"}, "label2id": {"cat": 0}}', "empty or unprintable name"),
+        (b'{"id2label": {"0": "cat", "1": "dog"}, "label2id": ["cat", "dog"]}', "`label2id` is .*, no mapping"),
+        (b"{0: 'cat',\n 1: 'dog'}", "is not valid JSON"),
+        (b"[\n'cat',\n'dog'\n]", "is not valid JSON"),
+        (b"['cat',\n'dog']", "is not valid JSON"),
+        (b'["cat"],\n["dog"]', "is not valid JSON"),
     ],
 )
 def test_refuses_with_a_reason(content, message, tmp_path):
@@ -44,6 +61,16 @@ def test_refuses_with_a_reason(content, message, tmp_path):
     with pytest.raises(InputError, match=message) as caught:
         read_labels(path)
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize("first", ["[unused]", "[0] cat", "{other}", "[a] {b}"])
+def test_a_class_in_brackets_is_text(first, tmp_path):
+    for name in ("labels", "labels.txt"):
+        (tmp_path / name).write_text(f"{first}\ndog\n[cow]\n")
+        assert read_labels(tmp_path / name) == (first, "dog", "[cow]")
+    (tmp_path / "labels.JSON").write_text(f"{first}\ndog\n")
+    with pytest.raises(InputError, match="is not valid JSON"):
+        read_labels(tmp_path / "labels.JSON")
 
 
 def test_a_missing_file(tmp_path):

@@ -110,6 +110,22 @@ def test_verify_prints_warnings(small_checkpoint, tmp_path):
     assert "warning: The class names are not proved" in err
 
 
+def test_verify_takes_the_options_that_the_record_would_supply(tmp_path, small_checkpoint):
+    weights = torch.load(small_checkpoint)
+    weights = weights.get("state_dict", weights)
+    torch.save({"model": weights, "ema": {name: tensor + 1 for name, tensor in weights.items()}}, tmp_path / "w.pth")
+    given = ("--no-ema", "--headless", "--img-size", 96, 96)
+    assert run("convert", tmp_path / "w.pth", tmp_path / "model", *ARCH, "--no-verify", *given)[0] == 0
+    code, _, err = run("verify", tmp_path / "w.pth", tmp_path / "model")
+    assert code == 0
+    for option in ("--no-ema", "--headless", "--img-size 96 96"):
+        assert f"is only stated by the folder's own parity.json: pass {option} if it is right." in " ".join(
+            err.split()
+        )
+    code, _, err = run("verify", tmp_path / "w.pth", tmp_path / "model", *given)
+    assert code == 0 and "warning" not in err
+
+
 def test_verify_prints_json_for_machines(small_checkpoint, folder):
     code, out, _ = run("verify", small_checkpoint, folder, "--json")
     figures = json.loads(out)

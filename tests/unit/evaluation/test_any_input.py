@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
 import sys
 import types
@@ -460,7 +461,9 @@ def test_any_configuration_of_a_model_is_read_or_refused(place, folder, data):
             content[key] = content[key] | {data.draw(st.sampled_from([*content[key], "9"])): value}
         else:
             content[key] = value
-    (place / "model").mkdir(exist_ok=True)
+    if not (place / "model").exists():  # whole, so that only what is changed can be refused
+        shutil.copytree(folder, place / "model")
+        assert read_info(place / "model").classes
     (place / "model" / "config.json").write_text(json.dumps(content))
     with contextlib.suppress(VitconvError):
         read = read_info(place / "model")

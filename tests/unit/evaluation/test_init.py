@@ -12,7 +12,7 @@ def test_without_the_extra_it_says_what_to_install(tmp_path):
     assert done.returncode == 1
     assert done.stderr == (
         "error: predict needs packages that are not installed: pyarrow.\n"
-        "Install them with pip install 'vitconv[evaluate]'.\n"
+        "Install them with pip install -e '.[evaluate]' in vitconv's clone.\n"
     )
 
 

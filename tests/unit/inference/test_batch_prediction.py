@@ -571,6 +571,37 @@ def test_a_folder_that_is_replaced_while_the_model_runs_is_refused(
     assert len(list((tmp_path / "out").iterdir())) == 1
 
 
+def test_a_folder_that_is_replaced_is_another_model_by_whatever_path(
+    folder, tmp_path, write_images, monkeypatch, small_parts
+):
+    """A run that was cut off does not go on with other weights, also where the file has its old time."""
+    mine = shutil.copytree(folder, tmp_path / "mine")
+    (tmp_path / "link").symlink_to(mine)
+    images = write_images(12)
+
+    def stop(done, errors, rows):
+        if done == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict(mine, images, tmp_path / "out", batch_size=4, on_progress=stop)
+    times = (mine / "model.safetensors").stat()
+    replace_weights(mine)
+    os.utime(mine / "model.safetensors", ns=(times.st_atime_ns, times.st_mtime_ns))
+    monkeypatch.chdir(tmp_path)
+    for path in (mine, "mine", "./mine/../mine/", "link"):
+        with pytest.raises(DestinationError, match="predictions of other weights, images or settings"):
+            predict(path, images, tmp_path / "out", batch_size=4)
+
+
+def test_the_same_folder_by_another_path_goes_on(folder, tmp_path, write_images, monkeypatch):
+    (tmp_path / "link").symlink_to(folder)
+    images = write_images(4)
+    predict(folder, images, tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    assert predict("./link", images, tmp_path / "out").found == 4
+
+
 def test_paths_that_are_written_otherwise_are_predicted_again(folder, tmp_path, write_images):
     images = write_images(2)
     predict(folder, images, tmp_path / "out")

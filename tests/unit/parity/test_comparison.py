@@ -250,7 +250,7 @@ def test_drawing_without_matplotlib_names_the_extra(pair, monkeypatch):
     monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
     with pytest.raises(InputError, match="needs matplotlib, which is not installed") as caught:
         parity.plot()
-    assert "pip install 'vitconv[plot]'" in caught.value.remedy
+    assert "pip install -e '.[plot]' in vitconv's clone" in caught.value.remedy
 
 
 def _not_installed(name, *arguments):

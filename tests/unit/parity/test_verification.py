@@ -731,6 +731,39 @@ def test_what_only_the_record_states_is_named(small, tmp_path):
     assert verify_checkpoint(source, tmp_path / "hf", architecture=model, **given).warnings == ()
 
 
+ARCH = "vit_tiny_patch16_224"
+#: What is given to a conversion, and how `verify` begins to say that only the record states it; None where it does not.
+RECORDED = {
+    "nothing": ({}, None),
+    "the weights' own size": ({"image_size": (224, 224)}, None),
+    "another size": ({"image_size": (96, 96)}, "The image size 96x96 is only stated by the folder's own parity.json"),
+    "no EMA": ({"ema": False}, "That the trained weights count, not their EMA, is only stated by"),
+    "no head": ({"headless": True}, "That the model has no head is only stated by"),
+}
+
+
+@pytest.mark.parametrize("kind", RECORDED)
+def test_what_decides_which_weights_count_is_named_if_only_the_record_states_it(kind, tmp_path):
+    given, begins = RECORDED[kind]
+    model = full_model(ARCH, num_classes=5)
+    torch.save({"model": model.state_dict(), "ema": full_model(ARCH, num_classes=5).state_dict()}, tmp_path / "w.pth")
+    convert_checkpoint(tmp_path / "w.pth", tmp_path / "hf", architecture=ARCH, verify=False, **given)
+    found = verify_checkpoint(tmp_path / "w.pth", tmp_path / "hf").warnings
+    assert len(found) == (begins is not None)
+    assert all(warning.startswith(begins) for warning in found)
+    assert verify_checkpoint(tmp_path / "w.pth", tmp_path / "hf", **given).warnings == ()
+
+
+def test_the_image_size_of_weights_that_leave_it_open_is_named(tmp_path):
+    """As many patches as a square has, and so as a rectangle."""
+    torch.save(full_model(ARCH, num_classes=5).state_dict(), tmp_path / "w.pth")
+    convert_checkpoint(tmp_path / "w.pth", tmp_path / "hf", architecture=ARCH, verify=False, image_size=(112, 448))
+    (warning,) = verify_checkpoint(tmp_path / "w.pth", tmp_path / "hf").warnings
+    assert warning == (
+        "The image size 112x448 is only stated by the folder's own parity.json: pass --img-size 112 448 if it is right."
+    )
+
+
 @pytest.fixture
 def weights_that_name_classes(tmp_path):
     content = {
