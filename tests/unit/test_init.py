@@ -38,7 +38,7 @@ COMMANDS = {
         [*SOURCE, "--target", "--labels", "--image", "--no-ema", "--dtype", "--license", "--no-verify", "--overwrite"],
     ),
     "inspect": (["SRC"], [*SOURCE, "--target", "--no-ema"]),
-    "verify": (["SRC", "DST"], [*SOURCE, "--labels", "--image", "--dtype", "--device", "--json"]),
+    "verify": (["SRC", "DST"], [*SOURCE, "--no-ema", "--labels", "--image", "--dtype", "--device", "--json"]),
     "revert": (["SRC", "DST"], ["--arch", "--drop", "--image", "--no-verify", "--overwrite"]),
     "models": ([], ["--target", "--refused", "--json"]),
     "predict": (
