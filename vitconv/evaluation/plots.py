@@ -13,7 +13,7 @@ import numpy as np
 from vitconv.evaluation.evaluation import Evaluation
 from vitconv.evaluation.metrics import BINS
 from vitconv.evaluation.outcomes import Outcomes, require
-from vitconv.evaluation.words import count, exact, number
+from vitconv.evaluation.words import exact, image_count, number
 from vitconv.files import new_file
 from vitconv.models.images import load_image
 
@@ -43,8 +43,8 @@ def plain(name: str | None, limit: int = 24) -> str:
 
 
 def _file_name(path: str, limit: int = 24) -> str:
-    """A path for use in a plot. Its end is kept, where files of one folder differ."""
-    text = _printable(path)
+    """The file's name for use in a plot. Of a long one the end is kept, where files of one folder differ."""
+    text = _printable(path.rstrip("/").rpartition("/")[2])
     return text if len(text) <= limit else f"…{text[1 - limit :]}"
 
 
@@ -176,7 +176,7 @@ def draw_reliability(evaluation: Evaluation) -> Figure:
     right = outcomes.predicted[chosen] == labels[chosen]
     accuracy, mean_confidence = calibration_curve(right, confidence, n_bins=BINS)
     axes.axline((0, 0), slope=1, color=GREY, linewidth=1, linestyle="--", label="calibrated")
-    axes.plot(mean_confidence, accuracy, "o-", color=BLUE, label="this model")
+    axes.plot(mean_confidence, accuracy, "o", color=BLUE, markersize=7, clip_on=False, label="this model")
     error = evaluation.metrics.get("calibration_error")
     title = "Reliability" if error is None else f"Expected calibration error {number(error)}"
     axes.set(ylabel="accuracy", ylim=(-0.03, 1.03), xlim=(0, 1), title=title)
@@ -278,12 +278,14 @@ def _mislabelled(outcomes: Outcomes) -> NDArray[np.int64]:
 
 def _heading(evaluation: Evaluation, mislabelled: int, mistakes: int, shown: int) -> str:
     """What the images are: how many mistakes there are, and which images are shown."""
-    found, parts = evaluation.metrics, []
-    if found.get("compared"):
-        wrong = len(evaluation.outcomes.disagreeing)
-        parts.append(f"{wrong or 'None'} of {count(int(found['compared']))} gets another answer than expected")
-    if found.get("labelled"):
-        parts.append(f"{mislabelled or 'None'} of {count(int(found['labelled']))} gets another class than its label")
+    parts = []
+    for total, wrong, what in (
+        ("compared", len(evaluation.outcomes.disagreeing), "the expected answer"),
+        ("labelled", mislabelled, "their label"),
+    ):
+        images = int(evaluation.metrics.get(total, 0))
+        if images:
+            parts.append(f"{images - wrong:,} of {image_count(images)} get {what}")
     if mistakes >= shown:
         last = f"Shown: {'the mistakes' if mistakes == shown else f'the first {shown} of {mistakes} mistakes'}"
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 _NAMES = {
     "images": "Images",
@@ -88,10 +88,19 @@ def value_of(name: str, metrics: Mapping[str, float]) -> str:
     value, total = metrics[name], metrics.get(_SHARES.get(name, ""))
     if total is not None:
         return f"{value * total:,.0f} of {total:,.0f}"
-    if name == "max_logit_difference":
+    if name == "max_logit_difference" and value >= 0:
         bound = at_most(value)
         return bound if bound == "0" else f"≤ {bound}"
     return number(value)
+
+
+def interval_of(name: str, interval: Sequence[float]) -> str:
+    """The confidence interval of a metric for people.
+
+    >>> interval_of("accuracy", (0.9159, 1.0)), interval_of("log_loss", (0.0731, 0.25))
+    ('91.6 % to 100 %', '0.0731 to 0.25')
+    """
+    return " to ".join(percent(one) if name in _SHARES else number(one) for one in interval)
 
 
 def limit_of(name: str, bound: str, limit: float) -> str:
@@ -112,10 +121,17 @@ def exact(value: float) -> str:
     return f"{value:.15g}".replace("e-0", "e-")
 
 
-def count(number_of: int, noun: str = "image") -> str:
-    """A number with its noun, which takes an s.
+def image_count(count: int) -> str:
+    """A number of images.
 
-    >>> count(1), count(2000)
+    >>> image_count(1), image_count(2000)
     ('1 image', '2,000 images')
     """
-    return f"{number_of:,} {noun}{'' if number_of == 1 else 's'}"
+    return f"{count:,} image{'' if count == 1 else 's'}"
+
+
+def why_skipped(metrics: Mapping[str, float]) -> str:
+    """Why a default threshold could not be judged, in a sentence."""
+    if "compared" not in metrics:
+        return "There are no expected answers."
+    return "No image was compared." if not metrics["compared"] else "The expected answers have no logits."
