@@ -100,7 +100,7 @@ def draw_logits(evaluation: Evaluation) -> Figure:
     axes.set_title(
         f"All {total:,} logits are equal: difference 0"
         if not largest
-        else f"{total:,} logits; the largest difference is {largest:.1e}".replace("e-0", "e-")
+        else f"{total:,} logits; the largest difference is {number(largest)}"
     )
     return figure
 
