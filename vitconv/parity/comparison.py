@@ -231,7 +231,7 @@ class Parity:
                 heights = [max(stage.relative, top) if stage.max_abs else equal for stage in comparison.stages]
                 names = [stage.name for stage in comparison.stages]
                 # Also where two lines cross or coincide, the mark of each is seen.
-                color, size = colors[place % len(colors)], 8 - 2 * min(place, 2)
+                color, size = colors[place % len(colors)], 5 if place else 10
                 (line,) = axes.plot(names, heights, color=color, markersize=size, label=comparison.dtype)
                 line.set(marker="osD^v"[place % 5], markerfacecolor=color if place else "none")
                 if not comparison.criterion.uses_reference:
