@@ -424,7 +424,15 @@ def summary(some, place):
     evaluate(*some, metrics=["accuracy"], thresholds={"accuracy": {"min": 2}}).save(place / "right", place / "m.json")
     for name in PICTURES:
         (place / "right" / f"{name}.png").write_bytes(b"picture")
-    return json.loads((place / "right" / "evaluation.json").read_text())
+    found = json.loads((place / "right" / "evaluation.json").read_text())
+    known = {"path": "a", "reason": "Another crop.", "expected": "ash", "predicted": None, "max_logit_difference": 0.5}
+    found["metrics"]["known_differences"] = 1
+    return found | {
+        "about": {"model": "mine", "date": "today"},
+        "skipped": ["agreement"],
+        "splits": [{"split": "fit", "labelled": 2, "right": 1}, {"split": "test", "labelled": 1, "right": 1}],
+        "known_differences": [known],
+    }
 
 
 @often()

@@ -145,6 +145,10 @@ def test_names_are_not_markup_in_either_page(evaluation, tmp_path):
             {"path": name, "expected": name, "predicted": name, "label": name, "probability": 0.5}
         ]
         summary["errors"] = [{"path": name, "error": name}]
+        summary["about"], summary["sentences"], summary["skipped"] = {name: name}, [name, name], [name]
+        summary["splits"] = [{"split": one, "labelled": 2, "right": 1} for one in (name, "fit")]
+        known = {"path": name, "reason": name, "expected": name, "predicted": name, "max_logit_difference": 0.5}
+        summary["known_differences"], summary["metrics"]["known_differences"] = [known], 30
         (tmp_path / "hostile").mkdir(exist_ok=True)
         for file in folder.iterdir():
             (tmp_path / "hostile" / file.name).write_bytes(file.read_bytes())
