@@ -64,13 +64,16 @@ def draw_logits(evaluation: Evaluation) -> Figure:
     chosen = np.isfinite(outcomes.differences) & outcomes.compared[:, None]
     if not chosen.any():
         return _nothing("No image with expected logits was compared.")
-    x = require(outcomes.expected_logits)[chosen]
-    y = outcomes.logits[chosen] - x
-    total, largest = len(y), float(np.abs(y).max())
-    if total > _MOST_POINTS:
+    at = require(outcomes.largest_difference(outcomes.compared))
+    largest = float(outcomes.differences[at])
+    places = np.flatnonzero(chosen)
+    total = len(places)
+    if total > _MOST_POINTS:  # without a copy of all logits
         some = np.random.default_rng(0).choice(total, _MOST_POINTS, replace=False)
-        some[0] = np.abs(y).argmax()  # the largest one is always shown
-        x, y = x[some], y[some]
+        some[0] = np.searchsorted(places, np.ravel_multi_index(at, chosen.shape))  # the largest one is always shown
+        places = places[some]
+    x = require(outcomes.expected_logits).flat[places]
+    y = outcomes.logits.flat[places] - x
     figure, axes = plt.subplots(figsize=(_WIDTH, 3.4))
     axes.axhline(0, color=GREY, linewidth=1)
     axes.plot(x, y, "o", color=BLUE, markersize=4, alpha=0.5, markeredgewidth=0)
@@ -212,6 +215,7 @@ def draw_classes(evaluation: Evaluation) -> Figure:
     names = [plain(row["class"]) for row in shown]
     axes.set_yticks(np.arange(len(shown)) + 0.4 - height / 2, names, parse_math=False)
     axes.invert_yaxis()
+    axes.margins(y=0.02)
     title = "Classes, the worst first" if len(shown) == len(rows) else f"The {len(shown)} worst classes"
     axes.set(xlim=(0, 1.12), title=title if len(columns) > 1 else f"{title}: agreement")
     if len(columns) > 1:
@@ -256,13 +260,13 @@ def draw_images(evaluation: Evaluation) -> Figure:
         lines = [_file_name(outcomes.paths[i]), "no answer"]
         if outcomes.predicted[i] >= 0:
             sure = _percent(outcomes.probabilities[i].max())
-            lines[1] = f"{plain(outcomes.name(outcomes.predicted[i]), 20)} {sure}"
+            lines[1] = f"{plain(outcomes.name(outcomes.predicted[i]), 19)} {sure}"
         if wrong:
             lines[1] = f"✗ {lines[1]}"
         if outcomes.labels is not None and outcomes.labels[i] >= 0:
             lines.append(f"true: {plain(outcomes.name(outcomes.labels[i]), 20)}")
         if outcomes.expected is not None and outcomes.expected[i] not in (-1, outcomes.predicted[i]):
-            lines.append(f"expected: {plain(outcomes.name(outcomes.expected[i]), 18)}")
+            lines.append(f"expected: {plain(outcomes.name(outcomes.expected[i]), 16)}")
         axes.set_title(
             "\n".join(lines), fontsize=8.5, loc="center", parse_math=False, color=RED if wrong else "#222222"
         )
