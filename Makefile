@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help convert evaluate test test-all test-gpu fuzz benchmark lint format docs catalogue artifacts clean
+.PHONY: help convert evaluate test test-all test-gpu fuzz benchmark lint format docs catalogue picture artifacts clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -71,6 +71,9 @@ docs: $(VENV)/installed artifacts/outputs.csv ## Build the guide, the executed n
 
 catalogue: $(VENV)/installed ## Ask the installed timm again what its ViTs are; write docs/coverage.md
 	$(BIN)/python tools/coverage_page.py
+
+picture: $(VENV)/installed artifacts/outputs.csv ## Draw the README's picture again, docs/convert.png
+	$(BIN)/python tools/readme_picture.py
 
 artifacts: artifacts/outputs.csv ## Make the demo checkpoint and its images
 

@@ -2,8 +2,10 @@
 were edited, and on a model of every family that has a head.
 """
 
+import configparser
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -302,3 +304,15 @@ def test_a_headless_model_is_converted_and_verified_and_not_predicted_with(proje
     assert done.returncode != 0
     assert "has no classes: it is a DINOv3ViTModel" in done.stderr
     assert "failed to reproduce 'predict'" in done.stderr
+
+
+def test_the_page_of_the_plots_fits_any_window():
+    """DVC's own page shows pictures in their size."""
+    from dvc_render.html import HTML
+
+    config = configparser.ConfigParser()
+    config.read(ROOT / ".dvc" / "config")
+    template = (ROOT / ".dvc" / config["plots"]["html_template"]).read_text()
+    page = HTML(template).with_element('<img src="a.png">').embed()
+    assert '<img src="a.png">' in page and not re.search(r"\{\w+\}", page)  # every placeholder is filled
+    assert re.search(r"img \{ max-width: 100%;", page)

@@ -32,7 +32,8 @@ def describe(
     """
     folder = Path(model)
     settings = read_predictions(predictions).run.settings
-    if settings.get("model") != read_info(folder).fingerprint:
+    fingerprint = read_info(folder).fingerprint
+    if settings.get("model") != fingerprint:
         raise InputError(
             f"The predictions in '{predictions}' were not made with the model in '{model}' as it is now.",
             "Run `vitconv predict` again.",
@@ -41,6 +42,7 @@ def describe(
     classes = load_config(folder).architectures[0]
     return {
         "model": str(model),
+        "model's SHA-256": f"{fingerprint[:16]}…",
         "class": f"{classes}, from timm's {record.architecture}" if record.architecture else classes,
         "checkpoint": first_few(map(_name, record.files)) if record.files else "unknown",
         "images": str(images),

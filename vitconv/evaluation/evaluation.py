@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from vitconv.evaluation import LabelsFrom
 from vitconv.evaluation.metrics import BUILT_IN, compute, intervals, proportion
 from vitconv.evaluation.outcomes import Outcomes, read_outcomes, require
 from vitconv.evaluation.thresholds import DEFAULT_THRESHOLDS, Threshold, check_thresholds
+from vitconv.evaluation.words import at_most, image_count, in_words, value_of, why_skipped
 from vitconv.files import new_file, write_json
 from vitconv.markdown import escape
 from vitconv.markdown import table as markdown_table
@@ -101,35 +101,34 @@ class Evaluation:
 
     def sentences(self) -> list[str]:
         """What was found, in sentences for people; the first is the verdict."""
-        found, right = self.metrics, self.outcomes.predicted
-        sentences = []
+        found, outcomes, sentences = self.metrics, self.outcomes, []
         if found.get("compared"):
-            agreeing = int(found["compared"]) - len(self.outcomes.disagreeing)
-            text = f"{agreeing:,} of {found['compared']:,} images get the expected answer"
+            text = f"{value_of('agreement', found)} images get the expected answer"
             largest = found.get("max_logit_difference")
-            sentences.append(f"{text}." if largest is None else f"{text}; the logits differ by {_rounded(largest)}.")
-        if "accuracy" in found:
-            labels = require(self.outcomes.labels)
-            count = int(((labels == right) & (labels >= 0)).sum())
+            if largest is not None:
+                text += f"; the logits {f'differ by at most {at_most(largest)}' if largest else 'are equal'}"
+            sentences.append(f"{text}.")
+        if found.get("labelled"):
+            right = int(((outcomes.labels == outcomes.predicted) & (require(outcomes.labels) >= 0)).sum())
             parts = [f"{one['split']}: {one['right']:,} of {one['labelled']:,}" for one in self.by_split()]
             by_split = f" ({', '.join(parts)})" if len(parts) > 1 else ""
-            sentences.append(f"{count:,} of {found['labelled']:,} labels are predicted{by_split}.")
-        known = self.known_differences()
+            sentences.append(f"{right:,} of {found['labelled']:,} images get their label{by_split}.")
         if not sentences:
-            reason = "all images have a known difference" if known else "no expected answers, and no labels"
-            sentences.append(f"There was nothing to compare: {reason}.")
-        if known:
-            names = first_few([f"{one['path']}: {one['reason']}" for one in known], 2)
+            sentences.append(_nothing_compared(outcomes))
+        if known := self.known_differences():
+            names = first_few([one["path"] for one in known], 2)
+            were = "was" if len(known) == 1 else "were"
             sentences.append(
-                f"{len(known):,} images have a known difference and were not compared: {names} "
-                "With --processor timm, every image gets timm's pixels."
+                f"{image_count(len(known))} {were} not compared, because Transformers is known to prepare them "
+                f"differently: {names}. With --processor timm, every image gets timm's pixels."
             )
         if found.get("not_compared"):
-            sentences.append(f"{found['not_compared']:,} images have no expected answer.")
+            have = "has" if found["not_compared"] == 1 else "have"
+            sentences.append(f"{image_count(int(found['not_compared']))} {have} no expected answer.")
         if found["errors"]:
-            sentences.append(f"{found['errors']:,} of {found['images']:,} images could not be read.")
+            sentences.append(f"{found['errors']:,} of {image_count(int(found['images']))} could not be read.")
         if self.skipped:
-            sentences.append(f"Not judged, for want of expected answers: {', '.join(self.skipped)}.")
+            sentences.append(f"Not judged: {', '.join(map(in_words, self.skipped))}. {why_skipped(found)}")
         return sentences
 
     def summary(self) -> dict[str, Any]:
@@ -234,9 +233,12 @@ def evaluate(
     return Evaluation(outcomes, found, ranges, checked, skipped, _per_class(outcomes), about or {})
 
 
-def _rounded(difference: float) -> str:
-    """A difference for people: 0, or the next power of ten above it."""
-    return "0" if not difference else f"at most {10.0 ** math.ceil(math.log10(difference)):.0e}"
+def _nothing_compared(outcomes: Outcomes) -> str:
+    if outcomes.expected is not None:
+        return "No image was compared with its expected answer."
+    if outcomes.labels is not None:
+        return "There was nothing to compare with: no image with a label could be read."
+    return "There was nothing to compare with: no expected answers, and no labels."
 
 
 def _finite(value: float) -> float | None:

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
 from vitconv.errors import CheckpointError, InputError, shown
 from vitconv.evaluation.thresholds import Threshold
+from vitconv.evaluation.words import exact, in_words, interval_of, limit_of, number, value_of, why_skipped
 from vitconv.files import MOST_TEXT, check_file, new_file, open_file, read_json
 from vitconv.markdown import escape, visible
 
@@ -22,11 +23,11 @@ PAGES = ("index.html", "report.md")
 
 #: The pictures of the evaluation in the order of the page, with their titles.
 PICTURES = {
-    "images": "Images",
+    "images": "Images: the mistakes, then the least certain",
+    "logits": "The difference of each logit from the expected one",
     "confusion": "Confusion matrix",
-    "classes": "Classes",
-    "logits": "Logits",
-    "reliability": "Reliability",
+    "classes": "Classes, the worst first",
+    "reliability": "Accuracy against confidence",
 }
 
 
@@ -36,6 +37,10 @@ _MOST_PICTURE = 2**24
 _MOST_ENTRIES = 10**5
 #: The maximum number of characters of a name in a table, so that the page stays readable.
 _MOST_NAME = 200
+#: The names of the splits of a list whose images a model was fitted on.
+_FITTED = ("fit", "train")
+#: A confidence interval on fewer images is so wide that it says nothing.
+_FEWEST_IMAGES = 10
 
 
 @dataclass(frozen=True)
@@ -169,9 +174,12 @@ _RANGE = _Form(
 #: The parts of an evaluation and of a verification that the page uses. The single form in a list applies to each value
 #: of the list. In a mapping, the form under ``None`` applies to every value whose name is not listed.
 _SUMMARY = {
+    "schema": _Form(lambda value: type(value) is int and value == 2, "not 2"),
     "about": {None: _TEXT},
     "passed": _SWITCH,
     "sentences": [_TEXT],
+    "skipped": [_TEXT],
+    "splits": [{"split": _TEXT, "labelled": _COUNT, "right": _COUNT}],
     "known_differences": [
         {
             "path": _TEXT,
@@ -232,14 +240,82 @@ def _encode(drawn: dict[str, bytes]) -> dict[str, str]:
 
 
 def _page(summary: dict[str, Any], proof: dict[str, Any] | None, before: dict[str, float] | None) -> dict[str, Any]:
-    """The values for the templates."""
+    """The values for the templates: in words, and rounded."""
+    metrics = summary["metrics"]
+    state, title = _verdict(summary)
     return {
         **summary,
+        "state": state,
+        "title": title,
+        "verdict": summary["sentences"][0],
+        "more": summary["sentences"][1:],
+        "thresholds": [_threshold(one, metrics) for one in summary["thresholds"]],
+        "skipped": [in_words(name) for name in summary["skipped"]],
+        "why_skipped": why_skipped(metrics),
+        "known_differences": [
+            one | {"difference": number(one["max_logit_difference"])} for one in summary["known_differences"]
+        ],
+        "disagreeing": round(metrics.get("compared", 0) * (1 - metrics.get("agreement", 1))),
+        "values": [
+            {"name": in_words(name), "value": value_of(name, metrics), "interval": _interval(name, summary)}
+            for name, value in metrics.items()
+        ],
+        "fitted": _fitted(summary),
         "last": before is not None,
-        "changes": changes(before, summary["metrics"]) if before is not None else [],
+        "changes": [_change(one, before, metrics) for one in changes(before, metrics)] if before is not None else [],
         "proof": _proof(proof) if proof else None,
         "pictures": PICTURES,
     }
+
+
+def _verdict(summary: dict[str, Any]) -> tuple[str, str]:
+    """The state, ``passed``, ``missed`` or ``neutral``, and its title.
+
+    That no image is without an expected answer is no verdict on a model, where none was compared.
+    """
+    if not summary["passed"]:
+        return "missed", "Not passed"
+    judged = {one["name"] for one in summary["thresholds"]}
+    if summary["metrics"].get("compared"):
+        return ("passed", "Passed") if judged else ("neutral", "Not judged")
+    return ("passed", "Passed") if judged - {"not_compared"} else ("neutral", "Nothing to judge")
+
+
+def _threshold(one: dict[str, Any], metrics: dict[str, float]) -> dict[str, Any]:
+    """A row of the table of thresholds. A missed one has the exact value, too: rounded, it could seem to pass."""
+    return {
+        "passed": one["passed"],
+        "name": in_words(one["name"]),
+        "value": value_of(one["name"], metrics),
+        "limit": limit_of(one["name"], one["bound"], one["limit"]),
+        "text": "" if one["passed"] else one["text"],
+    }
+
+
+def _fitted(summary: dict[str, Any]) -> list[str]:
+    """The splits that the model was fitted on."""
+    return [one["split"] for one in summary["splits"] if one["split"] in _FITTED]
+
+
+def _interval(name: str, summary: dict[str, Any]) -> str:
+    """A metric's confidence interval, where it says something on other images; else empty.
+
+    It says nothing for a handful of images, for images that the model was fitted on, or where it has no width.
+    """
+    low, high = summary["intervals"].get(name, (0, 0))
+    of_labels = name != "agreement"
+    images = summary["metrics"].get("labelled" if of_labels else "compared", 0)
+    if low == high or images < _FEWEST_IMAGES or (of_labels and _fitted(summary)):
+        return ""
+    return interval_of(name, (low, high))
+
+
+def _change(change: Change, before: dict[str, float], after: dict[str, float]) -> dict[str, str]:
+    """A row of the table of changes: exact where the rounded values would be the same."""
+    texts = [value_of(change.name, one) if change.name in one else number(None) for one in (before, after)]
+    if texts[0] == texts[1]:
+        texts = [exact(one[change.name]) for one in (before, after)]
+    return {"name": in_words(change.name), "before": texts[0], "after": texts[1]}
 
 
 def _read_last(path: str | Path | None) -> dict[str, float] | None:
@@ -281,5 +357,4 @@ def _render(template: str, page: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["short"] = lambda text, most=_MOST_NAME: text if len(text) <= most else f"{text[:most]}…"
-    environment.filters["number"] = lambda value: "–" if value is None else f"{value:.6g}"
     return environment.get_template(template).render(page)

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+#: Where a logarithmic axis of differences has the band for those that are 0: from, to. No difference is so small.
+EQUAL = (1e-20, 1e-18)
+
+
 @dataclass(frozen=True)
 class Stage:
     """How far two models are apart after one stage of the computation.
@@ -204,7 +208,8 @@ class Parity:
     def plot(self, axes: Axes | None = None) -> Axes:
         """Draw the largest relative |Δ| by stage on a logarithmic axis, a line for each dtype (needs matplotlib).
 
-        The difference at a stage that is equal bit for bit is 0, which has no logarithm: it is drawn at 1e-18.
+        A stage without any difference has no logarithm: its point lies in the band "equal" below the axis, where each
+        dtype has a line of its own.
 
         Raises:
             InputError: matplotlib is not installed.
@@ -218,17 +223,31 @@ class Parity:
                 "Drawing needs matplotlib, which is not installed.", f"Install it with {how_to_install('plot')}."
             ) from error
 
-        axes = axes or plt.subplots(figsize=(10, 4), layout="constrained")[1]
-        for comparison in self.comparisons:
-            heights = [max(stage.relative, 1e-18) for stage in comparison.stages]
-            names = [stage.name for stage in comparison.stages]
-            (line,) = axes.plot(names, heights, marker="o", markersize=4, label=comparison.dtype)
-            if not comparison.criterion.uses_reference:
-                limits = [stage.limit for stage in comparison.stages]
-                axes.plot(names, limits, color=line.get_color(), linestyle=":", linewidth=1)
-        axes.set(yscale="log", ylim=(5e-19, 10), ylabel="largest |Δ| / scale")
-        axes.tick_params(axis="x", rotation=90)
-        axes.legend(title="dotted: the limit")
+        with plt.style.context("vitconv.figures"):
+            axes = axes or plt.subplots(figsize=(9, 4))[1]
+            bottom, top = EQUAL
+            colors = plt.rcParams["axes.prop_cycle"].by_key()["color"]
+            for place, comparison in enumerate(self.comparisons):
+                share = (place + 1) / (len(self.comparisons) + 1)
+                equal = top ** (1 - share) * bottom**share
+                heights = [max(stage.relative, top) if stage.max_abs else equal for stage in comparison.stages]
+                names = [stage.name for stage in comparison.stages]
+                # Also where two lines cross or coincide, the mark of each is seen.
+                color, size = colors[place % len(colors)], 5 if place else 10
+                (line,) = axes.plot(names, heights, color=color, markersize=size, label=comparison.dtype)
+                line.set(marker="osD^v"[place % 5], markerfacecolor=color if place else "none")
+                if not comparison.criterion.uses_reference:
+                    limits = [stage.limit for stage in comparison.stages]
+                    axes.plot(names, limits, color=color, linestyle=":", linewidth=1)
+            axes.axhspan(bottom, top, color=colors[2], alpha=0.15, linewidth=0)
+            axes.set(yscale="log", ylim=(bottom, 10), ylabel="largest |Δ| / scale")
+            axes.set_yticks(
+                [(bottom * top) ** 0.5, *(10.0**power for power in range(-16, 1, 4))],
+                ["equal (Δ = 0)", *(f"1e{power}" if power else "1" for power in range(-16, 1, 4))],
+            )
+            axes.minorticks_off()
+            axes.tick_params(axis="x", rotation=90)
+            axes.legend(title="dotted: the limit")
         return axes
 
 

@@ -215,11 +215,11 @@ def test_a_path_that_is_not_an_image_file_gives_an_error(place, batches, name):
 # Names of classes, labels, expected answers, figures.
 
 
-def write(place, classes, paths, labels, errors, columns):
+def write(place, classes, paths, labels, errors, columns, notes=None):
     """Predictions of these classes, their list, and expected answers."""
     count = len(paths)
     logits = np.random.default_rng(0).standard_normal((count, len(classes))).astype(np.float32)
-    table = make_rows(0, paths, logits, errors, classes)
+    table = make_rows(0, paths, logits, errors, notes or [None] * count, classes)
     for old in (place / "predictions").glob("part-*"):
         old.unlink()
     Parts(place / "predictions", Run({}, tuple(classes)), 1, overwrite=True).write(0, table, "key")
@@ -244,9 +244,10 @@ def test_any_class_names_are_evaluated_and_reported_or_refused(place, data):
     classes, paths = data.draw(_names), data.draw(_names)
     labels = [data.draw(st.sampled_from([*classes, "", "another"])) for _ in paths]
     errors = [data.draw(st.none() | st.none() | _utf8) for _ in paths]
+    notes = [data.draw(st.none() | st.none() | _utf8) for _ in paths]
     columns = data.draw(st.sampled_from([None, 1, 2, 3]))
     with contextlib.suppress(VitconvError):
-        write(place, classes, paths, labels, errors, columns)
+        write(place, classes, paths, labels, errors, columns, notes)
         result = evaluate(place / "predictions", place / "list.csv", expected=place / "expected.csv")
         result.save(place / "evaluation", place / "evaluation" / "metrics.json")
         for name in PICTURES:
@@ -286,7 +287,7 @@ def test_any_class_names_are_drawn(place, classes):
     with contextlib.suppress(VitconvError):
         write(place, classes, paths, [classes[i % len(classes)] for i in range(6)], [None] * 6, None)
         result = evaluate(place / "predictions", place / "list.csv", expected=place / "expected.csv")
-        save_pictures(result, place / "list.csv", place / "evaluation")
+        save_pictures(result, place / "evaluation")
 
 
 # Metrics and thresholds.
@@ -424,7 +425,15 @@ def summary(some, place):
     evaluate(*some, metrics=["accuracy"], thresholds={"accuracy": {"min": 2}}).save(place / "right", place / "m.json")
     for name in PICTURES:
         (place / "right" / f"{name}.png").write_bytes(b"picture")
-    return json.loads((place / "right" / "evaluation.json").read_text())
+    found = json.loads((place / "right" / "evaluation.json").read_text())
+    known = {"path": "a", "reason": "Another crop.", "expected": "ash", "predicted": None, "max_logit_difference": 0.5}
+    found["metrics"]["known_differences"] = 1
+    return found | {
+        "about": {"model": "mine", "date": "today"},
+        "skipped": ["agreement"],
+        "splits": [{"split": "fit", "labelled": 2, "right": 1}, {"split": "test", "labelled": 1, "right": 1}],
+        "known_differences": [known],
+    }
 
 
 @often()

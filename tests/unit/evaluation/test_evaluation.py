@@ -27,15 +27,18 @@ def few_resamples(monkeypatch):
 def files(tmp_path):
     """Return a function that writes predictions, their list and expected answers."""
 
-    def write(logits=LOGITS, errors=None, labels=LABELS, expected=None):
+    def write(logits=LOGITS, errors=None, labels=LABELS, expected=None, notes=None, splits=None):
         errors = errors or [None] * 6
-        table = make_rows(0, PATHS, logits, errors, CLASSES)
+        table = make_rows(0, PATHS, logits, errors, notes or [None] * 6, CLASSES)
         Parts(tmp_path / "predictions", Run({}, CLASSES), 1, overwrite=True).write(0, table, "key")
         with (tmp_path / "list.csv").open("w") as file:
             csv.writer(file).writerows(
                 [
-                    ["path", *(["label"] if labels else [])],
-                    *([path, *([labels[i]] if labels else [])] for i, path in enumerate(PATHS)),
+                    ["path", *(["label"] if labels else []), *(["split"] if splits else [])],
+                    *(
+                        [path, *([labels[i]] if labels else []), *([splits[i]] if splits else [])]
+                        for i, path in enumerate(PATHS)
+                    ),
                 ]
             )
         if expected is not None:
@@ -114,7 +117,7 @@ def test_expected_answers_may_be_other_predictions(files, tmp_path):
     predictions, images = files()
     order = [2, 0, 1]
     classes = tuple(CLASSES[i] for i in order)
-    table = make_rows(0, PATHS, LOGITS[:, order] + np.float32(0.5), [None] * 6, classes)
+    table = make_rows(0, PATHS, LOGITS[:, order] + np.float32(0.5), [None] * 6, [None] * 6, classes)
     Parts(tmp_path / "other", Run({}, classes), 1, overwrite=False).write(0, table, "key")
     result = evaluate(predictions, images, expected=tmp_path / "other")
     assert (result.metrics["agreement"], result.metrics["max_logit_difference"]) == (1, 0.5)
@@ -256,7 +259,6 @@ def test_wrong_thresholds_are_refused(files, limits, message):
     ("change", "message"),
     [
         ({"labels": ["ash", "beech", "oak", "oak", "elm", "ash"]}, "The labels in '.*list.csv' name a class that the model does not have: 'elm'"),
-        ({"labels": None}, "There is nothing to compare with"),
         ({"expected": [["path", "class"], ["images/0.jpg", "elm"]]}, "expected answers '.*' name a class that the model does not have: 'elm'"),
         ({"expected": [["path", "ash"], ["images/0.jpg", 1]]}, "have no column 'class'"),
         ({"expected": [["path", "class"], ["a", "ash"], ["a", "oak"]]}, "name an image more than once"),
@@ -390,3 +392,53 @@ def test_a_misspelled_column_class_is_named(files, column):
     predictions, images, expected = files(expected=[["path", column], ["images/0.jpg", "ash"]])
     with pytest.raises(InputError, match=f"has a column '{column}', which is not read"):
         evaluate(predictions, images, expected=expected)
+
+
+def test_without_labels_and_expected_answers_nothing_is_judged_and_that_is_said(files):
+    result = evaluate(*files(labels=None))
+    assert result.thresholds == () and "accuracy" not in result.metrics
+    first, last = result.sentences()
+    assert first == "There was nothing to compare with: no expected answers, and no labels."
+    assert last.startswith("Not judged: Images that get the expected answer, ")
+    assert last.endswith("Largest difference of a logit. There are no expected answers.")
+
+
+def test_the_sentences_say_what_was_found_the_verdict_first(files):
+    changed = LOGITS.copy()
+    changed[3] = [1, 0, 2.5]
+    predictions, images, expected = files(
+        expected=answers(changed[:5], PATHS[:5]),
+        errors=[None, "broken", None, None, None, None],
+        notes=["it has another crop.", None, None, None, None, None],
+        splits=["fit", "fit", "fit", "test", "test", "test"],
+    )
+    assert evaluate(predictions, images, expected=expected).sentences() == [
+        "2 of 4 images get the expected answer; the logits differ by at most 1.5.",
+        "4 of 5 images get their label (fit: 2 of 2, test: 2 of 3).",
+        "1 image was not compared, because Transformers is known to prepare them differently: images/0.jpg. "
+        "With --processor timm, every image gets timm's pixels.",
+        "1 image has no expected answer.",
+        "1 of 6 images could not be read.",
+    ]
+
+
+def test_equal_logits_are_said_to_be_equal(files):
+    predictions, images, expected = files(labels=None, expected=answers())
+    assert evaluate(predictions, images, expected=expected).sentences() == [
+        "6 of 6 images get the expected answer; the logits are equal."
+    ]
+
+
+def test_expected_answers_without_logits_leave_one_default_threshold_out_for_that_reason(files):
+    rows = [["path", "class"], *([path, CLASSES[row.argmax()]] for path, row in zip(PATHS, LOGITS, strict=True))]
+    predictions, images, expected = files(expected=rows)
+    result = evaluate(predictions, images, expected=expected)
+    assert result.passed and [one.name for one in result.thresholds] == ["agreement", "not_compared"]
+    assert result.sentences()[-1] == (
+        "Not judged: Largest difference of a logit. The expected answers have no logits."
+    )
+
+
+def test_an_image_without_a_split_has_a_summary_that_is_reported(files, tmp_path):
+    result = evaluate(*files(splits=["fit", "", "fit", "test", "test", ""]))
+    assert [one["split"] for one in result.summary()["splits"]] == ["fit", "", "test"]

@@ -29,12 +29,12 @@ def evaluation(tmp_path, write_images, monkeypatch):
         logits = np.array([[3, 1], [0, 2], [1, 2], [0, 1]], np.float32)
         errors = ["There is no image." if i in broken else None for i in range(4)]
         paths = images.read_text().splitlines()[1:]
-        table = make_rows(0, [path.partition(",")[0] for path in paths], logits, errors, CLASSES)
+        table = make_rows(0, [path.partition(",")[0] for path in paths], logits, errors, [None] * 4, CLASSES)
         Parts(tmp_path / "predictions", Run({}, CLASSES), 1, overwrite=True).write(0, table, "key")
         (tmp_path / "expected.csv").write_text("path,class\nimages/00000.jpg,ash\nimages/00002.jpg,ash\n")
         thresholds = {"agreement": {"min": limit}}
         result = evaluate(tmp_path / "predictions", images, expected=tmp_path / "expected.csv", thresholds=thresholds)
-        save_pictures(result, images, tmp_path / "evaluation")
+        save_pictures(result, tmp_path / "evaluation")
         result.save(tmp_path / "evaluation", tmp_path / "evaluation" / "metrics.json")
         return tmp_path / "evaluation"
 
@@ -47,7 +47,12 @@ def test_the_page_says_not_passed_and_why(evaluation, tmp_path):
     page = (tmp_path / "report" / "index.html").read_text()
     assert "<h1>Not passed</h1>" in page
     assert "agreement is 0.5, below 1" in page
-    assert "50.00% of 2 images have the expected class. 2 images have no expected class." in page
+    assert "<p>1 of 2 images get the expected answer.</p>" in page
+    assert "<li>2 images have no expected answer.</li>" in page
+    assert (
+        '<td>Images that get the expected answer</td><td class="number">1 of 2</td><td class="number">≥ 100 %</td>'
+        in page
+    )
     assert "There is no earlier run" in page
     text = (tmp_path / "report" / "report.md").read_text()
     assert text.startswith("# ❌ Not passed\n")
@@ -63,7 +68,7 @@ def test_the_page_says_passed_and_what_changed(evaluation, tmp_path):
     assert "<h1>Passed</h1>" in page
     section = page[page.index("What changed") : page.index("</section>", page.index("What changed"))]
     rows = [re.findall(r">([^<>\n]+)</td>", row) for row in re.findall(r"<tr>(.*)</tr>", section)]
-    assert rows[1:] == [["accuracy", "0.5", "0.75"], ["gone", "1", "–"]]
+    assert rows[1:] == [["Images that get their label (accuracy)", "2 of 4", "3 of 4"], ["gone", "1", "–"]]
 
 
 @pytest.mark.parametrize("option", ["last", "verification"])
@@ -140,6 +145,10 @@ def test_names_are_not_markup_in_either_page(evaluation, tmp_path):
             {"path": name, "expected": name, "predicted": name, "label": name, "probability": 0.5}
         ]
         summary["errors"] = [{"path": name, "error": name}]
+        summary["about"], summary["sentences"], summary["skipped"] = {name: name}, [name, name], [name]
+        summary["splits"] = [{"split": one, "labelled": 2, "right": 1} for one in (name, "fit")]
+        known = {"path": name, "reason": name, "expected": name, "predicted": name, "max_logit_difference": 0.5}
+        summary["known_differences"], summary["metrics"]["known_differences"] = [known], 30
         (tmp_path / "hostile").mkdir(exist_ok=True)
         for file in folder.iterdir():
             (tmp_path / "hostile" / file.name).write_bytes(file.read_bytes())
@@ -290,3 +299,135 @@ def test_the_command_fails_if_a_threshold_is_missed(evaluation, tmp_path):
     folder = evaluation(limit=0.5)
     done = subprocess.run([command, "report", folder, tmp_path / "report"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"{tmp_path}/report/index.html: passed\n")
+
+
+def edited(folder, **changes):
+    """Change parts of the summary in the folder."""
+    file = folder / "evaluation.json"
+    summary = json.loads(file.read_text())
+    file.write_text(
+        json.dumps(summary | {name: value(summary) if callable(value) else value for name, value in changes.items()})
+    )
+
+
+def pages(folder, destination, **files):
+    """Report, and return the texts of the two pages."""
+    report(folder, destination, **files)
+    return [(destination / name).read_text() for name in ("index.html", "report.md")]
+
+
+def test_the_header_says_what_was_evaluated_and_when(evaluation, tmp_path):
+    folder = evaluation()
+    edited(folder, about={"model": "mine", "model's SHA-256": "502514a868561582…", "date": "2026-01-02 03:04 UTC"})
+    page, text = pages(folder, tmp_path / "report")
+    header = page[page.index("<header>") : page.index("</header>")]
+    assert "<dt>model&#39;s SHA-256</dt><dd>502514a868561582…</dd>" in header
+    assert "<dt>date</dt><dd>2026-01-02 03:04 UTC</dd>" in header
+    assert "<title>Not passed: mine, 2026-01-02 03:04 UTC</title>" in page
+    assert "- model's SHA-256: 502514a868561582…\n- date: 2026-01-02 03:04 UTC" in text
+
+
+@pytest.mark.parametrize(
+    "thresholds, compared, title",
+    [
+        ([], 0, "Nothing to judge"),
+        ([], 2, "Not judged"),
+        (["not_compared"], 0, "Nothing to judge"),
+        (["not_compared"], 2, "Passed"),
+        (["accuracy"], 0, "Passed"),
+    ],
+)
+def test_a_page_is_green_only_if_something_was_judged(evaluation, tmp_path, thresholds, compared, title):
+    folder = evaluation()
+    metrics = {"images": 4, "errors": 0, "compared": compared, "not_compared": 0, "accuracy": 1.0}
+    limits = [Threshold(name, "max", 1.0, metrics[name]) for name in thresholds]
+    rows = [vars(one) | {"passed": one.passed, "text": str(one)} for one in limits]
+    edited(folder, metrics=metrics, thresholds=rows, passed=True, disagreements=[], intervals={})
+    page, text = pages(folder, tmp_path / "report")
+    assert f"<h1>{title}</h1>" in page
+    state = "passed" if title == "Passed" else "neutral"
+    assert f'<div class="verdict {state}">' in page
+    assert text.startswith(f"# {'✅' if title == 'Passed' else '➖'} {title}\n")
+
+
+def test_skipped_thresholds_are_named(evaluation, tmp_path):
+    folder = evaluation()
+    edited(folder, skipped=["max_logit_difference"])
+    page, text = pages(folder, tmp_path / "report")
+    assert '<td>Largest difference of a logit</td><td colspan="2">not judged</td>' in page
+    assert "| – | Largest difference of a logit | not judged | |" in text
+    assert "The expected answers have no logits." in page and "The expected answers have no logits." in text
+
+
+def test_known_differences_have_their_own_table_with_the_way_out(evaluation, tmp_path):
+    folder = evaluation()
+    page, text = pages(folder, tmp_path / "report")
+    assert "--processor timm" not in page + text
+    row = {"path": "a.png", "reason": "Another crop.", "expected": "ash", "predicted": None}
+    rows = [row | {"max_logit_difference": value} for value in (0.02643, None)]
+    edited(folder, known_differences=rows, metrics=lambda old: old["metrics"] | {"known_differences": 30})
+    page, text = pages(folder, tmp_path / "report")
+    assert "<h2>Images with a known difference (30)</h2>" in page and "<code>--processor timm</code>" in page
+    assert "The table shows the first 2." in page and "The table shows the first 2." in text
+    assert (
+        "| a.png | Another crop. | ash | not readable | 0.0264 |\n| a.png | Another crop. | ash | not readable | – |"
+        in text
+    )
+    assert '<td data-of="reason">Another crop.</td>' in page
+
+
+def test_fitted_images_are_told_from_others_and_take_the_intervals_of_the_labels(evaluation, tmp_path):
+    folder = evaluation()
+    metrics = {"images": 20, "errors": 0, "compared": 20, "agreement": 0.5, "labelled": 20, "accuracy": 0.75}
+    found = {"metrics": metrics, "thresholds": [], "passed": True, "disagreements": []}
+    edited(folder, **found, intervals={"agreement": [0.27, 0.73], "accuracy": [0.5, 0.9]})
+    page, text = pages(folder, tmp_path / "report")
+    assert "27 % to 73 %" in page and "50 % to 90 %" in page and "fitted" not in page
+    edited(
+        folder, splits=[{"split": "fit", "labelled": 12, "right": 12}, {"split": "test", "labelled": 8, "right": 3}]
+    )
+    page, text = pages(folder, tmp_path / "report")
+    assert "27 % to 73 %" in page and "50 % to 90 %" not in page + text
+    assert '<td>fit, which the model was fitted on</td><td class="number">12 of 12</td>' in page
+    assert "| test | 3 of 8 |" in text
+
+
+@pytest.mark.parametrize("images, interval", [(9, [0.1, 0.9]), (20, [0.5, 0.5])], ids=["few images", "no width"])
+def test_an_interval_that_says_nothing_is_left_out(evaluation, tmp_path, images, interval):
+    folder = evaluation()
+    metrics = {"images": images, "errors": 0, "labelled": images, "accuracy": 0.5}
+    edited(folder, metrics=metrics, thresholds=[], passed=True, disagreements=[], intervals={"accuracy": interval})
+    page, text = pages(folder, tmp_path / "report")
+    assert "95 % interval" not in page and " to " not in text[text.index("## Metrics") :]
+
+
+def test_a_missed_threshold_shows_the_exact_value(evaluation, tmp_path):
+    folder = evaluation()
+    one = Threshold("cost", "max", 0.95, 0.9500001)
+    rows = [vars(one) | {"passed": False, "text": str(one)}]
+    edited(folder, thresholds=rows, metrics=lambda old: old["metrics"] | {"cost": 0.9500001}, passed=False)
+    page, text = pages(folder, tmp_path / "report")
+    assert f'<td class="text" colspan="3">{one}</td>' in page and f"- ✗ {one}" in text
+
+
+def test_a_change_below_the_rounding_is_shown_exactly(evaluation, tmp_path):
+    folder = evaluation()
+    edited(folder, metrics=lambda old: old["metrics"] | {"max_logit_difference": 5e-5})
+    (tmp_path / "last.json").write_text(json.dumps({"max_logit_difference": 3e-5}))
+    page, _ = pages(folder, tmp_path / "report", last=tmp_path / "last.json")
+    assert '<td>Largest difference of a logit</td><td class="number">3e-5</td><td class="number">5e-5</td>' in page
+
+
+def test_a_summary_of_another_version_is_refused(evaluation, tmp_path):
+    folder = evaluation()
+    edited(folder, schema=3)
+    with pytest.raises(InputError, match="`evaluation.schema` is 3, not 2"):
+        report(folder, tmp_path / "report")
+
+
+def test_the_page_is_made_for_the_dark_and_for_narrow_screens(evaluation, tmp_path):
+    page, _ = pages(evaluation(), tmp_path / "report")
+    assert "@media (prefers-color-scheme: dark)" in page
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
+    # On narrow screens each cell of a wide table is a line, with its heading.
+    assert '<td data-of="expected class">ash</td>' in page

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import json
 import sys
 
@@ -10,7 +11,7 @@ from models import FOLDED, KINDS, pixels_for, reduced, small_model
 
 from vitconv.convert import to_huggingface
 from vitconv.errors import InputError, ParityError
-from vitconv.parity.comparison import _cosine, _spread, compare, measure_stage
+from vitconv.parity.comparison import EQUAL, _cosine, _spread, compare, measure_stage
 from vitconv.parity.criteria import CRITERIA
 from vitconv.parity.verification import nonfinite_values
 
@@ -240,6 +241,25 @@ def test_prints_as_a_table_and_draws_itself(pair, capsys):
     axes = parity.plot()
     assert axes.get_yscale() == "log"
     assert len(axes.lines) == 4  # the figures and the limit, in two dtypes
+
+
+def test_equal_stages_are_drawn_in_the_band_that_says_so_each_dtype_on_its_own_line(pair):
+    matplotlib.use("agg")
+    parity = compare(*pair)
+    stages = [
+        (dataclasses.replace(stage, max_abs=0.0), dataclasses.replace(stage, max_abs=1e-19))
+        for stage in parity["float64"].stages
+    ]
+    equal, tiny = zip(*stages, strict=True)
+    comparisons = tuple(dataclasses.replace(one, stages=equal) for one in parity.comparisons)
+    axes = dataclasses.replace(parity, comparisons=comparisons).plot()
+    first, second = (line.get_ydata()[0] for line in axes.lines[::2])
+    low, high = EQUAL
+    assert low < second < first < high
+    assert "equal (Δ = 0)" in [label.get_text() for label in axes.get_yticklabels()]
+    # The smallest difference is not equality.
+    axes = dataclasses.replace(parity, comparisons=(dataclasses.replace(comparisons[0], stages=tiny),)).plot()
+    assert min(axes.lines[0].get_ydata()) >= high
 
 
 def test_drawing_without_matplotlib_names_the_extra(pair, monkeypatch):
