@@ -162,9 +162,11 @@ def evaluate(
         missed = [str(one) for one in done.thresholds if not one.passed]
         if missed:
             raise VitconvError(" ".join(missed), f"{page} shows it.")
+    from vitconv.evaluation.reporting import verdict
+
     for line in done.sentences():
         typer.echo(printable(line))
-    typer.echo(f"{printable(page)}: {'passed' if done.thresholds else 'nothing was judged'}")
+    typer.echo(f"{printable(page)}: {verdict(done.summary())[1].lower()}")
 
 
 def report(

@@ -242,7 +242,7 @@ def _encode(drawn: dict[str, bytes]) -> dict[str, str]:
 def _page(summary: dict[str, Any], proof: dict[str, Any] | None, before: dict[str, float] | None) -> dict[str, Any]:
     """The values for the templates: in words, and rounded."""
     metrics = summary["metrics"]
-    state, title = _verdict(summary)
+    state, title = verdict(summary)
     return {
         **summary,
         "state": state,
@@ -268,7 +268,7 @@ def _page(summary: dict[str, Any], proof: dict[str, Any] | None, before: dict[st
     }
 
 
-def _verdict(summary: dict[str, Any]) -> tuple[str, str]:
+def verdict(summary: dict[str, Any]) -> tuple[str, str]:
     """The state, ``passed``, ``missed`` or ``neutral``, and its title.
 
     That no image is without an expected answer is no verdict on a model, where none was compared.

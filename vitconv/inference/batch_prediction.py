@@ -122,6 +122,7 @@ def predict(
     watch = _Watch(folder, folder.iterdir)  # before anything in it is read
     _check_positive(batch_size)
     info = read_info(folder)
+    _check_batch(batch_size, info)
     opened = _Opened(info, open_preprocessor(info, processor), opener(info), watch)
     runner = _ENGINES[engine](device)
     return _predict(opened, images, destination, runner, batch_size, max_errors, check_content, overwrite, on_progress)
@@ -162,6 +163,7 @@ def predict_timm(
     watch = _Watch(source, lambda: found.source.files)
     digests = [sha256(file) for file in found.source.files]
     info, preprocessor = read_timm_info(source, found, classes, digests)
+    _check_batch(batch_size, info)
     settings = {"source": str(source), "source_sha256": digests}
     opened = _Opened(info, preprocessor, partial(TimmRuntime, info, source, options), watch, settings)
     return _predict(
@@ -200,7 +202,6 @@ def _predict(
     on_progress: Callable[[int, int, int], None],
 ) -> Summary:
     info = model.info
-    _check_batch(batch_size, info)
     batches = Batches(read_images(images), batch_size, model.preprocessor)
     settings = _settings(info, model.preprocessor, batch_size, runner.device)
     settings |= {"check_content": check_content, "folder": str(batches.images.folder)}  # where relative paths start

@@ -16,10 +16,11 @@ def predicted(folder, write_images, tmp_path):
 
 def test_the_model_is_told_with_its_digest_the_versions_and_the_date(folder, predicted):
     images, predictions = predicted
-    about = describe(folder, images, predictions, compared_with="nothing")
+    about = describe(folder, images, predictions)
     assert about["model"] == str(folder) and about["images"] == str(images)
     assert about["model's SHA-256"] == f"{read_info(folder).fingerprint[:16]}…"
     assert about["class"].startswith("ViTForImageClassification")
+    assert about["compared with"] == "nothing"
     assert "transformers " in about["versions"] and about["predicted on"].startswith("cpu, ")
     assert about["date"].endswith(" UTC")
 

@@ -219,7 +219,7 @@ def write(place, classes, paths, labels, errors, columns, notes=None):
     """Predictions of these classes, their list, and expected answers."""
     count = len(paths)
     logits = np.random.default_rng(0).standard_normal((count, len(classes))).astype(np.float32)
-    table = make_rows(0, paths, logits, errors, notes or [None] * count, classes)
+    table = make_rows(0, paths, logits, errors, classes, notes)
     for old in (place / "predictions").glob("part-*"):
         old.unlink()
     Parts(place / "predictions", Run({}, tuple(classes)), 1, overwrite=True).write(0, table, "key")

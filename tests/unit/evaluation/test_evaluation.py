@@ -29,7 +29,7 @@ def files(tmp_path):
 
     def write(logits=LOGITS, errors=None, labels=LABELS, expected=None, notes=None, splits=None):
         errors = errors or [None] * 6
-        table = make_rows(0, PATHS, logits, errors, notes or [None] * 6, CLASSES)
+        table = make_rows(0, PATHS, logits, errors, CLASSES, notes)
         Parts(tmp_path / "predictions", Run({}, CLASSES), 1, overwrite=True).write(0, table, "key")
         with (tmp_path / "list.csv").open("w") as file:
             csv.writer(file).writerows(
@@ -117,7 +117,7 @@ def test_expected_answers_may_be_other_predictions(files, tmp_path):
     predictions, images = files()
     order = [2, 0, 1]
     classes = tuple(CLASSES[i] for i in order)
-    table = make_rows(0, PATHS, LOGITS[:, order] + np.float32(0.5), [None] * 6, [None] * 6, classes)
+    table = make_rows(0, PATHS, LOGITS[:, order] + np.float32(0.5), [None] * 6, classes)
     Parts(tmp_path / "other", Run({}, classes), 1, overwrite=False).write(0, table, "key")
     result = evaluate(predictions, images, expected=tmp_path / "other")
     assert (result.metrics["agreement"], result.metrics["max_logit_difference"]) == (1, 0.5)

@@ -29,7 +29,7 @@ def evaluation(tmp_path, write_images, monkeypatch):
         logits = np.array([[3, 1], [0, 2], [1, 2], [0, 1]], np.float32)
         errors = ["There is no image." if i in broken else None for i in range(4)]
         paths = images.read_text().splitlines()[1:]
-        table = make_rows(0, [path.partition(",")[0] for path in paths], logits, errors, [None] * 4, CLASSES)
+        table = make_rows(0, [path.partition(",")[0] for path in paths], logits, errors, CLASSES)
         Parts(tmp_path / "predictions", Run({}, CLASSES), 1, overwrite=True).write(0, table, "key")
         (tmp_path / "expected.csv").write_text("path,class\nimages/00000.jpg,ash\nimages/00002.jpg,ash\n")
         thresholds = {"agreement": {"min": limit}}
