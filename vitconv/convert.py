@@ -41,7 +41,7 @@ from vitconv.errors import (
     first_few,
     shown,
 )
-from vitconv.files import sha256, write_json
+from vitconv.files import absent, sha256, write_json
 from vitconv.mapping.plan import Plan, check_tensors, convert_tensors, shapes_of
 from vitconv.mapping.rewrites import Made
 from vitconv.mapping.summary import summarise_architecture, summarise_rewrites
@@ -443,7 +443,7 @@ def convert_checkpoint(
     opened = identify(source, SourceOptions(architecture, image_size, data, target, ema, ignore, headless))
     check_destination(destination, overwrite=overwrite, inputs=opened.source.files)  # an index's, the Hub's cache's
     inspection, known = opened.inspection, opened.inspection.architecture
-    names = _labels_for(names, known) if names else opened.labels() or _labels_for(None, known)
+    names = _labels_for(names, known, labels) if names else opened.labels() or _labels_for(None, known)
 
     with staged_folder(destination, overwrite=overwrite) as folder:
         on_step("Writing the folder")
@@ -528,7 +528,9 @@ def verify_checkpoint(
     """
     folder = Path(folder)
     if not os.path.isfile(folder / CONFIG_FILE):
-        raise CheckpointError(f"'{folder}' is not a model's folder: it has no {CONFIG_FILE}.", "Check its path.")
+        raise CheckpointError(
+            absent(folder / CONFIG_FILE), "Pass the source first, and then the folder that was converted from it."
+        )
     recorded = read_record(folder)
     names = _read_names(labels) or recorded.labels
     pictures = [load_image(os.fspath(image)) for image in images] or [sample_image()]
@@ -547,6 +549,8 @@ def verify_checkpoint(
     except (ArchitectureError, CheckpointError, WeightsError, InputError) as error:
         other = _of_another_source(error, folder, recorded, open_source(source))
         raise other or _of_the_record(error, folder, recorded, options) or error from None
+    if labels is not None:
+        names = _labels_for(names, opened.inspection.architecture, labels)
     _refuse_contradicting_record(folder, recorded, opened, labels=labels is None, ignore=ignore is None)
     for file in opened.source.files:
         check_checksums(file)
@@ -701,13 +705,23 @@ def _read_names(labels: Sequence[str] | str | os.PathLike[str] | None) -> tuple[
     return read_labels(os.fspath(labels)) if isinstance(labels, (str, os.PathLike)) else check_labels(labels)
 
 
-def _labels_for(labels: Sequence[str] | None, architecture: Architecture) -> tuple[str, ...]:
+def _labels_for(
+    labels: Sequence[str] | None, architecture: Architecture, given: Sequence[str] | str | os.PathLike[str] = ()
+) -> tuple[str, ...]:
+    """Names for the classes: the labels, of which there must be as many, or ``LABEL_0``…
+
+    Args:
+        labels: ``None`` if there are none.
+        architecture: of the weights.
+        given: what the labels were read from, perhaps a file, for the error.
+    """
     count = architecture.num_labels
     if labels is None:
         return tuple(f"LABEL_{i}" for i in range(count))
     if len(labels) != count:
+        where = f"The label file '{given}' has" if isinstance(given, (str, os.PathLike)) else "There are"
         raise InputError(
-            f"There are {len(labels)} labels, but the weights have {count} classes.",
+            f"{where} {len(labels)} labels, but the weights have {count or 'no'} classes.",
             "Give one label per class, in the order of the classes." if count else "Leave the labels out.",
         )
     return tuple(labels)

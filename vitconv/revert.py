@@ -19,7 +19,7 @@ from vitconv import mapping
 from vitconv.architecture import Architecture, check_image_size
 from vitconv.checkpoints.checkpoint import CONFIG_FILE, PARITY_FILE
 from vitconv.errors import ArchitectureError, CheckpointError, InputError, ParityError, WeightsError, first_few
-from vitconv.files import write_json
+from vitconv.files import absent, write_json
 from vitconv.mapping import Family
 from vitconv.mapping.plan import make_plan, shapes_of
 from vitconv.mapping.rewrites import FOLD_LAYER_SCALE, Rewrite, Rewritten
@@ -127,7 +127,7 @@ def revert_checkpoint(
     check_destination(destination, overwrite=overwrite, source=source, inputs=[image] if image else [])
     picture = load_image(Path(image)) if image else sample_image()
     if not os.path.isfile(source / CONFIG_FILE):
-        raise CheckpointError(f"'{source}' is not a model's folder: it has no {CONFIG_FILE}.", "Check its path.")
+        raise CheckpointError(absent(source / CONFIG_FILE), "Pass a folder with a Transformers model.")
     on_step("Reading the folder")
     hf_model, extra = load_for_timm(source, pooler="pooler" not in drop)
     dropped = _allowed(_family(hf_model), extra, drop)

@@ -467,9 +467,10 @@ def _only_candidate(source: Source, options: SourceOptions) -> tuple[str, str]:
     if differing:
         listed = "; ".join(f"{name} ({how})" for name, how in differing.items())
         raise ArchitectureError(
-            f"The architecture is not given, and the weights fit {len(found)} timm architectures that compute or "
-            f"prepare images differently: {listed}.",
-            "Pass the one that the weights were trained with as --arch NAME. The image size in a name proves nothing.",
+            f"The architecture is not given, and the weights fit {len(found)} timm architectures, which compute or "
+            f"prepare images differently. They are: {listed}.",
+            f"Pass the one that the weights were trained with, as in --arch {names[0]}. The image size in a name "
+            "proves nothing.",
         )
     same = f" ({first_few(names[1:])} would be the same)" if names[1:] else ""
     return names[0], f"The weights fit one timm architecture, {names[0]}{same}, which was used."

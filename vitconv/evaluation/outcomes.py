@@ -165,7 +165,10 @@ def _read_expected(path: str | Path, classes: tuple[str, ...]) -> _Expected:
     what = "file of expected answers"
     columns = read_header(path, what, "class")
     if "class" not in columns:
-        raise InputError(f"The expected answers '{path}' have no column 'class'.", _same_classes(classes))
+        raise InputError(
+            f"The expected answers '{path}' have no column 'class'.",
+            f"Write the class of each path in a column 'class'. {_same_classes(classes)}",
+        )
     others = set(columns) - {"path", "class"}
     if others and others != set(classes):
         raise InputError(

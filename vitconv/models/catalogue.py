@@ -7,9 +7,11 @@ but :func:`generate`.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib.metadata
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -87,6 +89,26 @@ def _entry(name: str, facts: Mapping[str, Any]) -> Entry:
         architecture = Architecture(**fields_by_name)
     tags = {tag: {**values, "tag": tag or None} for tag, values in facts["tags"].items()}
     return Entry(name, architecture, facts.get("refusal"), tags)
+
+
+#: How other projects and papers write a part of a name: ``ViT-S/16``, ``vit_b_16``.
+_SHORT = {"s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant", "t": "tiny", "ti": "tiny"}
+
+
+def similar_names(name: str) -> list[str]:
+    """A few architectures that somebody may have meant by a name that timm does not have.
+
+    >>> similar_names("ViT-S/16")[0]
+    'vit_small_patch16_224'
+    """
+    own = name.rpartition("/")[2] if name.rpartition("/")[2][:1].isalpha() else name  # without the Hub's organisation
+    words = [_SHORT.get(word, word) for word in re.split(r"[^a-z0-9.]+", own.lower())]
+    if len(words) > 2 and words[1] in _SHORT.values() and words[2].isdecimal():
+        words[2] = f"patch{words[2]}"
+    wanted = "_".join(words)
+    beginning = [known for known in entries() if known == wanted or known.startswith(f"{wanted}_")]
+    close = difflib.get_close_matches(wanted, entries(), n=4)
+    return list(dict.fromkeys([*sorted(beginning, key=lambda known: (len(known), known)), *close]))[:4]
 
 
 @functools.cache

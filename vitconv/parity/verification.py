@@ -37,7 +37,7 @@ from vitconv.checkpoints.checkpoint import (
     widest_dtype,
 )
 from vitconv.checkpoints.tensorfile import INDEX_FILE, WEIGHTS_FILE
-from vitconv.errors import ParityError, VitconvError, first_few
+from vitconv.errors import ParityError, VitconvError, first_few, shown
 from vitconv.files import read_json, write_json
 from vitconv.mapping.plan import convert_tensors, make_plan, shapes_of
 from vitconv.mapping.rewrites import Made
@@ -523,7 +523,8 @@ def check_config(
     """
     expected = mapping.config(architecture, tuple(labels) if labels else None, target)
     whole = make_config(expected)
-    named = {name: expected.pop(name) for name in ("id2label", "label2id")}
+    for name in ("id2label", "label2id"):
+        expected.pop(name)
     for name, value in expected.items():
         found = _plain(getattr(config, name, None), value)
         if found != value:
@@ -538,9 +539,16 @@ def check_config(
             _OTHERS,
             stage="labels",
         )
-    right = by_index == {int(index): label for index, label in named["id2label"].items()} if labels else True
     indices = list(range(architecture.num_labels))
-    if sorted(by_index) != indices or not right or config.label2id != {v: k for k, v in by_index.items()}:
+    other = [index for index, label in enumerate(labels or ()) if by_index.get(index, label) != label]
+    if labels and other:
+        raise ParityError(
+            f"The labels in config.json are not those of the classes: it names class {other[0]} "
+            f"{shown(by_index[other[0]])} instead of {shown(labels[other[0]])}.",
+            "Convert the source again with these labels, or pass those that the folder was made with (--labels FILE).",
+            stage="labels",
+        )
+    if sorted(by_index) != indices or config.label2id != {v: k for k, v in by_index.items()}:
         raise ParityError("The labels in config.json are not those of the classes.", _AGAIN, stage="labels")
     if config._attn_implementation is not None:
         raise _unsupported_setting("attn_implementation", config._attn_implementation)

@@ -234,7 +234,7 @@ def test_inspect_shows_what_is_made(save):
         (["none.pth", "DST", *ARCH], "There is no file 'none.pth'."),
         (
             ["SRC", "DST"],
-            "the weights fit 3 timm architectures that compute or prepare images differently: deit_tiny_patch16_224 (image 224x224",
+            "the weights fit 3 timm architectures, which compute or prepare images differently. They are: deit_tiny_patch16_224 (image 224x224",
         ),
         (["SRC", "DST", "--arch", "vit_tiny_patch16_225"], "has no architecture named 'vit_tiny_patch16_225'."),
         (["SRC", "DST", "--arch", "vit_base_patch16_rpn_224"], "norms after attention and MLP (`blocks.0`)"),
