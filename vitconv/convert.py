@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -38,13 +38,14 @@ from vitconv.errors import (
     ParityError,
     VitconvError,
     WeightsError,
+    brief,
     first_few,
     shown,
 )
 from vitconv.files import absent, sha256, write_json
 from vitconv.mapping.plan import Plan, check_tensors, convert_tensors, shapes_of
 from vitconv.mapping.rewrites import Made
-from vitconv.mapping.summary import summarise_architecture, summarise_rewrites
+from vitconv.mapping.summary import rewritten, summarise_architecture, summarise_rewrites
 from vitconv.markdown import code, escape, table
 from vitconv.models.data_config import DataConfig
 from vitconv.models.huggingface import build_model, installed_dialect, make_config
@@ -60,7 +61,7 @@ from vitconv.parity.comparison import compare
 from vitconv.parity.verification import Verification, verify_folder
 from vitconv.revert import Reversion, revert_checkpoint, to_timm
 from vitconv.source import Identified, Inspection, SourceOptions, identify, sized, timm_reference
-from vitconv.writing.card import CARD_FILE, model_card
+from vitconv.writing.card import CARD_FILE, loading_lines, model_card
 from vitconv.writing.record import ConversionRecord, conversion_record, read_record
 from vitconv.writing.staging import check_destination, staged_folder
 
@@ -123,9 +124,42 @@ class Conversion:
         """The attribute of the model's output that holds what timm returns: ``"logits"``, ``"pooler_output"``…"""
         return mapping.family_for(self.architecture, self.target).output_expression(self.architecture)
 
+    @property
+    def loading_lines(self) -> list[str]:
+        """The lines of Python that load the folder."""
+        return loading_lines(self.architecture, self.target, self.data, os.fspath(self.destination))
+
+    @property
+    def facts(self) -> list[str]:
+        """What was converted, how, and what was proved: ``name: value``, for people."""
+        rewrites = [f"{names}: {how}" for names, how in summarise_rewrites(self.made)]
+        return [
+            f"model: {summarise_architecture(self.architecture, self.target)}",
+            f"preprocessing: {self.data.values}: {self.data.origin}",
+            *rewrites,
+            *(self.verification.facts if self.verification else ()),
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The conversion as plain data, for JSON."""
+        return {
+            "destination": os.fspath(self.destination),
+            "class_name": self.class_name,
+            "output_expression": self.output_expression,
+            "architecture": asdict(self.architecture),
+            "target": self.target,
+            "labels": list(self.labels),
+            "preprocessing": asdict(self.data),
+            "rewritten": rewritten(self.made),
+            "load": self.loading_lines,
+            "verification": self.verification.to_dict() if self.verification else None,
+            "warnings": list(self.warnings),
+            "notes": list(self.notes),
+        }
+
     def __repr__(self) -> str:
-        verified = repr(self.verification) if self.verification else "not verified"
-        return f"Conversion({str(self.destination)!r}, {self.class_name}, {verified})"
+        verified = self.verification.verdict if self.verification else "not verified"
+        return f"Conversion({brief(str(self.destination))}, {self.class_name}, {verified})"
 
     def _repr_markdown_(self) -> str:
         """What was converted and what was proved, for notebooks."""

@@ -9,6 +9,7 @@ import errno
 import hashlib
 import io
 import json
+import logging
 import os
 import stat
 import tempfile
@@ -19,6 +20,7 @@ from typing import Any, BinaryIO
 
 from vitconv.errors import CheckpointError, DestinationError, InputError, VitconvError
 
+_log = logging.getLogger(__name__)
 #: The most bytes of a text file: ten times more than any model's class names. A larger file is a mistaken path.
 MOST_TEXT = 2**26
 
@@ -162,6 +164,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is not one.
     """
+    _log.info("reading '%s'", path)
     check_file(path, "JSON file", most=MOST_TEXT, error=CheckpointError)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

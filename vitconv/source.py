@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -42,7 +43,7 @@ from vitconv.errors import ArchitectureError, CheckpointError, InputError, Vitco
 from vitconv.files import read_json
 from vitconv.mapping.plan import Plan, check_names, check_tensors, make_plan, shapes_of
 from vitconv.mapping.rewrites import Made
-from vitconv.mapping.summary import summarise_architecture, summarise_rewrites
+from vitconv.mapping.summary import rewritten, summarise_architecture, summarise_rewrites
 from vitconv.markdown import code, escape, table
 from vitconv.models import catalogue, position_embedding
 from vitconv.models.data_config import DataConfig, data_config, read_data_config, tag_config
@@ -59,6 +60,9 @@ from vitconv.models.timm import (
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,29 @@ class Inspection:
     data: DataConfig
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
+
+    @property
+    def facts(self) -> list[str]:
+        """What would be converted and how: ``name: value``, for people."""
+        rewrites = [f"{names}: {how}" for names, how in summarise_rewrites(self.made)]
+        return [
+            f"model: {summarise_architecture(self.architecture, self.target)}",
+            f"preprocessing: {self.data.values}: {self.data.origin}",
+            *rewrites,
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The inspection as plain data, for JSON: ``moves`` has every tensor and what it becomes."""
+        return {
+            "class_name": mapping.class_name(self.architecture, self.target),
+            "architecture": asdict(self.architecture),
+            "target": self.target,
+            "preprocessing": asdict(self.data),
+            "rewritten": rewritten(self.made),
+            "moves": [asdict(move) for move in self.plan.moves],
+            "warnings": list(self.warnings),
+            "notes": list(self.notes),
+        }
 
     def __repr__(self) -> str:
         return f"Inspection({summarise_architecture(self.architecture, self.target)})"
@@ -233,8 +260,12 @@ def identify(path: str | os.PathLike[str], options: SourceOptions) -> Identified
     rates = {} if isinstance(wanted, str) else regularisation(wanted)
     training = describe_regularisation({**description.rates, **rates})
 
+    name = wanted if isinstance(wanted, str) else type(wanted).__name__
+    _log.info("architecture: %s, %s", name, _why(options, note))
+    _log.info("weights: %d tensors, %s", len(tensors), "; ".join(unwrapped.notes) or "at the top of the file")
     _check_mode(description, known)
     data = _data(reference, known, description, options.data)
+    _log.info("preprocessing: %s: %s", data.values, data.origin)
     return Identified(
         source,
         description,
@@ -252,6 +283,13 @@ def identify(path: str | os.PathLike[str], options: SourceOptions) -> Identified
             + _class_names_note(source, description),
         ),
     )
+
+
+def _why(options: SourceOptions, note: list[str]) -> str:
+    """Where the architecture is from, for the log."""
+    if options.architecture is not None:
+        return "as given"
+    return "the only one that the weights fit" if note else "as the checkpoint says"
 
 
 def _architecture(

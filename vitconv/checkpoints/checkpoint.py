@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import logging
 import os
 import pickle
 import re
@@ -42,6 +43,7 @@ PARITY_FILE = "parity.json"
 #: Weights in torch's format in a folder: one file, or the index of several.
 TORCH_FILE = "pytorch_model.bin"
 TORCH_INDEX_FILE = "pytorch_model.bin.index.json"
+_log = logging.getLogger(__name__)
 #: How the names of weights files usually end.
 _SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar", ".safetensors")
 HUB_PREFIX = re.compile(r"hf[-_]hub:")
@@ -251,6 +253,7 @@ def _read_mapping(path: Path) -> tuple[Mapping[Any, Any], Mapping[int, int]]:
         with path.open("rb") as file:
             start = file.read(16)
         kind = _format_of(start)
+        _log.info("reading '%s': %s, %s bytes", path, kind or "no checkpoint", f"{path.stat().st_size:,}")
         if kind == "safetensors":
             content: Any = read_header(path)
         elif kind == "zip":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from vitconv.errors import InputError
 from vitconv.files import MOST_TEXT, check_file
 
+_log = logging.getLogger(__name__)
 _FORMATS = 'Write one class per line, or JSON: ["a", "b"], {"0": "a", "1": "b"} or {"a": 0, "b": 1}.'
 
 
@@ -21,6 +23,7 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
         InputError: the file does not exist, or has neither format.
     """
     path = Path(path)
+    _log.info("reading '%s'", path)
     check_file(path, "label file", most=MOST_TEXT)
     try:
         text = path.read_text(encoding="utf-8-sig")

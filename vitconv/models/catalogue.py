@@ -8,18 +8,19 @@ but :func:`generate`.
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import functools
 import importlib.metadata
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from vitconv import mapping
 from vitconv.architecture import Architecture, Shapes, fit_to_weights
-from vitconv.errors import ArchitectureError, VitconvError
+from vitconv.errors import ArchitectureError, InputError, VitconvError
 
 FILE = Path(__file__).with_name("catalogue.json")
 
@@ -181,7 +182,7 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verdict:
     """What becomes of one of timm's architectures.
 
@@ -206,23 +207,35 @@ class Verdict:
         content = asdict(self)
         return {{"output_expression": "answer"}.get(name, name): value for name, value in content.items()}
 
+    def __repr__(self) -> str:
+        return f"Verdict({self.name}: {self.class_name or 'refused'}{', ' if self.exactness else ''}{self.exactness})"
+
     @property
     def obstacles(self) -> str:
         """The features that stand in the way, without the rest of the sentence; empty if none does."""
         return (self.refusal or "").partition(": it has ")[2].rstrip(".")
 
 
-def verdicts(target: str | None = None) -> list[Verdict]:
+def verdicts(target: str | None = None, name: str | None = None) -> list[Verdict]:
     """The verdict on each of timm's Vision Transformers, by name.
 
     Args:
         target: only ask whether this family computes the same; by default any.
+        name: only of architectures with such a name: a pattern such as ``"vit_base*"``, or a part of the name.
 
     Raises:
-        InputError: there is no such target.
+        InputError: there is no such target, or no such name.
     """
+    pattern = name if name and any(mark in name for mark in "*?[") else f"*{name or ''}*"
+    wanted = [entry for entry in entries().values() if fnmatch.fnmatchcase(entry.name, pattern)]
+    if not wanted:
+        close = similar_names(name or "")
+        raise InputError(
+            f"None of timm's {len(entries())} Vision Transformers has a name like '{name}'.",
+            f"Did you mean {', '.join(close)}?" if close else "`vitconv models` lists the names.",
+        )
     found = []
-    for entry in entries().values():
+    for entry in wanted:
         if entry.architecture is None:
             found.append(Verdict(entry.name, None, None, "", entry.refusal))
             continue
@@ -238,6 +251,15 @@ def verdicts(target: str | None = None) -> list[Verdict]:
             )
         )
     return found
+
+
+def by_refusal(found: Iterable[Verdict]) -> dict[str, list[str]]:
+    """The names of those that are refused, by the reason; the reason of the most first."""
+    groups: dict[str, list[str]] = {}
+    for verdict in found:
+        if verdict.refusal is not None:
+            groups.setdefault(verdict.refusal, []).append(verdict.name)
+    return dict(sorted(groups.items(), key=lambda group: -len(group[1])))
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -110,6 +110,14 @@ class Comparison:
         return "equal bit for bit" if self.same_bits else "within its criterion"
 
     @property
+    def outcome(self) -> str:
+        """How close the models came at the last stage, in a line for people."""
+        last = self.stages[-1]
+        bits = "equal bit for bit" if self.same_bits else f"|Δ| ≤ {last.relative:.0e} of their scale"
+        tokens = f", with {self.tokens} tokens of the picture" if self.tokens else ""
+        return f"{self.dtype}: {last.name} {bits}{tokens}"
+
+    @property
     def title(self) -> str:
         """The dtype and the verdict, as the title of a table."""
         return f"{self.dtype}: {self.verdict}"

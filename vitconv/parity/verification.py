@@ -37,7 +37,7 @@ from vitconv.checkpoints.checkpoint import (
     widest_dtype,
 )
 from vitconv.checkpoints.tensorfile import INDEX_FILE, WEIGHTS_FILE
-from vitconv.errors import ParityError, VitconvError, first_few, shown
+from vitconv.errors import ParityError, VitconvError, first_few
 from vitconv.files import read_json, write_json
 from vitconv.mapping.plan import convert_tensors, make_plan, shapes_of
 from vitconv.mapping.rewrites import Made
@@ -147,6 +147,17 @@ class Verification:
             self.parity._repr_markdown_(),
         ]
         return "\n\n".join(parts)
+
+    @property
+    def verdict(self) -> str:
+        """The dtypes that were compared and how close they came, in a few words."""
+        return ", ".join(comparison.title for comparison in self.parity.comparisons)
+
+    @property
+    def facts(self) -> list[str]:
+        """What was proved, in lines for people: the bytes, the pixels, and each dtype."""
+        outcomes = [comparison.outcome for comparison in self.parity.comparisons]
+        return [f"bytes: {self.bytes_line}", f"pixels: {self.pixels_line}", *outcomes]
 
     @property
     def bytes_line(self) -> str:
