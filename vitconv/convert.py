@@ -740,7 +740,9 @@ def _read_names(labels: Sequence[str] | str | os.PathLike[str] | None) -> tuple[
 
 
 def _labels_for(
-    labels: Sequence[str] | None, architecture: Architecture, given: Sequence[str] | str | os.PathLike[str] = ()
+    labels: Sequence[str] | None,
+    architecture: Architecture,
+    given: Sequence[str] | str | os.PathLike[str] | None = None,
 ) -> tuple[str, ...]:
     """Names for the classes: the labels, of which there must be as many, or ``LABEL_0``…
 

@@ -140,7 +140,7 @@ class Inspection:
         return "\n\n".join(parts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Identified:
     """An identified source: its weights, the architecture they belong to, and the plan.
 
@@ -161,6 +161,9 @@ class Identified:
     build: Callable[[], nn.Module]
     options: SourceOptions
     inspection: Inspection
+
+    def __repr__(self) -> str:
+        return f"Identified({self.source!r}, {self.timm_name or 'a timm model that was given'})"
 
     @functools.cached_property
     def state_dict(self) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ from vitconv.checkpoints.tensorfile import (
     load_tensors,
     read_header,
 )
-from vitconv.errors import CheckpointError, first_few
+from vitconv.errors import CheckpointError, brief, first_few
 from vitconv.files import read_json
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ _SAVE_INSTEAD = "Save the weights with torch.save(model.state_dict(), path) and 
 _AGAIN = "Copy or download the file again."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Source:
     """An opened checkpoint: its content, and where it comes from.
 
@@ -72,6 +72,9 @@ class Source:
     config: Path | None = None
     records: Mapping[int, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Source({brief(str(self.files[0]))}, {len(self.content)} entries)"
 
     def tensors(self, content: Mapping[Any, Any], *, integers: bool = False) -> dict[str, StoredTensor | Tensor]:
         """Part of the content as floating-point tensors by name: :class:`StoredTensor` wherever that is possible.

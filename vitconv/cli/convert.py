@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from vitconv.cli.options import (
     Architecture,
@@ -27,7 +26,7 @@ from vitconv.cli.options import (
     complete_architecture,
     one_of,
 )
-from vitconv.cli.output import print_done, print_json, print_notes, print_rich, print_warnings, show_steps
+from vitconv.cli.output import print_done, print_json, print_moves, print_notes, print_warnings, show_steps
 from vitconv.cli.process import errors_for_people, without_garbage_collection
 from vitconv.convert import DTYPES
 from vitconv.revert import DROPPABLE
@@ -103,8 +102,6 @@ def inspect(
     verbose: Verbose = False,
 ) -> None:
     """Show what a conversion would do, without doing it: the architecture, every move, what would be refused."""
-    from rich.table import Column, Table
-
     with errors_for_people(as_json=as_json), without_garbage_collection(), show_steps(quiet) as on_step:
         from vitconv.convert import inspect_checkpoint
 
@@ -127,15 +124,7 @@ def inspect(
     moves = found.plan.moves
     total = f"{len({move.source for move in moves})} tensors become {len(moves)}; none is refused."
     if not quiet:
-        table = Table(
-            *(Column(name, overflow="fold") for name in ("timm", "Transformers (in files)")),
-            Column("shape", no_wrap=True),
-            box=None,
-            pad_edge=False,
-        )
-        for tensor, place, shape in found.plan.table():
-            table.add_row(*map(escape, (tensor, place, "x".join(map(str, shape)))))
-        print_rich(table)
+        print_moves((tensor, place, "x".join(map(str, shape))) for tensor, place, shape in found.plan.table())
     print_done(f"{source}: {total}", [] if quiet else found.facts)
 
 

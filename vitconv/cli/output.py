@@ -54,6 +54,20 @@ def print_done(headline: str, facts: Iterable[str] = (), then: Iterable[str] = (
         typer.echo(line if line.startswith(" ") else typer.style(line, bold=True))
 
 
+def print_moves(moves: Iterable[tuple[str, str, str]]) -> None:
+    """Print what each tensor becomes: (name, name in Transformers, shape), in columns where a line has room for them.
+
+    On a narrower terminal the second name is on a line of its own: a name is neither cut nor broken.
+    """
+    rows = [("timm", "Transformers (in files)", "shape"), *moves]
+    one, other, shape = (max(map(len, column)) for column in zip(*rows, strict=True))
+    wide = not sys.stdout.isatty() or one + other + shape + 4 <= shutil.get_terminal_size().columns
+    for number, row in enumerate(rows):
+        name, place, size = map(printable, row)
+        line = f"{name:{one}}  {place:{other}}  {size}" if wide else f"{name}  {size}\n  → {place}"
+        typer.secho(line, bold=number == 0)
+
+
 def print_names(title: str, names: Iterable[str]) -> None:
     """Print names below a title: in lines as wide as a terminal, one a line elsewhere."""
     for line in _wrapped(printable(title), "", "  "):

@@ -97,9 +97,7 @@ def predict(
         _print_answers(rows)
         return
     found = f", {done.found:,} of them by an earlier run" if done.found else ""
-    typer.echo(
-        f"{printable(destination)}: {done.rows:,} images on {done.device}{found}; {done.errors:,} could not be read"
-    )
+    typer.echo(f"{printable(folder)}: {done.rows:,} images on {done.device}{found}; {done.errors:,} could not be read")
 
 
 def _print_answers(rows: list[dict[str, Any]]) -> None:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
-from vitconv.errors import InputError, VitconvError, shown
+from vitconv.errors import InputError, VitconvError, brief, shown
 from vitconv.files import check_file, open_file
 from vitconv.inference.pixels import Preprocessor
 from vitconv.models.images import image_suffixes
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ImageList:
     """Images to predict, and their true classes where they are known.
 
@@ -45,6 +45,10 @@ class ImageList:
     folder: Path
     splits: pa.ChunkedArray | None = None
     by_folder: bool = False
+
+    def __repr__(self) -> str:
+        labels = "without labels" if self.labels is None else "with labels"
+        return f"ImageList({len(self):,} images, {labels}, {brief(str(self.folder))})"
 
     def __len__(self) -> int:
         return len(self.paths)

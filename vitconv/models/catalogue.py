@@ -37,7 +37,7 @@ MODULES = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Entry:
     """One of timm's architectures.
 
@@ -53,8 +53,11 @@ class Entry:
     refusal: str | None
     tags: Mapping[str, Mapping[str, Any]]
 
+    def __repr__(self) -> str:
+        return f"Entry({self.name}: {'refused' if self.architecture is None else 'converts'}, {len(self.tags)} tags)"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Candidate:
     """An architecture that weights fit.
 
@@ -69,6 +72,9 @@ class Candidate:
     architecture: Architecture
     data: Mapping[str, Any]
     image_size: tuple[int, int]
+
+    def __repr__(self) -> str:
+        return f"Candidate({self.name})"
 
     @property
     def facts(self) -> dict[str, Any]:

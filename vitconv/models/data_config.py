@@ -12,7 +12,7 @@ from typing import Any
 
 from vitconv.architecture import Architecture
 from vitconv.checkpoints.description import DATA, SelfDescription
-from vitconv.errors import InputError, shown
+from vitconv.errors import InputError, brief, shown
 from vitconv.files import MOST_TEXT, check_file
 from vitconv.models.images import MODES
 
@@ -20,7 +20,7 @@ from vitconv.models.images import MODES
 RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DataConfig:
     """How timm turns an image into pixel values for evaluation.
 
@@ -44,6 +44,9 @@ class DataConfig:
     crop_mode: str
     origin: str = field(default="given", compare=False)
     given: Mapping[str, Any] | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        return f"DataConfig({self.values}, from {brief(self.origin)})"
 
     @property
     def values(self) -> str:

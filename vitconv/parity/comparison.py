@@ -74,7 +74,7 @@ class Stage:
         return self.error <= self.limit
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """All stages in one dtype.
 
@@ -91,6 +91,9 @@ class Comparison:
     top1: float
     topk: float
     tokens: int | None = None
+
+    def __repr__(self) -> str:
+        return f"Comparison({self.title}, {len(self.stages)} stages)"
 
     @property
     def criterion(self) -> Criterion:
