@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import sys
 import textwrap
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -21,6 +23,14 @@ def printable(text: str | Path) -> str:
     Control characters in a name could command the terminal, and bytes that are not UTF-8 cannot be written.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def styled(text: str, **style: Any) -> str:
+    """The text in a style, which ``typer.echo`` leaves out where it does not print on a terminal.
+
+    Nor is there one where ``NO_COLOR`` is set: https://no-color.org
+    """
+    return text if os.environ.get("NO_COLOR") else typer.style(text, **style)
 
 
 def print_rich(renderable: object) -> None:
@@ -44,14 +54,14 @@ def print_done(headline: str, facts: Iterable[str] = (), then: Iterable[str] = (
         facts: ``name: value``; a line each, wrapped on a terminal.
         then: lines to copy, which are never wrapped. Those that do not begin with a space are headings.
     """
-    typer.secho(f"✓ {printable(headline)}", fg="green", bold=True)
+    typer.echo(styled(f"✓ {printable(headline)}", fg="green", bold=True))
     for fact in facts:
         for line in _wrapped(printable(fact), "  ", "    "):
             name, colon, value = line.partition(": ")
             known = colon and line.startswith("  ") and not line.startswith("   ")
-            typer.echo(typer.style(name + colon, dim=True) + value if known else line)
+            typer.echo(styled(name + colon, dim=True) + value if known else line)
     for line in map(printable, then):
-        typer.echo(line if line.startswith(" ") else typer.style(line, bold=True))
+        typer.echo(line if line.startswith(" ") else styled(line, bold=True))
 
 
 def print_moves(moves: Iterable[tuple[str, str, str]]) -> None:
@@ -65,13 +75,13 @@ def print_moves(moves: Iterable[tuple[str, str, str]]) -> None:
     for number, row in enumerate(rows):
         name, place, size = map(printable, row)
         line = f"{name:{one}}  {place:{other}}  {size}" if wide else f"{name}  {size}\n  → {place}"
-        typer.secho(line, bold=number == 0)
+        typer.echo(styled(line, bold=number == 0))
 
 
 def print_names(title: str, names: Iterable[str]) -> None:
     """Print names below a title: in lines as wide as a terminal, one a line elsewhere."""
     for line in _wrapped(printable(title), "", "  "):
-        typer.secho(line, bold=True)
+        typer.echo(styled(line, bold=True))
     if sys.stdout.isatty():
         for line in _wrapped(", ".join(names), "  ", "  "):
             typer.echo(line)
@@ -99,7 +109,7 @@ def print_notes(notes: tuple[str, ...], *, quiet: bool = False) -> None:
 def print_warnings(warnings: tuple[str, ...]) -> None:
     """Print warnings on stderr."""
     for warning in warnings:
-        typer.echo(typer.style("warning:", fg="yellow", bold=True) + f" {printable(warning)}", err=True)
+        typer.echo(styled("warning:", fg="yellow", bold=True) + f" {printable(warning)}", err=True)
 
 
 def log_to_stderr(wanted: bool) -> None:

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 import typer
 
 from vitconv.cli.help import print_json_error
-from vitconv.cli.output import printable
+from vitconv.cli.output import printable, styled
 from vitconv.errors import VitconvError
 from vitconv.writing.staging import discard_unfinished, forget_published, published
 
@@ -119,7 +119,7 @@ def errors_for_people(interrupted: Callable[[], str] = _what_was_written, *, as_
 
 def _tell(problem: str, remedy: str, as_json: bool) -> None:
     """Print an error for people on stderr and, where JSON was asked for, for the program on stdout."""
-    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {printable(problem)}\n{printable(remedy)}", err=True)
+    typer.echo(f"{styled('error:', fg='red', bold=True)} {printable(problem)}\n{printable(remedy)}", err=True)
     if as_json:
         print_json_error(problem, remedy)
 
