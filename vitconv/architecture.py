@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from vitconv.errors import InputError, WeightsError, first_few, shown
 
@@ -17,7 +17,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 MOST_PIXELS = 3 * 2**24
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Architecture:
     """A timm Vision Transformer, as far as its numbers depend on it.
 
@@ -99,6 +99,16 @@ class Architecture:
     key_bias: bool = True
     proj_bias: bool = True
     head_bias: bool = True
+
+    def __repr__(self) -> str:
+        """Its sizes, and the names of the other facts that are not the default, on one line."""
+        sizes = "{}x{}".format(*self.image_size), "patch {}x{}".format(*self.patch_size), f"width {self.hidden_size}"
+        other = [field.name for field in fields(self)[10:] if getattr(self, field.name) != field.default]
+        more = first_few(other, 3)
+        return (
+            f"Architecture({', '.join(sizes)}, {self.num_hidden_layers} blocks, {self.num_attention_heads} heads, "
+            f"{self.num_channels} channels, {self.num_labels} classes{', ' if more else ''}{more})"
+        )
 
     @property
     def classifier(self) -> bool:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -39,13 +39,14 @@ from vitconv.errors import (
     ParityError,
     VitconvError,
     WeightsError,
+    brief,
     first_few,
     shown,
 )
-from vitconv.files import sha256, write_json
+from vitconv.files import absent, sha256, write_json
 from vitconv.mapping.plan import Plan, check_tensors, convert_tensors, shapes_of
 from vitconv.mapping.rewrites import Made
-from vitconv.mapping.summary import summarise_architecture, summarise_rewrites
+from vitconv.mapping.summary import rewritten, summarise_architecture, summarise_rewrites
 from vitconv.markdown import code, escape, table
 from vitconv.models.data_config import DataConfig
 from vitconv.models.huggingface import build_model, installed_dialect, make_config
@@ -61,7 +62,7 @@ from vitconv.parity.comparison import compare
 from vitconv.parity.verification import Verification, verify_folder
 from vitconv.revert import Reversion, revert_checkpoint, to_timm
 from vitconv.source import Identified, Inspection, SourceOptions, identify, sized, timm_reference
-from vitconv.writing.card import CARD_FILE, model_card
+from vitconv.writing.card import CARD_FILE, loading_lines, model_card
 from vitconv.writing.record import ConversionRecord, conversion_record, read_record
 from vitconv.writing.staging import check_destination, staged_folder
 
@@ -124,9 +125,42 @@ class Conversion:
         """The attribute of the model's output that holds what timm returns: ``"logits"``, ``"pooler_output"``…"""
         return mapping.family_for(self.architecture, self.target).output_expression(self.architecture)
 
+    @property
+    def loading_lines(self) -> list[str]:
+        """The lines of Python that load the folder."""
+        return loading_lines(self.architecture, self.target, self.data, os.fspath(self.destination))
+
+    @property
+    def facts(self) -> list[str]:
+        """What was converted, how, and what was proved: ``name: value``, for people."""
+        rewrites = [f"{names}: {how}" for names, how in summarise_rewrites(self.made)]
+        return [
+            f"model: {summarise_architecture(self.architecture, self.target)}",
+            f"preprocessing: {self.data.values}: {self.data.origin}",
+            *rewrites,
+            *(self.verification.facts if self.verification else ()),
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The conversion as plain data, for JSON."""
+        return {
+            "destination": os.fspath(self.destination),
+            "class_name": self.class_name,
+            "output_expression": self.output_expression,
+            "architecture": asdict(self.architecture),
+            "target": self.target,
+            "labels": list(self.labels),
+            "preprocessing": asdict(self.data),
+            "rewritten": rewritten(self.made),
+            "load": self.loading_lines,
+            "verification": self.verification.to_dict() if self.verification else None,
+            "warnings": list(self.warnings),
+            "notes": list(self.notes),
+        }
+
     def __repr__(self) -> str:
-        verified = repr(self.verification) if self.verification else "not verified"
-        return f"Conversion({str(self.destination)!r}, {self.class_name}, {verified})"
+        verified = self.verification.verdict if self.verification else "not verified"
+        return f"Conversion({brief(str(self.destination))}, {self.class_name}, {verified})"
 
     def _repr_markdown_(self) -> str:
         """What was converted and what was proved, for notebooks."""
@@ -448,7 +482,7 @@ def convert_checkpoint(
     opened = identify(source, SourceOptions(architecture, image_size, data, target, ema, ignore, headless))
     check_destination(destination, overwrite=overwrite, inputs=opened.source.files)  # an index's, the Hub's cache's
     inspection, known = opened.inspection, opened.inspection.architecture
-    names = _labels_for(names, known) if names else opened.labels() or _labels_for(None, known)
+    names = _labels_for(names, known, labels) if names else opened.labels() or _labels_for(None, known)
 
     with staged_folder(destination, overwrite=overwrite) as folder:
         on_step("Writing the folder")
@@ -536,7 +570,9 @@ def verify_checkpoint(
     """
     folder = Path(folder)
     if not os.path.isfile(folder / CONFIG_FILE):
-        raise CheckpointError(f"'{folder}' is not a model's folder: it has no {CONFIG_FILE}.", "Check its path.")
+        raise CheckpointError(
+            absent(folder / CONFIG_FILE), "Pass the source first, and then the folder that was converted from it."
+        )
     recorded = read_record(folder)
     names = _read_names(labels) or recorded.labels
     pictures = [load_image(os.fspath(image)) for image in images] or [sample_image()]
@@ -555,6 +591,8 @@ def verify_checkpoint(
     except (ArchitectureError, CheckpointError, WeightsError, InputError) as error:
         other = _of_another_source(error, folder, recorded, open_source(source))
         raise other or _of_the_record(error, folder, recorded, options) or error from None
+    if labels is not None:
+        names = _labels_for(names, opened.inspection.architecture, labels)
     _refuse_contradicting_record(folder, recorded, opened, labels=labels is None, ignore=ignore is None)
     for file in opened.source.files:
         check_checksums(file)
@@ -740,13 +778,25 @@ def _read_names(labels: Sequence[str] | str | os.PathLike[str] | None) -> tuple[
     return read_labels(os.fspath(labels)) if isinstance(labels, (str, os.PathLike)) else check_labels(labels)
 
 
-def _labels_for(labels: Sequence[str] | None, architecture: Architecture) -> tuple[str, ...]:
+def _labels_for(
+    labels: Sequence[str] | None,
+    architecture: Architecture,
+    given: Sequence[str] | str | os.PathLike[str] | None = None,
+) -> tuple[str, ...]:
+    """Names for the classes: the labels, of which there must be as many, or ``LABEL_0``…
+
+    Args:
+        labels: ``None`` if there are none.
+        architecture: of the weights.
+        given: what the labels were read from, perhaps a file, for the error.
+    """
     count = architecture.num_labels
     if labels is None:
         return tuple(f"LABEL_{i}" for i in range(count))
     if len(labels) != count:
+        where = f"The label file '{given}' has" if isinstance(given, (str, os.PathLike)) else "There are"
         raise InputError(
-            f"There are {len(labels)} labels, but the weights have {count} classes.",
+            f"{where} {len(labels)} labels, but the weights have {count or 'no'} classes.",
             "Give one label per class, in the order of the classes." if count else "Leave the labels out.",
         )
     return tuple(labels)

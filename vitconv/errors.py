@@ -108,5 +108,16 @@ def shown(value: object) -> str:
     return text if len(text) <= 100 else f"{text[:100]}…"
 
 
+def brief(text: str) -> str:
+    """A text as Python writes it, with the middle left out where it is long: for a repr that fits a line.
+
+    >>> brief("roofs")
+    "'roofs'"
+    """
+    return _SHORT.repr(text)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 60
 _BRIEF = reprlib.Repr()
 _BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxlong, _BRIEF.maxother = 3, 200, 200, 200

@@ -9,6 +9,7 @@ import errno
 import hashlib
 import io
 import json
+import logging
 import os
 import stat
 import tempfile
@@ -19,6 +20,7 @@ from typing import Any, BinaryIO
 
 from vitconv.errors import CheckpointError, DestinationError, InputError, VitconvError, shown
 
+_log = logging.getLogger(__name__)
 #: The most bytes of a text file: ten times more than any model's class names. A larger file is a mistaken path.
 MOST_TEXT = 2**26
 
@@ -57,10 +59,10 @@ def open_file(path: str | os.PathLike[str]) -> io.BufferedReader:
 def check_file(
     path: str | os.PathLike[str], what: str, *, most: int | None = None, error: type[VitconvError] = InputError
 ) -> None:
-    """Raise ``error`` if a path leads to a pipe, a socket or a device, or a file with more than ``most`` bytes.
+    """Raise ``error`` if a path leads to a folder, a pipe, a socket or a device, or more than ``most`` bytes.
 
-    A folder, or a file that is missing or unreadable, passes: opening it raises an error. System files such as
-    /proc/kmsg have the size 0 and may be endless: they pass only if they are really empty.
+    A file that is missing or unreadable passes: opening it raises an error. System files such as /proc/kmsg have the
+    size 0 and may be endless: they pass only if they are really empty.
 
     Args:
         path: what was named.
@@ -75,6 +77,8 @@ def check_file(
         raise error(
             f"The {what} '{path}' is {found.strerror}, not a file.", "Write its content to a file, and pass that."
         ) from found
+    except IsADirectoryError as found:
+        raise error(f"The {what} '{path}' is a folder, not a file.", "Pass a file.") from found
     except (OSError, ValueError):
         return
     if stat.S_ISREG(status.st_mode) and not status.st_size and not _is_empty(path):
@@ -196,16 +200,35 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is not one, or an object in it has a key twice.
     """
+    _log.info("reading '%s'", path)
     check_file(path, "JSON file", most=MOST_TEXT, error=CheckpointError)
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
     except RepeatedKeyError as error:
         raise repeated_key(f"'{path}'", error, CheckpointError) from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CheckpointError(absent(path), "Check the path.") from error
+    except OSError as error:
+        raise CheckpointError(
+            f"'{path}' cannot be read: {error.strerror or error}.", "Check the file and its permissions."
+        ) from error
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"'{path}' is not readable JSON.", "Restore the file, or remove it.") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"'{path}' is not a JSON object.", "Restore the file, or remove it.")
     return content
+
+
+def absent(path: Path) -> str:
+    """A sentence that says why there is no such file in a folder: which of the two is missing.
+
+    >>> absent(Path("no such folder/config.json"))
+    "There is no folder 'no such folder'."
+    """
+    folder = path.parent
+    if os.path.isdir(folder):
+        return f"'{folder}' has no {path.name}."
+    return f"'{folder}' is a file, not a folder." if os.path.exists(folder) else f"There is no folder '{folder}'."
 
 
 def sha256(file: Path, stopped: Callable[[], bool] = lambda: False) -> str:

@@ -11,18 +11,19 @@ import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitconv import mapping
 from vitconv.architecture import Architecture, check_image_size
 from vitconv.checkpoints.checkpoint import CONFIG_FILE, PARITY_FILE
-from vitconv.errors import ArchitectureError, CheckpointError, InputError, ParityError, WeightsError, first_few
-from vitconv.files import write_json
+from vitconv.errors import ArchitectureError, CheckpointError, InputError, ParityError, WeightsError, brief, first_few
+from vitconv.files import absent, write_json
 from vitconv.mapping import Family
 from vitconv.mapping.plan import make_plan, shapes_of
 from vitconv.mapping.rewrites import FOLD_LAYER_SCALE, Rewrite, Rewritten
+from vitconv.markdown import escape
 from vitconv.models.catalogue import entries
 from vitconv.models.data_config import DataConfig, data_config, makes_pixels, tag_config
 from vitconv.models.huggingface import installed_dialect, load_for_timm
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 DROPPABLE = {part: what for family in mapping.FAMILIES for part, what in family.droppable.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reversion:
     """A finished conversion back to timm.
 
@@ -68,6 +69,50 @@ class Reversion:
     data: DataConfig
     parity: Parity | None
     notes: tuple[str, ...]
+
+    @property
+    def loading_line(self) -> str:
+        """The Python that loads the folder."""
+        return f'timm.create_model("local-dir:{self.destination}", pretrained=True)'
+
+    @property
+    def facts(self) -> list[str]:
+        """What was converted and what was proved: ``name: value``, for people."""
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.model_args.items())
+        return [
+            f"model: timm's {self.timm_name}" + (f" with {arguments}" if arguments else ""),
+            f"preprocessing: {self.data.values}: {self.data.origin}",
+            *([f"left out: {', '.join(self.dropped)}"] if self.dropped else []),
+            *(comparison.outcome for comparison in (self.parity.comparisons if self.parity else ())),
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The conversion as plain data, for JSON."""
+        return {
+            "destination": os.fspath(self.destination),
+            "timm_name": self.timm_name,
+            "model_args": dict(self.model_args),
+            "dropped": list(self.dropped),
+            "architecture": asdict(self.architecture),
+            "preprocessing": asdict(self.data),
+            "load": self.loading_line,
+            "parity": self.parity.to_dict() if self.parity else None,
+            "notes": list(self.notes),
+        }
+
+    def __repr__(self) -> str:
+        parity = repr(self.parity) if self.parity else "not verified"
+        return f"Reversion({brief(str(self.destination))}, timm's {self.timm_name}, {parity})"
+
+    def _repr_markdown_(self) -> str:
+        """What was converted and what was proved, for notebooks."""
+        parts = [
+            f"**{escape(self.destination)}**",
+            *map(escape, self.facts),
+            *(f"Note: {escape(note)}" for note in self.notes),
+            self.parity._repr_markdown_() if self.parity else "not verified",
+        ]
+        return "\n\n".join(parts)
 
 
 def to_timm(hf_model: PreTrainedModel, *, architecture: str | None = None, drop: Collection[str] = ()) -> nn.Module:
@@ -127,7 +172,7 @@ def revert_checkpoint(
     check_destination(destination, overwrite=overwrite, source=source, inputs=[image] if image else [])
     picture = load_image(Path(image)) if image else sample_image()
     if not os.path.isfile(source / CONFIG_FILE):
-        raise CheckpointError(f"'{source}' is not a model's folder: it has no {CONFIG_FILE}.", "Check its path.")
+        raise CheckpointError(absent(source / CONFIG_FILE), "Pass a folder with a Transformers model.")
     on_step("Reading the folder")
     hf_model, extra = load_for_timm(source, pooler="pooler" not in drop)
     dropped = _allowed(_family(hf_model), extra, drop)

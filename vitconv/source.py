@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -42,7 +43,7 @@ from vitconv.errors import ArchitectureError, CheckpointError, InputError, Vitco
 from vitconv.files import read_json
 from vitconv.mapping.plan import Plan, check_names, check_tensors, make_plan, shapes_of
 from vitconv.mapping.rewrites import Made
-from vitconv.mapping.summary import summarise_architecture, summarise_rewrites
+from vitconv.mapping.summary import rewritten, summarise_architecture, summarise_rewrites
 from vitconv.markdown import code, escape, table
 from vitconv.models import catalogue, position_embedding
 from vitconv.models.data_config import DataConfig, data_config, read_data_config, tag_config
@@ -59,6 +60,9 @@ from vitconv.models.timm import (
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,29 @@ class Inspection:
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
 
+    @property
+    def facts(self) -> list[str]:
+        """What would be converted and how: ``name: value``, for people."""
+        rewrites = [f"{names}: {how}" for names, how in summarise_rewrites(self.made)]
+        return [
+            f"model: {summarise_architecture(self.architecture, self.target)}",
+            f"preprocessing: {self.data.values}: {self.data.origin}",
+            *rewrites,
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The inspection as plain data, for JSON: ``moves`` has every tensor and what it becomes."""
+        return {
+            "class_name": mapping.class_name(self.architecture, self.target),
+            "architecture": asdict(self.architecture),
+            "target": self.target,
+            "preprocessing": asdict(self.data),
+            "rewritten": rewritten(self.made),
+            "moves": [asdict(move) for move in self.plan.moves],
+            "warnings": list(self.warnings),
+            "notes": list(self.notes),
+        }
+
     def __repr__(self) -> str:
         return f"Inspection({summarise_architecture(self.architecture, self.target)})"
 
@@ -113,7 +140,7 @@ class Inspection:
         return "\n\n".join(parts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Identified:
     """An identified source: its weights, the architecture they belong to, and the plan.
 
@@ -136,6 +163,9 @@ class Identified:
     options: SourceOptions
     inspection: Inspection
     own_image_size: tuple[int, int] | None
+
+    def __repr__(self) -> str:
+        return f"Identified({self.source!r}, {self.timm_name or 'a timm model that was given'})"
 
     @functools.cached_property
     def state_dict(self) -> dict[str, Tensor]:
@@ -236,8 +266,12 @@ def identify(path: str | os.PathLike[str], options: SourceOptions) -> Identified
     rates = {} if isinstance(wanted, str) else regularisation(wanted)
     training = describe_regularisation({**description.rates, **rates})
 
+    name = wanted if isinstance(wanted, str) else type(wanted).__name__
+    _log.info("architecture: %s, %s", name, _why(options, note))
+    _log.info("weights: %d tensors, %s", len(tensors), "; ".join(unwrapped.notes) or "at the top of the file")
     _check_mode(description, known)
     data = _data(reference, known, description, options.data)
+    _log.info("preprocessing: %s: %s", data.values, data.origin)
     return Identified(
         source,
         description,
@@ -256,6 +290,13 @@ def identify(path: str | os.PathLike[str], options: SourceOptions) -> Identified
         ),
         own_size if options.image_size else known.image_size,
     )
+
+
+def _why(options: SourceOptions, note: list[str]) -> str:
+    """Where the architecture is from, for the log."""
+    if options.architecture is not None:
+        return "as given"
+    return "the only one that the weights fit" if note else "as the checkpoint says"
 
 
 def _architecture(
@@ -485,9 +526,10 @@ def _only_candidate(source: Source, options: SourceOptions) -> tuple[str, str]:
     if differing:
         listed = "; ".join(f"{name} ({how})" for name, how in differing.items())
         raise ArchitectureError(
-            f"The architecture is not given, and the weights fit {len(found)} timm architectures that compute or "
-            f"prepare images differently: {listed}.",
-            "Pass the one that the weights were trained with as --arch NAME. The image size in a name proves nothing.",
+            f"The architecture is not given, and the weights fit {len(found)} timm architectures, which compute or "
+            f"prepare images differently. They are: {listed}.",
+            f"Pass the one that the weights were trained with, as in --arch {names[0]}. The image size in a name "
+            "proves nothing.",
         )
     same = f" ({first_few(names[1:])} would be the same)" if names[1:] else ""
     return names[0], f"The weights fit one timm architecture, {names[0]}{same}, which was used."

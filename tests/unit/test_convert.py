@@ -362,8 +362,14 @@ def test_verify_takes_what_the_folder_records(small_checkpoint, tmp_path, pictur
     )
     assert found.same_pixels
     assert [comparison.dtype for comparison in found.parity.comparisons] == ["float64", "float32", "bfloat16"]
-    with pytest.raises(ParityError, match="labels in config.json"):
+    with pytest.raises(ParityError, match=f"names class 0 '{CLASSES[0]}' instead of '{CLASSES[-1]}'") as caught:
         verify_checkpoint(small_checkpoint, tmp_path / "model", labels=CLASSES[::-1])
+    assert "--labels FILE" in caught.value.remedy
+    (tmp_path / "labels.txt").write_text("a\nb\n")
+    with pytest.raises(
+        InputError, match=r"The label file '.*labels.txt' has 2 labels, but the weights have 5 classes"
+    ):
+        verify_checkpoint(small_checkpoint, tmp_path / "model", labels=tmp_path / "labels.txt")
     with pytest.raises(ParityError, match="does not make the pixels"):
         verify_checkpoint(small_checkpoint, tmp_path / "model", data={"mean": [0.5, 0.5, 0.5]})
 

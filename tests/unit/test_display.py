@@ -5,8 +5,11 @@ import torch
 from markdown_it import MarkdownIt
 from models import pixels_for, small_model
 
-from vitconv.convert import convert_checkpoint, inspect_checkpoint, to_huggingface
+from vitconv.checkpoints.checkpoint import open_source
+from vitconv.convert import convert_checkpoint, inspect_checkpoint, revert_checkpoint, to_huggingface
+from vitconv.models.catalogue import entries, look_up, verdicts
 from vitconv.parity import compare
+from vitconv.source import SourceOptions, identify
 
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 #: A script, a picture, and what ends a row of a table.
@@ -27,17 +30,27 @@ def results(tmp_path_factory):
         "conversion": done,
         "verification": done.verification,
         "parity": done.verification.parity,
+        "comparison": done.verification.parity.comparisons[0],
+        "architecture": done.architecture,
+        "data": done.data,
+        "source": open_source(checkpoint),
+        "identified": identify(checkpoint, SourceOptions(model)),
+        "reversion": revert_checkpoint(folder / "*hf*", folder / "*timm*", verify=False),
+        "entry": entries()["vit_base_patch16_384"],
+        "verdict": verdicts()[0],
+        "candidate": look_up("vit_base_patch16_384"),
     }
 
 
+SHORT = ["comparison", "architecture", "data", "source", "identified", "reversion", "entry", "verdict", "candidate"]
 NAMES = ["inspection", "plan", "conversion", "verification", "parity"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *SHORT])
 def test_a_repr_is_one_short_line(name, results):
     text = repr(results[name])
     assert text.startswith(type(results[name]).__name__ + "(")
-    assert "\n" not in text and len(text) < 400
+    assert "\n" not in text and len(text) <= 200
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -67,8 +67,25 @@ def test_a_file_that_was_named_must_be_regular(other):
 
 
 def test_missing_and_unreadable_files_pass_the_check(tmp_path):
-    for path in (tmp_path, tmp_path / "none", "nul\0"):
+    for path in (tmp_path / "none", "nul\0"):
         check_file(path, "label file", most=0)
+
+
+def test_a_folder_where_a_file_is_due(tmp_path):
+    with pytest.raises(InputError, match="The label file '.*' is a folder, not a file."):
+        check_file(tmp_path, "label file")
+
+
+def test_json_that_is_not_there(tmp_path):
+    (tmp_path / "file").touch()
+    for path, message in (
+        (tmp_path / "none" / "a.json", f"There is no folder '{tmp_path}/none'."),
+        (tmp_path / "a.json", f"'{tmp_path}' has no a.json."),
+        (tmp_path / "file" / "a.json", f"'{tmp_path}/file' is a file, not a folder."),
+    ):
+        with pytest.raises(CheckpointError) as caught:
+            read_json(path)
+        assert caught.value.problem == message
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/version"), reason="needs Linux's /proc")

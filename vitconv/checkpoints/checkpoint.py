@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import logging
 import os
 import pickle
 import re
@@ -30,7 +31,7 @@ from vitconv.checkpoints.tensorfile import (
     load_tensors,
     read_header,
 )
-from vitconv.errors import CheckpointError, first_few
+from vitconv.errors import CheckpointError, brief, first_few
 from vitconv.files import read_json
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ PARITY_FILE = "parity.json"
 #: Weights in torch's format in a folder: one file, or the index of several.
 TORCH_FILE = "pytorch_model.bin"
 TORCH_INDEX_FILE = "pytorch_model.bin.index.json"
+_log = logging.getLogger(__name__)
+#: How the names of weights files usually end.
+_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar", ".safetensors")
 HUB_PREFIX = re.compile(r"hf[-_]hub:")
 
 #: Bytes of a zip's table of contents: enough for a hundred thousand records.
@@ -51,7 +55,7 @@ _SAVE_INSTEAD = "Save the weights with torch.save(model.state_dict(), path) and 
 _AGAIN = "Copy or download the file again."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Source:
     """An opened checkpoint: its content, and where it comes from.
 
@@ -68,6 +72,9 @@ class Source:
     config: Path | None = None
     records: Mapping[int, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Source({brief(str(self.files[0]))}, {len(self.content)} entries)"
 
     def tensors(self, content: Mapping[Any, Any], *, integers: bool = False) -> dict[str, StoredTensor | Tensor]:
         """Part of the content as floating-point tensors by name: :class:`StoredTensor` wherever that is possible.
@@ -135,7 +142,10 @@ def open_source(path: str | os.PathLike[str]) -> Source:
 def _open_folder(path: Path, weights: str | None = None) -> Source:
     config = read_json(path / CONFIG_FILE) if os.path.exists(path / CONFIG_FILE) else {}
     if "model_type" in config:
-        raise CheckpointError(f"'{path}' is a Transformers folder already.", "Pass a timm checkpoint.")
+        raise CheckpointError(
+            f"'{path}' is a Transformers folder already.",
+            "Load it with `from_pretrained`, or pass timm weights; `vitconv revert` makes a timm folder of it.",
+        )
     if os.path.exists(path / "adapter_config.json"):
         raise CheckpointError(
             f"'{path}' is a PEFT adapter, not a model.", "Merge it into its model with `merge_and_unload()` first."
@@ -149,8 +159,12 @@ def _read_folder(path: Path, weights: str | None = None) -> Source:
     name = weights or next((name for name in known if os.path.exists(path / name)), None)
     if name is None:
         _refuse_distributed(path)
+        weights_in_it = sorted(file.name for file in path.iterdir() if file.suffix in _SUFFIXES)
         raise CheckpointError(
-            f"The folder '{path}' holds none of {', '.join(known)}.", "Pass the weights file inside it."
+            f"The folder '{path}' holds none of {', '.join(known)}.",
+            f"Pass the weights file inside it: {first_few(weights_in_it)}."
+            if weights_in_it
+            else "Pass the file of weights, or the folder that holds it.",
         )
     if name in (INDEX_FILE, TORCH_INDEX_FILE):
         return _read_shards(path / name)
@@ -231,7 +245,8 @@ def _read_mapping(path: Path) -> tuple[Mapping[Any, Any], Mapping[int, int]]:
     Pickles are opened with ``weights_only=True``: nothing in them is executed.
     """
     if "\0" in os.fspath(path) or not os.path.exists(path):
-        raise CheckpointError(f"There is no file '{path}'.", "Check the path of the checkpoint.")
+        on_hub = f"; a model on the Hub is hf-hub:{path}" if len(path.parts) == 2 and not path.is_absolute() else ""
+        raise CheckpointError(f"There is no file '{path}'.", f"Check the path of the checkpoint{on_hub}.")
     if not os.path.isfile(path):
         raise CheckpointError(f"'{path}' is not a file.", "Pass the file of weights.")
     if path.name == ".metadata" or path.suffix == ".distcp":
@@ -241,6 +256,7 @@ def _read_mapping(path: Path) -> tuple[Mapping[Any, Any], Mapping[int, int]]:
         with path.open("rb") as file:
             start = file.read(16)
         kind = _format_of(start)
+        _log.info("reading '%s': %s, %s bytes", path, kind or "no checkpoint", f"{path.stat().st_size:,}")
         if kind == "safetensors":
             content: Any = read_header(path)
         elif kind == "zip":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 from vitconv.errors import InputError, shown
 from vitconv.files import MOST_TEXT, RepeatedKeyError, check_file, parse_json, repeated_key
 
+_log = logging.getLogger(__name__)
 _FORMATS = 'Write one class per line, or JSON: ["a", "b"], {"0": "a", "1": "b"} or {"a": 0, "b": 1}.'
 #: A text may begin with a class in brackets, such as "[unused]". In broken JSON, they quote something or do not close.
 _CLASS_IN_BRACKETS = re.compile(r"""\[[^]"'\n]+\]|\{[^}"'\n]+\}""")
@@ -23,6 +25,7 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
         InputError: the file does not exist, has neither format, or contradicts itself.
     """
     path = Path(path)
+    _log.info("reading '%s'", path)
     check_file(path, "label file", most=MOST_TEXT)
     try:
         text = path.read_text(encoding="utf-8-sig")

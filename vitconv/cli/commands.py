@@ -8,12 +8,16 @@ import typer
 
 from vitconv import __version__
 from vitconv.cli import convert, models, predict, verify
+from vitconv.cli.help import Command, Group
 
 app = typer.Typer(
     name="vitconv",
+    cls=Group,
     help="Turn timm Vision Transformer checkpoints into Transformers models that compute the same numbers.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # boxes take a third of a terminal's width
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -32,14 +36,15 @@ def main(
     """Turn timm Vision Transformer checkpoints into Transformers models that compute the same numbers."""
 
 
-for _command in (
-    convert.convert,
-    convert.inspect,
-    verify.verify,
-    convert.revert,
-    models.models,
-    predict.predict,
-    predict.evaluate,
-    predict.report,
+# Each with what the list of the commands says of it, in a line of 80 columns.
+for _command, _short in (
+    (convert.convert, "Convert timm weights to a Transformers folder, and prove it."),
+    (convert.inspect, "Show what a conversion would do, and write nothing."),
+    (verify.verify, "Prove a Transformers folder against its timm weights."),
+    (convert.revert, "Convert a Transformers folder back to timm, and prove it."),
+    (models.models, "List what each of timm's Vision Transformers becomes."),
+    (predict.predict, "Predict the class of every image in a list or folder."),
+    (predict.evaluate, "Run a model over images, compare it, and write a report."),
+    (predict.report, "Write the report of an evaluation again."),
 ):
-    app.command()(_command)
+    app.command(cls=Command, short_help=_short)(_command)

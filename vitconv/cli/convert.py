@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from vitconv.cli.options import (
     Architecture,
+    AsJson,
     DataConfigFile,
     Headless,
     Ignore,
@@ -19,21 +19,17 @@ from vitconv.cli.options import (
     NoEMA,
     NoVerify,
     Overwrite,
+    Quiet,
     Source,
     Target,
+    Verbose,
     complete_architecture,
     one_of,
 )
-from vitconv.cli.output import print_notes, print_rich, print_warnings, printable, show_steps
+from vitconv.cli.output import print_done, print_json, print_moves, print_notes, print_warnings, show_steps
 from vitconv.cli.process import errors_for_people, without_garbage_collection
 from vitconv.convert import DTYPES
-from vitconv.mapping.summary import summarise_architecture, summarise_rewrites
 from vitconv.revert import DROPPABLE
-
-if TYPE_CHECKING:
-    from vitconv.mapping.rewrites import Made
-    from vitconv.models.data_config import DataConfig
-    from vitconv.parity.comparison import Parity
 
 
 def convert(
@@ -55,9 +51,12 @@ def convert(
     ] = None,
     no_verify: NoVerify = False,
     overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Convert timm weights to a Transformers folder, and prove it before it appears."""
-    with errors_for_people(), without_garbage_collection(), show_steps() as on_step:
+    with errors_for_people(as_json=as_json), without_garbage_collection(), show_steps(quiet) as on_step:
         from vitconv.convert import convert_checkpoint
 
         done = convert_checkpoint(
@@ -78,15 +77,20 @@ def convert(
             overwrite=overwrite,
             on_step=on_step,
         )
-    typer.echo(f"{printable(done.destination)}: {summarise_architecture(done.architecture, done.target)}")
-    for line in _rewrites(done.made):
-        typer.echo(f"  {line}")
-    _print_parity(done.verification.parity if done.verification else None)
-    if done.verification is not None:
-        typer.echo(f"  pixels: {done.verification.pixels_line}")
-    typer.echo(f"  {_preprocessing(done.data)}")
-    print_notes(done.notes)
+    print_notes(done.notes, quiet=quiet)
     print_warnings(done.warnings)
+    if as_json:
+        print_json(done.to_dict())
+        return
+    proved = "and proved" if done.verification else "but not verified (--no-verify)"
+    headline = f"{done.destination}: converted {proved}"
+    if quiet:
+        print_done(headline)
+        return
+    folder, original = shlex.quote(str(destination)), shlex.quote(str(source))
+    following = f"evaluate {folder} photos --source {original}" if done.labels else f"verify {original} {folder}"
+    then = ["load it:", *(f"  {line}" for line in done.loading_lines), "next:", f"  vitconv {following}"]
+    print_done(headline, done.facts, then)
 
 
 def inspect(
@@ -98,11 +102,12 @@ def inspect(
     no_ema: NoEMA = False,
     ignore: Ignore = None,
     headless: Headless = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Show what a conversion would do, without doing it: the architecture, every move, what would be refused."""
-    from rich.table import Table
-
-    with errors_for_people(), without_garbage_collection(), show_steps() as on_step:
+    with errors_for_people(as_json=as_json), without_garbage_collection(), show_steps(quiet) as on_step:
         from vitconv.convert import inspect_checkpoint
 
         on_step("Reading the checkpoint")
@@ -116,18 +121,16 @@ def inspect(
             ignore=ignore or (),
             headless=headless,
         )
-    print_notes(found.notes)
-    typer.echo(summarise_architecture(found.architecture, found.target))
-    typer.echo(_preprocessing(found.data))
-    for line in _rewrites(found.made):
-        typer.echo(line)
-    table = Table("timm", "Transformers (in files)", "shape", box=None, pad_edge=False)
-    for tensor, place, shape in found.plan.table():
-        table.add_row(*map(escape, (tensor, place, "x".join(map(str, shape)))))
-    print_rich(table)
-    moves = found.plan.moves
-    typer.echo(f"{len({move.source for move in moves})} tensors become {len(moves)}; none is refused.")
+    print_notes(found.notes, quiet=quiet)
     print_warnings(found.warnings)
+    if as_json:
+        print_json(found.to_dict())
+        return
+    moves = found.plan.moves
+    total = f"{len({move.source for move in moves})} tensors become {len(moves)}; none is refused."
+    if not quiet:
+        print_moves((tensor, place, "x".join(map(str, shape))) for tensor, place, shape in found.plan.table())
+    print_done(f"{source}: {total}", [] if quiet else found.facts)
 
 
 def revert(
@@ -148,9 +151,12 @@ def revert(
     image: Image = None,
     no_verify: NoVerify = False,
     overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Convert a Transformers folder back to one that timm loads, and prove it before it appears."""
-    with errors_for_people(), without_garbage_collection(), show_steps() as on_step:
+    with errors_for_people(as_json=as_json), without_garbage_collection(), show_steps(quiet) as on_step:
         from vitconv.convert import revert_checkpoint
 
         done = revert_checkpoint(
@@ -163,30 +169,13 @@ def revert(
             overwrite=overwrite,
             on_step=on_step,
         )
-    arguments = ", ".join(f"{name}={value!r}" for name, value in done.model_args.items())
-    typer.echo(f"{printable(done.destination)}: timm's {done.timm_name}" + (f" with {arguments}" if arguments else ""))
-    if done.dropped:
-        typer.echo(f"  left out: {', '.join(done.dropped)}")
-    _print_parity(done.parity)
-    typer.echo(f'  load it with timm.create_model("local-dir:{printable(done.destination)}", pretrained=True)')
-    print_notes(done.notes)
-
-
-def _rewrites(made: Iterable[Made]) -> list[str]:
-    """One line for each way in which tensors are made."""
-    return [f"{names}: {how}" for names, how in summarise_rewrites(made)]
-
-
-def _preprocessing(data: DataConfig) -> str:
-    return printable(f"preprocessing: {data.values}: {data.origin}")
-
-
-def _print_parity(parity: Parity | None) -> None:
-    """A line for each dtype: how close the models came at the last stage."""
-    for comparison in parity.comparisons if parity else ():
-        last = comparison.stages[-1]
-        bits = "equal bit for bit" if comparison.same_bits else f"|Δ| ≤ {last.relative:.0e} of their scale"
-        part = f", with {comparison.tokens} tokens of the picture" if comparison.tokens else ""
-        typer.echo(f"  {comparison.dtype}: {last.name} {bits}{part}")
-    if parity is None:
-        typer.echo("  not verified (--no-verify)")
+    print_notes(done.notes, quiet=quiet)
+    if as_json:
+        print_json(done.to_dict())
+        return
+    proved = "and proved" if done.parity else "but not verified (--no-verify)"
+    headline = f"{done.destination}: converted back {proved}"
+    if quiet:
+        print_done(headline)
+        return
+    print_done(headline, done.facts, ["load it:", f"  {done.loading_line}"])

@@ -2,41 +2,50 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from vitconv.cli.options import Target
-from vitconv.cli.output import print_rich
+from vitconv.cli.options import AsJson, Target
+from vitconv.cli.output import print_json, print_names, print_rich
 from vitconv.cli.process import errors_for_people
-from vitconv.models.catalogue import verdicts
+from vitconv.models.catalogue import by_refusal, entries, verdicts
 
 
 def models(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="Only those with such a name: a pattern such as 'vit_base*', or a part."),
+    ] = None,
     target: Target = None,
     refused: Annotated[
-        bool, typer.Option("--refused", help="List those that no class of Transformers computes.")
+        bool, typer.Option("--refused", help="List those that no class of Transformers computes, by the reason.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List timm's Vision Transformers: what each becomes and how exactly, or why it is refused."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    with errors_for_people():
-        all_verdicts = verdicts(target)
-    found = [verdict for verdict in all_verdicts if (verdict.refusal is not None) == refused]
+    with errors_for_people(as_json=as_json):
+        asked = verdicts(target, name)
+    found = [verdict for verdict in asked if (verdict.refusal is not None) == refused]
     if as_json:
-        typer.echo(json.dumps([asdict(verdict) for verdict in found], indent=2))
+        print_json([verdict.to_dict() for verdict in found])
         return
-    table = Table(
-        "timm", "why not" if refused else "Transformers", *([] if refused else ["exactness"]), box=None, pad_edge=False
-    )
-    for verdict in found:
-        cells = [verdict.refusal] if refused else [verdict.class_name, verdict.exactness]
-        table.add_row(verdict.name, *(escape(cell or "") for cell in cells))
-    print_rich(table)
+    if refused:
+        for reason, names in by_refusal(found).items():
+            print_names(f"{len(names)}: {reason}", names)
+    elif found:
+        table = Table(
+            *(Column(heading, overflow="fold") for heading in ("timm", "Transformers")),
+            Column("exactness", no_wrap=True),
+            box=None,
+            pad_edge=False,
+        )
+        for verdict in found:
+            table.add_row(*(escape(cell or "") for cell in (verdict.name, verdict.class_name, verdict.exactness)))
+        print_rich(table)
     what = "are refused" if refused else "convert" + (f" to '{target}'" if target else "")
-    typer.echo(f"{len(found)} of timm's {len(all_verdicts)} Vision Transformers {what}.")
+    of = f"timm's {len(entries())} Vision Transformers" if name is None else f"the {len(asked)} with such a name"
+    typer.echo(f"{len(found)} of {of} {what}." + (" --refused says why not." if name and not found else ""))

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vitconv.cli.output import log_to_stderr
 from vitconv.mapping import FAMILIES
 from vitconv.models.catalogue import entries
 
@@ -85,9 +86,15 @@ Headless = Annotated[
 ]
 Source = Annotated[
     Path,
-    typer.Argument(metavar="SRC", help="The timm weights: a file, a folder with config.json, or hf-hub:org/name."),
+    typer.Argument(metavar="SRC", help="The timm weights: hf-hub:org/name, a file, or a folder with config.json."),
 ]
 
 Image = Annotated[Path | None, typer.Option(metavar="FILE", help="The image to verify on, instead of a built-in one.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result, or the error, as JSON.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print only warnings, errors and a line on the result.")]
+Verbose = Annotated[
+    bool,
+    typer.Option("-v", "--verbose", help="Say what is read from where.", callback=log_to_stderr, expose_value=False),
+]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Write without running the two models.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a model folder named DST.")]

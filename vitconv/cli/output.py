@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import os
+import shutil
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -19,41 +25,146 @@ def printable(text: str | Path) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
+def styled(text: str, **style: Any) -> str:
+    """The text in a style, which ``typer.echo`` leaves out where it does not print on a terminal.
+
+    Nor is there one where ``NO_COLOR`` is set: https://no-color.org
+    """
+    return text if os.environ.get("NO_COLOR") else typer.style(text, **style)
+
+
 def print_rich(renderable: object) -> None:
-    """Print an object of rich; piped output is for other programs and is not wrapped."""
+    """Print an object of rich; piped output is for other programs and is neither wrapped nor cut."""
     from rich.console import Console
 
-    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console = Console() if sys.stdout.isatty() else Console(width=10_000)
     console.print(renderable)
 
 
-def print_notes(notes: tuple[str, ...]) -> None:
-    """Print notes on stderr."""
-    for note in notes:
+def print_json(content: object) -> None:
+    """Print what a program asked for."""
+    typer.echo(json.dumps(content, indent=2))
+
+
+def print_done(headline: str, facts: Iterable[str] = (), then: Iterable[str] = ()) -> None:
+    """Print the last block of a command: what was done, the facts on it, and what to do next.
+
+    Args:
+        headline: what was done, in a few words.
+        facts: ``name: value``; a line each, wrapped on a terminal.
+        then: lines to copy, which are never wrapped. Those that do not begin with a space are headings.
+    """
+    typer.echo(styled(f"✓ {printable(headline)}", fg="green", bold=True))
+    for fact in facts:
+        for line in _wrapped(printable(fact), "  ", "    "):
+            name, colon, value = line.partition(": ")
+            known = colon and line.startswith("  ") and not line.startswith("   ")
+            typer.echo(styled(name + colon, dim=True) + value if known else line)
+    for line in map(printable, then):
+        typer.echo(line if line.startswith(" ") else styled(line, bold=True))
+
+
+def print_moves(moves: Iterable[tuple[str, str, str]]) -> None:
+    """Print what each tensor becomes: (name, name in Transformers, shape), in columns where a line has room for them.
+
+    On a narrower terminal the second name is on a line of its own: a name is neither cut nor broken.
+    """
+    rows = [("timm", "Transformers (in files)", "shape"), *moves]
+    one, other, shape = (max(map(len, column)) for column in zip(*rows, strict=True))
+    wide = not sys.stdout.isatty() or one + other + shape + 4 <= shutil.get_terminal_size().columns
+    for number, row in enumerate(rows):
+        name, place, size = map(printable, row)
+        line = f"{name:{one}}  {place:{other}}  {size}" if wide else f"{name}  {size}\n  → {place}"
+        typer.echo(styled(line, bold=number == 0))
+
+
+def print_names(title: str, names: Iterable[str]) -> None:
+    """Print names below a title: in lines as wide as a terminal, one a line elsewhere."""
+    for line in _wrapped(printable(title), "", "  "):
+        typer.echo(styled(line, bold=True))
+    if sys.stdout.isatty():
+        for line in _wrapped(", ".join(names), "  ", "  "):
+            typer.echo(line)
+    else:
+        for name in names:
+            typer.echo(f"  {name}")
+
+
+def _wrapped(text: str, first: str, rest: str) -> list[str]:
+    """The text in lines that a terminal does not break; one line elsewhere."""
+    if not sys.stdout.isatty():
+        return [first + text]
+    width = shutil.get_terminal_size().columns
+    return textwrap.wrap(
+        text, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False, break_long_words=False
+    ) or [first]
+
+
+def print_notes(notes: tuple[str, ...], *, quiet: bool = False) -> None:
+    """Print notes on stderr, unless the command is to be quiet."""
+    for note in () if quiet else notes:
         typer.echo(f"note: {printable(note)}", err=True)
 
 
 def print_warnings(warnings: tuple[str, ...]) -> None:
     """Print warnings on stderr."""
     for warning in warnings:
-        typer.echo(f"warning: {printable(warning)}", err=True)
+        typer.echo(styled("warning:", fg="yellow", bold=True) + f" {printable(warning)}", err=True)
+
+
+def log_to_stderr(wanted: bool) -> None:
+    """Print what vitconv logs, such as each file that it reads: for the option ``--verbose``."""
+    logger = logging.getLogger("vitconv")
+    for handler in [handler for handler in logger.handlers if isinstance(handler, _ToStderr)]:
+        logger.removeHandler(handler)
+    logger.setLevel(logging.INFO if wanted else logging.NOTSET)
+    if wanted:
+        logger.addHandler(_ToStderr())
+
+
+class _ToStderr(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(f"{record.name}: {printable(record.getMessage())}", err=True)
 
 
 @contextmanager
-def show_steps() -> Iterator[Callable[[str], None]]:
-    """A function that shows the current step on stderr: a spinner on a terminal, a line elsewhere."""
+def show_steps(quiet: bool = False) -> Iterator[Callable[[str], None]]:
+    """A function that shows the current step on stderr.
+
+    On a terminal a spinner, and a line with its seconds when it is done; elsewhere a line when it begins. Nothing if
+    the command is to be quiet.
+    """
     from rich.console import Console
 
-    console = Console(stderr=True)
-    if console.is_terminal:
-        with console.status("Starting") as status:
-            yield lambda step: status.update(f"{step}…")
-    else:
+    console = Console(stderr=True, highlight=False)
+    if quiet:
+        yield lambda step: None
+    elif not console.is_terminal:
         yield lambda step: typer.echo(f"{step}…", err=True)
+    else:
+        running, begun = "", time.monotonic()
+
+        def end(mark: str) -> None:
+            if running:
+                console.print(f"{mark} {running} [dim]{time.monotonic() - begun:.1f} s[/dim]")
+
+        def begin(step: str) -> None:
+            nonlocal running, begun
+            end("[green]✓[/green]")
+            running, begun = step, time.monotonic()
+            status.update(f"{step}…")
+
+        with console.status("Starting") as status:
+            try:
+                yield begin
+            except BaseException:
+                end("[red]✗[/red]")
+                raise
+            end("[green]✓[/green]")
 
 
 @contextmanager
-def show_count(what: str) -> Iterator[Callable[[int, int, int], None]]:
+def show_count(what: str, quiet: bool = False) -> Iterator[Callable[[int, int, int], None]]:
     """A function that shows on stderr how many are done, how many failed, and the total."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -70,6 +181,9 @@ def show_count(what: str) -> Iterator[Callable[[int, int, int], None]]:
             shown = time.monotonic()
             typer.echo(f"{text(errors)}: {done:,} of {total:,}…", err=True)
 
+    if quiet:
+        yield lambda done, errors, total: None
+        return
     if not console.is_terminal:
         yield print_sometimes
         return

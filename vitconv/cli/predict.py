@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -10,8 +11,8 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from vitconv.cli.options import Architecture, DataConfigFile, Ignore, one_of
-from vitconv.cli.output import print_rich, printable, show_count
+from vitconv.cli.options import Architecture, AsJson, DataConfigFile, Ignore, Quiet, Verbose, one_of
+from vitconv.cli.output import print_json, print_rich, printable, show_count
 from vitconv.cli.process import errors_for_people
 from vitconv.errors import VitconvError
 from vitconv.evaluation import LABELS_FROM, LabelsFrom
@@ -33,7 +34,7 @@ def predict(
     destination: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[DST]", help="The folder for the predictions in Parquet; without one, they are printed."
+            metavar="DST", help="The folder for the predictions in Parquet; without one, they are printed."
         ),
     ] = None,
     engine: Annotated[
@@ -58,6 +59,9 @@ def predict(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace predictions of other weights, images or settings in DST.")
     ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Predict the class of every image in a list; a run that was cut off goes on where it stopped."""
 
@@ -66,11 +70,11 @@ def predict(
 
         return _KEPT if destination and parts(destination) else "Nothing was written."
 
-    with errors_for_people(what_is_kept), ExitStack() as stack:
+    with errors_for_people(what_is_kept, as_json=as_json), ExitStack() as stack:
         from vitconv.inference import predict
 
         folder = destination or Path(stack.enter_context(TemporaryDirectory()))
-        with show_count("Predicting") as on_progress:
+        with show_count("Predicting", quiet) as on_progress:
             done = predict(
                 model,
                 images,
@@ -84,23 +88,29 @@ def predict(
                 overwrite=overwrite,
                 on_progress=on_progress,
             )
-        if destination is None:
-            from vitconv.inference.predictions import read_predictions
+        from vitconv.inference.predictions import read_predictions
 
-            _print_answers(read_predictions(folder).rows.to_pylist())
-            return
+        rows = None if destination else read_predictions(folder).rows.to_pylist()
+    if as_json:
+        print_json(asdict(done) | ({"destination": str(destination)} if rows is None else {"predictions": rows}))
+        return
+    if rows is not None:
+        _print_answers(rows)
+        return
     found = f", {done.found:,} of them by an earlier run" if done.found else ""
-    typer.echo(
-        f"{printable(destination)}: {done.rows:,} images on {done.device}{found}; {done.errors:,} could not be read"
-    )
+    typer.echo(f"{printable(folder)}: {done.rows:,} images on {done.device}{found}; {done.errors:,} could not be read")
 
 
 def _print_answers(rows: list[dict[str, Any]]) -> None:
     """A line for each image: its path, class and probability."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("image", "class", "probability", box=None, pad_edge=False)
-    table.columns[-1].justify = "right"
+    table = Table(
+        *(Column(name, overflow="fold") for name in ("image", "class")),
+        Column("probability", justify="right", no_wrap=True),
+        box=None,
+        pad_edge=False,
+    )
     for row in rows:
         answer = (row["class"], f"{row['probability']:.1%}") if row["error"] is None else (row["error"], "")
         table.add_row(*(escape(printable(text)) for text in (row["path"], *answer)))
@@ -133,13 +143,16 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Images that the model takes at once.")] = 8,
     device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda…")] = "auto",
     max_errors: MaxErrors = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Run a converted model over images, compare it with timm and with the labels, and write a report.
 
     IMAGES is a CSV file with the column `path` and, where known, `label`; a folder of images, perhaps with a subfolder
     for each class; or one image. Exit code 1 if a threshold is missed.
     """
-    with errors_for_people(lambda: _KEPT), show_count("Images") as on_progress:
+    with errors_for_people(lambda: _KEPT, as_json=as_json), show_count("Images", quiet) as on_progress:
         from vitconv.evaluation import evaluate_model
         from vitconv.source import SourceOptions
 
@@ -155,16 +168,25 @@ def evaluate(
             batch_size=batch_size,
             device=device,
             max_errors=max_errors,
-            on_step=lambda step: typer.echo(f"{step}…", err=True),
+            on_step=lambda step: None if quiet else typer.echo(f"{step}…", err=True),
             on_progress=on_progress,
         )
-        page = out / "index.html"
-        missed = [str(one) for one in done.thresholds if not one.passed]
-        if missed:
-            raise VitconvError(" ".join(missed), f"{page} shows it.")
+    page = out / "index.html"
+    missed = " ".join(str(one) for one in done.thresholds if not one.passed)
+    if as_json:
+        print_json(
+            done.summary()
+            | {"report": str(page)}
+            | ({"error": missed, "remedy": f"{page} shows it."} if missed else {})
+        )
+    if missed:
+        with errors_for_people():
+            raise VitconvError(missed, f"{page} shows it.")
+    if as_json:
+        return
     from vitconv.evaluation.reporting import verdict
 
-    for line in done.sentences():
+    for line in () if quiet else done.sentences():
         typer.echo(printable(line))
     typer.echo(f"{printable(page)}: {verdict(done.summary())[1].lower()}")
 

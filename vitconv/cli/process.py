@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import io
 import os
 import signal
 import sys
@@ -16,7 +17,8 @@ from contextlib import contextmanager, suppress
 
 import typer
 
-from vitconv.cli.output import printable
+from vitconv.cli.help import print_json_error
+from vitconv.cli.output import printable, styled
 from vitconv.errors import VitconvError
 from vitconv.writing.staging import discard_unfinished, forget_published, published
 
@@ -45,6 +47,9 @@ def run(command: Callable[[], object] | None = None) -> None:
     _listen()
     if sys.stdout is None:  # a shell closed it
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal lacks must not end what is done
+            stream.reconfigure(errors="backslashreplace")
     if command is None:
         ends_at_once = True  # until one of the commands begins, nothing is open
         from vitconv.cli.commands import app
@@ -76,13 +81,14 @@ def _what_was_written() -> str:
 
 
 @contextmanager
-def errors_for_people(interrupted: Callable[[], str] = _what_was_written) -> Iterator[None]:
+def errors_for_people(interrupted: Callable[[], str] = _what_was_written, *, as_json: bool = False) -> Iterator[None]:
     """Turn vitconv's exceptions into two lines on stderr and exit code 1.
 
     An interrupt (Ctrl-C) gives exit code 130, SIGTERM 143 and SIGHUP 129, as in shells.
 
     Args:
         interrupted: returns a sentence on what an interrupt leaves behind.
+        as_json: print the error as JSON on stdout, too: a program reads that, and people the lines on stderr.
     """
     global ends_at_once
     ends_at_once = False
@@ -91,29 +97,31 @@ def errors_for_people(interrupted: Callable[[], str] = _what_was_written) -> Ite
         yield
     except (VitconvError, KeyboardInterrupt) as error:
         if isinstance(error, VitconvError) and not received_signal:
-            typer.echo(f"error: {printable(error.problem)}\n{printable(error.remedy)}", err=True)
+            _tell(error.problem, error.remedy, as_json)
             raise typer.Exit(1) from None
         number = received_signal or signal.SIGINT
-        typer.echo(f"error: {_WORDS[number]}.\n{interrupted()}", err=True)
+        _tell(f"{_WORDS[number]}.", interrupted(), as_json)
         raise typer.Exit(128 + number) from None
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):  # can happen at any line that imports something
-            typer.echo(f"error: {error.strerror}.\nRaise the limit (ulimit -n), and run it again.", err=True)
+            _tell(f"{error.strerror}.", "Raise the limit (ulimit -n), and run it again.", as_json)
             raise typer.Exit(1) from None
         reason = str(error.strerror)
         if error.errno == errno.ENOENT and "temporary directory" in reason:  # from Python's tempfile
-            typer.echo(
-                f"error: {printable(reason)}.\nFree space there, or set TMPDIR to a writable folder.",
-                err=True,
-            )
+            _tell(f"{reason}.", "Free space there, or set TMPDIR to a writable folder.", as_json)
             raise typer.Exit(1) from None
         if error.filename is None:
             raise
         name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else str(error.filename)
-        typer.echo(
-            f"error: '{printable(name)}' cannot be used: {error.strerror}.\nCheck it, and its permissions.", err=True
-        )
+        _tell(f"'{name}' cannot be used: {error.strerror}.", "Check it, and its permissions.", as_json)
         raise typer.Exit(1) from None
+
+
+def _tell(problem: str, remedy: str, as_json: bool) -> None:
+    """Print an error for people on stderr and, where JSON was asked for, for the program on stdout."""
+    typer.echo(f"{styled('error:', fg='red', bold=True)} {printable(problem)}\n{printable(remedy)}", err=True)
+    if as_json:
+        print_json_error(problem, remedy)
 
 
 @contextmanager

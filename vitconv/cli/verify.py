@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vitconv.cli.options import DataConfigFile, Headless, Ignore, ImageSize, NoEMA, Source, one_of
-from vitconv.cli.output import print_rich, print_warnings, show_steps
+from vitconv.cli.options import (
+    AsJson,
+    DataConfigFile,
+    Headless,
+    Ignore,
+    ImageSize,
+    NoEMA,
+    Quiet,
+    Source,
+    Verbose,
+    one_of,
+)
+from vitconv.cli.output import print_done, print_json, print_rich, print_warnings, show_steps
 from vitconv.cli.process import errors_for_people, without_garbage_collection
 from vitconv.parity.criteria import DTYPES
 
@@ -40,10 +50,12 @@ def verify(
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1…")] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="Print all numbers as JSON.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Prove an existing Transformers folder against the timm weights it was made from."""
-    with errors_for_people(), without_garbage_collection(), show_steps() as on_step:
+    with errors_for_people(as_json=as_json), without_garbage_collection(), show_steps(quiet) as on_step:
         from vitconv.convert import verify_checkpoint
 
         found = verify_checkpoint(
@@ -63,6 +75,8 @@ def verify(
         )
     print_warnings(found.warnings)
     if as_json:
-        typer.echo(json.dumps(found.to_dict(), indent=2))
-    else:
+        print_json(found.to_dict())
+        return
+    if not quiet:
         print_rich(found)
+    print_done(f"{folder}: proved ({found.verdict})")

@@ -31,7 +31,7 @@ def require(values: T | None) -> T:
     return values
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Outcomes:
     """Predictions aligned with expected and true labels, in the order of the list; classes are indices, -1 for none.
 
@@ -62,6 +62,9 @@ class Outcomes:
     expected_logits: NDArray[np.float64] | None
     notes: tuple[str | None, ...]
     splits: tuple[str, ...] | None = None
+
+    def __repr__(self) -> str:
+        return f"Outcomes({len(self.paths):,} images, {len(self.classes):,} classes, {len(self.errors):,} unreadable)"
 
     def name(self, number: int) -> str | None:
         """The name of a class by its index; ``None`` for -1."""
@@ -165,7 +168,10 @@ def _read_expected(path: str | Path, classes: tuple[str, ...]) -> _Expected:
     what = "file of expected answers"
     columns = read_header(path, what, "class")
     if "class" not in columns:
-        raise InputError(f"The expected answers '{path}' have no column 'class'.", _same_classes(classes))
+        raise InputError(
+            f"The expected answers '{path}' have no column 'class'.",
+            f"Write the class of each path in a column 'class'. {_same_classes(classes)}",
+        )
     others = set(columns) - {"path", "class"}
     if others and others != set(classes):
         raise InputError(

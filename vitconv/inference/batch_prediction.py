@@ -347,8 +347,10 @@ class _Count:
     def check(self) -> None:
         """Raise :class:`InputError` if there are too many errors."""
         if self.errors > self._max_errors:
+            first = "" if self.done == self._total else "the first "
             raise InputError(
-                f"{self.errors:,} of the first {self.done:,} images cannot be read; at most "
-                f"{self._max_errors:,} are allowed. {' '.join(self._first)}",
-                "Repair them, remove them from the list, or allow more errors. The rows written so far are kept.",
+                f"{self.errors:,} of {first}{self.done:,} images could not be read, and max_errors is "
+                f"{self._max_errors:,}: {' '.join(self._first)}",
+                "Repair them, remove them from the list, or allow more with --max-errors N. "
+                "The rows written so far are kept.",
             )

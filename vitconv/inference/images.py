@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
-from vitconv.errors import InputError, VitconvError
+from vitconv.errors import InputError, VitconvError, brief, shown
 from vitconv.files import check_file, open_file
 from vitconv.inference.pixels import Preprocessor
 from vitconv.models.images import image_suffixes
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ImageList:
     """Images to predict, and their true classes where they are known.
 
@@ -45,6 +45,10 @@ class ImageList:
     folder: Path
     splits: pa.ChunkedArray | None = None
     by_folder: bool = False
+
+    def __repr__(self) -> str:
+        labels = "without labels" if self.labels is None else "with labels"
+        return f"ImageList({len(self):,} images, {labels}, {brief(str(self.folder))})"
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -152,7 +156,12 @@ def read_header(path: str | Path, what: str, other: str) -> list[str]:
                 f"Rename it to '{name}', in lower case and without spaces.",
             )
     if "path" not in columns:
-        raise InputError(f"The {what} '{path}' has no column 'path'.", _LIST)
+        line = text.lstrip("\r\n").splitlines()[0]
+        mark = next((name for name, mark in _OTHER_MARKS.items() if "path" in map(str.strip, line.split(mark))), None)
+        raise InputError(
+            f"The {what} '{path}' has no column 'path': its header is {shown(line)}.",
+            f"Separate the columns with commas, not with {mark}." if mark else _LIST,
+        )
     if len(set(columns)) < len(columns):
         raise InputError(f"The {what} '{path}' has two columns of the same name.", _LIST)
     return columns
@@ -213,6 +222,8 @@ def _for_people(path: str | Path, what: str) -> Iterator[None]:
         raise InputError(f"The {what} '{path}' is not CSV that can be read: {reason}", _LIST) from error
 
 
+#: What separates the columns in files that are no CSV, for people.
+_OTHER_MARKS = {"semicolons": ";", "tabs": "\t", "spaces": " ", "|": "|"}
 #: The most bytes of a CSV file: of a list, some ten million images. It is read into memory.
 MOST_TABLE = 2**30
 #: The most bytes of a row: the logits of some hundred thousand classes. So many are parsed at once.

@@ -187,7 +187,7 @@ class Parts:
             unsupported += [path.name for path in self._folder.glob("part-*") if path.exists() and not path.is_file()]
             if unsupported:
                 raise DestinationError(
-                    f"'{self._folder}' holds what is no prediction ({first_few(unsupported)}).", _OTHER
+                    f"'{self._folder}' holds other files than predictions ({first_few(unsupported)}).", _OTHER
                 )
             if not overwrite and any(name.startswith("part-") for name in others):
                 raise self._of_another_run(others[-1])

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from vitconv.errors import CheckpointError
+from vitconv.errors import CheckpointError, brief
 from vitconv.inference import transformers
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ModelInfo:
     """What a folder says of its model, without loading it.
 
@@ -35,6 +35,10 @@ class ModelInfo:
     input_shape: tuple[int, int, int]
     fingerprint: str
     versions: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.input_shape))
+        return f"ModelInfo({brief(str(self.folder))}, {self.runtime}, {len(self.classes):,} classes, {shape})"
 
 
 class Runtime(Protocol):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,7 +48,8 @@ def read_timm_info(
             f"Image files have 1 or 3 channels, but the checkpoint '{source}' has {data.num_channels}.",
             "Compare it in your own code: vitconv.parity.compare.",
         )
-    fingerprint = hashlib.sha256(repr((list(digests), architecture, data)).encode()).hexdigest()
+    facts = [list(digests), asdict(architecture), asdict(data)]
+    fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
     shape = (data.num_channels, *data.image_size)
     versions = {name: version(name) for name in ("torch", "timm")}
     info = ModelInfo("timm", Path(found.source.files[0]).parent, tuple(classes), shape, fingerprint, versions)

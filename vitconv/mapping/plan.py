@@ -180,16 +180,16 @@ def _differing_names(expected: Iterable[str], found: Iterable[str]) -> tuple[lis
 
 
 def _complain(missing: list[str], unknown: list[str], misshapen: list[str]) -> None:
-    counted = {"missing": missing, "unknown": unknown, "of another shape": misshapen}
-    complaints = [
-        f"{len(names)} {what} ({first_few(names if names is misshapen else collapse(names))})"
-        for what, names in counted.items()
-        if names
-    ]
+    complaints = []
+    for what, names in {"missing": missing, "unknown": unknown, "of another shape": misshapen}.items():
+        if names:
+            listed = first_few(names, 2) if names is misshapen else first_few(collapse(names))
+            complaints.append(f"{len(names)} {'tensor is' if len(names) == 1 else 'tensors are'} {what} ({listed})")
     if complaints:
         raise WeightsError(
-            f"The weights contradict the architecture: tensors {'; '.join(complaints)}.",
-            "Name the architecture that the weights were trained with; `vitconv inspect` shows what they tell.",
+            f"The weights do not fit the architecture: {'; '.join(complaints)}.",
+            "Name the architecture that the weights were trained with; `vitconv inspect` without --arch finds those "
+            "that they fit.",
         )
 
 

@@ -26,6 +26,11 @@ def summarise_architecture(a: Architecture, target: str | None) -> str:
     )
 
 
+def rewritten(made: Iterable[Made]) -> list[dict[str, str]]:
+    """The same as plain data, for JSON."""
+    return [{"tensors": names, "how": how} for names, how in summarise_rewrites(made)]
+
+
 def summarise_rewrites(made: Iterable[Made]) -> list[tuple[str, str]]:
     """The names of the tensors that were made, with those of all blocks as one, and how they were made."""
     by_how: dict[str, list[str]] = {}

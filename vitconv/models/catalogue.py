@@ -7,17 +7,20 @@ but :func:`generate`.
 
 from __future__ import annotations
 
+import difflib
+import fnmatch
 import functools
 import importlib.metadata
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from vitconv import mapping
 from vitconv.architecture import Architecture, Shapes, fit_to_weights
-from vitconv.errors import ArchitectureError, VitconvError
+from vitconv.errors import ArchitectureError, InputError, VitconvError
 
 FILE = Path(__file__).with_name("catalogue.json")
 
@@ -34,7 +37,7 @@ MODULES = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Entry:
     """One of timm's architectures.
 
@@ -50,8 +53,11 @@ class Entry:
     refusal: str | None
     tags: Mapping[str, Mapping[str, Any]]
 
+    def __repr__(self) -> str:
+        return f"Entry({self.name}: {'refused' if self.architecture is None else 'converts'}, {len(self.tags)} tags)"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Candidate:
     """An architecture that weights fit.
 
@@ -66,6 +72,9 @@ class Candidate:
     architecture: Architecture
     data: Mapping[str, Any]
     image_size: tuple[int, int]
+
+    def __repr__(self) -> str:
+        return f"Candidate({self.name})"
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -87,6 +96,26 @@ def _entry(name: str, facts: Mapping[str, Any]) -> Entry:
         architecture = Architecture(**fields_by_name)
     tags = {tag: {**values, "tag": tag or None} for tag, values in facts["tags"].items()}
     return Entry(name, architecture, facts.get("refusal"), tags)
+
+
+#: How other projects and papers write a part of a name: ``ViT-S/16``, ``vit_b_16``.
+_SHORT = {"s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant", "t": "tiny", "ti": "tiny"}
+
+
+def similar_names(name: str) -> list[str]:
+    """A few architectures that somebody may have meant by a name that timm does not have.
+
+    >>> similar_names("ViT-S/16")[0]
+    'vit_small_patch16_224'
+    """
+    own = name.rpartition("/")[2] if name.rpartition("/")[2][:1].isalpha() else name  # without the Hub's organisation
+    words = [_SHORT.get(word, word) for word in re.split(r"[^a-z0-9.]+", own.lower())]
+    if len(words) > 2 and words[1] in _SHORT.values() and words[2].isdecimal():
+        words[2] = f"patch{words[2]}"
+    wanted = "_".join(words)
+    beginning = [known for known in entries() if known == wanted or known.startswith(f"{wanted}_")]
+    close = difflib.get_close_matches(wanted, entries(), n=4)
+    return list(dict.fromkeys([*sorted(beginning, key=lambda known: (len(known), known)), *close]))[:4]
 
 
 @functools.cache
@@ -159,7 +188,7 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verdict:
     """What becomes of one of timm's architectures.
 
@@ -184,23 +213,35 @@ class Verdict:
         content = asdict(self)
         return {{"output_expression": "answer"}.get(name, name): value for name, value in content.items()}
 
+    def __repr__(self) -> str:
+        return f"Verdict({self.name}: {self.class_name or 'refused'}{', ' if self.exactness else ''}{self.exactness})"
+
     @property
     def obstacles(self) -> str:
         """The features that stand in the way, without the rest of the sentence; empty if none does."""
         return (self.refusal or "").partition(": it has ")[2].rstrip(".")
 
 
-def verdicts(target: str | None = None) -> list[Verdict]:
+def verdicts(target: str | None = None, name: str | None = None) -> list[Verdict]:
     """The verdict on each of timm's Vision Transformers, by name.
 
     Args:
         target: only ask whether this family computes the same; by default any.
+        name: only of architectures with such a name: a pattern such as ``"vit_base*"``, or a part of the name.
 
     Raises:
-        InputError: there is no such target.
+        InputError: there is no such target, or no such name.
     """
+    pattern = name if name and any(mark in name for mark in "*?[") else f"*{name or ''}*"
+    wanted = [entry for entry in entries().values() if fnmatch.fnmatchcase(entry.name, pattern)]
+    if not wanted:
+        close = similar_names(name or "")
+        raise InputError(
+            f"None of timm's {len(entries())} Vision Transformers has a name like '{name}'.",
+            f"Did you mean {', '.join(close)}?" if close else "`vitconv models` lists the names.",
+        )
     found = []
-    for entry in entries().values():
+    for entry in wanted:
         if entry.architecture is None:
             found.append(Verdict(entry.name, None, None, "", entry.refusal))
             continue
@@ -216,6 +257,15 @@ def verdicts(target: str | None = None) -> list[Verdict]:
             )
         )
     return found
+
+
+def by_refusal(found: Iterable[Verdict]) -> dict[str, list[str]]:
+    """The names of those that are refused, by the reason; the reason of the most first."""
+    groups: dict[str, list[str]] = {}
+    for verdict in found:
+        if verdict.refusal is not None:
+            groups.setdefault(verdict.refusal, []).append(verdict.name)
+    return dict(sorted(groups.items(), key=lambda group: -len(group[1])))
 
 
 # ------------------------------------------------------------------------------------------------------------

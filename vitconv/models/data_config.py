@@ -11,7 +11,7 @@ from typing import Any
 
 from vitconv.architecture import Architecture
 from vitconv.checkpoints.description import DATA, SelfDescription
-from vitconv.errors import InputError, shown
+from vitconv.errors import InputError, brief, shown
 from vitconv.files import MOST_TEXT, RepeatedKeyError, check_file, parse_json, repeated_key
 from vitconv.models.images import MODES
 
@@ -19,7 +19,7 @@ from vitconv.models.images import MODES
 RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DataConfig:
     """How timm turns an image into pixel values for evaluation.
 
@@ -43,6 +43,9 @@ class DataConfig:
     crop_mode: str
     origin: str = field(default="given", compare=False)
     given: Mapping[str, Any] | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        return f"DataConfig({self.values}, from {brief(self.origin)})"
 
     @property
     def values(self) -> str:

@@ -12,7 +12,7 @@ from vitconv import mapping
 from vitconv.architecture import check_image_size
 from vitconv.checkpoints.checkpoint import CONFIG_FILE, read_state_dict
 from vitconv.errors import CheckpointError, ParityError, VitconvError, WeightsError, first_few
-from vitconv.files import MOST_TEXT, check_file, read_json
+from vitconv.files import MOST_TEXT, absent, check_file, read_json
 from vitconv.mapping.family import is_classifier
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "Merge it into the model with `merge_and_unload()`, or remove it.",
         )
     if not (folder / CONFIG_FILE).exists():
-        raise CheckpointError(f"'{folder}' has no config.json.", _CONVERT)
+        raise CheckpointError(absent(folder / CONFIG_FILE), _CONVERT)
     content = read_json(folder / CONFIG_FILE)
     parts: list[Any] = [content]
     while parts:

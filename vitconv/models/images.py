@@ -66,6 +66,8 @@ def load_image(source: str | Path | bytes) -> Image:
         raise InputError(f"There is no image {name}.", "Check the path of the image.") from error
     except (VitconvError, MemoryError):
         raise
+    except IsADirectoryError as error:
+        raise _unreadable(name, "it is a folder") from error
     except NoRegularFileError as error:
         raise _unreadable(name, f"it is {error.strerror}") from error
     except Image.DecompressionBombError as error:  # before Pillow gives its height and width

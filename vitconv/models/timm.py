@@ -5,7 +5,6 @@ The facts are read from the modules, never from a name: a module or setting that
 
 from __future__ import annotations
 
-import difflib
 import re
 import warnings
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vitconv import mapping
 from vitconv.architecture import Architecture
 from vitconv.errors import ArchitectureError, CheckpointError, VitconvError, first_few, shown
+from vitconv.models import catalogue
 from vitconv.models.timm_state import class_name, contradictions
 
 if TYPE_CHECKING:
@@ -54,10 +54,10 @@ def build_timm(name: str, *, pretrained_cfg: Mapping[str, Any] | None = None, **
         )
     base, _, tag = name.partition(".")
     if not timm.is_model(base):
-        close = difflib.get_close_matches(base, timm.list_models(), n=4)
+        close = catalogue.similar_names(name)
         raise ArchitectureError(
             f"timm {timm.__version__} has no architecture named '{name}'.",
-            f"Did you mean {', '.join(close)}?" if close else "List the names with timm.list_models('*vit*').",
+            (f"Did you mean {', '.join(close)}? " if close else "") + "`vitconv models` lists the names.",
         )
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{base}.*")]
     if tag and tag not in tags:

@@ -78,7 +78,7 @@ class Stage:
         return self.error <= self.limit
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """All stages in one dtype.
 
@@ -96,6 +96,9 @@ class Comparison:
     topk: float
     tokens: int | None = None
 
+    def __repr__(self) -> str:
+        return f"Comparison({self.title}, {len(self.stages)} stages)"
+
     @property
     def criterion(self) -> Criterion:
         """What counts as equal in this dtype."""
@@ -112,6 +115,14 @@ class Comparison:
         if self.diverges_at:
             return f"diverges at {self.diverges_at.name}"
         return "equal bit for bit" if self.same_bits else "within its criterion"
+
+    @property
+    def outcome(self) -> str:
+        """How close the models came at the last stage, in a line for people."""
+        last = self.stages[-1]
+        bits = "equal bit for bit" if self.same_bits else f"|Δ| ≤ {last.relative:.0e} of their scale"
+        tokens = f", with {self.tokens} tokens of the picture" if self.tokens else ""
+        return f"{self.dtype}: {last.name} {bits}{tokens}"
 
     @property
     def title(self) -> str:

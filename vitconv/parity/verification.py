@@ -149,6 +149,17 @@ class Verification:
         return "\n\n".join(parts)
 
     @property
+    def verdict(self) -> str:
+        """The dtypes that were compared and how close they came, in a few words."""
+        return ", ".join(comparison.title for comparison in self.parity.comparisons)
+
+    @property
+    def facts(self) -> list[str]:
+        """What was proved, in lines for people: the bytes, the pixels, and each dtype."""
+        outcomes = [comparison.outcome for comparison in self.parity.comparisons]
+        return [f"bytes: {self.bytes_line}", f"pixels: {self.pixels_line}", *outcomes]
+
+    @property
     def bytes_line(self) -> str:
         """How many elements were moved and folded, for people."""
         count = self.elements
@@ -523,7 +534,8 @@ def check_config(
     """
     expected = mapping.config(architecture, tuple(labels) if labels else None, target)
     whole = make_config(expected)
-    named = {name: expected.pop(name) for name in ("id2label", "label2id")}
+    for name in ("id2label", "label2id"):
+        expected.pop(name)
     for name, value in expected.items():
         found = _plain(getattr(config, name, None), value)
         if found != value:
@@ -538,9 +550,16 @@ def check_config(
             _OTHERS,
             stage="labels",
         )
-    right = by_index == {int(index): label for index, label in named["id2label"].items()} if labels else True
     indices = list(range(architecture.num_labels))
-    if sorted(by_index) != indices or not right or config.label2id != {v: k for k, v in by_index.items()}:
+    other = [index for index, label in enumerate(labels or ()) if by_index.get(index, label) != label]
+    if labels and other:
+        raise ParityError(
+            f"The labels in config.json are not those of the classes: it names class {other[0]} "
+            f"{shown(by_index[other[0]])} instead of {shown(labels[other[0]])}.",
+            "Convert the source again with these labels, or pass those that the folder was made with (--labels FILE).",
+            stage="labels",
+        )
+    if sorted(by_index) != indices or config.label2id != {v: k for k, v in by_index.items()}:
         raise ParityError("The labels in config.json are not those of the classes.", _AGAIN, stage="labels")
     if config._attn_implementation is not None:
         raise _unsupported_setting("attn_implementation", config._attn_implementation)

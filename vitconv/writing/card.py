@@ -105,6 +105,28 @@ def _loading(family: Family, architecture: Architecture, data: DataConfig) -> st
     return f"## Load it\n\n{code}"
 
 
+def loading_lines(architecture: Architecture, target: str | None, data: DataConfig, folder: str) -> list[str]:
+    """The lines of Python that load a folder: the import, the model, and the image processor if there is one."""
+    auto = _auto_class(family_for(architecture, target), architecture)
+    where = json.dumps(folder, ensure_ascii=False)
+    if not makes_pixels(data):
+        return [f"from transformers import {auto}", f"model = {auto}.from_pretrained({where})"]
+    if processor_config(data) is None:
+        processor, option = "TimmWrapperImageProcessor", f'image_processor_filename="{TIMM_PROCESSOR_FILE}"'
+    else:
+        processor, option = "AutoImageProcessor", 'backend="pil"'
+    return [
+        f"from transformers import {', '.join(sorted((auto, processor), key=str.lower))}",
+        f"model = {auto}.from_pretrained({where})",
+        f"processor = {processor}.from_pretrained({where}, {option})",
+    ]
+
+
+def _auto_class(family: Family, architecture: Architecture) -> str:
+    name = family.class_name(architecture)
+    return "AutoModelForImageClassification" if name.endswith("ForImageClassification") else name
+
+
 def _timm_pixels(family: Family, architecture: Architecture, data: DataConfig) -> str:
     """The section on ``timm_processor.json``, where it is not the only processor, which :func:`_loading` shows."""
     if processor_config(data) is None:
@@ -144,8 +166,7 @@ def _code(family: Family, architecture: Architecture, processor: str, load: str,
         load: the expression that loads the processor.
         inputs: the expression that makes the model's inputs.
     """
-    name, expression = family.class_name(architecture), family.output_expression(architecture)
-    auto = "AutoModelForImageClassification" if name.endswith("ForImageClassification") else name
+    auto, expression = _auto_class(family, architecture), family.output_expression(architecture)
     what = "logits" if architecture.classifier else "features"
     names = ", ".join(sorted(filter(None, [auto, processor]), key=str.lower))
     lines = [

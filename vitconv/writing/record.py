@@ -38,7 +38,7 @@ class SourceFile:
     sha256: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ConversionRecord:
     """How a folder was made, as far as its ``parity.json`` says so. The defaults stand for a folder without one.
 
@@ -61,6 +61,9 @@ class ConversionRecord:
     ignore: tuple[str, ...] = ()
     headless: bool = False
     files: tuple[SourceFile, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"ConversionRecord({self.architecture}, {len(self.labels or ())} labels, {len(self.files)} files)"
 
 
 def conversion_record(

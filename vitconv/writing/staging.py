@@ -119,6 +119,10 @@ def check_destination(
     place = _located(path)
     if not os.path.lexists(place):
         return
+    if not overwrite and place.is_file():
+        raise DestinationError(
+            f"'{path}' exists already, and is a file: a folder is written.", "Choose another destination."
+        )
     if not overwrite:
         raise _exists(path)
     if not place.is_dir() or place.is_symlink():

@@ -44,6 +44,12 @@ def test_converts_and_says_what_was_proved(small_checkpoint, tmp_path):
     assert "float32: logits equal bit for bit\n" in out
     assert "pixels: equal bit for bit" in out
     assert "Comparing the models in float64" in err
+    assert out.startswith(f"✓ {tmp_path / 'model'}: converted and proved\n")
+    *_, loading, following = out.rpartition("load it:\n")[2].partition("next:\n")[::2]
+    assert following == f"  vitconv evaluate {tmp_path / 'model'} photos --source {small_checkpoint}\n"
+    names = {}
+    exec("\n".join(line.strip() for line in loading.splitlines()), names)
+    assert names["model"].config.id2label[4] == "e" and names["processor"].crop_size
     assert transformers.AutoConfig.from_pretrained(tmp_path / "model").id2label[4] == "e"
 
 
@@ -250,7 +256,7 @@ def test_inspect_shows_what_is_made(save):
         (["none.pth", "DST", *ARCH], "There is no file 'none.pth'."),
         (
             ["SRC", "DST"],
-            "the weights fit 3 timm architectures that compute or prepare images differently: deit_tiny_patch16_224 (image 224x224",
+            "the weights fit 3 timm architectures, which compute or prepare images differently. They are: deit_tiny_patch16_224 (image 224x224",
         ),
         (["SRC", "DST", "--arch", "vit_tiny_patch16_225"], "has no architecture named 'vit_tiny_patch16_225'."),
         (["SRC", "DST", "--arch", "vit_base_patch16_rpn_224"], "norms after attention and MLP (`blocks.0`)"),
@@ -442,7 +448,8 @@ def test_another_family_if_asked(small_checkpoint, tmp_path):
 def test_the_way_back(small_checkpoint, folder, tmp_path):
     code, out, err = run("revert", folder, tmp_path / "back")
     assert code == 0
-    assert f"{tmp_path / 'back'}: timm's vit_tiny_patch16_224 with num_classes=5" in out
+    assert f"✓ {tmp_path / 'back'}: converted back and proved\n" in out
+    assert "model: timm's vit_tiny_patch16_224 with num_classes=5" in out
     assert "float64: logits equal bit for bit" in out
     assert f'timm.create_model("local-dir:{tmp_path / "back"}", pretrained=True)' in out
     assert "Comparing the models" in err
@@ -503,3 +510,122 @@ def test_a_signal_ends_verify_and_revert(command, number, code, word, step, smal
     assert err.endswith(f"error: {word}.\nNothing was written.\n")
     assert "Traceback" not in err and out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["convert", "inspect", "verify", "revert"])
+def test_results_and_errors_as_json(command, small_checkpoint, folder, tmp_path):
+    source = folder if command == "revert" else small_checkpoint
+    other = {"inspect": [], "verify": [folder]}.get(command, [tmp_path / "new"])
+    arch = ARCH if command in ("convert", "inspect") else []
+    code, out, _ = run(command, source, *other, *arch, "--json", "-q")
+    found = json.loads(out)
+    assert code == 0
+    if command == "convert":
+        assert found["class_name"] == "ViTForImageClassification"
+        assert found["verification"]["parity"]["float64"]["matches"]
+        assert found["load"][0].startswith("from transformers import")
+    if command == "inspect":
+        assert found["moves"][0]["target"] == "vit.embeddings.cls_token"
+    if command == "revert":
+        assert found["timm_name"] == "vit_tiny_patch16_224"
+    code, out, err = run(command, tmp_path / "none", *(other and [tmp_path / "no folder"]), "--json")
+    error = json.loads(out)
+    assert code == 1
+    assert err.endswith(f"error: {error['error']}\n{error['remedy']}\n")
+
+
+def test_wrong_usage_is_json_where_it_was_asked_for():
+    done = run_process("convert", "a", "--json")
+    assert done.returncode == 2
+    assert json.loads(done.stdout) == {"error": "Missing argument 'DST'.", "remedy": "See vitconv convert --help."}
+
+
+def test_a_quiet_conversion_prints_one_line_and_warnings(small_checkpoint, tmp_path):
+    code, out, err = run("convert", small_checkpoint, tmp_path / "model", *ARCH, "-q", "--img-size", 96, 96)
+    assert code == 0
+    assert out == f"✓ {tmp_path / 'model'}: converted and proved\n"
+    assert [line.partition(":")[0] for line in err.splitlines()] == ["warning"]
+
+
+def test_a_verbose_inspection_says_what_is_read_from_where(small_checkpoint):
+    code, out, err = run("inspect", small_checkpoint, *ARCH, "-v")
+    assert code == 0
+    assert f"reading '{small_checkpoint}': " in err
+    assert "architecture: vit_tiny_patch16_224, as given" in err
+    assert "reading" not in run("inspect", small_checkpoint, *ARCH)[2]
+
+
+@pytest.mark.parametrize(
+    "command", ["", "convert", "inspect", "verify", "revert", "models", "predict", "evaluate", "report"]
+)
+def test_help_fits_80_columns_and_names_no_python_types(command):
+    arguments = [command] if command else []
+    code, out, _ = run(*arguments, "-h")
+    assert code == 0
+    assert out == run(*arguments, "--help")[1]
+    assert max(map(len, out.splitlines())) <= 80
+    assert not any(mark in out for mark in ("<bool>", "<path>", "<str>", "{"))
+    assert not any(line.endswith("...") for line in out.splitlines()[1:])  # no sentence is cut
+
+
+def test_a_height_without_a_width_says_what_to_write(small_checkpoint):
+    code, _, err = run("inspect", small_checkpoint, "--img-size", 224)
+    assert code == 2
+    assert "'--img-size' takes height and width, as in --img-size 224 224." in err
+
+
+def test_it_is_a_module_that_runs():
+    done = subprocess.run([sys.executable, "-m", "vitconv", "--version"], capture_output=True, text=True)
+    assert done.stdout == f"vitconv {vitconv.__version__}\n"
+
+
+def test_models_of_a_name():
+    code, out, _ = run("models", "vit_base*")
+    assert code == 0
+    assert "vit_base_patch16_384" in out and "deit" not in out
+    assert run("models", "dinov2")[1].count("dinov2") > 5
+    code, _, err = run("models", "vit_bose_patch16_224")
+    assert code == 1
+    assert err.splitlines()[1].startswith("Did you mean vit_base_patch16_224")
+
+
+def test_refused_models_are_grouped_by_the_reason():
+    _, out, _ = run("models", "--refused", "vit_base*")
+    assert out.count("rotary positions of another kind") == 1
+    assert "\n  vit_base_patch16_rope_224\n" in out
+
+
+def on_a_terminal(*arguments, columns=80):
+    """What a terminal shows, without the colours and what is wiped out."""
+    import fcntl
+    import pty
+    import re
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
+    command = [str(Path(sys.executable).with_name("vitconv")), *map(str, arguments)]
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env={**environment, "TERM": "xterm-256color"}
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while part := os.read(ours, 65536):
+                shown += part
+        except OSError:  # the other end is closed
+            pass
+    os.close(ours)
+    assert process.returncode == 0, shown.decode()
+    return shown.decode(), re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|.*\r(?!\n)", "", shown.decode()).replace("\r\n", "\n")
+
+
+def test_a_terminal_keeps_the_steps_with_their_seconds_and_names_whole(small_checkpoint):
+    raw, shown = on_a_terminal("inspect", small_checkpoint, *ARCH)
+    assert "\x1b[32m" in raw
+    assert any(line.startswith("✓ Reading the checkpoint ") and line.endswith(" s") for line in shown.splitlines())
+    assert "blocks.{0…11}.attn.qkv.weight[192:384]  192x192\n" in shown
+    assert "  → vit.encoder.layer.{0…11}.attention.attention.key.weight\n" in shown
+    assert "vit_base_patch16_rope_reg1_gap_256" in on_a_terminal("models", "--refused", "vit_base*")[1]

@@ -80,8 +80,9 @@ def test_evaluate_from_a_checkpoint_and_photos_to_a_report(model, small_checkpoi
 
 
 def test_evaluate_fails_where_a_threshold_is_missed(model, photos, tmp_path):
-    answers = "path,class\nash/a.png,ash\noak/[b].jpg,ash\n"
-    (tmp_path / "expected.csv").write_text(answers)
+    given = [line.split()[1] for line in run("predict", model, photos)[1].splitlines()[1:]]
+    other = [next(name for name in CLASSES if name != answer) for answer in given]
+    (tmp_path / "expected.csv").write_text(f"path,class\nash/a.png,{other[0]}\noak/[b].jpg,{other[1]}\n")
     code, out, err = run("evaluate", model, photos, "--expected", tmp_path / "expected.csv", "--out", tmp_path / "r")
     assert (code, out) == (1, "")
     assert "error: agreement is " in err and f"{tmp_path / 'r' / 'index.html'} shows it." in err
@@ -99,3 +100,31 @@ def test_evaluate_says_where_nothing_was_judged(model, photos, tmp_path):
 def test_labels_come_from_folders_or_nothing(model, photos, given):
     code, out, err = run("evaluate", model, photos, "--labels-from", given)
     assert code == 2 and "is not one of" in err
+
+
+def test_predictions_and_evaluations_as_json(model, small_checkpoint, photos, tmp_path):
+    code, out, _ = run("predict", model, photos, "--json", "-q")
+    found = json.loads(out)
+    assert code == 0
+    assert [row["path"] for row in found["predictions"]] == ["ash/a.png", "oak/[b].jpg"]
+    code, out, err = run("predict", model, photos, tmp_path / "out", "--json", "-q")
+    assert json.loads(out)["destination"] == str(tmp_path / "out") and err == ""
+    code, out, _ = run("evaluate", model, photos, "--source", small_checkpoint, "--out", tmp_path / "r", "--json")
+    assert code == 0 and json.loads(out)["passed"] is True
+    code, out, _ = run("predict", model, tmp_path / "none.csv", "--json")
+    assert code == 1 and json.loads(out)["error"] == f"There is no list of images '{tmp_path}/none.csv'."
+
+
+def test_a_missed_threshold_is_json_too(model, photos, tmp_path):
+    answers = {
+        row["path"]: row["class"] for row in json.loads(run("predict", model, photos, "--json")[1])["predictions"]
+    }
+    other = {path: next(name for name in CLASSES if name != answer) for path, answer in answers.items()}
+    (tmp_path / "expected.csv").write_text(
+        "path,class\n" + "".join(f"{path},{name}\n" for path, name in other.items())
+    )
+    arguments = ("evaluate", model, photos, "--expected", tmp_path / "expected.csv", "--out", tmp_path / "r")
+    code, out, err = run(*arguments, "--json")
+    assert code == 1
+    assert json.loads(out)["passed"] is False and json.loads(out)["error"].startswith("agreement is ")
+    assert f"error: {json.loads(out)['error']}\n" in err

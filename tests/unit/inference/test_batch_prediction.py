@@ -166,13 +166,15 @@ def test_broken_images_are_rows_and_change_no_other(folder, tmp_path, write_imag
 
 def test_too_many_errors_end_the_run_and_what_is_done_is_kept(folder, tmp_path, write_images, small_parts):
     images = write_images(12, broken=(1, 2, 9))
-    with pytest.raises(InputError, match="2 of the first 4 images cannot be read; at most 1 are allowed") as caught:
+    with pytest.raises(
+        InputError, match="2 of the first 4 images could not be read, and max_errors is 1: 'images"
+    ) as caught:
         predict(folder, images, tmp_path / "out", batch_size=2, max_errors=1)
     assert "'images/00001.png' is not an image" in caught.value.problem
     assert len(list((tmp_path / "out").iterdir())) == 1
     summary = predict(folder, images, tmp_path / "out", batch_size=2, max_errors=3)
     assert (summary.rows, summary.errors, summary.found) == (12, 3, 4)
-    with pytest.raises(InputError, match="3 of the first 12"):
+    with pytest.raises(InputError, match="3 of 12 images could not be read, and max_errors is 2: "):
         predict(folder, images, tmp_path / "out", batch_size=2, max_errors=2)
 
 
@@ -450,8 +452,8 @@ def test_the_command_counts_and_goes_on(folder, tmp_path, write_images):
     code, _, err = run_command(folder, images, out)
     assert code == 1
     assert err.endswith(
-        "error: 1 of the first 6 images cannot be read; at most 0 are allowed. 'images/00001.png' is not an image that can be read.\n"
-        "Repair them, remove them from the list, or allow more errors. The rows written so far are kept.\n"
+        "error: 1 of 6 images could not be read, and max_errors is 0: 'images/00001.png' is not an image that can be read.\n"
+        "Repair them, remove them from the list, or allow more with --max-errors N. The rows written so far are kept.\n"
     )
     code, stdout, err = run_command(folder, images, out, "--max-errors", 1)
     assert code == 0

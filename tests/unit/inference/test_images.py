@@ -43,7 +43,15 @@ def test_a_list_has_paths_and_perhaps_labels(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file\na.jpg\n", "no column 'path'"),
+        ("file\na.jpg\n", "no column 'path': its header is 'file'"),
+        (
+            "path;label\na.jpg;ash\n",
+            "no column 'path': its header is 'path;label'.\nSeparate the columns with commas, not with semicolons",
+        ),
+        (
+            "path\tlabel\na.jpg\tash\n",
+            r"no column 'path': its header is 'path.*\nSeparate the columns with commas, not with tabs",
+        ),
         ("path\n", "is empty"),
         ("", "is not CSV"),
         ("path,label\na.jpg,x\n,y\n", "a row without a path"),
@@ -99,7 +107,7 @@ def test_what_cannot_be_read_has_an_error_and_its_place_stays_empty(write_images
         "'images/00001.png' is not an image that can be read.",
         "There is no image 'images/00002.jpg'.",
         None,
-        "'images/folder.png' is not an image that can be read.",
+        "'images/folder.png' is not an image that can be read: it is a folder.",
     ]
     assert [bool(values.any()) for values in pixels.values] == [True, False, False, True, False]
 

@@ -56,13 +56,13 @@ def test_names_missing_unknown_and_misshapen_tensors():
     shapes["norm.weight"] = (65,)
     with pytest.raises(WeightsError) as caught:
         check_tensors(expected, shapes)
-    assert "4 missing (blocks.{0…1}.mlp.fc1.weight, blocks.{0…1}.mlp.fc1.bias)" in caught.value.problem
-    assert "1 unknown (blocks.0.adapter.weight)" in caught.value.problem
-    assert "1 of another shape (norm.weight is [65] instead of [64])" in caught.value.problem
+    assert "4 tensors are missing (blocks.{0…1}.mlp.fc1.weight, blocks.{0…1}.mlp.fc1.bias)" in caught.value.problem
+    assert "1 tensor is unknown (blocks.0.adapter.weight)" in caught.value.problem
+    assert "1 tensor is of another shape (norm.weight is [65] instead of [64])" in caught.value.problem
 
 
 def test_many_missing_tensors_are_counted():
-    with pytest.raises(WeightsError, match=r"9 missing \(t0, t1, t2, t3 and 5 more\)"):
+    with pytest.raises(WeightsError, match=r"9 tensors are missing \(t0, t1, t2, t3 and 5 more\)"):
         check_tensors({f"t{i}": (1,) for i in range(9)}, {})
 
 

@@ -51,3 +51,18 @@ def test_weights_tell_architectures_apart_by_what_no_user_chooses():
     other = timm_shapes(replace(look_up("vit_base_patch16_224").architecture, num_labels=7, num_channels=1))
     assert catalogue._fixed_shapes(one) == catalogue._fixed_shapes(other)
     assert catalogue._fixed_shapes(one) != catalogue._fixed_shapes({**one, "reg_token": (1, 4, 768)})
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("ViT-S/16", "vit_small_patch16_224"),
+        ("vit_b_16", "vit_base_patch16_224"),
+        ("google/vit-base-patch16-224", "vit_base_patch16_224"),
+        ("deit-tiny", "deit_tiny_patch16_224"),
+        ("vit_tiny_patch16_225", "vit_tiny_patch16_224"),
+        ("resnet", None),
+    ],
+)
+def test_a_name_that_timm_does_not_have_is_near_others(given, meant):
+    assert next(iter(catalogue.similar_names(given)), None) == meant
