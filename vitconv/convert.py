@@ -614,6 +614,10 @@ def verify_checkpoint(
     except ParityError as error:
         if error.stage not in ("config", "labels", "bytes"):
             raise
+        if image_size and error.problem.startswith("`image_size` in config.json is "):
+            raise ParityError(
+                error.problem, "Leave the image size out (--img-size), or convert the source with it.", stage="config"
+            ) from error.__cause__
         raise _of_another_source(error, folder, recorded, opened.source) or error from error.__cause__
     unproved = [
         *_only_recorded(recorded, opened, labels=labels is None, data=not data),

@@ -141,6 +141,10 @@ def new_file(path: str | Path) -> Iterator[Path]:
 
 def unwritable(destination: Path, error: OSError) -> DestinationError:
     """The error for a destination that cannot be written."""
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        return DestinationError(
+            f"'{destination}' cannot be written: a file is where a folder should be.", "Choose another destination."
+        )
     return DestinationError(
         f"'{destination}' cannot be written: {error.strerror or error}.", "Check the disk and the permissions."
     )

@@ -245,7 +245,8 @@ def _read_mapping(path: Path) -> tuple[Mapping[Any, Any], Mapping[int, int]]:
     Pickles are opened with ``weights_only=True``: nothing in them is executed.
     """
     if "\0" in os.fspath(path) or not os.path.exists(path):
-        on_hub = f"; a model on the Hub is hf-hub:{path}" if len(path.parts) == 2 and not path.is_absolute() else ""
+        name = re.fullmatch(r"(?:https?:/+(?:www\.)?huggingface\.co/)?([\w.-]+/[\w.-]+)/?", str(path))
+        on_hub = f"; a model on the Hub is hf-hub:{name[1]}" if name and path.suffix not in _SUFFIXES else ""
         raise CheckpointError(f"There is no file '{path}'.", f"Check the path of the checkpoint{on_hub}.")
     if not os.path.isfile(path):
         raise CheckpointError(f"'{path}' is not a file.", "Pass the file of weights.")

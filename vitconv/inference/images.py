@@ -157,6 +157,8 @@ def read_header(path: str | Path, what: str, other: str) -> list[str]:
             )
     if "path" not in columns:
         line = text.lstrip("\r\n").splitlines()[0]
+        if not line.replace("\t", " ").isprintable():
+            raise InputError(f"The {what} '{path}' is not CSV that can be read: it is no text.", _LIST)
         mark = next((name for name, mark in _OTHER_MARKS.items() if "path" in map(str.strip, line.split(mark))), None)
         raise InputError(
             f"The {what} '{path}' has no column 'path': its header is {shown(line)}.",

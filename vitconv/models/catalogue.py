@@ -209,9 +209,8 @@ class Verdict:
     refusal: str | None
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``vitconv models --json`` prints it, where the output expression is called ``answer``."""
-        content = asdict(self)
-        return {{"output_expression": "answer"}.get(name, name): value for name, value in content.items()}
+        """The verdict as plain data, for JSON."""
+        return asdict(self)
 
     def __repr__(self) -> str:
         return f"Verdict({self.name}: {self.class_name or 'refused'}{', ' if self.exactness else ''}{self.exactness})"

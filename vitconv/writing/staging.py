@@ -123,13 +123,16 @@ def check_destination(
         raise DestinationError(
             f"'{path}' exists already, and is a file: a folder is written.", "Choose another destination."
         )
+    if not overwrite and place.is_dir() and not place.is_symlink() and _others(place):
+        raise DestinationError(
+            f"'{path}' exists already, and holds files that no conversion writes ({first_few(_others(place))}).",
+            "Choose another destination.",
+        )
     if not overwrite:
         raise _exists(path)
     if not place.is_dir() or place.is_symlink():
         raise DestinationError(f"'{path}' is not a folder, so it is not overwritten.", _KEEP)
-    others = sorted(
-        entry.name for entry in place.iterdir() if not _WRITTEN.fullmatch(entry.name) or not entry.is_file()
-    )
+    others = _others(place)
     if others:
         raise DestinationError(
             f"'{path}' holds files that no conversion writes ({first_few(others)}), so it is not overwritten.", _KEEP
@@ -139,6 +142,12 @@ def check_destination(
     for file in inputs:
         if _holds(place, Path(file)):
             raise DestinationError(f"'{path}' holds '{file}', which is read, so it is not overwritten.", _KEEP)
+
+
+def _others(folder: Path) -> list[str]:
+    """The names of what no conversion writes."""
+    entries = folder.iterdir()
+    return sorted(entry.name for entry in entries if not _WRITTEN.fullmatch(entry.name) or not entry.is_file())
 
 
 def _located(destination: str | os.PathLike[str]) -> Path:

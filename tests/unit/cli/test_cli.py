@@ -574,6 +574,41 @@ def test_a_height_without_a_width_says_what_to_write(small_checkpoint):
     assert "'--img-size' takes height and width, as in --img-size 224 224." in err
 
 
+def test_a_beginner_s_mistakes_say_what_to_do(small_checkpoint, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "best.pth").touch()
+    for arguments, problem, remedy in (
+        (["convert", small_checkpoint, "photos", *ARCH], "holds files that no conversion writes (a.jpg)", "Choose"),
+        (["convert", "photos", small_checkpoint], "exists already, and is a file: a folder is written.", "Choose"),
+        (["convert", "weights", "new"], "holds none of model.safetensors", "inside it: best.pth."),
+        (["convert", folder, "new"], "is a Transformers folder already.", "`vitconv revert`"),
+        (["inspect", "timm/vit_x"], "There is no file 'timm/vit_x'.", "hf-hub:timm/vit_x."),
+        (["inspect", "https://huggingface.co/timm/vit_x"], "There is no file", "hf-hub:timm/vit_x."),
+        (["inspect", "runs/best.pth"], "There is no file 'runs/best.pth'.", "path of the checkpoint."),
+        (
+            ["inspect", small_checkpoint, "--arch", "ViT-Ti/16"],
+            "no architecture named",
+            "Did you mean vit_tiny_patch16_",
+        ),
+        (["verify", folder, small_checkpoint], "is a file, not a folder.", "Pass the source first"),
+        (["verify", small_checkpoint, "photos"], "'photos' has no config.json.", "Pass the source first"),
+        (["verify", small_checkpoint, folder, "--img-size", 96, 96], "is 224 instead of 96.", "--img-size"),
+        (["verify", small_checkpoint, folder, "--image", "photos"], "it is a folder.", "Pass a PNG"),
+        (["revert", "nowhere", "new"], "There is no folder 'nowhere'.", "Pass a folder with a Transformers model."),
+        (["predict", "nowhere", "photos"], f"There is no folder '{tmp_path}/nowhere'.", "Pass a folder that"),
+        (["predict", folder, small_checkpoint], "is not CSV that can be read: it is no text.", "Write a CSV"),
+        (["predict", folder, "photos", small_checkpoint], "a file is where a folder should be.", "Choose"),
+        (["report", "nowhere", "new"], "There is no folder 'nowhere'.", "Run"),
+    ):
+        code, out, err = run(*arguments)
+        assert (code, out) == (1, ""), arguments
+        assert problem in err.splitlines()[-2] and remedy in err.splitlines()[-1], (arguments, err)
+    assert not (tmp_path / "new").exists()
+
+
 def test_it_is_a_module_that_runs():
     done = subprocess.run([sys.executable, "-m", "vitconv", "--version"], capture_output=True, text=True)
     assert done.stdout == f"vitconv {vitconv.__version__}\n"

@@ -93,7 +93,7 @@ def test_a_signal_that_an_import_turns_into_another_error(number, word, error):
     """As Transformers does where it imports its modules."""
     code = (
         "import os, signal; from vitconv.cli import models, run; from vitconv.errors import CheckpointError\n"
-        "def verdicts(target):\n"
+        "def verdicts(target, name):\n"
         f"    try: os.kill(os.getpid(), {number})\n"
         f"    except BaseException as error: raise {error} from error\n"
         "models.verdicts = verdicts; run()"

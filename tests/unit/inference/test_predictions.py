@@ -122,7 +122,7 @@ def test_a_part_that_is_not_parquet_is_replaced_only_if_it_may_be(tmp_path, cont
 def test_a_hidden_file_that_vitconv_did_not_write_is_kept(tmp_path, name):
     (tmp_path / name).write_text("mine")
     for overwrite in (False, True):
-        with pytest.raises(DestinationError, match=f"holds what is no prediction .{name}"):
+        with pytest.raises(DestinationError, match=f"holds other files than predictions .{name}"):
             Parts(tmp_path, RUN, 1, overwrite=overwrite)
     assert (tmp_path / name).read_text() == "mine"
 
@@ -130,7 +130,7 @@ def test_a_hidden_file_that_vitconv_did_not_write_is_kept(tmp_path, name):
 @pytest.mark.parametrize("name", ["notes.txt", "part-00000-5f.snappy.parquet", "part-1.parquet"])
 def test_nothing_but_predictions_is_ever_removed(tmp_path, name):
     (tmp_path / name).write_text("mine")
-    with pytest.raises(DestinationError, match=rf"holds what is no prediction \({name}\)"):
+    with pytest.raises(DestinationError, match=rf"holds other files than predictions \({name}\)"):
         Parts(tmp_path, RUN, 1, overwrite=True)
     assert (tmp_path / name).read_text() == "mine"
 
@@ -203,7 +203,7 @@ def test_a_full_disk_leaves_nothing(tmp_path):
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_what_is_no_file_is_neither_read_nor_removed(tmp_path, make):
     make(tmp_path / "part-00000000.parquet")
-    with pytest.raises(DestinationError, match=r"holds what is no prediction \(part-00000000.parquet\)"):
+    with pytest.raises(DestinationError, match=r"holds other files than predictions \(part-00000000.parquet\)"):
         Parts(tmp_path, RUN, 1, overwrite=True)
 
 

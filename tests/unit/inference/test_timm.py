@@ -15,7 +15,8 @@ from vitconv.errors import CheckpointError, InputError
 from vitconv.inference import batch_prediction, predict
 from vitconv.inference.batch_prediction import predict_timm
 from vitconv.inference.predictions import read_predictions
-from vitconv.source import SourceOptions
+from vitconv.inference.timm import read_timm_info
+from vitconv.source import SourceOptions, identify
 
 ARCH = SourceOptions("vit_tiny_patch16_224")
 
@@ -127,3 +128,15 @@ def test_what_the_checkpoint_says_of_preprocessing_counts(photos, tmp_path):
         with torch.no_grad():
             expected = model(transform(Image.open(photos / row["path"]).convert("RGB"))[None])[0].numpy()
         assert np.abs(np.array(row["logits"]) - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("fact", [{"crop_pct": 0.8}, {"std": [0.5, 0.5, 0.4]}, {"interpolation": "bilinear"}])
+def test_the_fingerprint_depends_on_every_fact(fact, small_checkpoint):
+    def fingerprint(**given):
+        options = SourceOptions("vit_tiny_patch16_224", data=given)
+        return read_timm_info(small_checkpoint, identify(small_checkpoint, options), CLASSES, ["0" * 64])[
+            0
+        ].fingerprint
+
+    assert fingerprint(crop_pct=0.9) == fingerprint(crop_pct=0.9)
+    assert fingerprint(**{"crop_pct": 0.9, **fact}) != fingerprint(crop_pct=0.9)
