@@ -643,3 +643,17 @@ def test_a_written_processor_is_read_back(size, crop_pct, crop_mode, interpolati
         "tag": "",
     }
     assert processor_config(data_config(tag, architecture, from_processor(written, architecture))) == written
+
+
+@pytest.mark.parametrize(
+    ("stored", "dtype"), [("float32", "float16"), ("float32", "bfloat16"), ("float64", "float32")]
+)
+def test_weights_that_transformers_would_round_are_refused(stored, dtype, tmp_path):
+    model = small_model()
+    torch.save(model.state_dict(), tmp_path / "timm.pth")
+    convert_checkpoint(tmp_path / "timm.pth", tmp_path / "hf", architecture=model, dtype=stored, verify=False)
+    config = tmp_path / "hf" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": dtype}))
+    with pytest.raises(WeightsError, match=f"is stored as {stored}, and Transformers rounds it to {dtype}"):
+        revert_checkpoint(tmp_path / "hf", tmp_path / "back")
+    assert not (tmp_path / "back").exists()

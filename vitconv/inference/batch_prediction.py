@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Protocol
 
@@ -223,6 +223,8 @@ def _predict(
             count.check()
     found = count.done
     outputs = runner.run(model.open_runtime, batches, [batch for number in todo for batch in cut[number]])
+    outputs = chain(list(islice(outputs, 1)), outputs)  # what cannot be run leaves the parts of another run alone
+    parts.remove_old()
     for number in todo:
         tables = []
         for output in islice(outputs, len(cut[number])):

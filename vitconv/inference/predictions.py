@@ -161,7 +161,7 @@ class Parts:
     """The Parquet files of a folder while they are written.
 
     Args:
-        folder: it is made; or of what another run left in it, the parts that this one will not write are removed.
+        folder: it is made; of what another run left in it, :meth:`remove_old` removes what this one will not write.
         run: what will be written.
         count: how many parts there will be.
         overwrite: whether parts of another run may be replaced.
@@ -191,15 +191,14 @@ class Parts:
                 )
             if not overwrite and any(name.startswith("part-") for name in others):
                 raise self._of_another_run(others[-1])
-            for name in others:
-                (self._folder / name).unlink()
+            self._old = {self._folder / name: _stat(self._folder / name) for name in others}
         except OSError as error:
             raise unwritable(self._folder, error) from error
 
     def find(self, part: int, key: str, paths: Sequence[str]) -> pa.Table | None:
         """The rows of a part, if it is there whole and has this key.
 
-        One with another key is removed, so that what is there is of one run at any time.
+        One with another key goes with :meth:`remove_old`, before the first part is written.
 
         Args:
             part: its number.
@@ -231,11 +230,23 @@ class Parts:
                 return found.rows
             if found is not None and not self._is_mine(found, paths) and not self._overwrite:
                 raise self._of_another_run(file.name)
-            try:
-                file.unlink()
-            except OSError as error:
-                raise unwritable(self._folder, error) from error
+            self._old[file] = _stat(file)
         return None
+
+    def remove_old(self) -> None:
+        """Remove the parts that :meth:`find` did not take, and those of another run.
+
+        Raises:
+            DestinationError: they cannot be removed.
+        """
+        with self._locked():
+            for file, stat in self._old.items():
+                try:
+                    if _stat(file) == stat:  # else another process has written it meanwhile
+                        file.unlink(missing_ok=True)
+                except OSError as error:
+                    raise unwritable(self._folder, error) from error
+        self._old = {}
 
     def _check_may_replace(self, file: Path, error: Exception) -> None:
         """Raise :class:`DestinationError` unless it may be replaced: parts are written whole, so it is not one."""

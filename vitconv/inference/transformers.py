@@ -53,7 +53,7 @@ def read_info(folder: Path) -> ModelInfo:
 
 def _fingerprint(folder: Path) -> str:
     """One SHA-256 of the weight files and the configurations. The record of the conversion decides no number."""
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors"))
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors", ".bin"))
     try:
         digests = {file.name: sha256(file) for file in files if file.name != PARITY_FILE and file.is_file()}
     except OSError as error:

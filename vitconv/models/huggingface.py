@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -134,6 +134,7 @@ _CODE: dict[str, tuple[object, ...]] = {
     ),
     **dict.fromkeys(("use_kernels", "allow_all_kernels"), (None, False)),
     **dict.fromkeys(("kernel_config", "quantization_config", "fusion_config", "distributed_config"), (None,)),
+    "configuration_files": (None,),  # with it, Transformers reads another file, which is not checked
 }
 
 
@@ -293,7 +294,8 @@ def load_folder(folder: Path) -> PreTrainedModel:
     import transformers
 
     config = load_config(folder)
-    _check_weights(folder, read_json(folder / CONFIG_FILE), read_state_dict(folder))
+    stored = read_state_dict(folder)
+    _check_weights(folder, read_json(folder / CONFIG_FILE), stored)
     cls = getattr(transformers, config.architectures[0])
     try:
         with quiet():
@@ -310,6 +312,7 @@ def load_folder(folder: Path) -> PreTrainedModel:
                 _CONVERT_AGAIN,
                 stage="loading",
             )
+    _check_once(folder, stored, info["unexpected_keys"], model)
     return model.eval()
 
 
@@ -387,7 +390,41 @@ def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[
             f"The folder's weights have other shapes than its configuration says: {first_few(_misshapen(info))}.",
             f"Check its {CONFIG_FILE}.",
         )
+    _check_once(folder, stored, info["unexpected_keys"], model)
+    _check_stored_dtype(folder, stored, model)
     return model.eval(), sorted(info["unexpected_keys"])
+
+
+def _check_once(folder: Path, stored: Mapping[str, Tensor], unexpected: Collection[str], model: Any) -> None:
+    """Raise :class:`WeightsError` if a tensor is stored twice, as Transformers takes one of the two in silence.
+
+    That can be: it reads the names of its earlier versions, too, and those without the model's prefix.
+    """
+    found = sum(not name.endswith("position_ids") for name in stored) - len(
+        unexpected
+    )  # constants of earlier versions
+    if found > len(model.state_dict()):
+        raise WeightsError(
+            f"The weights in '{folder}' hold {found} tensors of the model, which has {len(model.state_dict())}: some "
+            "are there twice, under the names of two versions of Transformers.",
+            "Load the model with the Transformers that wrote it, and save it again.",
+        )
+
+
+def _check_stored_dtype(folder: Path, stored: Mapping[str, Tensor], model: Any) -> None:
+    """Raise :class:`WeightsError` if Transformers rounds the weights as it loads them, to the dtype in config.json."""
+    import torch
+
+    loaded = {tensor.dtype for tensor in model.state_dict().values() if tensor.is_floating_point()}
+    for name, tensor in stored.items():
+        lossy = [dtype for dtype in loaded if torch.promote_types(dtype, tensor.dtype) != dtype]
+        if tensor.is_floating_point() and lossy:
+            kept, rounded = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, lossy[0]))
+            raise WeightsError(
+                f"`{name}` in '{folder}' is stored as {kept}, and Transformers rounds it to {rounded}, the `dtype` in "
+                f"its {CONFIG_FILE}.",
+                f'Write "dtype": "{kept}" into {CONFIG_FILE}, or save the model again in the dtype that you want.',
+            )
 
 
 def _by_name(config: PreTrainedConfig) -> None:

@@ -630,3 +630,32 @@ def test_too_few_open_files_is_an_error_in_words(folder, tmp_path, write_images,
     assert "Too many open files" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.glob("out/*"))
+
+
+def test_weights_in_torchs_format_are_part_of_what_was_run(folder, tmp_path, write_images):
+    """A folder may hold pytorch_model.bin instead of safetensors: other weights in it are another run."""
+    mine = shutil.copytree(folder, tmp_path / "mine")
+    weights = load_file(mine / "model.safetensors")
+    (mine / "model.safetensors").unlink()
+    torch.save(weights, mine / "pytorch_model.bin")
+    images = write_images(3)
+    predict(mine, images, tmp_path / "out")
+    before = read_predictions(tmp_path / "out").logits()
+    weights["classifier.bias"] += 50 * torch.arange(len(weights["classifier.bias"]))
+    torch.save(weights, mine / "pytorch_model.bin")
+    with pytest.raises(DestinationError, match="holds predictions of other weights"):
+        predict(mine, images, tmp_path / "out")
+    assert predict(mine, images, tmp_path / "out", overwrite=True).found == 0
+    assert not np.allclose(read_predictions(tmp_path / "out").logits(), before)
+
+
+@pytest.mark.parametrize("engine", ["local"])
+def test_a_run_that_cannot_begin_leaves_the_old_predictions(folder, tmp_path, write_images, engine, small_parts):
+    images = write_images(9)
+    predict(folder, images, tmp_path / "out", batch_size=2)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    with pytest.raises(InputError, match="There is no device 'nosuch'"):
+        predict(folder, images, tmp_path / "out", batch_size=4, device="nosuch", overwrite=True, engine=engine)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+    predict(folder, write_images(3), tmp_path / "out", batch_size=4, overwrite=True, engine=engine)
+    assert len(os.listdir(tmp_path / "out")) == 1

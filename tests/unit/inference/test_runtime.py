@@ -10,9 +10,10 @@ import pytest
 import torch
 import transformers
 from models import reduced, small_model
+from safetensors.torch import load_file, save_file
 
-from vitconv.convert import convert_checkpoint
-from vitconv.errors import CheckpointError, InputError, ParityError
+from vitconv.convert import convert_checkpoint, revert_checkpoint
+from vitconv.errors import CheckpointError, InputError, ParityError, WeightsError
 from vitconv.inference import RUNTIMES, open_preprocessor, predict
 from vitconv.inference.predictions import read_predictions
 from vitconv.inference.runtime import choose_device, open_model, read_info
@@ -185,3 +186,28 @@ def test_logits_of_bytes_need_no_other_package(folder, write_images):
     image = write_images(1).parent / "images" / "00000.jpg"
     done = subprocess.run([sys.executable, "-c", script, folder, image], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("use", ["predict", "revert"])
+def test_another_file_than_config_json_is_not_read(folder, tmp_path, use):
+    """By `configuration_files`, Transformers takes all settings from a file that nothing has checked."""
+    mine = shutil.copytree(folder, tmp_path / "mine")
+    content = json.loads((mine / "config.json").read_text())
+    (mine / "config.4.0.0.json").write_text(json.dumps(content | {"id2label": {str(i): "zyxwv"[i] for i in range(5)}}))
+    (mine / "config.json").write_text(json.dumps(content | {"configuration_files": ["config.4.0.0.json"]}))
+    with pytest.raises(ParityError, match="`configuration_files` in config.json is "):
+        read_info(mine) if use == "predict" else revert_checkpoint(mine, tmp_path / "back")
+
+
+@pytest.mark.parametrize("use", ["predict", "revert"])
+@pytest.mark.parametrize("other", ["vit.layers.0.attention.q_proj.weight", "layernorm.weight"])
+def test_a_tensor_under_two_names_is_refused(folder, tmp_path, use, other):
+    """Transformers takes one of the two without a word."""
+    mine = shutil.copytree(folder, tmp_path / "mine")
+    weights = load_file(mine / "model.safetensors")
+    same = {"layernorm.weight": "vit.layernorm.weight"}.get(
+        other, "vit.encoder.layer.0.attention.attention.query.weight"
+    )
+    save_file(weights | {other: weights[same] + 7}, mine / "model.safetensors", {"format": "pt"})
+    with pytest.raises(WeightsError, match="some are there twice"):
+        open_model(mine, "cpu") if use == "predict" else revert_checkpoint(mine, tmp_path / "back")
