@@ -223,7 +223,8 @@ def _predict(
             count.check()
     found = count.done
     outputs = runner.run(model.open_runtime, batches, [batch for number in todo for batch in cut[number]])
-    outputs = chain(list(islice(outputs, 1)), outputs)  # what cannot be run leaves the parts of another run alone
+    if todo:
+        outputs = chain([next(outputs)], outputs)  # what cannot be run leaves the parts of another run alone
     parts.remove_old()
     for number in todo:
         tables = []

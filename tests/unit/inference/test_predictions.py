@@ -83,15 +83,31 @@ def test_a_part_is_found_by_its_key(tmp_path):
 
 @pytest.mark.parametrize("other", ["run", "list"])
 def test_a_part_of_another_run_is_removed_if_it_may_be(tmp_path, other):
-    """At once: if the run is cut off before it is replaced, parts of two runs must not lie side by side."""
+    """Before the first one is written: parts of two runs must not lie side by side."""
     Parts(tmp_path, RUN, 1, overwrite=False).write(0, rows(0, 2), "key")
     run = Run({"batch_size": 9}, CLASSES) if other == "run" else RUN
     paths = ["x.jpg", "y.jpg"] if other == "list" else PATHS
     with pytest.raises(DestinationError, match="predictions of other weights, images or settings"):
         Parts(tmp_path, run, 1, overwrite=False).find(0, "another", paths)
     assert len(list(tmp_path.iterdir())) == 1
-    assert Parts(tmp_path, run, 1, overwrite=True).find(0, "another", paths) is None
+    parts = Parts(tmp_path, run, 1, overwrite=True)
+    assert parts.find(0, "another", paths) is None
+    assert len(list(tmp_path.iterdir())) == 1
+    parts.remove_old()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_part_that_another_process_has_written_meanwhile_is_not_removed(tmp_path):
+    Parts(tmp_path, RUN, 1, overwrite=False).write(0, rows(0, 2), "key")
+    run = Run({"batch_size": 9}, CLASSES)
+    parts = Parts(tmp_path, run, 1, overwrite=True)
+    assert parts.find(0, "another", PATHS) is None
+    other = Parts(tmp_path, run, 1, overwrite=True)
+    other.find(0, "another", PATHS)
+    other.remove_old()
+    other.write(0, rows(0, 2), "another")
+    parts.remove_old()
+    assert parts.find(0, "another", PATHS) is not None
 
 
 def test_a_part_whose_images_have_changed_is_always_done_again(tmp_path):
@@ -141,7 +157,9 @@ def test_parts_beyond_the_list_go_only_if_they_may(tmp_path):
         parts.write(number, rows(2 * number, 2), "key")
     with pytest.raises(DestinationError, match="part-00000002"):
         Parts(tmp_path, RUN, 1, overwrite=False)
-    Parts(tmp_path, RUN, 1, overwrite=True)
+    parts = Parts(tmp_path, RUN, 1, overwrite=True)
+    assert len(list(tmp_path.iterdir())) == 3
+    parts.remove_old()
     assert [file.name for file in tmp_path.iterdir()] == ["part-00000000.parquet"]
 
 
@@ -224,7 +242,7 @@ def test_a_killed_writers_remains_are_removed(tmp_path):
         name = file.name
         raise KeyboardInterrupt
     (tmp_path / "half").rename(tmp_path / name)
-    Parts(tmp_path, RUN, 1, overwrite=False)
+    Parts(tmp_path, RUN, 1, overwrite=False).remove_old()
     assert not list(tmp_path.iterdir())
 
 
