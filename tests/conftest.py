@@ -14,10 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from models import HUB_REVISION, full_model, small_model
 from PIL import Image
 
 from vitconv.convert import convert_checkpoint
+
+# How long a case takes depends on what else the machine does; pytest's timeout finds what hangs.
+settings.register_profile("vitconv", deadline=None)
+settings.load_profile("vitconv")
 
 
 @pytest.fixture(scope="session")
