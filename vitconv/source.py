@@ -528,7 +528,7 @@ def _only_candidate(source: Source, options: SourceOptions) -> tuple[str, str]:
         raise ArchitectureError(
             f"The architecture is not given, and the weights fit {len(found)} timm architectures, which compute or "
             f"prepare images differently. They are: {listed}.",
-            f"Pass the one that the weights were trained with, as in --arch {names[0]}. The image size in a name "
+            "Pass the name of the one that the weights were trained with: --arch NAME. The image size in a name "
             "proves nothing.",
         )
     same = f" ({first_few(names[1:])} would be the same)" if names[1:] else ""

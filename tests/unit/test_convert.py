@@ -105,7 +105,7 @@ def test_contradicting_weights_are_refused():
     with pytest.raises(WeightsError, match="of another shape"):
         convert_state_dict(state_dict, "vit_small_patch16_224")
     del state_dict["norm.bias"]
-    with pytest.raises(WeightsError, match=r"1 missing \(norm.bias\)"):
+    with pytest.raises(WeightsError, match=r"1 tensor is missing \(norm.bias\)"):
         convert_state_dict(state_dict, "vit_tiny_patch16_224")
     with pytest.raises(WeightsError, match=r"missing \(blocks.\{0…11\}.attn.qkv.bias\)"):
         convert_state_dict(full_model("vit_base_patch16_224_miil").state_dict(), "vit_base_patch16_224")

@@ -31,26 +31,25 @@ DOCUMENTED = {
 }
 
 SOURCE = ["--arch", "--img-size", "--data-config", "--ignore", "--headless"]
+PRINTED = ["--json", "--quiet", "-q", "--verbose", "-v"]
+RUN = ["--processor", "--batch-size", "--device", "--max-errors"]
 #: The arguments and the options of each command.
 COMMANDS = {
     "convert": (
         ["SRC", "DST"],
-        [*SOURCE, "--target", "--labels", "--image", "--no-ema", "--dtype", "--license", "--no-verify", "--overwrite"],
+        [
+            *(*SOURCE, "--target", "--labels", "--image", "--no-ema", "--dtype", "--license"),
+            *("--no-verify", "--overwrite", *PRINTED),
+        ],
     ),
-    "inspect": (["SRC"], [*SOURCE, "--target", "--no-ema"]),
-    "verify": (["SRC", "DST"], [*SOURCE, "--no-ema", "--labels", "--image", "--dtype", "--device", "--json"]),
-    "revert": (["SRC", "DST"], ["--arch", "--drop", "--image", "--no-verify", "--overwrite"]),
-    "models": ([], ["--target", "--refused", "--json"]),
-    "predict": (
-        ["MODEL", "IMAGES", "[DST]"],
-        ["--engine", "--processor", "--batch-size", "--device", "--max-errors", "--check-content", "--overwrite"],
-    ),
+    "inspect": (["SRC"], [*SOURCE, "--target", "--no-ema", *PRINTED]),
+    "verify": (["SRC", "DST"], [*SOURCE, "--no-ema", "--labels", "--image", "--dtype", "--device", *PRINTED]),
+    "revert": (["SRC", "DST"], ["--arch", "--drop", "--image", "--no-verify", "--overwrite", *PRINTED]),
+    "models": (["NAME"], ["--target", "--refused", "--json"]),
+    "predict": (["MODEL", "IMAGES", "DST"], ["--engine", *RUN, "--check-content", "--overwrite", *PRINTED]),
     "evaluate": (
         ["MODEL", "IMAGES"],
-        [
-            *("--source", "--arch", "--data-config", "--ignore", "--expected", "--labels-from", "--out"),
-            *("--processor", "--batch-size", "--device", "--max-errors"),
-        ],
+        ["--source", "--arch", "--data-config", "--ignore", "--expected", "--labels-from", "--out", *RUN, *PRINTED],
     ),
     "report": (["EVALUATION", "DST"], ["--last", "--verification"]),
 }

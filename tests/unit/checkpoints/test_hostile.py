@@ -307,7 +307,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 def test_names_are_never_echoed_raw(name, tmp_path):
     weights = full_model(ARCH, num_classes=3).state_dict() | {name: torch.ones(2)}
     save_file(weights, tmp_path / "w.safetensors")
-    assert_refused(tmp_path / "w.safetensors", tmp_path, "1 unknown")
+    assert_refused(tmp_path / "w.safetensors", tmp_path, "1 tensor is unknown")
 
 
 def test_zero_sized_tensors_are_refused(tmp_path):

@@ -273,7 +273,7 @@ def test_an_object_that_only_looks_like_a_tensor_is_refused(weights, save):
     with pytest.raises(CheckpointError, match="There is no Vision Transformer in the checkpoint"):
         inspect(path, ARCH)
     path = save(weights | {"norm.weight": argparse.Namespace(shape=(192,), dtype="float32")})
-    with pytest.raises(VitconvError, match="1 missing .norm.weight"):
+    with pytest.raises(VitconvError, match="1 tensor is missing .norm.weight"):
         inspect(path, ARCH)
 
 
@@ -293,7 +293,7 @@ def test_without_an_architecture_the_shapes_still_tell(save):
 def test_without_an_architecture_those_that_fit_are_listed(weights, save):
     with pytest.raises(VitconvError, match=r"fit 3 timm architectures") as caught:
         inspect(save({"state_dict": prefixed("module.", weights)}), None)
-    listed = caught.value.problem.partition("differently: ")[2].rstrip(".").split("; ")
+    listed = caught.value.problem.partition("They are: ")[2].rstrip(".").split("; ")
     # Those whose own image size is that of the weights come first, and none is proposed.
     assert [one.partition(" ")[0] for one in listed] == [
         "deit_tiny_patch16_224",
@@ -517,7 +517,7 @@ def test_a_patch_embedding_saved_as_a_matrix_becomes_the_same_bits(weights, expe
 def test_a_tensor_that_timm_would_drop_is_not_lost_in_silence(weights, save):
     """Old timm computed with `pre_logits`; timm's filter leaves it out."""
     path = save(weights | {"pre_logits.fc.weight": torch.ones(192, 192), "pre_logits.fc.bias": torch.ones(192)})
-    with pytest.raises(VitconvError, match="2 unknown .pre_logits.fc.weight, pre_logits.fc.bias"):
+    with pytest.raises(VitconvError, match="2 tensors are unknown .pre_logits.fc.weight, pre_logits.fc.bias"):
         inspect(path, ARCH)
 
 

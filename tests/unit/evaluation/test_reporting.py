@@ -196,8 +196,11 @@ def test_the_proof_of_the_conversion_is_shown(evaluation, tmp_path):
 
 
 def test_missing_files_are_named(tmp_path, evaluation):
-    with pytest.raises(InputError, match="evaluation.json"):
+    with pytest.raises(InputError, match=f"There is no folder '{tmp_path / 'nothing'}'."):
         report(tmp_path / "nothing", tmp_path / "report")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty' has no evaluation.json."):
+        report(tmp_path / "empty", tmp_path / "report")
     folder = evaluation()
     (folder / "logits.png").unlink()
     with pytest.raises(InputError, match="logits.png"):
