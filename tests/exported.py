@@ -39,6 +39,8 @@ def read_info(folder: Path) -> ModelInfo:
 
 class ExportedRuntime:
     def __init__(self, info: ModelInfo, device: str) -> None:
+        import transformers.modeling_outputs  # noqa: F401 - a program names the class of its output
+
         self.info = info
         self._program = torch.export.load(info.folder / FILE).module()
 

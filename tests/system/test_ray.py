@@ -258,12 +258,18 @@ def test_no_other_machine_can_reach_the_cluster():
 
 def test_another_runtime_predicts_on_ray(folder, tmp_path, write_images, monkeypatch):
     """The engine and predict need no change for it. Its logits and classes are those of the converted folder."""
+    import ray.cloudpickle
+
     monkeypatch.setitem(RUNTIMES, "exported", exported.KIND)
+    ray.cloudpickle.register_pickle_by_value(exported)  # Ray's processes cannot import a module of the tests
     program = exported.export(folder, tmp_path / "program", batch_size=4)
     images = write_images(6, broken=(2,))
     options = {"batch_size": 4, "device": "cpu", "max_errors": 1}
     predict(folder, images, tmp_path / "converted", **options)
-    summary = predict(program, images, tmp_path / "exported", engine="ray", **options)
+    try:
+        summary = predict(program, images, tmp_path / "exported", engine="ray", **options)
+    finally:
+        ray.cloudpickle.unregister_pickle_by_value(exported)
     assert (summary.rows, summary.errors) == (6, 1)
     one, other = (read_predictions(tmp_path / name) for name in ("converted", "exported"))
     assert one.classes == other.classes

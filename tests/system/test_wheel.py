@@ -26,7 +26,7 @@ from vitconv.evaluation.plots import save_pictures
 predictions, images, folder, metrics = sys.argv[1:]
 evaluation = vitconv.evaluate(predictions, images, expected=predictions)
 evaluation.save(folder, metrics)
-save_pictures(evaluation, images, folder)
+save_pictures(evaluation, folder)
 """
 
 CONVERT = f"""
