@@ -434,6 +434,7 @@ def test_a_photo_with_transparency_is_noted(small_checkpoint, tmp_path, picture)
     assert done.verification.parity.matches
 
 
+@pytest.mark.slow
 def test_large_models_are_sharded_and_proved_like_others(small_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("vitconv.checkpoints.tensorfile.SHARD_SIZE", 5_000_000)
     done = convert_checkpoint(small_checkpoint, tmp_path / "hf", architecture="vit_tiny_patch16_224")

@@ -118,6 +118,7 @@ def wrong(model: nn.Module, pixels: torch.Tensor, tolerance: float) -> str | Non
     return None if difference <= tolerance or torch.equal(found, expected) else f"differs by {difference:.2g}"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The timm model was trained with")
 @pytest.mark.parametrize("kind", EDITED)
 def test_an_edited_model_is_converted_exactly_or_refused(kind):

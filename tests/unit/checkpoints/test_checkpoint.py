@@ -242,6 +242,7 @@ OBJECTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("older", [False, True], ids=["zip", "older"])
 @pytest.mark.parametrize("kind", OBJECTS)
 def test_an_object_beside_the_weights_is_named_with_a_command_that_removes_it(kind, older, weights, tmp_path):

@@ -743,6 +743,7 @@ def test_one_number_for_all_channels_is_the_same_as_one_for_each():
 # ---- the law: what timm makes of it, or a refusal -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_vitconv_reads_what_timm_builds_or_refuses(tmp_path_factory):
     tally = check_descriptions(CASES, tmp_path_factory)
     assert tally["equal"] > CASES / 3, tally

@@ -261,6 +261,7 @@ def channels_of(channels: int) -> dict:
     return {"num_channels": channels} | ({"mean": (0.5,), "std": (0.25,)} if channels == 1 else {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "crop_mode"),
     [
