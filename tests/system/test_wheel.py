@@ -152,7 +152,7 @@ def test_it_converts_predicts_and_reports(installed, small_checkpoint, tmp_path)
     installed("vitconv", "predict", model, images, predictions)
     installed("python", "-c", EVALUATE, predictions, images, evaluation, tmp_path / "metrics.json")
     installed("vitconv", "report", evaluation, tmp_path / "report")
-    assert "agreement" in (tmp_path / "report" / "index.html").read_text("utf-8")
+    assert "images get the expected answer" in (tmp_path / "report" / "index.html").read_text("utf-8")
 
 
 def test_it_converts_in_python(installed):
