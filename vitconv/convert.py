@@ -61,7 +61,7 @@ from vitconv.models.timm import (
 from vitconv.parity.comparison import compare
 from vitconv.parity.verification import Verification, verify_folder
 from vitconv.revert import Reversion, revert_checkpoint, to_timm
-from vitconv.source import Identified, Inspection, SourceOptions, identify, sized, timm_reference
+from vitconv.source import Identified, Inspection, SourceOptions, facts, identify, sized, timm_reference
 from vitconv.writing.card import CARD_FILE, loading_lines, model_card
 from vitconv.writing.record import ConversionRecord, conversion_record, read_record
 from vitconv.writing.staging import check_destination, staged_folder
@@ -133,11 +133,8 @@ class Conversion:
     @property
     def facts(self) -> list[str]:
         """What was converted, how, and what was proved: ``name: value``, for people."""
-        rewrites = [f"{names}: {how}" for names, how in summarise_rewrites(self.made)]
         return [
-            f"model: {summarise_architecture(self.architecture, self.target)}",
-            f"preprocessing: {self.data.values}: {self.data.origin}",
-            *rewrites,
+            *facts(self.architecture, self.target, self.data, self.made),
             *(self.verification.facts if self.verification else ()),
         ]
 

@@ -78,6 +78,15 @@ class SourceOptions:
     headless: bool = False
 
 
+def facts(architecture: Architecture, target: str | None, data: DataConfig, made: tuple[Made, ...]) -> list[str]:
+    """What is converted and how: ``name: value``, for people."""
+    return [
+        f"model: {summarise_architecture(architecture, target)}",
+        f"preprocessing: {data.values}: {data.origin}",
+        *(f"{names}: {how}" for names, how in summarise_rewrites(made)),
+    ]
+
+
 @dataclass(frozen=True, repr=False)
 class Inspection:
     """What a conversion would do, before it does it.
@@ -103,12 +112,7 @@ class Inspection:
     @property
     def facts(self) -> list[str]:
         """What would be converted and how: ``name: value``, for people."""
-        rewrites = [f"{names}: {how}" for names, how in summarise_rewrites(self.made)]
-        return [
-            f"model: {summarise_architecture(self.architecture, self.target)}",
-            f"preprocessing: {self.data.values}: {self.data.origin}",
-            *rewrites,
-        ]
+        return facts(self.architecture, self.target, self.data, self.made)
 
     def to_dict(self) -> dict[str, Any]:
         """The inspection as plain data, for JSON: ``moves`` has every tensor and what it becomes."""
