@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from vitconv.cli.options import Architecture, AsJson, DataConfigFile, Ignore, Quiet, Verbose, one_of
-from vitconv.cli.output import print_json, print_rich, printable, show_count
+from vitconv.cli.output import print_json, print_rich, printable, show_count, show_counted_steps
 from vitconv.cli.process import errors_for_people
 from vitconv.errors import VitconvError
 from vitconv.evaluation import LABELS_FROM, LabelsFrom
@@ -152,7 +152,7 @@ def evaluate(
     IMAGES is a CSV file with the column `path` and, where known, `label`; a folder of images, perhaps with a subfolder
     for each class; or one image. Exit code 1 if a threshold is missed.
     """
-    with errors_for_people(lambda: _KEPT, as_json=as_json), show_count("Images", quiet) as on_progress:
+    with errors_for_people(lambda: _KEPT, as_json=as_json), show_counted_steps(quiet) as (on_step, on_progress):
         from vitconv.evaluation import evaluate_model
         from vitconv.source import SourceOptions
 
@@ -168,7 +168,7 @@ def evaluate(
             batch_size=batch_size,
             device=device,
             max_errors=max_errors,
-            on_step=lambda step: None if quiet else typer.echo(f"{step}…", err=True),
+            on_step=on_step,
             on_progress=on_progress,
         )
     page = out / "index.html"

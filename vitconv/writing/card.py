@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING
 
 from vitconv import __version__
@@ -237,9 +238,33 @@ def _proof(verification: Verification | None) -> str:
         *map(_line, verification.parity.comparisons),
         "",
         *filter(None, map(_tokens_note, verification.parity.comparisons)),
+        _picture(verification.parity["float64"]),
+        "",
         "The numbers of every stage are in `parity.json`.",
     ]
     return "\n".join(lines)
+
+
+#: The picture's axis begins below the smallest difference of two float64 numbers of one scale, 1e-16.
+_AXIS_BEGINS = 1e-18
+_AXIS_LENGTH = 40
+
+
+def _picture(comparison: Comparison) -> str:
+    """The largest relative difference of each stage beside its limit, as text: a card on the Hub shows it as it is."""
+    stages = comparison.stages
+    width = max(len(stage.name) for stage in stages)
+    lines = []
+    for stage in stages:
+        share = math.log(max(stage.relative, _AXIS_BEGINS) / _AXIS_BEGINS) / math.log(stage.limit / _AXIS_BEGINS)
+        bar = "█" * min(math.ceil(share * _AXIS_LENGTH), _AXIS_LENGTH)
+        value = "equal" if stage.max_abs == 0 else f"{stage.relative:.1e}"
+        lines.append(f"{stage.name:{width}}  {bar:{_AXIS_LENGTH}}|  {value}")
+    text = (
+        f"Stage by stage in {comparison.dtype}: the largest difference as a share of the scale. The logarithmic axis "
+        f"goes from {_AXIS_BEGINS:g} to the limit, {stages[-1].limit:g}. A stage without a bar is equal bit for bit."
+    )
+    return "\n".join([text, "", "```text", *lines, "```"])
 
 
 def _tokens_note(comparison: Comparison) -> str:
