@@ -139,7 +139,10 @@ def evaluate(
         ),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder for the report.")] = Path("evaluation"),
-    processor: Annotated[ProcessorName, one_of(PROCESSORS, _PROCESSOR)] = "transformers",
+    processor: Annotated[
+        ProcessorName | None,
+        one_of(PROCESSORS, f"{_PROCESSOR} By default the first, unless no image could be compared with it."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Images that the model takes at once.")] = 8,
     device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda…")] = "auto",
     max_errors: MaxErrors = 0,

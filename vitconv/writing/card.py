@@ -13,7 +13,7 @@ from vitconv.mapping.summary import summarise_rewrites
 from vitconv.markdown import code, escape
 from vitconv.models.data_config import makes_pixels
 from vitconv.models.images import MODES
-from vitconv.models.pixels import crop_shift
+from vitconv.models.pixels import always_shifted
 from vitconv.models.processors import PROCESSOR_FILE, TIMM_PROCESSOR_FILE, processor_config
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _loading(family: Family, architecture: Architecture, data: DataConfig) -> st
         return f"## Load it\n\n{_code(family, architecture, '', '', _OWN_PIXELS.format(*_shape(data)))}"
     if processor_config(data) is None:
         return f"## Load it\n\n{_NEEDS_TIMM}\n\n{_timm_code(family, architecture, data)}"
-    comment = "see below where they are not timm's pixels" if _always_shifted(data) else "timm's pixels, bit for bit"
+    comment = "see below where they are not timm's pixels" if always_shifted(data) else "timm's pixels, bit for bit"
     image = _OPEN + (f'.convert("{MODES[data.num_channels]}")' if data.num_channels == 1 else "")
     code = _code(
         family,
@@ -133,7 +133,7 @@ def _timm_pixels(family: Family, architecture: Architecture, data: DataConfig) -
     if processor_config(data) is None:
         return ""
     differences = []
-    if _always_shifted(data):
+    if always_shifted(data):
         differences.append("Transformers begins the crop of every image one pixel earlier than timm.")
     elif data.crop_mode != "squash":
         differences.append(
@@ -185,11 +185,6 @@ def _code(family: Family, architecture: Architecture, processor: str, load: str,
 
 def _shape(data: DataConfig) -> tuple[int, int, int]:
     return data.num_channels, *data.image_size
-
-
-def _always_shifted(data: DataConfig) -> bool:
-    """Whether Transformers' crop begins earlier than timm's for every image: the short edge's margin is fixed."""
-    return crop_shift((1, 1), data) != (0, 0)
 
 
 def _preprocessing(data: DataConfig, warnings: tuple[str, ...]) -> str:
