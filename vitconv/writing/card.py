@@ -191,7 +191,7 @@ def _preprocessing(data: DataConfig, warnings: tuple[str, ...]) -> str:
     text = (
         f"Images of {data.image_size[0]} × {data.image_size[1]} pixels, {data.interpolation}, "
         f"crop {data.crop_pct:g} ({data.crop_mode}), mean {_numbers(data.mean)}, std {_numbers(data.std)}: "
-        f"from {data.origin}."
+        f"from {data.origin.replace('`', '')}."
     )
     return "\n\n".join(["## Preprocessing", *map(escape, (text, *warnings))])
 
@@ -253,11 +253,11 @@ def _picture(comparison: Comparison) -> str:
     for stage in stages:
         share = math.log(max(stage.relative, _AXIS_BEGINS) / _AXIS_BEGINS) / math.log(stage.limit / _AXIS_BEGINS)
         bar = "█" * min(math.ceil(share * _AXIS_LENGTH), _AXIS_LENGTH)
-        value = "equal" if stage.max_abs == 0 else f"{stage.relative:.1e}"
-        lines.append(f"{stage.name:{width}}  {bar:{_AXIS_LENGTH}}|  {value}")
+        drawn = "= equal bit for bit" if stage.max_abs == 0 else f"{bar:{_AXIS_LENGTH}}|  {stage.relative:.1e}"
+        lines.append(f"{stage.name:{width}}  {drawn}")
     text = (
         f"Stage by stage in {comparison.dtype}: the largest difference as a share of the scale. The logarithmic axis "
-        f"goes from {_AXIS_BEGINS:g} to the limit, {stages[-1].limit:g}. A stage without a bar is equal bit for bit."
+        f"goes from {_AXIS_BEGINS:g} to the limit, {stages[-1].limit:g}."
     )
     return "\n".join([text, "", "```text", *lines, "```"])
 
