@@ -8,7 +8,7 @@ from vitconv.architecture import Architecture
 from vitconv.mapping.family import Family, one_norm, sizes, square
 from vitconv.mapping.rewrites import (
     FOLD_LAYER_SCALE,
-    HEAD_BIAS_INTO_NORM,
+    HEAD_BIAS_INTO_WEIGHT,
     NORM_BEFORE_POOL,
     PAD_CLASS_POSITION,
     ZERO_PROJECTION_BIASES,
@@ -82,7 +82,7 @@ CLIP = Family(
         FOLD_LAYER_SCALE,
         PAD_CLASS_POSITION,
         NORM_BEFORE_POOL,
-        HEAD_BIAS_INTO_NORM,
+        HEAD_BIAS_INTO_WEIGHT,
     ),
     output_expression=lambda a: "image_embeds" if a.classifier else "pooler_output",
     base_classes=("CLIPVisionModel",),

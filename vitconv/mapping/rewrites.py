@@ -475,43 +475,78 @@ def _split_attention_pool(tensors: StateDict, before: Architecture) -> StateDict
 FUSE_ATTENTION_POOL = Rewrite(lambda a: a.global_pool == "map", fuse_attention_pool, _split_attention_pool)
 
 
-def head_bias_into_norm(model: Rewritten) -> Rewritten:
-    r"""Work a head's bias into the bias of the norm before it: for heads that Transformers gives no bias.
+def head_bias_into_weight(model: Rewritten) -> Rewritten:
+    r"""Work a head's bias into its weight: for heads that Transformers gives no bias.
 
-    The head computes :math:`W(n + \beta) + b` from the normed token :math:`n` and the norm's bias :math:`\beta`.
-    With :math:`d = W^+ b`, where :math:`W^+ = W^\top (W W^\top)^{-1}` is the right inverse, that is
-    :math:`W(n + \beta + d)`. The inverse exists where no row of :math:`W` is a sum of others: with no more classes
-    than channels, and a trained head. The output is the same; the features before the head are shifted by
-    :math:`d`. A bias of zeros is left out.
-
-    Raises:
-        WeightsError: the head's rows are not independent, so that no norm's bias has the same effect.
+    The norm before the head computes :math:`y = \gamma \odot n + \beta`, where the entries of the normalised token
+    :math:`n` sum to zero. So :math:`\sum_i y_i / \gamma_i = \sum_i \beta_i / \gamma_i = s` is the same for every
+    image, and :math:`W' = W + b (1/\gamma)^\top / s` has the bias within: :math:`W'y = Wy + b`, for any number of
+    classes. If an entry of :math:`\gamma` is zero, :math:`y` is the constant :math:`\beta_i` there, and column
+    :math:`i` alone takes the bias. If :math:`s` is small against the terms of its sum, rounding would be multiplied:
+    then :math:`\beta` is first shifted by some :math:`d`, as a rule a multiple of :math:`\gamma`, and
+    :math:`b - Wd` takes the place of :math:`b`. Only then the features before the head change, by :math:`d`. A bias
+    of zeros is left out.
     """
-    import torch
-
     tensors = dict(model.state_dict)
     weight, bias = tensors["head.weight"].double(), tensors.pop("head.bias").double()
     architecture = replace(model.architecture, head_bias=False)
     if bias.is_meta or not bias.any():
         made = Made("head.weight", ("head.weight", "head.bias"), "its bias, which is zero, left out")
         return Rewritten(tensors, architecture, (*model.made, made))
-    classes, size = weight.shape
-    if classes > size or torch.linalg.matrix_rank(weight) < classes:
-        raise WeightsError(
-            f"The head has a bias (`head.bias`), which CLIP's projection does not have, and its {classes} rows of "
-            f"{size} weights are not independent, so the bias cannot be moved into the norm before it.",
-            "Keep this model in timm, or train its head without a bias.",
-        )
-    norm = "norm.bias"
-    shift = torch.linalg.lstsq(weight, bias[:, None], driver="gelsd").solution[:, 0]
-    tensors[norm] = (tensors[norm].double() + shift).to(tensors[norm].dtype)
-    made = Made(norm, (norm, "head.bias"), "the head's bias worked in: features before the head are shifted")
-    return Rewritten(tensors, architecture, (*model.made, made))
+    gamma, beta = tensors["norm.weight"].double(), tensors["norm.bias"].double()
+    shift = _shift_of_norm(gamma, beta)
+    sources = ("head.weight", "head.bias", "norm.weight", "norm.bias")
+    made = (Made("head.weight", sources, "the head's bias worked in"),)
+    if shift.any():
+        # As stored: what is added to the weight must fit the norm that the model has.
+        tensors["norm.bias"] = (beta + shift).to(tensors["norm.bias"].dtype)
+        bias = bias - weight @ (tensors["norm.bias"].double() - beta)
+        beta = tensors["norm.bias"].double()
+        made = (*made, Made("norm.bias", ("norm.bias", "norm.weight"), "features before the head are shifted"))
+    column = _constant_of_norm(gamma, beta)
+    tensors["head.weight"] = (weight + bias[:, None] * column).to(tensors["head.weight"].dtype)
+    return Rewritten(tensors, architecture, (*model.made, *made))
 
 
-HEAD_BIAS_INTO_NORM = Rewrite(
+#: How much a constant of the norm may multiply rounding before its bias is shifted.
+_MOST_ROUNDING = 64
+
+
+def _constant_of_norm(gamma: Tensor, beta: Tensor) -> Tensor:
+    """A vector whose product with all that a LayerNorm of this weight and bias computes is one."""
+    import torch
+
+    fixed = (gamma == 0) & (beta != 0)
+    if fixed.any():
+        column = torch.zeros_like(beta)
+        largest = torch.where(fixed, beta.abs(), torch.zeros_like(beta)).argmax()
+        column[largest] = 1 / beta[largest]
+        return column
+    return (1 / gamma) / (beta / gamma).sum()
+
+
+def _shift_of_norm(gamma: Tensor, beta: Tensor) -> Tensor:
+    """What to add to a LayerNorm's bias, so that its constant hardly multiplies rounding; zeros if it does not."""
+    import torch
+
+    if ((gamma == 0) & (beta != 0)).any():
+        return torch.zeros_like(beta)
+    if (gamma == 0).any():  # such an entry of the features is always zero: make it one
+        return (gamma == 0).to(beta.dtype)
+    terms = beta / gamma
+    size = (1 + terms.square()).sqrt().sum()  # of what is summed, for a token of usual size
+    if size <= _MOST_ROUNDING * terms.sum().abs():
+        return torch.zeros_like(beta)
+    largest = terms.abs().argmax()
+    if terms[largest].abs() >= size / 8:  # hardly any scale there: by itself, it is nearly a constant
+        return torch.where(torch.arange(len(beta)) == largest, beta, torch.zeros_like(beta))
+    sign = -1.0 if terms.sum() < 0 else 1.0
+    return sign * (size / len(beta)) * gamma
+
+
+HEAD_BIAS_INTO_WEIGHT = Rewrite(
     lambda a: a.classifier and a.head_bias,
-    head_bias_into_norm,
+    head_bias_into_weight,
     lambda t, a: _zeros(t, "head.bias", "head.weight"),
     folds=True,
 )

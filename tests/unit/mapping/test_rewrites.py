@@ -1,9 +1,10 @@
 import pytest
 import timm
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from models import FOLDED, KINDS, perturbed, pixels_for, small_model
 
-from vitconv.errors import WeightsError
 from vitconv.mapping import family_for
 from vitconv.mapping import rewrites as rewrites_module
 from vitconv.models import timm as timm_models
@@ -150,7 +151,7 @@ def test_a_rewrite_changes_no_function(rewrite, before, after, change):
 
 
 @pytest.mark.parametrize(
-    ("rewrite", "path"), [("head_bias_into_norm", "head"), ("patch_bias_into_positions", "patch_embed.proj")]
+    ("rewrite", "path"), [("head_bias_into_weight", "head"), ("patch_bias_into_positions", "patch_embed.proj")]
 )
 def test_a_bias_worked_into_its_neighbour(rewrite, path):
     model = vision_transformer()
@@ -172,19 +173,83 @@ def test_a_head_bias_of_zeros_just_goes():
     model = vision_transformer()
     model.head.bias.data.zero_()
     before = dict(model.state_dict())
-    after = rewrites_module.head_bias_into_norm(rewrites_module.Rewritten(before, timm_models.read(model))).state_dict
+    after = rewrites_module.head_bias_into_weight(
+        rewrites_module.Rewritten(before, timm_models.read(model))
+    ).state_dict
     assert "head.bias" not in after
     assert all(after[name] is before[name] for name in after)
 
 
-@pytest.mark.parametrize("classes", [65, 5])
-def test_a_head_whose_bias_no_norm_can_take_over_is_refused(classes):
-    """More classes than channels; or two classes with the same weights and other biases."""
+def moved_bias(model):
+    """The model with its head's bias worked into the weight, and the tensors that made it."""
+    given = rewrites_module.Rewritten(dict(model.state_dict()), timm_models.read(model))
+    result = rewrites_module.head_bias_into_weight(given)
+    twin = without(vision_transformer(num_classes=model.num_classes), "head")
+    twin.load_state_dict(dict(result.state_dict), strict=True)
+    return twin, {made.tensor for made in result.made}
+
+
+@pytest.mark.parametrize("classes", [5, 64, 65, 1000])
+@pytest.mark.parametrize(
+    ("case", "shifted"),
+    [
+        ("a constant", False),
+        ("no constant", True),
+        ("hardly a constant", True),
+        ("one channel without scale", False),
+        ("one channel without scale and bias", True),
+        ("two channels without scale", False),
+        ("one channel with hardly any scale", False),
+        ("two that cancel", True),
+        ("negative scales", False),
+    ],
+)
+def test_a_head_s_bias_is_worked_in_whatever_the_norm(case, shifted, classes):
+    """With more classes than channels, and with equal rows, too. The features change only where the norm's bias must."""
     model = vision_transformer(num_classes=classes)
     model.head.weight.data[1] = model.head.weight.data[0]
-    with pytest.raises(
-        WeightsError, match=r"The head has a bias \(`head.bias`\), which CLIP's projection does not have"
-    ):
-        rewrites_module.head_bias_into_norm(
-            rewrites_module.Rewritten(dict(model.state_dict()), timm_models.read(model))
+    gamma, beta = model.norm.weight.data, model.norm.bias.data
+    beta += 0.5 * gamma  # by itself, a constant that is large enough
+    if case in ("no constant", "hardly a constant"):
+        beta -= gamma * (beta / gamma).mean()
+    if case == "hardly a constant":
+        beta += 1e-9 * gamma
+    if case.startswith(("one channel without", "two channels")):
+        gamma[3] = 0
+    if case == "two channels without scale":
+        gamma[5] = 0
+    if case == "one channel without scale and bias":
+        beta[3] = 0
+    if case == "one channel with hardly any scale":
+        gamma[3] = 1e-12
+    if case == "two that cancel":
+        gamma[3], gamma[5], beta[3], beta[5] = 1e-6, 1e-6, 0.3, -0.3
+    if case == "negative scales":
+        gamma *= -1
+    twin, made = moved_bias(model)
+    assert made == {"head.weight", "norm.bias"} if shifted else made == {"head.weight"}
+    pixels = pixels_for(model).double()
+    with torch.no_grad():
+        expected, actual = model(pixels), twin(pixels)
+        features, others = (
+            model.forward_head(model.forward_features(pixels), True),
+            twin.forward_head(twin.forward_features(pixels), True),
         )
+    assert (actual - expected).abs().max() <= 1e-13 * expected.abs().max()
+    assert torch.equal(features, others) == (not shifted)
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(-3, 3), st.floats(-12, 1), st.integers(0, 3))
+@settings(max_examples=200)
+def test_a_norm_s_constant_is_one_for_whatever_it_computes(seed, mean, scale, zeros):
+    """Of any weight and bias of a LayerNorm, shifted where they must be; in float64, with what rounding allows."""
+    generator = torch.Generator().manual_seed(seed)
+    gamma = 1 + torch.randn(32, generator=generator).double()
+    gamma[0] = 10**scale
+    gamma[1 : 1 + zeros] = 0
+    beta = mean * gamma + torch.randn(32, generator=generator).double()
+    beta[1:zeros] = 0
+    beta = beta + rewrites_module._shift_of_norm(gamma, beta)
+    values = torch.nn.functional.layer_norm(torch.randn(8, 32, generator=generator).double(), (32,), gamma, beta)
+    products = values @ rewrites_module._constant_of_norm(gamma, beta)
+    assert (products - 1).abs().max() <= 1e-12
