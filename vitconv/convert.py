@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 import threading
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -47,9 +48,10 @@ from vitconv.files import absent, sha256, write_json
 from vitconv.mapping.plan import Plan, check_tensors, convert_tensors, shapes_of
 from vitconv.mapping.rewrites import Made
 from vitconv.mapping.summary import rewritten, summarise_architecture, summarise_rewrites
+from vitconv.mapping.timm_head import FamilyWithTimmHead
 from vitconv.markdown import code, escape, table
 from vitconv.models.data_config import DataConfig
-from vitconv.models.huggingface import build_model, installed_dialect, make_config
+from vitconv.models.huggingface import HEAD_FILE, build_model, installed_dialect, make_config
 from vitconv.models.images import load_image, sample_image
 from vitconv.models.processors import PROCESSOR_FILE, TIMM_PROCESSOR_FILE, processor_config, timm_processor_config
 from vitconv.models.timm import (
@@ -192,7 +194,8 @@ def convert_state_dict(
         layout: ``"module"`` for ``load_state_dict(strict=True)`` into the installed transformers' model,
             ``"hub"`` for the names in files, which every transformers reads.
         target: Transformers' name of the family to convert to, such as ``"dinov2"``; by default the simplest that
-            computes the same.
+            computes the same. ``"head_code"``: Transformers' vision model, and timm's head in a file of code that the
+            folder holds (:mod:`vitconv.models.modeling_vitconv`).
 
     Raises:
         ArchitectureError: no Transformers class can express the architecture.
@@ -442,7 +445,8 @@ def convert_checkpoint(
             ``config.json``, ``arch``, ``args`` or ``hyper_parameters``), or the only architecture of timm's that the
             weights fit.
         target: Transformers' name of the family to convert to, such as ``"dinov2"``; by default the simplest that
-            computes the same.
+            computes the same. ``"head_code"``: Transformers' vision model, and timm's head in a file of code that the
+            folder holds (:mod:`vitconv.models.modeling_vitconv`).
         labels: class names, or a file of them (one per line, or JSON); by default what the checkpoint says.
         image: an image file to verify on; by default a built-in picture.
         image_size: (height, width), if the weights do not determine it; another size resamples the position
@@ -818,6 +822,8 @@ def _write(folder: Path, opened: Identified, labels: tuple[str, ...], dtype: str
     config = mapping.config(inspection.architecture, labels, inspection.target) | {"dtype": _widest(tensors)}
     write_json(config, folder / CONFIG_FILE)
     write_weights(tensors, folder)
+    if isinstance(family, FamilyWithTimmHead):
+        shutil.copyfile(HEAD_FILE, folder / HEAD_FILE.name)
     processor = processor_config(inspection.data)
     if processor:
         write_json(processor, folder / PROCESSOR_FILE)

@@ -390,7 +390,8 @@ def _sized(known: Architecture, family: Family, hf_model: PreTrainedModel, any_e
         hidden_act=_activation(family, config),
         num_labels=family.num_labels(type(hf_model).__name__, hf_model.config),
         # Folded tensors stay folded.
-        layer_scale=known.layer_scale and FOLD_LAYER_SCALE not in family.rewrites,
+        layer_scale=known.layer_scale
+        and not any(rewrite.apply is FOLD_LAYER_SCALE.apply for rewrite in family.rewrites),
         rope_theta=0.0,  # unless the family's configuration says otherwise
     )
     if any_epsilon:

@@ -12,6 +12,7 @@ from vitconv.cli.options import (
     Architecture,
     AsJson,
     DataConfigFile,
+    Head,
     Headless,
     Ignore,
     Image,
@@ -29,6 +30,7 @@ from vitconv.cli.options import (
 from vitconv.cli.output import print_done, print_json, print_moves, print_notes, print_warnings, show_steps
 from vitconv.cli.process import errors_for_people, without_garbage_collection
 from vitconv.convert import DTYPES
+from vitconv.mapping import target_for
 from vitconv.revert import DROPPABLE
 
 
@@ -37,6 +39,7 @@ def convert(
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The Transformers folder to write.")],
     arch: Architecture = None,
     target: Target = None,
+    head: Head = "native",
     labels: Annotated[
         Path | None,
         typer.Option(
@@ -70,7 +73,7 @@ def convert(
             source,
             destination,
             architecture=arch,
-            target=target,
+            target=target_for(target, head),
             labels=labels,
             image=image,
             image_size=img_size,
@@ -104,6 +107,7 @@ def inspect(
     source: Source,
     arch: Architecture = None,
     target: Target = None,
+    head: Head = "native",
     img_size: ImageSize = None,
     data_config: DataConfigFile = None,
     no_ema: NoEMA = False,
@@ -121,7 +125,7 @@ def inspect(
         found = inspect_checkpoint(
             source,
             arch,
-            target=target,
+            target=target_for(target, head),
             image_size=img_size,
             data=data_config,
             ema=not no_ema,

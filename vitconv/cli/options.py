@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from vitconv.cli.output import log_to_stderr
-from vitconv.mapping import FAMILIES
+from vitconv.mapping import FAMILIES, HEADS, HeadName
 from vitconv.models.catalogue import entries
 
 
@@ -52,6 +52,14 @@ Target = Annotated[
         metavar="NAME",
         help="The family of Transformers models, such as dinov2, instead of the plainest that computes the same.",
         autocompletion=_starting(lambda: [family.name for family in FAMILIES]),
+    ),
+]
+Head = Annotated[
+    HeadName,
+    one_of(
+        HEADS,
+        "Where Transformers has the vision model but no classifier that pools as timm does: `code` adds the head in a "
+        "file of code, which Transformers runs with trust_remote_code=True.",
     ),
 ]
 ImageSize = Annotated[

@@ -6,7 +6,7 @@ A new family is one more file and one more name in ``FAMILIES``: see docs/adding
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 from vitconv.architecture import Architecture
 from vitconv.errors import ArchitectureError, InputError
@@ -23,9 +23,26 @@ from vitconv.mapping.sam import SAM
 from vitconv.mapping.sapiens2 import SAPIENS2
 from vitconv.mapping.siglip import SIGLIP
 from vitconv.mapping.timm import timm_shapes
+from vitconv.mapping.timm_head import FAMILIES_WITH_TIMM_HEAD, HEAD_CODE
 from vitconv.mapping.vit import VIT
 
-__all__ = ["CLASSES", "FAMILIES", "Dialect", "Family", "Row", "class_name", "config", "family_for", "timm_shapes"]
+__all__ = [
+    "CLASSES",
+    "FAMILIES",
+    "FAMILIES_WITH_TIMM_HEAD",
+    "HEADS",
+    "HEAD_CODE",
+    "Dialect",
+    "Family",
+    "HeadName",
+    "Row",
+    "check_any_family",
+    "class_name",
+    "config",
+    "family_for",
+    "target_for",
+    "timm_shapes",
+]
 
 #: In the order of preference, where several express the same model: the plainest first.
 FAMILIES = (
@@ -44,8 +61,8 @@ FAMILIES = (
     SAM,
 )
 
-#: The Transformers classes that vitconv converts to, each with its family.
-CLASSES = {name: family for family in FAMILIES for name in family.classes}
+#: The classes that vitconv converts to, each with its family.
+CLASSES = {name: family for family in (*FAMILIES, *FAMILIES_WITH_TIMM_HEAD) for name in family.classes}
 
 
 def family_for(architecture: Architecture, target: str | None = None) -> Family:
@@ -59,12 +76,7 @@ def family_for(architecture: Architecture, target: str | None = None) -> Family:
         ArchitectureError: no family expresses the architecture, or not the wanted one; the message names what the
             nearest has no place for.
     """
-    if target is not None and target not in {family.name for family in FAMILIES}:
-        raise InputError(
-            f"There is no target '{target}'.",
-            f"Choose one of {', '.join(family.name for family in FAMILIES)}.",
-        )
-    wanted = [family for family in FAMILIES if target in (None, family.name)]
+    wanted = _wanted(target)
     for family in wanted:
         if not family.obstacles(architecture):
             return family
@@ -76,9 +88,49 @@ def family_for(architecture: Architecture, target: str | None = None) -> Family:
     who = "No Transformers class computes" if target is None else f"{name} does not compute"
     which = f"; the nearest, {name}, has no place for that" if target is None else ""
     raise ArchitectureError(
-        f"{who} what this model computes: it has {listed}{which}.",
-        "Keep this model in timm; `vitconv models` lists the architectures that convert.",
+        f"{who} what this model computes: it has {listed}{which}.", _ways_out(architecture, target)
     )
+
+
+def target_for(target: str | None, head: HeadName) -> str | None:
+    """The target for a family, or none, and for where the head is to be."""
+    if head == "native":
+        return target
+    return HEAD_CODE if target is None else f"{target}_{HEAD_CODE}"
+
+
+HeadName = Literal["native", "code"]
+#: Where a head can be: in a class of Transformers, or in a file of code in the folder.
+HEADS: tuple[HeadName, ...] = get_args(HeadName)
+
+
+def check_any_family(architecture: Architecture) -> None:
+    """Raise :class:`ArchitectureError` unless some family computes what the architecture computes, by any target."""
+    if all(family.obstacles(architecture) for family in FAMILIES_WITH_TIMM_HEAD):
+        family_for(architecture)
+
+
+def _wanted(target: str | None) -> tuple[Family, ...]:
+    """The families that a target stands for."""
+    if target is None:
+        return FAMILIES
+    if target == HEAD_CODE:
+        return FAMILIES_WITH_TIMM_HEAD
+    wanted = tuple(family for family in (*FAMILIES, *FAMILIES_WITH_TIMM_HEAD) if family.name == target)
+    if not wanted:
+        names = (*(family.name for family in FAMILIES), HEAD_CODE)
+        raise InputError(f"There is no target '{target}'.", f"Choose one of {', '.join(names)}.")
+    return wanted
+
+
+def _ways_out(architecture: Architecture, target: str | None) -> str:
+    """What to do with a model that no class of Transformers computes."""
+    if target is None and not all(family.obstacles(architecture) for family in FAMILIES_WITH_TIMM_HEAD):
+        return (
+            "Convert it with --head code (target='head_code' in Python): Transformers' vision model, and the head in a "
+            "file of code that Transformers runs if it is trusted. Or without its head: --headless."
+        )
+    return "Keep this model in timm; `vitconv models` lists the architectures that convert."
 
 
 def class_name(architecture: Architecture, target: str | None = None) -> str:

@@ -12,8 +12,9 @@ from vitconv import mapping
 from vitconv.architecture import check_image_size
 from vitconv.checkpoints.checkpoint import CONFIG_FILE, read_state_dict
 from vitconv.errors import CheckpointError, ParityError, VitconvError, WeightsError, first_few
-from vitconv.files import MOST_TEXT, absent, check_file, read_json
+from vitconv.files import MOST_TEXT, absent, check_file, read_json, sha256
 from vitconv.mapping.family import is_classifier
+from vitconv.mapping.timm_head import HEAD_MODULE, FamilyWithTimmHead, auto_map_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,13 +29,59 @@ def build_model(config: PreTrainedConfig, tensors: Mapping[str, Tensor]) -> PreT
         tensors: its parameters, in the installed transformers' own names; they are taken, not copied.
     """
     import torch
-    import transformers
 
     with torch.device("meta"):
-        model = getattr(transformers, config.architectures[0])(config)
+        model = class_named(config.architectures[0])(config)
     model.load_state_dict(dict(tensors), strict=True, assign=True)
     _make_buffers(model)
     return model.eval()
+
+
+def class_named(name: str) -> Any:
+    """The class of this name: one of Transformers', or vitconv's own copy of one in a folder's file of code.
+
+    ``None`` if the installed Transformers does not have it.
+    """
+    if isinstance(mapping.CLASSES[name], FamilyWithTimmHead):
+        from vitconv.models import modeling_vitconv
+
+        return getattr(modeling_vitconv, name, None)
+    import transformers
+
+    return getattr(transformers, name, None)
+
+
+#: The file of code that a folder with timm's head holds. vitconv never runs the folder's file: it uses this one.
+HEAD_FILE = Path(__file__).with_name(f"{HEAD_MODULE}.py")
+#: The SHA-256 of that file in earlier versions of vitconv.
+_EARLIER_HEADS: tuple[str, ...] = ()
+
+
+def _check_head(folder: Path, name: str, auto_map: object) -> None:
+    """Raise :class:`CheckpointError` if a folder has code that vitconv did not write.
+
+    vitconv does not run it, but would vouch for a folder that computes something else for those who trust it.
+
+    Args:
+        folder: the folder.
+        name: the class that its configuration names.
+        auto_map: the setting by which Transformers finds the code.
+    """
+    remedy = "Do not load this folder with trust_remote_code=True. Convert the source again."
+    family = mapping.CLASSES[name]
+    file = folder / HEAD_FILE.name
+    expected = auto_map_of(name) if isinstance(family, FamilyWithTimmHead) else None
+    if auto_map != expected:
+        raise CheckpointError(
+            f"`auto_map` in the config.json in '{folder}' is {shown(auto_map)} instead of {expected}.", remedy
+        )
+    if expected is None:
+        return
+    if not file.is_file():
+        raise CheckpointError(f"'{folder}' has no {file.name}, which its class {name} is in.", remedy)
+    check_file(file, "file", most=MOST_TEXT, error=CheckpointError)
+    if file.read_bytes() != HEAD_FILE.read_bytes() and sha256(file) not in _EARLIER_HEADS:
+        raise CheckpointError(f"'{file}' is not a file that vitconv wrote.", remedy)
 
 
 def make_config(content: Mapping[str, Any]) -> PreTrainedConfig:
@@ -74,7 +121,8 @@ def load_config(folder: Path) -> PreTrainedConfig:
     """
     import transformers
 
-    _check_labels(_read_config(folder))
+    content = _read_config(folder)
+    _check_labels(content)
     try:
         with quiet():
             config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -85,7 +133,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
     names = config.architectures
     if not isinstance(names, list) or len(names) != 1 or str(names[0]) not in mapping.CLASSES:
         raise CheckpointError(f"'{folder}' was not written by vitconv: its architecture is {shown(names)}.", _CONVERT)
-    cls = getattr(transformers, names[0], None)
+    cls = class_named(names[0])
     if cls is None or not isinstance(config, cls.config_class):
         raise CheckpointError(
             f"The config.json in '{folder}' names {names[0]}, but its `model_type` '{config.model_type}' belongs to "
@@ -93,6 +141,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
             _CONVERT,
         )
     _refuse_settings(config)
+    _check_head(folder, names[0], content.get("auto_map"))
     return config
 
 
@@ -291,12 +340,11 @@ def load_folder(folder: Path) -> PreTrainedModel:
     Raises:
         ParityError: Transformers cannot load it; or weights are missing, unexpected or misshapen.
     """
-    import transformers
 
     config = load_config(folder)
     stored = read_state_dict(folder)
     _check_weights(folder, read_json(folder / CONFIG_FILE), stored)
-    cls = getattr(transformers, config.architectures[0])
+    cls = class_named(config.architectures[0])
     try:
         with quiet():
             model, info = cls.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
@@ -367,11 +415,12 @@ def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[
                 "converted to timm.",
                 f"Pass one of {', '.join(mapping.CLASSES)}.",
             )
+        _check_head(folder, names[0], content.get("auto_map"))
         options = {}
         if names[0] == "ViTModel":  # which creates a pooler with random weights if the file has none
             options["add_pooling_layer"] = pooler and any(".pooler." in f".{name}" for name in stored)
         with quiet():
-            model, info = getattr(transformers, names[0]).from_pretrained(
+            model, info = class_named(names[0]).from_pretrained(
                 folder, config=config, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
     except VitconvError:

@@ -371,7 +371,7 @@ def from_timm(model: nn.Module) -> Architecture:
             )
         _check_state(model)
         architecture = read(model)
-        mapping.family_for(architecture)
+        mapping.check_any_family(architecture)
     except VitconvError:
         raise
     except Exception as error:  # an edited model may hold anything

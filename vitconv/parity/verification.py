@@ -43,7 +43,15 @@ from vitconv.mapping.plan import convert_tensors, make_plan, shapes_of
 from vitconv.mapping.rewrites import Made
 from vitconv.markdown import escape
 from vitconv.models.data_config import DataConfig, makes_pixels
-from vitconv.models.huggingface import build_model, installed_dialect, load_config, load_folder, make_config, shown
+from vitconv.models.huggingface import (
+    build_model,
+    class_named,
+    installed_dialect,
+    load_config,
+    load_folder,
+    make_config,
+    shown,
+)
 from vitconv.models.pixels import (
     known_difference,
     probe_images,
@@ -274,11 +282,9 @@ def verify_settings(
         CheckpointError: Transformers cannot read ``config.json``.
         ParityError: a setting is wrong, or vitconv would not write it.
     """
-    import transformers
-
     config = load_config(folder)
     check_config(config, architecture, labels, target)
-    getattr(transformers, config.architectures[0])  # imports the class, while another thread compares the bytes
+    class_named(config.architectures[0])  # imports the class, while another thread compares the bytes
 
 
 def verify_loaded(

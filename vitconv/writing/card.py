@@ -10,6 +10,7 @@ from vitconv import __version__
 from vitconv.mapping import family_for
 from vitconv.mapping.family import is_classifier
 from vitconv.mapping.summary import summarise_rewrites
+from vitconv.mapping.timm_head import HEAD_MODULE, FamilyWithTimmHead
 from vitconv.markdown import code, escape
 from vitconv.models.data_config import makes_pixels
 from vitconv.models.images import MODES
@@ -53,6 +54,7 @@ def model_card(
         f"Converted from the timm weights {code(source)} by vitconv {__version__}.",
         _loading(family, architecture, data),
         _auto_model(family, architecture),
+        _head_code(family),
         _timm_pixels(family, architecture, data),
         _preprocessing(data, warnings),
         _classes(labels),
@@ -79,7 +81,7 @@ def _metadata(family: Family, architecture: Architecture, license: str | None, b
 
 def _auto_model(family: Family, architecture: Architecture) -> str:
     """What `AutoModel`, which ignores the head, makes of a classifier."""
-    if not architecture.classifier:
+    if not architecture.classifier or isinstance(family, FamilyWithTimmHead):
         return ""
     if not family.random_in_auto_model:
         return "`AutoModel` loads this model without its head."
@@ -108,19 +110,35 @@ def _loading(family: Family, architecture: Architecture, data: DataConfig) -> st
 
 def loading_lines(architecture: Architecture, target: str | None, data: DataConfig, folder: str) -> list[str]:
     """The lines of Python that load a folder: the import, the model, and the image processor if there is one."""
-    auto = _auto_class(family_for(architecture, target), architecture)
+    family = family_for(architecture, target)
+    auto, trust = _auto_class(family, architecture), _trust(family)
     where = json.dumps(folder, ensure_ascii=False)
     if not makes_pixels(data):
-        return [f"from transformers import {auto}", f"model = {auto}.from_pretrained({where})"]
+        return [f"from transformers import {auto}", f"model = {auto}.from_pretrained({where}{trust})"]
     if processor_config(data) is None:
         processor, option = "TimmWrapperImageProcessor", f'image_processor_filename="{TIMM_PROCESSOR_FILE}"'
     else:
         processor, option = "AutoImageProcessor", 'backend="pil"'
     return [
         f"from transformers import {', '.join(sorted((auto, processor), key=str.lower))}",
-        f"model = {auto}.from_pretrained({where})",
+        f"model = {auto}.from_pretrained({where}{trust})",
         f"processor = {processor}.from_pretrained({where}, {option})",
     ]
+
+
+def _trust(family: Family) -> str:
+    """The argument with which Transformers runs the folder's code, if it has any."""
+    return ", trust_remote_code=True" if isinstance(family, FamilyWithTimmHead) else ""
+
+
+def _head_code(family: Family) -> str:
+    if not isinstance(family, FamilyWithTimmHead):
+        return ""
+    return (
+        f"Transformers has no classifier that pools as this model does. The head is in `{HEAD_MODULE}.py`, which "
+        "Transformers runs only with `trust_remote_code=True`: read it before. `AutoModel.from_pretrained(folder)` "
+        "loads the vision model alone, and runs no code of this folder."
+    )
 
 
 def _auto_class(family: Family, architecture: Architecture) -> str:
@@ -176,7 +194,7 @@ def _code(family: Family, architecture: Architecture, processor: str, load: str,
         "",
         'folder = "path/to/this/folder"',
         *([f"processor = {load}"] if processor else []),
-        f"model = {auto}.from_pretrained(folder)",
+        f"model = {auto}.from_pretrained(folder{_trust(family)})",
         f"inputs = {inputs}",
         f"{what} = model(**inputs).{expression}  # what the timm model returns",
     ]
