@@ -127,8 +127,8 @@ def _ways_out(architecture: Architecture, target: str | None) -> str:
     """What to do with a model that no class of Transformers computes."""
     if target is None and not all(family.obstacles(architecture) for family in FAMILIES_WITH_TIMM_HEAD):
         return (
-            "Convert it with --head code (target='head_code' in Python): Transformers' vision model, and the head in a "
-            "file of code that Transformers runs if it is trusted. Or without its head: --headless."
+            "Convert it with --head code (in Python target='head_code'): Transformers' vision model, and the head in "
+            "a file of code that Transformers runs if it is trusted. Or without its head: --headless."
         )
     return "Keep this model in timm; `vitconv models` lists the architectures that convert."
 

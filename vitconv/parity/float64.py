@@ -37,18 +37,19 @@ def _wide(value: Any) -> Any:
 @contextmanager
 def float64_throughout(model: nn.Module) -> Iterator[None]:
     """Run ``model``, which is in float64, without float32 in this thread; its constants are computed again, too."""
-    code = sys.modules[type(model).__module__]
-    cached = {name: value for name, value in vars(code).items() if _is_cached(value)}
+    names = {type(module).__module__ for module in model.modules()}
+    code = [sys.modules[name] for name in names if not name.startswith("torch.")]
+    cached = [(module, name, value) for module in code for name, value in vars(module).items() if _is_cached(value)]
     with _NoFloat32():
         try:
             # Cached float32 results must not be used here, and float64 results must not be cached for later.
-            for name, value in cached.items():
-                setattr(code, name, value.__wrapped__)
+            for module, name, value in cached:
+                setattr(module, name, value.__wrapped__)
             _make_angles(model)
             yield
         finally:
-            for name, value in cached.items():
-                setattr(code, name, value)
+            for module, name, value in cached:
+                setattr(module, name, value)
 
 
 def _is_cached(value: Any) -> bool:

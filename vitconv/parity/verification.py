@@ -540,8 +540,8 @@ def check_config(
     """
     expected = mapping.config(architecture, tuple(labels) if labels else None, target)
     whole = make_config(expected)
-    for name in ("id2label", "label2id"):
-        expected.pop(name)
+    for name in ("id2label", "label2id", "auto_map"):
+        expected.pop(name, None)
     for name, value in expected.items():
         found = _plain(getattr(config, name, None), value)
         if found != value:
@@ -576,6 +576,7 @@ def check_config(
 _ELSEWHERE = {
     *("transformers_version", "_name_or_path", "name_or_path", "initializer_range", "initializer_factor"),
     *("id2label", "label2id", "dtype", "torch_dtype"),
+    "auto_map",  # load_config has checked it, and Transformers changes it
 }
 
 
@@ -675,7 +676,7 @@ def _processor_settings(folder: str | Path) -> dict[str, Any]:
 
 def _plain(found: Any, expected: Any) -> Any:
     """A setting in the form in which it is written; of a nested configuration, the settings that are expected."""
-    if isinstance(expected, dict):
+    if isinstance(expected, dict) and not isinstance(found, dict):
         return {name: _plain(getattr(found, name, None), value) for name, value in expected.items()}
     return list(found) if isinstance(found, tuple) else found
 

@@ -66,6 +66,7 @@ def model_card(
 
 def _metadata(family: Family, architecture: Architecture, license: str | None, base_model: str | None) -> str:
     task = "image-classification" if is_classifier(family.class_name(architecture)) else "image-feature-extraction"
+    kind = family.vision if isinstance(family, FamilyWithTimmHead) else family
     lines = [
         "---",
         *([f"license: {license}"] if license else []),
@@ -73,7 +74,7 @@ def _metadata(family: Family, architecture: Architecture, license: str | None, b
         "library_name: transformers",
         f"pipeline_tag: {task}",
         "tags:",
-        *(f"- {tag}" for tag in ("vision", family.name, "timm", "vitconv")),
+        *(f"- {tag}" for tag in ("vision", kind.name, "timm", "vitconv")),
         "---",
     ]
     return "\n".join(lines)
