@@ -15,6 +15,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 #: takes up to 31 bytes a pixel (measured: WebP with transparency, Transformers' processor), so that with the model and
 #: its libraries the largest takes less than 2 GiB. Pillow warns from 89 million on, and refuses only twice that.
 MOST_PIXELS = 3 * 2**24
+#: What timm calls the weight of a classification head; the second in SAM.
+HEADS = ("head.weight", "head.fc.weight")
 
 
 @dataclass(frozen=True, repr=False)
@@ -207,7 +209,8 @@ def fit_to_weights(
         WeightsError: a tensor that tells a size is missing or has an impossible shape.
     """
     patch = _shape(shapes, "patch_embed.proj.weight", 4)
-    head = _shape(shapes, "head.weight", 2) if "head.weight" in shapes else (0, 0)
+    name = next((name for name in HEADS if name in shapes), None)
+    head = _shape(shapes, name, 2) if name else (0, 0)
     fitted = replace(architecture, num_channels=patch[1], num_labels=head[0])
     if image_size is not None:
         fitted = replace(fitted, image_size=(int(image_size[0]), int(image_size[1])))
@@ -295,7 +298,7 @@ def describe_shapes(shapes: Shapes) -> str:
     if pos and len(pos) == 3:
         sides = {math.isqrt(n): n for n in (pos[1], pos[1] - 1) if n > 0 and math.isqrt(n) ** 2 == n}
         facts += [f"image {s * patch[2]}x{s * patch[3]}" for s in sides] or [f"{pos[1]} positions"]
-    head = shapes.get("head.weight")
+    head = next((shapes[name] for name in HEADS if name in shapes), None)
     facts.append(f"{head[0]} class{'es' * (head[0] > 1)}" if head else "no head")
     return ", ".join(facts)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitconv import mapping
-from vitconv.architecture import Architecture, Shapes, check_image_size, describe_shapes, fit_to_weights
+from vitconv.architecture import HEADS, Architecture, Shapes, check_image_size, describe_shapes, fit_to_weights
 from vitconv.checkpoints.checkpoint import Source, open_source
 from vitconv.checkpoints.description import (
     DATA,
@@ -674,7 +674,8 @@ def sized(
         stated: the image size that the checkpoint states, for weights that leave it open.
     """
     # First check the names of the tensors, then their sizes.
-    check_names(mapping.timm_shapes(replace(architecture, num_labels=int("head.weight" in shapes))), shapes)
+    headed = any(name in shapes for name in HEADS)
+    check_names(mapping.timm_shapes(replace(architecture, num_labels=int(headed))), shapes)
     if image_size is not None:
         with suppress(InputError):
             trained = fit_to_weights(architecture, shapes, image_size)

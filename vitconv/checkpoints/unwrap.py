@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
+from vitconv.architecture import HEADS
 from vitconv.checkpoints import unsupported
 from vitconv.checkpoints.tensorfile import dtype_name, is_tensor
 from vitconv.errors import CheckpointError, first_few
@@ -24,7 +25,7 @@ from vitconv.errors import CheckpointError, first_few
 _ANCHOR = "patch_embed.proj.weight"
 #: With one of these words, a name with "ema" means the trained weights: `model_without_ema`.
 _NOT_EMA = frozenset({"no", "non", "not", "without", "pre", "before", "raw"})
-_HEAD = frozenset({"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"})
+_HEAD = frozenset({*HEADS, "head.bias", "head.fc.bias", "head_dist.weight", "head_dist.bias"})
 _DEPTH = 4
 #: No checkpoint of a Vision Transformer has more tensors, its optimizer's state included, or more models. For each
 #: model all names are looked at.
@@ -71,7 +72,7 @@ class Reading:
     @property
     def headed(self) -> bool:
         """Whether it has a head."""
-        return "head.weight" in self.tensors
+        return any(name in self.tensors for name in HEADS)
 
     @property
     def ema(self) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from vitconv.architecture import Architecture
+from vitconv.architecture import HEADS, Architecture
 from vitconv.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -633,11 +633,15 @@ ZERO_PROJECTION_BIASES = Rewrite(
 
 def zero_head_bias(model: Rewritten) -> Rewritten:
     """A classification head without bias is one with a bias of zeros."""
-    return _with_zero_biases(model, ["head"], "head_bias")
+    return _with_zero_biases(model, [_head(model.state_dict)], "head_bias")
+
+
+def _head(tensors: StateDict) -> str:
+    return next(name.removesuffix(".weight") for name in HEADS if name in tensors)
 
 
 ZERO_HEAD_BIAS = Rewrite(
-    lambda a: a.classifier and not a.head_bias, zero_head_bias, lambda t, a: _take(t, ["head.bias"], 0)
+    lambda a: a.classifier and not a.head_bias, zero_head_bias, lambda t, a: _take(t, [f"{_head(t)}.bias"], 0)
 )
 
 

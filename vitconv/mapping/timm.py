@@ -131,6 +131,8 @@ neck.1.bias                                   N        neck
 neck.2.weight                                 N,N,3,3  neck
 neck.3.weight                                 N        neck
 neck.3.bias                                   N        neck
+head.fc.weight                                K,N      classifier
+head.fc.bias                                  K        classifier,head_bias
 """
 
 _RELATIVE = f"""

@@ -31,6 +31,8 @@ HEAD_CODE = "head_code"
 _HEAD = {
     "fc_norm.weight": "head_norm.weight",
     "fc_norm.bias": "head_norm.bias",
+    "head.fc.weight": "classifier.weight",
+    "head.fc.bias": "classifier.bias",
     "head.weight": "classifier.weight",
     "head.bias": "classifier.bias",
 }
@@ -51,10 +53,13 @@ class FamilyWithTimmHead(Family):
     Attributes:
         vision: the family of the vision models.
         attribute: what the class calls the vision model, its ``base_model_prefix``.
+        one_dialect: whether the names in files are those in memory: where Transformers renames the tensors of a vision
+            model only if nothing stands before their names.
     """
 
     vision: Family = field(kw_only=True)
     attribute: str = field(kw_only=True)
+    one_dialect: bool = field(kw_only=True, default=False)
 
     def obstacles(self, architecture: Architecture) -> list[str]:
         """What the vision model does not express of the architecture without its head."""
@@ -70,7 +75,8 @@ class FamilyWithTimmHead(Family):
         """The vision model's rows, within the attribute, and the head's."""
         inside = {name: shape for name, shape in shapes.items() if name not in _HEAD}
         for row in self.vision.rows(headless(self.vision, architecture), inside):
-            yield replace(row, hub=self._inside(row.hub), transformers5=self._inside(row.transformers5))
+            hub = row.transformers5 if self.one_dialect else row.hub
+            yield replace(row, hub=self._inside(hub), transformers5=self._inside(row.transformers5))
         for timm, name in _HEAD.items():
             if timm in shapes:
                 yield Row(timm, None, 0, name, name)
@@ -114,7 +120,9 @@ def auto_map_of(class_name: str) -> dict[str, str]:
     return {"AutoModelForImageClassification": f"{HEAD_MODULE}.{class_name}"}
 
 
-def _with_timm_head(vision: Family, vision_class: str, attribute: str) -> FamilyWithTimmHead:
+def _with_timm_head(
+    vision: Family, vision_class: str, attribute: str, *, one_dialect: bool = False
+) -> FamilyWithTimmHead:
     """The family of this family's models of this class with timm's head."""
     name = f"{vision_class.removesuffix('Model')}WithTimmHeadForImageClassification"
 
@@ -144,7 +152,7 @@ def _with_timm_head(vision: Family, vision_class: str, attribute: str) -> Family
         "base_classes": (),
         "random_in_auto_model": "",
     }
-    return FamilyWithTimmHead(**same, vision=vision, attribute=attribute)
+    return FamilyWithTimmHead(**same, vision=vision, attribute=attribute, one_dialect=one_dialect)
 
 
 FAMILIES_WITH_TIMM_HEAD = (
@@ -154,6 +162,6 @@ FAMILIES_WITH_TIMM_HEAD = (
     _with_timm_head(AIMV2, "Aimv2VisionModel", "aimv2"),
     _with_timm_head(INTERNVL, "InternVLVisionModel", "internvl_vision"),
     _with_timm_head(RADIO, "RadioModel", "model"),
-    _with_timm_head(SAPIENS2, "Sapiens2Model", "model"),
+    _with_timm_head(SAPIENS2, "Sapiens2Model", "model", one_dialect=True),
     _with_timm_head(SAM, "SamVisionModel", "sam"),
 )

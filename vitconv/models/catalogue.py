@@ -294,7 +294,7 @@ def generate() -> dict[str, Any]:
 
 def _fixed_shapes(shapes: Shapes) -> frozenset[tuple[str, tuple[int, ...]]]:
     """Names and shapes, but for what a user may choose: classes, channels, image size."""
-    fixed = {name: shape for name, shape in shapes.items() if name not in ("head.weight", "head.bias")}
+    fixed = {name: shape for name, shape in shapes.items() if not name.startswith("head.")}
     fixed["pos_embed"] = shapes.get("pos_embed", (0,))[-1:]
     patch = shapes.get("patch_embed.proj.weight", ())
     fixed["patch_embed.proj.weight"] = (*patch[:1], *patch[2:])

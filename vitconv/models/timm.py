@@ -307,7 +307,7 @@ _DESIGNS: dict[str, dict[str, tuple[str, ...]]] = {
         "head.global_pool.pool": ("torch.nn.AdaptiveAvgPool2d", _IDENTITY),
         "head.global_pool.flatten": ("torch.nn.Flatten", _IDENTITY),
         "head.drop": (_DROPOUT,),
-        "head.fc": (_IDENTITY,),
+        "head.fc": (_LINEAR, _IDENTITY),
         "head.flatten": (_IDENTITY, "torch.nn.Flatten"),
     },
     "timm.beit.Beit": {
@@ -341,7 +341,6 @@ _FEATURES: tuple[tuple[str, str, str], ...] = (
     ("blocks.{i}.attn.rel_pos", "", "relative positions of another kind than a small network's (`{path}`)"),
     ("shared_rel_pos", "", "relative positions that all blocks share (`{path}`)"),
     ("neck", "", "another neck than SAM's two convolutions (`{path}`)"),
-    ("head.fc", "", "a classification head (`{path}`)"),
     ("rope", "RotaryEmbeddingMixed", "rotary positions that are learned (`{path}`)"),
     ("rope", "", "rotary positions of another kind than DINOv3's (`{path}`)"),
     ("fc_norm", "RmsNorm", "RMS norm after the pooling (`{path}`)"),
@@ -396,7 +395,7 @@ def _check_state(model: Any) -> None:
 def read(model: Any) -> Architecture:
     """The architecture of a timm model that converts; nothing is checked: :func:`from_timm` does that."""
     blocks = list(model.blocks)
-    first, patches, head = blocks[0], model.patch_embed, model.head
+    first, patches, head = blocks[0], model.patch_embed, getattr(model.head, "fc", model.head)
     mlp = _MLPS[class_name(first.mlp)]
     registers = model.reg_token.shape[1] if _has(model, "reg_token") else 0
     class_token = _has(model, "cls_token")
