@@ -391,7 +391,9 @@ def _sized(known: Architecture, family: Family, hf_model: PreTrainedModel, any_e
         num_labels=family.num_labels(type(hf_model).__name__, hf_model.config),
         # Folded tensors stay folded.
         layer_scale=known.layer_scale and FOLD_LAYER_SCALE not in family.rewrites,
-        rope_theta=0.0,  # unless the family's configuration says otherwise
+        # Unless the family's configuration says otherwise:
+        rope_theta=0.0,
+        position_grid=(),
     )
     if any_epsilon:
         sized = replace(sized, layer_norm_eps=getattr(config, family.epsilon))

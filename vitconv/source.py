@@ -267,6 +267,11 @@ def identify(path: str | os.PathLike[str], options: SourceOptions) -> Identified
     if known != trained:
         tensors = position_embedding.resample(load_tensors(tensors), trained, known)
         sizing.append(position_embedding.describe(trained, known))
+    if known.position_resampling:
+        sizing.append(
+            "timm's model takes images of any size, and is converted for {}x{}: name another size with --img-size "
+            "H W.".format(*known.image_size)
+        )
     rates = {} if isinstance(wanted, str) else regularisation(wanted)
     training = describe_regularisation({**description.rates, **rates})
 
@@ -693,8 +698,8 @@ def sized(
 
 def _shape_note(architecture: Architecture, shapes: Shapes, taken: Architecture) -> list[str]:
     """A note if the given image size was taken as that of the training, although the weights alone suggest another."""
-    if not architecture.position_embedding:
-        return []  # then nothing depends on the image size
+    if not architecture.position_embedding or architecture.position_resampling:
+        return []  # then the weights do not tell the image size
     try:
         told = fit_to_weights(architecture, shapes)
     except InputError:

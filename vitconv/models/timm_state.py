@@ -87,7 +87,7 @@ def _other_buffers(module: Any, model: Any, names: list[str]) -> list[str]:
     try:
         with torch.device("cpu"):
             fresh.init_non_persistent_buffers()
-        precision = model.patch_embed.proj.weight.dtype
+        precision = patch_embedding(model).proj.weight.dtype
         return [name for name, value in values.items() if not _same(value, fresh._buffers[name], precision)]
     except Exception:  # of shapes or settings that timm could not have built
         return list(values)
@@ -179,9 +179,15 @@ def _has(module: Any, name: str) -> bool:
     return getattr(module, name, None) is not None
 
 
+def patch_embedding(model: Any) -> Any:
+    """The module that makes patches of the pixels: ``patch_embed``, in a NaFlexVit ``embeds``."""
+    return model.embeds if class_name(model) == "timm.naflexvit.NaFlexVit" else model.patch_embed
+
+
 def _prefix_tokens(module: Any, model: Any) -> int:
     """How many tokens the forward pass puts before the patches."""
-    tokens = (getattr(model, name, None) for name in ("cls_token", "dist_token", "reg_token"))
+    place = getattr(model, "embeds", model)
+    tokens = (getattr(place, name, None) for name in ("cls_token", "dist_token", "reg_token"))
     return sum(token.shape[1] for token in tokens if token is not None)
 
 
@@ -257,7 +263,7 @@ _MODEL: dict[str, Rule] = {
          "patch_embed", "pos_drop", "pos_embed", "reg_token", "rope"), PART
     ),
     "dynamic_img_size": _free,  # the patch embedding's `flatten` is held to it
-    "embed_dim": _equals(lambda module, model: model.patch_embed.proj.weight.shape[0]),
+    "embed_dim": _equals(lambda module, model: patch_embedding(model).proj.weight.shape[0]),
     "global_pool": _pooling,
     "grad_checkpointing": _free,
     "no_embed_class": _read,
@@ -300,7 +306,10 @@ SETTINGS: dict[str, dict[str, Rule]] = {
         "drop_prob": lambda value, path, model: value is None or _rate(value, path, model),
         "scale_by_keep": _free,
     },
-    "timm.PatchDropout": {"prob": _rate, "num_prefix_tokens": _free, "ordered": _free},
+    **dict.fromkeys(
+        ("timm.PatchDropout", "timm.PatchDropoutWithIndices"),
+        {"prob": _rate, "num_prefix_tokens": _free, "ordered": _free},
+    ),
     "timm.LayerScale": {"gamma": PART, "inplace": _free},
     "timm.Mlp": _MLP,
     "timm.GluMlp": {**_MLP, "chunk_dim": _read, "gate_last": _read},
@@ -316,6 +325,28 @@ SETTINGS: dict[str, dict[str, Rule]] = {
         "output_fmt": lambda value, patches, model: bool(patches.flatten) or value == "NHWC",
         "strict_img_size": _read,
         "dynamic_img_pad": _read,
+    },
+    "timm.naflexvit.NaFlexEmbeds": {
+        **dict.fromkeys(
+            ("proj", "norm", "norm_input", "cls_token", "reg_token", "pos_embed", "pos_embed_x", "pos_embed_y", "pos_drop",
+             "patch_interpolator"), PART
+        ),
+        "in_chans": _equals(lambda embeds, model: embeds.proj.weight.shape[1] // math.prod(embeds.patch_size)),
+        "patch_size": lambda value, embeds, model: (
+            _pair(value, embeds, model) and math.prod(value) * embeds.in_chans == embeds.proj.weight.shape[1]
+        ),
+        "is_linear": _is(True),
+        "flatten": _free,  # of a convolution
+        "channels_last": _read,
+        "dynamic_img_pad": _free,  # the image's size is a multiple of the patches', or refused
+        "enable_patch_interpolator": _free,  # for patches of another size
+        "pos_embed_type": lambda value, embeds, model: (
+            value == "factorized" or (value == "learned") == _has(embeds, "pos_embed")
+        ),
+        **dict.fromkeys(
+            ("pos_embed_interp_mode", "pos_embed_ar_preserving", "pos_embed_antialias", "pos_embed_align_corners"), _read
+        ),
+        "pos_embed_use_grid_sample": _free,  # for patches with coordinates
     },
     "timm.Attention": _ATTENTION,
     "timm.AttentionRope": {
@@ -387,6 +418,12 @@ SETTINGS: dict[str, dict[str, Rule]] = {
         "head_dist": PART,
         "distilled_training": _free,
         "global_pool": _is("token"),
+    },
+    "timm.naflexvit.NaFlexVit": {
+        **_MODEL,
+        "embeds": PART,
+        "rope_is_mixed": _is(False),
+        "use_key_only_attn_mask": _free,  # of masks, which images do not have
     },
     "timm.eva.Eva": {**_MODEL, "rope_mixed": _is(False)},
     "timm.beit.Beit": {**_MODEL, "rel_pos_bias": PART},
