@@ -39,7 +39,7 @@ class Architecture:
         position_grid: the rows and columns of ``pos_embed`` where they are not those of the image's patches, so that
             timm resamples it in each forward pass; empty where they are, as in every model but ``NaFlexVit``.
         position_resampling: how ``NaFlexVit`` resamples: the interpolation and, where they apply, ``"antialias"``,
-            ``"align_corners"``, and ``"cropped"`` (to a square, of which the image's part is cropped); empty for others.
+            ``"align_corners"`` and ``"cropped"`` (to a square, and the image's part of it is taken); empty for others.
         relative_position: each block has a table of biases by relative position.
         relative_network: the width of a small network that computes the biases by relative position; 0 without one.
         axis_positions: each block has biases by relative position along each axis, as SAM has.
@@ -120,6 +120,11 @@ class Architecture:
     def classifier(self) -> bool:
         """Whether the model ends in a classification head."""
         return self.num_labels > 0
+
+    @property
+    def any_size(self) -> bool:
+        """Whether timm's model takes images of any size: then the weights do not tell one."""
+        return self.design == "NaFlexVit"
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -215,7 +220,7 @@ def fit_to_weights(
         WeightsError: a tensor that tells a size is missing or has an impossible shape.
     """
     head = _shape(shapes, "head.weight", 2) if "head.weight" in shapes else (0, 0)
-    if architecture.design == "NaFlexVit":
+    if architecture.any_size:
         return _fit_any_size(replace(architecture, num_labels=head[0]), shapes, image_size)
     patch = _shape(shapes, "patch_embed.proj.weight", 4)
     fitted = replace(architecture, num_channels=patch[1], num_labels=head[0])

@@ -267,7 +267,7 @@ def identify(path: str | os.PathLike[str], options: SourceOptions) -> Identified
     if known != trained:
         tensors = position_embedding.resample(load_tensors(tensors), trained, known)
         sizing.append(position_embedding.describe(trained, known))
-    if known.position_resampling:
+    if known.any_size:
         sizing.append(
             "timm's model takes images of any size, and is converted for {}x{}: name another size with --img-size "
             "H W.".format(*known.image_size)
@@ -691,14 +691,14 @@ def sized(
     if image_size is None:
         return trained, trained
     wanted = replace(trained, image_size=(int(image_size[0]), int(image_size[1])))
-    if min(wanted.grid) < 1:
+    if min(wanted.grid) < 1 or wanted.any_size:
         fit_to_weights(architecture, shapes, image_size)  # raises the error that says what is wrong
     return trained, wanted
 
 
 def _shape_note(architecture: Architecture, shapes: Shapes, taken: Architecture) -> list[str]:
     """A note if the given image size was taken as that of the training, although the weights alone suggest another."""
-    if not architecture.position_embedding or architecture.position_resampling:
+    if not architecture.position_embedding or architecture.any_size:
         return []  # then the weights do not tell the image size
     try:
         told = fit_to_weights(architecture, shapes)

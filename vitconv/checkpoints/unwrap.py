@@ -142,7 +142,7 @@ def unwrap(
         _refuse(unsupported.family(everything))
     if not found:
         raise CheckpointError(
-            f"There is no Vision Transformer in the checkpoint: no tensor is called `{_ANCHOR}`"
+            f"There is no Vision Transformer in the checkpoint: no tensor is called `{_ANCHORS[0]}`"
             f" (there is {first_few(everything) or 'nothing'}).",
             "Pass the state dict of a timm Vision Transformer.",
         )

@@ -169,8 +169,8 @@ UNIT_LAYER_SCALE = Rewrite(
 def resample_positions(model: Rewritten) -> Rewritten:
     """Resample the positions to the image's grid, as timm's NaFlexVit does in each forward pass.
 
-    With timm's operation and settings, computed in float32 and rounded to the weights' dtype as there: on the CPU, timm
-    adds the same bits at this image size. Weights in float64 are resampled in float64, as the comparison does it.
+    With timm's operation and settings, computed in float32 and rounded to the weights' dtype as there: on the CPU,
+    timm adds the same bits at this image size. Weights in float64 are resampled in float64, as the comparison does it.
     """
     import torch
 
@@ -185,7 +185,9 @@ def resample_positions(model: Rewritten) -> Rewritten:
         antialias="antialias" in how,
     )[:, :, :rows, :columns]
     tensors["embeds.pos_embed"] = resampled.permute(0, 2, 3, 1).to(positions.dtype).contiguous()
-    made = Made("embeds.pos_embed", ("embeds.pos_embed",), f"resampled to {rows}x{columns}, as timm does in its forward")
+    made = Made(
+        "embeds.pos_embed", ("embeds.pos_embed",), f"resampled to {rows}x{columns}, as timm does in its forward"
+    )
     return Rewritten(tensors, replace(model.architecture, position_grid=()), (*model.made, made))
 
 
@@ -196,8 +198,8 @@ RESAMPLE_POSITIONS = Rewrite(lambda a: bool(a.position_grid), resample_positions
 def plain_embedding(model: Rewritten) -> Rewritten:
     """NaFlexVit's embedding in the form of the other Vision Transformers': a convolution, and positions in one row.
 
-    NaFlexVit cuts patches by a linear layer on their pixels in the order (row, column, channel); a convolution's weight
-    has (channel, row, column).
+    NaFlexVit makes patches by a linear layer on their pixels in the order (row, column, channel); a convolution's
+    weight has (channel, row, column).
     """
     tensors, made, a = dict(model.state_dict), [], model.architecture
     for name in [name for name in tensors if name.startswith("embeds.")]:

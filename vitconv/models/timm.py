@@ -15,7 +15,7 @@ from vitconv import mapping
 from vitconv.architecture import Architecture
 from vitconv.errors import ArchitectureError, CheckpointError, VitconvError, first_few, shown
 from vitconv.models import catalogue
-from vitconv.models.timm_state import class_name, contradictions, patch_embedding
+from vitconv.models.timm_state import NAFLEX, class_name, contradictions, patch_embedding
 
 if TYPE_CHECKING:
     from torch import nn
@@ -257,7 +257,7 @@ _VISION_TRANSFORMER: dict[str, tuple[str, ...]] = {
 _DESIGNS: dict[str, dict[str, tuple[str, ...]]] = {
     "timm.VisionTransformer": _VISION_TRANSFORMER,
     "timm.VisionTransformerDistilled": {**_VISION_TRANSFORMER, "head_dist": (_LINEAR, _IDENTITY)},
-    "timm.naflexvit.NaFlexVit": {
+    NAFLEX: {
         **{path: classes for path, classes in _VISION_TRANSFORMER.items() if path not in _STEM},
         "embeds": ("timm.naflexvit.NaFlexEmbeds",),
         "embeds.proj": (_LINEAR,),
@@ -360,6 +360,7 @@ _FEATURES: tuple[tuple[str, str, str], ...] = (
     ("attn_pool", "", "another attention pooling than SigLIP's (`{path}`)"),
 )
 
+
 def from_timm(model: nn.Module) -> Architecture:
     """Read the architecture from a timm model's modules and shapes; the weights may be on ``meta``.
 
@@ -399,14 +400,11 @@ def _check_state(model: Any) -> None:
         )
 
 
-_NAFLEX = "timm.naflexvit.NaFlexVit"
-
-
 def read(model: Any) -> Architecture:
     """The architecture of a timm model that converts; nothing is checked: :func:`from_timm` does that."""
     blocks = list(model.blocks)
     first, patches, head = blocks[0], patch_embedding(model), model.head
-    any_size = class_name(model) == _NAFLEX
+    any_size = class_name(model) == NAFLEX
     tokens = patches if any_size else model
     mlp = _MLPS[class_name(first.mlp)]
     registers = tokens.reg_token.shape[1] if _has(tokens, "reg_token") else 0
@@ -688,7 +686,7 @@ def _norm_settings(model: Any) -> list[str]:
 
 
 def _patch_settings(model: Any) -> list[str]:
-    if class_name(model) == _NAFLEX:
+    if class_name(model) == NAFLEX:
         return _naflex_settings(model)
     patches, found = model.patch_embed, []
     conv = patches.proj

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+#: timm's Vision Transformer for images of any size.
+NAFLEX = "timm.naflexvit.NaFlexVit"
+
+
 def class_name(module: Any) -> str:
     """The class by the library it comes from: ``torch.nn.Linear``, ``timm.Attention``, or its full path.
 
@@ -181,7 +185,7 @@ def _has(module: Any, name: str) -> bool:
 
 def patch_embedding(model: Any) -> Any:
     """The module that makes patches of the pixels: ``patch_embed``, in a NaFlexVit ``embeds``."""
-    return model.embeds if class_name(model) == "timm.naflexvit.NaFlexVit" else model.patch_embed
+    return model.embeds if class_name(model) == NAFLEX else model.patch_embed
 
 
 def _prefix_tokens(module: Any, model: Any) -> int:
@@ -271,6 +275,27 @@ _MODEL: dict[str, Rule] = {
     "pool_include_prefix": _read,
 }  # fmt: skip
 
+_EMBEDS: dict[str, Rule] = {
+    **dict.fromkeys(
+        ("proj", "norm", "norm_input", "pos_drop", "cls_token", "reg_token", "pos_embed", "pos_embed_y", "pos_embed_x",
+         "patch_interpolator"), PART
+    ),
+    **dict.fromkeys(
+        ("pos_embed_interp_mode", "pos_embed_ar_preserving", "pos_embed_antialias", "pos_embed_align_corners",
+         "channels_last"), _read
+    ),
+    # For patches that are given with their coordinates, or of another size; for a convolution; for padded images.
+    **dict.fromkeys(
+        ("pos_embed_use_grid_sample", "enable_patch_interpolator", "flatten", "dynamic_img_pad"), _free
+    ),
+    "in_chans": _equals(lambda embeds, model: embeds.proj.weight.shape[1] // math.prod(embeds.patch_size)),
+    "patch_size": lambda value, embeds, model: (
+        _pair(value, embeds, model) and math.prod(value) * embeds.in_chans == embeds.proj.weight.shape[1]
+    ),
+    "is_linear": _is(True),
+    "pos_embed_type": lambda value, embeds, model: (value == "learned") == _has(embeds, "pos_embed"),
+}  # fmt: skip
+
 #: Per class: what its forward pass reads of itself, or vitconv does.
 SETTINGS: dict[str, dict[str, Rule]] = {
     "torch.nn.Linear": {
@@ -326,28 +351,7 @@ SETTINGS: dict[str, dict[str, Rule]] = {
         "strict_img_size": _read,
         "dynamic_img_pad": _read,
     },
-    "timm.naflexvit.NaFlexEmbeds": {
-        **dict.fromkeys(
-            ("proj", "norm", "norm_input", "cls_token", "reg_token", "pos_embed", "pos_embed_x", "pos_embed_y", "pos_drop",
-             "patch_interpolator"), PART
-        ),
-        "in_chans": _equals(lambda embeds, model: embeds.proj.weight.shape[1] // math.prod(embeds.patch_size)),
-        "patch_size": lambda value, embeds, model: (
-            _pair(value, embeds, model) and math.prod(value) * embeds.in_chans == embeds.proj.weight.shape[1]
-        ),
-        "is_linear": _is(True),
-        "flatten": _free,  # of a convolution
-        "channels_last": _read,
-        "dynamic_img_pad": _free,  # the image's size is a multiple of the patches', or refused
-        "enable_patch_interpolator": _free,  # for patches of another size
-        "pos_embed_type": lambda value, embeds, model: (
-            value == "factorized" or (value == "learned") == _has(embeds, "pos_embed")
-        ),
-        **dict.fromkeys(
-            ("pos_embed_interp_mode", "pos_embed_ar_preserving", "pos_embed_antialias", "pos_embed_align_corners"), _read
-        ),
-        "pos_embed_use_grid_sample": _free,  # for patches with coordinates
-    },
+    "timm.naflexvit.NaFlexEmbeds": _EMBEDS,
     "timm.Attention": _ATTENTION,
     "timm.AttentionRope": {
         **_ATTENTION,
@@ -419,7 +423,7 @@ SETTINGS: dict[str, dict[str, Rule]] = {
         "distilled_training": _free,
         "global_pool": _is("token"),
     },
-    "timm.naflexvit.NaFlexVit": {
+    NAFLEX: {
         **_MODEL,
         "embeds": PART,
         "rope_is_mixed": _is(False),
