@@ -9,8 +9,15 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import checkpoint_filter_fn
 from transformers import AutoModel, AutoModelForImageClassification
 
-from vitconv.convert import convert_checkpoint, load_timm, revert_checkpoint, to_huggingface, verify_checkpoint
-from vitconv.errors import ArchitectureError, InputError
+from vitconv.convert import (
+    convert_checkpoint,
+    inspect_checkpoint,
+    load_timm,
+    revert_checkpoint,
+    to_huggingface,
+    verify_checkpoint,
+)
+from vitconv.errors import ArchitectureError, CheckpointError, InputError
 from vitconv.models.position_embedding import resample
 from vitconv.models.timm import build_timm, from_timm
 from vitconv.parity import compare
@@ -118,6 +125,35 @@ def test_a_model_for_any_size_computes_at_one_what_timm_computes_there(size, naf
         torch.testing.assert_close(ours(pixels).pooler_output, naflex(pixels), rtol=1e-4, atol=1e-5)
         # The proof used timm's model with the source's own positions, which timm resampled itself.
         assert load_timm(folder, image_size=size).embeds.pos_embed.shape == (1, 16, 16, 48)
+
+
+@pytest.mark.parametrize(
+    ("args", "size"),
+    [
+        ({}, 384),
+        ({"img_size": 160}, 160),
+        ({"input_size": [3, 160, 160]}, 160),
+        ({"img_size": 160, "model_kwargs": {"img_size": 160}}, 160),
+    ],
+)
+def test_a_model_for_any_size_has_the_one_that_timm_s_training_script_was_given(args, size, naflex, save):
+    sizes = {"embed_dim": 48, "depth": 2, "num_heads": 3, **args.pop("model_kwargs", {})}
+    args = {**args, "model": "naflexvit_base_patch16_siglip", "model_kwargs": sizes}
+    found = inspect_checkpoint(save({"arch": args["model"], "args": args, "state_dict": naflex.state_dict()}))
+    assert found.architecture.image_size == (size, size) == found.data.image_size
+    model = timm.create_model(args["model"], **sizes)
+    assert timm.data.resolve_data_config(args, model=model)["input_size"] == (3, size, size)
+
+
+def test_a_model_for_any_size_that_is_built_for_another_than_timm_gives_it_needs_a_size(naflex, tmp_path):
+    sizes = {"embed_dim": 48, "depth": 2, "num_heads": 3, "img_size": 160}
+    model = timm.create_model("naflexvit_base_patch16_siglip", **sizes)
+    timm.models.save_for_hf(model, tmp_path / "timm", model_args=sizes)
+    told = r"any size \(`NaFlexVit`\): timm gives it 384x384, but it was built for 160x160. A converted model has one size"
+    with pytest.raises(CheckpointError, match=told) as caught:
+        inspect_checkpoint(tmp_path / "timm")
+    assert "--img-size H W" in caught.value.remedy
+    assert inspect_checkpoint(tmp_path / "timm", image_size=(160, 160)).architecture.image_size == (160, 160)
 
 
 def test_a_model_for_any_size_takes_no_size_that_its_patches_do_not_divide(naflex, tmp_path):
