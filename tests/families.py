@@ -10,6 +10,8 @@ import timm
 from models import perturbed
 from torch import nn
 
+from vitconv.models.timm import read
+
 SMALL = {"img_size": 96, "embed_dim": 48, "depth": 2, "num_heads": 3}
 
 #: One for each family that has a head: family -> (timm name, arguments besides SMALL).
@@ -25,6 +27,7 @@ CLASSIFIERS: dict[str, tuple[str, dict[str, Any]]] = {
 HEADLESS: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("vit_tiny_patch16_224", {}),
     "siglip": ("vit_base_patch16_siglip_224", {}),
+    "siglip from any size": ("naflexvit_base_patch16_siglip", {}),
     "dinov3": ("vit_small_patch16_dinov3", {}),
     "aimv2": ("aimv2_large_patch14_224", {"img_size": 56}),
     "internvl": ("vit_intern300m_patch14_448", {"img_size": 56}),
@@ -49,6 +52,6 @@ def save_folder(folder: Path, family: str, classes: Sequence[str] = ()) -> nn.Mo
     arguments = {**SMALL, **more}
     model = perturbed(timm.create_model(name, num_classes=len(classes), **arguments))
     labels = {"label_names": list(classes)} if classes else {}
-    data = {"input_size": (3, *model.patch_embed.img_size)}
+    data = {"input_size": (3, *read(model).image_size)}
     timm.models.save_for_hf(model, folder, labels, model_args=arguments, data_config=data, safe_serialization=True)
     return model

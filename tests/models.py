@@ -11,7 +11,7 @@ from torch import nn
 
 from vitconv import mapping
 from vitconv.models.catalogue import entries
-from vitconv.models.timm import build_timm, from_timm
+from vitconv.models.timm import build_timm, from_timm, read
 
 #: The commit of the only model in the fixture `hub_cache`.
 HUB_REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -84,8 +84,8 @@ def full_model(name: str, **overrides: Any) -> nn.Module:
 
 
 def pixels_for(model: nn.Module, batch: int = 2, seed: int = 1) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, model.patch_embed.proj.in_channels, *model.patch_embed.img_size, generator=generator)
+    generator, known = torch.Generator().manual_seed(seed), read(model)
+    return torch.randn(batch, known.num_channels, *known.image_size, generator=generator)
 
 
 def output_of(output: Any, timm_model: nn.Module) -> torch.Tensor:

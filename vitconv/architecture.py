@@ -38,6 +38,10 @@ class Architecture:
         distillation_token: DeiT's second token, with a head of its own.
         position_embedding: a learned position is added to each patch.
         class_position: ``pos_embed`` also has rows for the tokens before the patches (timm: ``not no_embed_class``).
+        position_grid: the rows and columns of ``pos_embed`` where they are not those of the image's patches, so that
+            timm resamples it in each forward pass; empty where they are, as in every model but ``NaFlexVit``.
+        position_resampling: how ``NaFlexVit`` resamples: the interpolation and, where they apply, ``"antialias"``,
+            ``"align_corners"`` and ``"cropped"`` (to a square, and the image's part of it is taken); empty for others.
         relative_position: each block has a table of biases by relative position.
         relative_network: the width of a small network that computes the biases by relative position; 0 without one.
         axis_positions: each block has biases by relative position along each axis, as SAM has.
@@ -78,6 +82,8 @@ class Architecture:
     distillation_token: bool = False
     position_embedding: bool = True
     class_position: bool = True
+    position_grid: tuple[int, ...] = ()
+    position_resampling: str = ""
     relative_position: bool = False
     relative_network: int = 0
     axis_positions: bool = False
@@ -118,6 +124,11 @@ class Architecture:
         return self.num_labels > 0
 
     @property
+    def any_size(self) -> bool:
+        """Whether timm's model takes images of any size: then the weights do not tell one."""
+        return self.design == "NaFlexVit"
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Patches in a column and in a row; a remainder at the right or the bottom edge is not seen."""
         return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]
@@ -143,6 +154,8 @@ def describe_fact(field: str, a: Architecture) -> str:
         "distillation_token": "a distillation token (`dist_token`)" if value else "no distillation token",
         "position_embedding": "no position embedding (`pos_embed`)",
         "class_position": "no position for the class token (`no_embed_class`)",
+        "position_grid": "positions on another grid than the image's (`embeds.pos_embed`)",
+        "position_resampling": "positions that are resampled in the forward pass (`embeds.pos_embed`)",
         "relative_position": "relative positions (`blocks.0.attn.relative_position_bias_table`)",
         "relative_network": "relative positions that a small network computes (`blocks.0.attn.rel_pos`)",
         "axis_positions": "relative positions along each axis (`blocks.0.attn.rel_pos_h`)",
@@ -208,9 +221,11 @@ def fit_to_weights(
         InputError: the image size is needed, or the given one contradicts the weights.
         WeightsError: a tensor that tells a size is missing or has an impossible shape.
     """
-    patch = _shape(shapes, "patch_embed.proj.weight", 4)
     name = next((name for name in HEADS if name in shapes), None)
     head = _shape(shapes, name, 2) if name else (0, 0)
+    if architecture.any_size:
+        return _fit_any_size(replace(architecture, num_labels=head[0]), shapes, image_size)
+    patch = _shape(shapes, "patch_embed.proj.weight", 4)
     fitted = replace(architecture, num_channels=patch[1], num_labels=head[0])
     if image_size is not None:
         fitted = replace(fitted, image_size=(int(image_size[0]), int(image_size[1])))
@@ -251,6 +266,25 @@ def fit_to_weights(
             f"Give the image size (height, width): {_possible_sizes(patches, fitted.patch_size)}{hint}.",
         )
     return replace(fitted, image_size=(side * fitted.patch_size[0], side * fitted.patch_size[1]))
+
+
+def _fit_any_size(architecture: Architecture, shapes: Shapes, image_size: tuple[int, int] | None) -> Architecture:
+    """The same for timm's NaFlexVit, which takes images of any size that its patches divide."""
+    height, width = image_size or architecture.image_size
+    fitted = replace(
+        architecture,
+        image_size=(int(height), int(width)),
+        num_channels=_shape(shapes, "embeds.proj.weight", 2)[1] // math.prod(architecture.patch_size),
+    )
+    rest = [size % patch for size, patch in zip(fitted.image_size, fitted.patch_size, strict=True)]
+    if min(fitted.grid) < 1 or any(rest):
+        patch = "x".join(map(str, fitted.patch_size))
+        raise InputError(
+            f"Image size {height}x{width} is no multiple of the patches' {patch}.",
+            "Give a height and width that are: timm takes no others.",
+        )
+    grid = _shape(shapes, "embeds.pos_embed", 4)[1:3] if architecture.position_embedding else ()
+    return replace(fitted, position_grid=() if grid == fitted.grid else grid)
 
 
 def _grid_from_relative_positions(architecture: Architecture, shapes: Shapes) -> tuple[int, int] | None:

@@ -60,6 +60,7 @@ from vitconv.models.timm import (
     make_buffers,
     regularisation,
 )
+from vitconv.models.timm_state import patch_embedding
 from vitconv.parity.comparison import compare
 from vitconv.parity.verification import Verification, verify_folder
 from vitconv.revert import Reversion, revert_checkpoint, to_timm
@@ -300,7 +301,7 @@ def to_huggingface(timm_model: nn.Module, *, target: str | None = None, verify: 
 
 def _device(timm_model: Any) -> torch.device:
     """Where a timm model computes."""
-    return timm_model.patch_embed.proj.weight.device
+    return patch_embedding(timm_model).proj.weight.device
 
 
 def _verify_twin(

@@ -392,7 +392,9 @@ def _sized(known: Architecture, family: Family, hf_model: PreTrainedModel, any_e
         # Folded tensors stay folded.
         layer_scale=known.layer_scale
         and not any(rewrite.apply is FOLD_LAYER_SCALE.apply for rewrite in family.rewrites),
-        rope_theta=0.0,  # unless the family's configuration says otherwise
+        # Unless the family's configuration says otherwise:
+        rope_theta=0.0,
+        position_grid=(),
     )
     if any_epsilon:
         sized = replace(sized, layer_norm_eps=getattr(config, family.epsilon))

@@ -267,6 +267,11 @@ def identify(path: str | os.PathLike[str], options: SourceOptions) -> Identified
     if known != trained:
         tensors = position_embedding.resample(load_tensors(tensors), trained, known)
         sizing.append(position_embedding.describe(trained, known))
+    if known.any_size:
+        sizing.append(
+            "timm's model takes images of any size, and is converted for {}x{}: name another size with --img-size "
+            "H W.".format(*known.image_size)
+        )
     rates = {} if isinstance(wanted, str) else regularisation(wanted)
     training = describe_regularisation({**description.rates, **rates})
 
@@ -460,7 +465,8 @@ def _reference_of_model(model: nn.Module) -> TimmReference:
     # The patch embedding of a model for any size does not check the size.
     dynamic = not getattr(getattr(model, "patch_embed", None), "strict_img_size", True)
     fed = tuple((cfg.get("input_size") or ())[-2:])
-    return TimmReference(from_timm(model), tag_config(cfg), fed if dynamic and is_image_size(fed) else None)
+    known = from_timm(model)
+    return TimmReference(known, tag_config(cfg), fed if (dynamic or known.any_size) and is_image_size(fed) else None)
 
 
 def _build(name: str, description: SelfDescription, sizes: Mapping[str, Any]) -> nn.Module:
@@ -604,13 +610,19 @@ def _fed_size(reference: TimmReference, description: SelfDescription) -> Any:
 def _check_dynamic(
     reference: TimmReference, description: SelfDescription, trained: Architecture, image_size: tuple[int, int] | None
 ) -> None:
-    """Raise :class:`CheckpointError` if timm gives a model for any size images of another size than its positions."""
-    fed = _fed_size(reference, description)
-    if reference.input_size is None or image_size is not None or fed == trained.image_size:
+    """Raise :class:`CheckpointError` if timm gives a model for any size images of another size than its positions.
+
+    The positions of a NaFlexVit have no size: there it must be the size that the model was built with.
+    """
+    fed, any_size = _fed_size(reference, description), reference.architecture.any_size
+    other = reference.architecture.image_size if any_size else trained.image_size
+    if reference.input_size is None or image_size is not None or fed == other:
         return
+    how = "`NaFlexVit`" if any_size else "`dynamic_img_size`"
+    what = "it was built for" if any_size else "its positions are those of"
     raise CheckpointError(
-        f"The model takes images of any size (`dynamic_img_size`): timm gives it {fed[0]}x{fed[1]}, but its positions "
-        f"are those of {trained.image_size[0]}x{trained.image_size[1]}. A converted model has one size.",
+        f"The model takes images of any size ({how}): timm gives it {fed[0]}x{fed[1]}, but {what} "
+        f"{other[0]}x{other[1]}. A converted model has one size.",
         "Name the one you want with --img-size H W: timm resamples the positions for it, and so does vitconv.",
     )
 
@@ -687,15 +699,15 @@ def sized(
     if image_size is None:
         return trained, trained
     wanted = replace(trained, image_size=(int(image_size[0]), int(image_size[1])))
-    if min(wanted.grid) < 1:
+    if min(wanted.grid) < 1 or wanted.any_size:
         fit_to_weights(architecture, shapes, image_size)  # raises the error that says what is wrong
     return trained, wanted
 
 
 def _shape_note(architecture: Architecture, shapes: Shapes, taken: Architecture) -> list[str]:
     """A note if the given image size was taken as that of the training, although the weights alone suggest another."""
-    if not architecture.position_embedding:
-        return []  # then nothing depends on the image size
+    if not architecture.position_embedding or architecture.any_size:
+        return []  # then the weights do not tell the image size
     try:
         told = fit_to_weights(architecture, shapes)
     except InputError:

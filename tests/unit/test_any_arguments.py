@@ -12,6 +12,7 @@ from timm.layers import GluMlp, Mlp, SwiGLU
 
 from vitconv.convert import to_huggingface, to_timm
 from vitconv.errors import VitconvError
+from vitconv.models.timm import read
 from vitconv.parity import compare
 
 #: `make fuzz` asks for more.
@@ -108,12 +109,45 @@ relatives = st.fixed_dictionaries({
     "rel_pos_type": mostly("mlp", "bias"),
     "shared_rel_pos": mostly(False, True),
 })  # fmt: skip
+NAFLEX = {
+    "img_size": 32,
+    "patch_size": 8,
+    "num_classes": 0,
+    "init_values": None,
+    "reg_tokens": 0,
+    "pos_embed_grid_size": (5, 5),
+}
+#: Of models with so many settings that each forbids others, random ones are all refused: one that converts, and changes.
+naflexes = st.builds(
+    lambda base, changes: {**NAFLEX, **base, **dict(changes)},
+    st.sampled_from([
+        {"global_pool": "map", "fc_norm": None},
+        {"global_pool": "avg", "fc_norm": True, "reg_tokens": 1, "num_classes": 5},
+        {"global_pool": "token", "fc_norm": None, "class_token": True, "reg_tokens": 3, "final_norm": False},
+    ]),
+    st.lists(st.sampled_from([
+        *(("img_size", 48), ("img_size", (32, 48)), ("img_size", 40), ("img_size", 36), ("patch_size", (8, 4))),
+        *(("num_classes", 0), ("num_classes", 5), ("in_chans", 1), ("class_token", True), ("reg_tokens", 1)),
+        *(("pos_embed", "none"), ("pos_embed", "factorized"), ("pos_embed_grid_size", (16, 16))),
+        *(("pos_embed_grid_size", (3, 7)), ("pos_embed_interp_mode", "bilinear"), ("pos_embed_interp_mode", "nearest")),
+        *(("pos_embed_ar_preserving", True), ("pos_embed_antialias", False), ("pos_embed_align_corners", True)),
+        *(("pos_embed_use_grid_sample", True), ("dynamic_img_pad", True), ("patchify_channels_last", False)),
+        *(("use_key_only_attn_mask", True), ("enable_patch_interpolator", True), ("embed_proj_type", "conv")),
+        *(("embed_norm_layer", "layernorm"), ("norm_layer", "rmsnorm"), ("act_layer", "gelu_tanh")),
+        *(("global_pool", ""), ("global_pool", "max"), ("pool_include_prefix", True), ("attn_pool_num_heads", 2)),
+        *(("attn_pool_mlp_ratio", 2.0), ("fc_norm", True), ("fc_norm", False), ("final_norm", False)),
+        *(("pre_norm", True), ("init_values", 0.5), ("qkv_bias", False), ("proj_bias", False), ("qk_norm", True)),
+        *(("scale_mlp_norm", True), ("scale_attn_inner_norm", True), ("swiglu_mlp", True), ("attn_gated", True)),
+        *(("attn_type", "eva"), ("rope_type", "dinov3"), ("num_kv_heads", 1), ("mlp_ratio", 2.6)),
+    ]), max_size=4),
+)  # fmt: skip
 models = st.one_of(
     *(st.tuples(st.just("vit_tiny_patch16_224"), vision_transformers),) * 4,
     st.tuples(st.sampled_from(["eva_giant_patch14_224", "vit_small_patch16_dinov3"]), evas),
     st.tuples(st.just("beit_base_patch16_224"), beits),
     st.tuples(st.just("samvit_base_patch16"), sams),
     st.tuples(st.just("vit_relpos_small_patch16_224"), relatives),
+    st.tuples(st.just("naflexvit_base_patch16_gap"), naflexes),
 )
 
 
@@ -131,7 +165,7 @@ def test_exact_or_refused(case):
     except VitconvError as error:
         assert error.remedy
         return
-    pixels = torch.randn(2, arguments.get("in_chans", 3), *model.patch_embed.img_size)
+    pixels = torch.randn(2, arguments.get("in_chans", 3), *read(model).image_size)
     compare(model, twin, pixels, dtypes=["float64"]).assert_match()
     try:
         back = to_timm(twin)

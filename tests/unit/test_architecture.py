@@ -100,6 +100,38 @@ def test_a_tensor_that_tells_a_size_must_be_there(name):
         fit_to_weights(TINY, {**shapes(196), name: (3,)})
 
 
+NAFLEX = entries()["naflexvit_base_patch16_siglip"].architecture
+NAFLEX_SHAPES = {"embeds.proj.weight": (768, 16 * 16 * 3), "embeds.pos_embed": (1, 16, 16, 768)}
+
+
+@pytest.mark.parametrize(
+    ("size", "fitted", "grid"),
+    [(None, (384, 384), (16, 16)), ((512, 96), (512, 96), (16, 16)), ((256, 256), (256, 256), ())],
+)
+def test_a_model_for_any_size_takes_the_one_that_is_asked_for(size, fitted, grid):
+    found = fit_to_weights(NAFLEX, NAFLEX_SHAPES, size)
+    assert (found.image_size, found.position_grid, found.num_channels) == (fitted, grid, 3)
+    assert fit_to_weights(found, NAFLEX_SHAPES, (384, 384)) == NAFLEX
+
+
+def test_a_model_for_any_size_tells_its_channels_and_its_grid():
+    shapes = {"embeds.proj.weight": (768, 16 * 16), "embeds.pos_embed": (1, 24, 24, 768), "head.weight": (7, 768)}
+    found = fit_to_weights(NAFLEX, shapes)
+    assert (found.num_channels, found.position_grid, found.num_labels) == (1, (), 7)
+
+
+@pytest.mark.parametrize("size", [(250, 256), (256, 8), (0, 256), (-256, 256)])
+def test_a_size_that_patches_do_not_divide_is_refused_for_a_model_for_any_size(size):
+    with pytest.raises(InputError, match=f"Image size {size[0]}x{size[1]} is no multiple of the patches' 16x16"):
+        fit_to_weights(NAFLEX, NAFLEX_SHAPES, size)
+
+
+@pytest.mark.parametrize("name", NAFLEX_SHAPES)
+def test_a_model_for_any_size_has_the_tensors_that_tell_it(name):
+    with pytest.raises(WeightsError, match=f"`{name}` is missing"):
+        fit_to_weights(NAFLEX, {key: shape for key, shape in NAFLEX_SHAPES.items() if key != name})
+
+
 def test_describes_what_the_shapes_tell():
     model = timm.create_model("vit_tiny_patch16_384", num_classes=1)
     assert describe_shapes(shapes_of(model.state_dict())) == (

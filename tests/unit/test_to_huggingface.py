@@ -42,6 +42,8 @@ EDITED = {
     "split": ("vit_base_patch16_sapiens2", {"num_classes": 0, "num_heads": 4, "num_kv_heads": [4, 2]}),
     "sam": ("samvit_base_patch16", {"num_classes": 0, "window_size": 3, "global_attn_indexes": (1,), "neck_chans": 8}),
     "relative": ("vit_relpos_small_patch16_224", {}),
+    "naflex": ("naflexvit_base_patch16_siglip", {"num_classes": 0, "pos_embed_grid_size": (4, 4)}),
+    "naflex resampled": ("naflexvit_base_patch16_radio_v3", {"num_classes": 0, "patch_drop_rate": 0.1}),
 }
 #: How many edits of each of them are tried; `make fuzz` tries all.
 EDITS = 90 if "VITCONV_FUZZ_CASES" not in os.environ else None
@@ -123,9 +125,10 @@ def wrong(model: nn.Module, pixels: torch.Tensor, tolerance: float) -> str | Non
 @pytest.mark.parametrize("kind", EDITED)
 def test_an_edited_model_is_converted_exactly_or_refused(kind):
     model = edited_model(kind)
-    pixels = torch.randn(1, 3, *model.patch_embed.img_size, dtype=torch.float64)
-    # timm's rotary periods are float32 in any model: there the twin in float64 is that far from it.
-    assert wrong(model, pixels, tolerance := 1e-6 if hasattr(model, "rope") and model.rope else 1e-11) is None
+    pixels = torch.randn(1, 3, *from_timm(model).image_size, dtype=torch.float64)
+    # timm's rotary periods are float32 in any model, and so are resampled positions: the twin is that far from them.
+    in_float32 = (hasattr(model, "rope") and model.rope) or from_timm(model).position_grid
+    assert wrong(model, pixels, tolerance := 1e-6 if in_float32 else 1e-11) is None
     to_huggingface(model, verify=False)
     every, failed = edits(model), []
     for path, where, name, value in random.Random(0).sample(every, min(EDITS or len(every), len(every))):
@@ -226,6 +229,12 @@ def other_periods(model):
         ("sam", lambda m: setattr(m.blocks[0], "window_size", 4), "`window_size`|blocks.0.attn.rel_pos"),
         ("relative", lambda m: m.blocks[0].attn.rel_pos.rel_coords_log.mul_(2), "`blocks.0.attn.rel_pos.rel_coords_log`"),
         ("relative", lambda m: m.bfloat16().float(), "`blocks.0.attn.rel_pos.rel_coords_log`, `blocks.1"),
+        ("naflex", lambda m: setattr(m.embeds, "patch_size", (4, 4)), "`embeds.in_chans` = 3, `embeds.patch_size` = (4, 4)"),
+        ("naflex", lambda m: setattr(m.embeds, "in_chans", 1), "`embeds.in_chans` = 1"),
+        ("naflex", lambda m: setattr(m.embeds, "is_linear", False), "`embeds.is_linear` = False"),
+        ("naflex", lambda m: setattr(m.embeds, "pos_embed_type", "none"), "`embeds.pos_embed_type` = 'none'"),
+        ("naflex", lambda m: setattr(m.embeds, "norm_input", torch.sin), "`embeds.norm_input`"),
+        ("naflex resampled", lambda m: setattr(m.embeds, "reg_token", None), "`num_prefix_tokens` = 8"),
         ("plain", lambda m: setattr(m.blocks[0].ls1, "gamma", None), "missing (blocks.0.ls1.gamma)"),
     ],
 )  # fmt: skip
@@ -301,7 +310,7 @@ def state(model: nn.Module) -> dict[str, object]:
 def test_verifying_leaves_everything_as_it_was(kind):
     model = edited_model(kind).train()
     model.blocks[0].eval()
-    model(torch.randn(1, 3, *model.patch_embed.img_size, dtype=torch.float64)).sum().backward()
+    model(torch.randn(1, 3, *from_timm(model).image_size, dtype=torch.float64)).sum().backward()
     values = copy.deepcopy({**model.state_dict(), **dict(model.named_buffers())})
     before, draws = state(model), torch.get_rng_state()
     twin = to_huggingface(model)

@@ -21,8 +21,8 @@ from vitconv.checkpoints import unsupported
 from vitconv.checkpoints.tensorfile import dtype_name, is_tensor
 from vitconv.errors import CheckpointError, first_few
 
-# Every Vision Transformer has this tensor, and no other model: its prefix is the prefix of a model.
-_ANCHOR = "patch_embed.proj.weight"
+# Every Vision Transformer has one of these tensors, and no other model: its prefix is the prefix of a model.
+_ANCHORS = ("patch_embed.proj.weight", "embeds.proj.weight")
 #: With one of these words, a name with "ema" means the trained weights: `model_without_ema`.
 _NOT_EMA = frozenset({"no", "non", "not", "without", "pre", "before", "raw"})
 _HEAD = frozenset({*HEADS, "head.bias", "head.fc.bias", "head_dist.weight", "head_dist.bias"})
@@ -143,7 +143,7 @@ def unwrap(
         _refuse(unsupported.family(everything))
     if not found:
         raise CheckpointError(
-            f"There is no Vision Transformer in the checkpoint: no tensor is called `{_ANCHOR}`"
+            f"There is no Vision Transformer in the checkpoint: no tensor is called `{_ANCHORS[0]}`"
             f" (there is {first_few(everything) or 'nothing'}).",
             "Pass the state dict of a timm Vision Transformer.",
         )
@@ -207,7 +207,7 @@ def _mappings(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], Map
 def _readings(content: Mapping[Any, Any]) -> Iterator[Reading]:
     for place, mapping in _mappings(content):
         tensors = {str(name): value for name, value in mapping.items() if is_tensor(value)}
-        prefixes = [name[: -len(_ANCHOR)] for name in tensors if name == _ANCHOR or name.endswith(f".{_ANCHOR}")]
+        prefixes = [name.removesuffix(end) for name in tensors for end in _ANCHORS if f".{name}".endswith(f".{end}")]
         for prefix in prefixes:
             # A model within a model, such as a student's teacher, is another one.
             nested = tuple(longer for longer in prefixes if longer != prefix and longer.startswith(prefix))
@@ -292,7 +292,7 @@ def _heads_outside(reading: Reading, found: Iterable[Reading], content: Mapping[
     optimizers are left out.
     """
     original = next(one for one in found if one.mapping is reading.mapping and one.prefix == reading.prefix)
-    shape = original.tensors[_ANCHOR].shape
+    shape = next(original.tensors[name] for name in _ANCHORS if name in original.tensors).shape
     width = shape[0] if len(shape) else 0
     trunk = {name.partition(".")[0] for tensors in (reading.tensors, original.tensors) for name in tensors}
     trunk = {module for module in trunk if not _HEAD_MODULE.fullmatch(module)}

@@ -10,7 +10,9 @@ from vitconv.mapping.family import Family, headless_only, sizes, square
 from vitconv.mapping.rewrites import (
     ABSORB_PREFIX_POSITIONS,
     PATCH_BIAS_INTO_POSITIONS,
+    PLAIN_EMBEDDING,
     RADIO_FORM,
+    RESAMPLE_POSITIONS,
     UNIT_LAYER_SCALE,
     ZERO_PROJECTION_BIASES,
 )
@@ -45,11 +47,20 @@ blocks.{i}.ls2.gamma           radio_model.model.blocks.{i}.layer_scale2.lambda1
 """  # noqa: E501 (a table is read across)
 
 
+#: What ``RadioModel`` does in each forward pass, in the words of ``Architecture.position_resampling``.
+_RESAMPLING = "bilinear cropped"
+
+
+def _resamples_alike(a: Architecture) -> bool:
+    """Whether the positions can stay on their own grid, because ``RadioModel`` resamples them as timm does."""
+    return a.position_resampling == _RESAMPLING and len(a.position_grid) == 2 and len(set(a.position_grid)) == 1
+
+
 def _config(a: Architecture) -> dict[str, Any]:
     """The model does not normalise: the image processor does it, as timm's transform does."""
     return {
         **sizes(a),
-        "max_img_size": a.image_size[0],
+        "max_img_size": a.position_grid[0] * a.patch_size[0] if _resamples_alike(a) else a.image_size[0],
         "mlp_ratio": a.intermediate_size / a.hidden_size,
         "layer_norm_eps": a.layer_norm_eps,
         "qkv_bias": a.qkv_bias,
@@ -74,10 +85,13 @@ def _limits(a: Architecture) -> list[str]:
 
 
 def _from_config(known: Architecture, config: Any) -> dict[str, Any]:
-    return {
+    found: dict[str, Any] = {
         "intermediate_size": int(config.hidden_size * config.mlp_ratio),
         "num_register_tokens": config.num_registers + (not known.class_token),
     }
+    if known.position_resampling == _RESAMPLING and config.max_img_size != config.image_size:
+        found["position_grid"] = (config.max_img_size // config.patch_size,) * 2
+    return found
 
 
 RADIO = Family(
@@ -90,6 +104,9 @@ RADIO = Family(
     from_config=_from_config,
     counts=("num_registers", "num_cls_tokens"),
     expresses={
+        "design": ("VisionTransformer", "NaFlexVit"),
+        "position_grid": None,
+        "position_resampling": None,
         "global_pool": ("token", ""),
         "num_register_tokens": None,
         "class_position": None,
@@ -101,6 +118,8 @@ RADIO = Family(
     },
     limits=_limits,
     rewrites=(
+        replace(RESAMPLE_POSITIONS, needed=lambda a: bool(a.position_grid) and not _resamples_alike(a)),
+        PLAIN_EMBEDDING,
         ZERO_PROJECTION_BIASES,
         UNIT_LAYER_SCALE,
         replace(ABSORB_PREFIX_POSITIONS, needed=lambda a: a.class_position),  # also without registers

@@ -166,6 +166,72 @@ UNIT_LAYER_SCALE = Rewrite(
 )
 
 
+def resample_positions(model: Rewritten) -> Rewritten:
+    """Resample the positions to the image's grid, as timm's NaFlexVit does in each forward pass.
+
+    With timm's operation and settings, computed in float32 and rounded to the weights' dtype as there: on the CPU,
+    timm adds the same bits at this image size. Weights in float64 are resampled in float64, as the comparison does it.
+    """
+    import torch
+
+    tensors, (rows, columns) = dict(model.state_dict), model.architecture.grid
+    positions = tensors["embeds.pos_embed"]
+    mode, *how = model.architecture.position_resampling.split()
+    resampled = torch.nn.functional.interpolate(
+        positions.permute(0, 3, 1, 2).to(torch.promote_types(positions.dtype, torch.float32)),
+        size=[max(rows, columns)] * 2 if "cropped" in how else [rows, columns],
+        mode=mode,
+        align_corners="align_corners" in how,
+        antialias="antialias" in how,
+    )[:, :, :rows, :columns]
+    tensors["embeds.pos_embed"] = resampled.permute(0, 2, 3, 1).to(positions.dtype).contiguous()
+    made = Made(
+        "embeds.pos_embed", ("embeds.pos_embed",), f"resampled to {rows}x{columns}, as timm does in its forward"
+    )
+    return Rewritten(tensors, replace(model.architecture, position_grid=()), (*model.made, made))
+
+
+# It is never undone: the way back gives timm's model positions of the image's grid.
+RESAMPLE_POSITIONS = Rewrite(lambda a: bool(a.position_grid), resample_positions, lambda t, a: t, folds=True)
+
+
+def plain_embedding(model: Rewritten) -> Rewritten:
+    """NaFlexVit's embedding in the form of the other Vision Transformers': a convolution, and positions in one row.
+
+    NaFlexVit makes patches by a linear layer on their pixels in the order (row, column, channel); a convolution's
+    weight has (channel, row, column).
+    """
+    tensors, made, a = dict(model.state_dict), [], model.architecture
+    for name in [name for name in tensors if name.startswith("embeds.")]:
+        tensor, how = tensors.pop(name), "under its name in a plain Vision Transformer"
+        plain = name.removeprefix("embeds.")
+        if plain == "pos_embed":
+            tensor, how = tensor.flatten(1, 2), "the rows of the grid one behind the other"
+        elif plain == "proj.weight":
+            tensor = tensor.reshape(a.hidden_size, *a.patch_size, a.num_channels).permute(0, 3, 1, 2).contiguous()
+            how = "as a convolution's, channels first"
+        plain = f"patch_embed.{plain}" if plain.startswith("proj.") else plain
+        tensors[plain] = tensor
+        made.append(Made(plain, (name,), how))
+    return Rewritten(tensors, replace(a, design="VisionTransformer"), (*model.made, *made))
+
+
+def _naflex_embedding(tensors: StateDict, before: Architecture) -> StateDict:
+    rows, columns = before.position_grid or before.grid
+    for name in ("cls_token", "reg_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"):
+        if name in tensors:
+            tensor = tensors.pop(name)
+            if name == "pos_embed":
+                tensor = tensor.reshape(1, rows, columns, -1)
+            elif tensor.ndim == 4:
+                tensor = tensor.permute(0, 2, 3, 1).reshape(before.hidden_size, -1)
+            tensors[f"embeds.{name.removeprefix('patch_embed.')}"] = tensor
+    return tensors
+
+
+PLAIN_EMBEDDING = Rewrite(lambda a: a.design == "NaFlexVit", plain_embedding, _naflex_embedding)
+
+
 def pad_class_position(model: Rewritten) -> Rewritten:
     """Give the class token a position of zeros, where timm adds positions to the patches alone."""
     import torch
@@ -491,18 +557,18 @@ def head_bias_into_weight(model: Rewritten) -> Rewritten:
     weight, bias = tensors["head.weight"].double(), tensors.pop("head.bias").double()
     architecture = replace(model.architecture, head_bias=False)
     if bias.is_meta or not bias.any():
-        made = Made("head.weight", ("head.weight", "head.bias"), "its bias, which is zero, left out")
-        return Rewritten(tensors, architecture, (*model.made, made))
+        left_out = Made("head.weight", ("head.weight", "head.bias"), "its bias, which is zero, left out")
+        return Rewritten(tensors, architecture, (*model.made, left_out))
     gamma, beta = tensors["norm.weight"].double(), tensors["norm.bias"].double()
     shift = _shift_of_norm(gamma, beta)
     sources = ("head.weight", "head.bias", "norm.weight", "norm.bias")
-    made = (Made("head.weight", sources, "the head's bias worked in"),)
+    made = [Made("head.weight", sources, "the head's bias worked in")]
     if shift.any():
         # As stored: what is added to the weight must fit the norm that the model has.
         tensors["norm.bias"] = (beta + shift).to(tensors["norm.bias"].dtype)
         bias = bias - weight @ (tensors["norm.bias"].double() - beta)
         beta = tensors["norm.bias"].double()
-        made = (*made, Made("norm.bias", ("norm.bias", "norm.weight"), "features before the head are shifted"))
+        made.append(Made("norm.bias", ("norm.bias", "norm.weight"), "features before the head are shifted"))
     column = _constant_of_norm(gamma, beta)
     tensors["head.weight"] = (weight + bias[:, None] * column).to(tensors["head.weight"].dtype)
     return Rewritten(tensors, architecture, (*model.made, *made))

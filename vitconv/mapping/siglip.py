@@ -9,6 +9,8 @@ from vitconv.mapping.family import Family, headless_only, one_norm, sizes, squar
 from vitconv.mapping.rewrites import (
     FOLD_LAYER_SCALE,
     FUSE_ATTENTION_POOL,
+    PLAIN_EMBEDDING,
+    RESAMPLE_POSITIONS,
     ZERO_HEAD_BIAS,
     ZERO_PATCH_BIAS,
     ZERO_PROJECTION_BIASES,
@@ -89,6 +91,9 @@ SIGLIP = Family(
     classes=("SiglipForImageClassification", "SiglipVisionModel"),
     config=_config,
     expresses={
+        "design": ("VisionTransformer", "NaFlexVit"),
+        "position_grid": None,
+        "position_resampling": None,
         "class_token": (False,),
         "global_pool": ("avg", "map", ""),
         "layer_scale": None,
@@ -99,6 +104,8 @@ SIGLIP = Family(
     },
     limits=_limits,
     rewrites=(
+        RESAMPLE_POSITIONS,
+        PLAIN_EMBEDDING,
         ZERO_PATCH_BIAS,
         ZERO_QKV_BIAS,
         ZERO_PROJECTION_BIASES,

@@ -9,9 +9,9 @@ C     channels of the image                   K     classes
 P Q   patch height, width                     T     positions (rows of ``pos_embed``)
 R     register tokens                         H     attention heads
 E     width of a head                         G     width of all heads of keys or values, here
-Y X   patches in column, row                  V U   relative positions in column, row, here
+Y X   positions in column, row                V U   relative positions in column, row, here
 M     width of the relative positions' MLP    B     relative positions, and three for the class
-N     channels of the neck
+N     channels of the neck                    PQC   values of a patch
 ====  ======================================  ====  ============================================
 
 "Here" means in this block: it may be different in another.
@@ -44,6 +44,16 @@ pos_embed                                     1,T,D    position_embedding
 patch_embed.proj.weight                       D,C,P,Q  -
 patch_embed.proj.bias                         D        patch_bias
 patch_embed.norm.weight                       D        patch_norm
+norm_pre.weight                               D        pre_norm
+norm_pre.bias                                 D        pre_norm
+"""
+
+_NAFLEX_STEM = """
+embeds.cls_token                              1,1,D    class_token
+embeds.reg_token                              1,R,D    registers
+embeds.pos_embed                              1,Y,X,D  position_embedding
+embeds.proj.weight                            D,PQC    -
+embeds.proj.bias                              D        patch_bias
 norm_pre.weight                               D        pre_norm
 norm_pre.bias                                 D        pre_norm
 """
@@ -159,6 +169,7 @@ blocks.{{i}}.ls2.gamma                        D        layer_scale
 _DESIGNS = {
     "VisionTransformer": _VISION_TRANSFORMER,
     "VisionTransformerDistilled": _VISION_TRANSFORMER,
+    "NaFlexVit": _VISION_TRANSFORMER.replace(_STEM, _NAFLEX_STEM),
     "Eva": _EVA,
     "Beit": _EVA,
     "VisionTransformerSAM": _SAM,
@@ -218,8 +229,8 @@ def _sizes(a: Architecture) -> dict[str, int]:
         "3": 3,
         "M": a.relative_network,
         "N": a.neck_channels,
-        "Y": a.grid[0],
-        "X": a.grid[1],
+        "Y": (a.position_grid or a.grid)[0],
+        "X": (a.position_grid or a.grid)[1],
         **{f"V{block}": 2 * rows - 1 for block, (rows, _) in enumerate(sides)},
         **{f"U{block}": 2 * columns - 1 for block, (_, columns) in enumerate(sides)},
         **{f"G{block}": heads * head for block, heads in enumerate(key_value_heads)},
@@ -232,6 +243,7 @@ def _sizes(a: Architecture) -> dict[str, int]:
         "C": a.num_channels,
         "P": a.patch_size[0],
         "Q": a.patch_size[1],
+        "PQC": a.patch_size[0] * a.patch_size[1] * a.num_channels,
         "T": a.num_positions,
         "K": a.num_labels,
         "R": a.num_register_tokens,

@@ -158,6 +158,8 @@ def candidates(shapes: Shapes, image_size: tuple[int, int] | None = None) -> lis
 
 def _is_near(architecture: Architecture, shapes: Shapes) -> bool:
     """Whether it is worth a closer look: the same width and patches."""
+    if architecture.any_size:
+        return shapes.get("embeds.proj.weight", ())[:1] == (architecture.hidden_size,)
     patch = shapes.get("patch_embed.proj.weight", ())
     return (patch[:1], patch[2:]) == ((architecture.hidden_size,), architecture.patch_size)
 
@@ -295,7 +297,9 @@ def generate() -> dict[str, Any]:
 def _fixed_shapes(shapes: Shapes) -> frozenset[tuple[str, tuple[int, ...]]]:
     """Names and shapes, but for what a user may choose: classes, channels, image size."""
     fixed = {name: shape for name, shape in shapes.items() if not name.startswith("head.")}
-    fixed["pos_embed"] = shapes.get("pos_embed", (0,))[-1:]
+    for name in ("pos_embed", "embeds.pos_embed"):
+        fixed[name] = shapes.get(name, (0,))[-1:]
+    fixed["embeds.proj.weight"] = shapes.get("embeds.proj.weight", ())[:1]
     patch = shapes.get("patch_embed.proj.weight", ())
     fixed["patch_embed.proj.weight"] = (*patch[:1], *patch[2:])
     return frozenset(fixed.items())

@@ -15,7 +15,7 @@ from vitconv import mapping
 from vitconv.architecture import Architecture
 from vitconv.errors import ArchitectureError, CheckpointError, VitconvError, first_few, shown
 from vitconv.models import catalogue
-from vitconv.models.timm_state import class_name, contradictions
+from vitconv.models.timm_state import NAFLEX, class_name, contradictions, patch_embedding
 
 if TYPE_CHECKING:
     from torch import nn
@@ -148,7 +148,7 @@ def regularisation(model: Any) -> dict[str, float]:
             rates["drop_rate"] = max(rates["drop_rate"], module.p)
         elif name == "timm.DropPath":
             rates["drop_path_rate"] = max(rates["drop_path_rate"], round(module.drop_prob or 0.0, 6))
-        elif name == "timm.PatchDropout":
+        elif name in _PATCH_DROP:
             rates["patch_drop_rate"] = max(rates["patch_drop_rate"], module.prob)
     return rates
 
@@ -189,6 +189,7 @@ ACTIVATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 _ACTIVATIONS = {class_name: name for name, (_, classes) in ACTIVATIONS.items() for class_name in classes}
 _DROP_PATH = (_IDENTITY, "timm.DropPath")
+_PATCH_DROP = ("timm.PatchDropout", "timm.PatchDropoutWithIndices")
 _MLPS = {"timm.Mlp": "plain", "timm.GluMlp": "packed", "timm.SwiGLU": "gated"}
 
 # Every module that a convertible model may have, and of which classes. Whatever is not listed is refused.
@@ -230,7 +231,7 @@ _HEAD: dict[str, tuple[str, ...]] = {
 }
 _VISION_TRANSFORMER: dict[str, tuple[str, ...]] = {
     **_STEM,
-    "patch_drop": (_IDENTITY, "timm.PatchDropout"),
+    "patch_drop": (_IDENTITY, *_PATCH_DROP),
     **_BLOCK,
     "blocks.{i}": ("timm.Block",),
     "blocks.{i}.attn": ("timm.Attention",),
@@ -256,6 +257,15 @@ _VISION_TRANSFORMER: dict[str, tuple[str, ...]] = {
 _DESIGNS: dict[str, dict[str, tuple[str, ...]]] = {
     "timm.VisionTransformer": _VISION_TRANSFORMER,
     "timm.VisionTransformerDistilled": {**_VISION_TRANSFORMER, "head_dist": (_LINEAR, _IDENTITY)},
+    NAFLEX: {
+        **{path: classes for path, classes in _VISION_TRANSFORMER.items() if path not in _STEM},
+        "embeds": ("timm.naflexvit.NaFlexEmbeds",),
+        "embeds.proj": (_LINEAR,),
+        "embeds.norm": (_IDENTITY,),
+        "embeds.pos_drop": (_DROPOUT,),
+        "norm_pre": _STEM["norm_pre"],
+        "blocks": _STEM["blocks"],
+    },
     "timm.eva.Eva": {
         **_STEM,
         "blocks": ("torch.nn.ModuleList",),
@@ -325,6 +335,8 @@ _DESIGNS: dict[str, dict[str, tuple[str, ...]]] = {
 _FEATURES: tuple[tuple[str, str, str], ...] = (
     ("patch_embed", "", "another patch embedding than one convolution (`{path}`)"),
     ("patch_embed.norm", "", "a norm on the patches (`{path}`)"),
+    ("embeds.proj", "", "another patch embedding than one linear layer (`{path}`)"),
+    ("embeds.norm", "", "a norm on the patches (`{path}`)"),
     ("norm_pre", "", "another norm before the blocks than LayerNorm (`{path}`)"),
     ("blocks.{i}", "ParallelThingsBlock", "parallel blocks (`{path}`)"),
     ("blocks.{i}", "DiffParallelScalingBlock", "parallel differential attention and MLP (`{path}`)"),
@@ -346,11 +358,6 @@ _FEATURES: tuple[tuple[str, str, str], ...] = (
     ("fc_norm", "RmsNorm", "RMS norm after the pooling (`{path}`)"),
     ("attn_pool", "", "another attention pooling than SigLIP's (`{path}`)"),
 )
-
-# Why a design of timm's is refused as a whole.
-_OTHER_DESIGNS = {
-    "NaFlexVit": "takes images of any size and shape as patches with their coordinates",
-}
 
 
 def from_timm(model: nn.Module) -> Architecture:
@@ -395,20 +402,22 @@ def _check_state(model: Any) -> None:
 def read(model: Any) -> Architecture:
     """The architecture of a timm model that converts; nothing is checked: :func:`from_timm` does that."""
     blocks = list(model.blocks)
-    first, patches, head = blocks[0], model.patch_embed, getattr(model.head, "fc", model.head)
+    first, patches, head = blocks[0], patch_embedding(model), getattr(model.head, "fc", model.head)
+    any_size = class_name(model) == NAFLEX
+    tokens = patches if any_size else model
     mlp = _MLPS[class_name(first.mlp)]
-    registers = model.reg_token.shape[1] if _has(model, "reg_token") else 0
-    class_token = _has(model, "cls_token")
-    position_embedding = _has(model, "pos_embed")
+    registers = tokens.reg_token.shape[1] if _has(tokens, "reg_token") else 0
+    class_token = _has(tokens, "cls_token")
+    position_embedding = _has(tokens, "pos_embed")
     windows = [getattr(block, "window_size", 0) for block in blocks]
     separate_biases, split = hasattr(first.attn, "q_bias"), _has(first.attn, "q_proj")
     queries = first.attn.q_proj if split else first.attn.qkv
     key_value_heads = tuple(getattr(block.attn, "num_kv_heads", block.attn.num_heads) for block in blocks)
     width = (first.mlp.fc1_g if mlp == "gated" else first.mlp.fc1).out_features
     return Architecture(
-        image_size=tuple(patches.img_size),
+        image_size=_nominal_size(model) if any_size else tuple(patches.img_size),
         patch_size=tuple(patches.patch_size),
-        num_channels=patches.proj.in_channels,
+        num_channels=patches.in_chans if any_size else patches.proj.in_channels,
         hidden_size=model.embed_dim,
         num_hidden_layers=len(blocks),
         num_attention_heads=first.attn.num_heads,
@@ -423,7 +432,10 @@ def read(model: Any) -> Architecture:
         distillation_token=_has(model, "dist_token"),
         position_embedding=position_embedding,
         # Without positions, or without tokens before the patches, the question does not arise.
-        class_position=not (position_embedding and (class_token or registers) and _flag(model, "no_embed_class")),
+        class_position=not (
+            position_embedding and (class_token or registers) and (any_size or _flag(model, "no_embed_class"))
+        ),
+        **(_any_size_positions(model) if any_size else {}),
         relative_position=_has(first.attn, "relative_position_bias_table"),
         relative_network=first.attn.rel_pos.mlp.fc1.out_features if _has(first.attn, "rel_pos") else 0,
         axis_positions=_has(first.attn, "rel_pos_h"),
@@ -450,6 +462,29 @@ def read(model: Any) -> Architecture:
     )
 
 
+def _nominal_size(model: Any) -> tuple[int, int]:
+    """(height, width) that timm prepares images to for a model that takes any."""
+    from timm.models._input import get_model_input_config
+
+    height, width = get_model_input_config(model)["input_size"][-2:]
+    return int(height), int(width)
+
+
+def _any_size_positions(model: Any) -> dict[str, Any]:
+    """The facts on the positions of a NaFlexVit, which timm resamples to the image's grid."""
+    embeds = model.embeds
+    if not _has(embeds, "pos_embed"):
+        return {}
+    grid = tuple(embeds.pos_embed.shape[1:3])
+    flags = {"antialias": "antialias", "align_corners": "align_corners", "ar_preserving": "cropped"}
+    used = [word for flag, word in flags.items() if getattr(embeds, f"pos_embed_{flag}")]
+    sizes = zip(_nominal_size(model), embeds.patch_size, strict=True)
+    return {
+        "position_grid": () if grid == tuple(size // patch for size, patch in sizes) else grid,
+        "position_resampling": " ".join([embeds.pos_embed_interp_mode, *used]),
+    }
+
+
 def arguments(known: Architecture, sized: Architecture) -> dict[str, Any]:
     """The inverse of :func:`read`: timm's arguments (JSON types) for ``sized``, by the name of ``known``."""
     registers = "num_reg_tokens" if known.design in ("Eva", "Beit") else "reg_tokens"
@@ -469,6 +504,7 @@ def arguments(known: Architecture, sized: Architecture) -> dict[str, Any]:
         "global_attention": ("global_attn_indexes", list(sized.global_attention)),
         "neck_channels": ("neck_chans", sized.neck_channels),
         "position_embedding": ("use_abs_pos_emb", sized.position_embedding),
+        "position_grid": ("pos_embed_grid_size", list(sized.position_grid or sized.grid)),
         "relative_position": ("use_rel_pos_bias", sized.relative_position),
     }
     found: dict[str, Any] = {
@@ -521,8 +557,7 @@ def _unsupported_modules(model: Any) -> list[str]:
     root = class_name(model)
     if root not in _DESIGNS:
         name = root.rsplit(".", 1)[-1]
-        why = f", which {_OTHER_DESIGNS[name]}" if name in _OTHER_DESIGNS else ""
-        return [f"another design (`timm.{name}`{why})" if root.startswith("timm.") else f"another design (`{root}`)"]
+        return [f"another design (`timm.{name}`)" if root.startswith("timm.") else f"another design (`{root}`)"]
     found: dict[str, str] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         pattern, name = pattern_of(path), class_name(module)
@@ -650,6 +685,8 @@ def _norm_settings(model: Any) -> list[str]:
 
 
 def _patch_settings(model: Any) -> list[str]:
+    if class_name(model) == NAFLEX:
+        return _naflex_settings(model)
     patches, found = model.patch_embed, []
     conv = patches.proj
     plain = dict(stride=conv.kernel_size, padding=(0, 0), dilation=(1, 1), groups=1, padding_mode="zeros")
@@ -661,6 +698,19 @@ def _patch_settings(model: Any) -> list[str]:
         found.append("padded images (`dynamic_img_pad`)")
     elif left_over and not patches.strict_img_size:
         found.append("an image size that is no multiple of the patches', which timm itself does not take (`img_size`)")
+    return found
+
+
+def _naflex_settings(model: Any) -> list[str]:
+    embeds, found = model.embeds, []
+    if embeds.pos_embed_type == "factorized":
+        found.append("positions by row and column (`embeds.pos_embed_y`, `embeds.pos_embed_x`)")
+    if embeds.pos_embed_interp_mode not in ("bilinear", "bicubic"):
+        found.append(f"positions resampled by '{embeds.pos_embed_interp_mode}' (`embeds.pos_embed_interp_mode`)")
+    if not embeds.channels_last:
+        found.append("patches with their channels first (`patchify_channels_last`)")
+    if any(size % patch for size, patch in zip(_nominal_size(model), embeds.patch_size, strict=True)):
+        found.append("an image size that is no multiple of the patches' (`img_size`)")
     return found
 
 

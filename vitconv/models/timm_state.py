@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+#: timm's Vision Transformer for images of any size.
+NAFLEX = "timm.naflexvit.NaFlexVit"
+
+
 def class_name(module: Any) -> str:
     """The class by the library it comes from: ``torch.nn.Linear``, ``timm.Attention``, or its full path.
 
@@ -87,7 +91,7 @@ def _other_buffers(module: Any, model: Any, names: list[str]) -> list[str]:
     try:
         with torch.device("cpu"):
             fresh.init_non_persistent_buffers()
-        precision = model.patch_embed.proj.weight.dtype
+        precision = patch_embedding(model).proj.weight.dtype
         return [name for name, value in values.items() if not _same(value, fresh._buffers[name], precision)]
     except Exception:  # of shapes or settings that timm could not have built
         return list(values)
@@ -179,9 +183,15 @@ def _has(module: Any, name: str) -> bool:
     return getattr(module, name, None) is not None
 
 
+def patch_embedding(model: Any) -> Any:
+    """The module that makes patches of the pixels: ``patch_embed``, in a NaFlexVit ``embeds``."""
+    return model.embeds if class_name(model) == NAFLEX else model.patch_embed
+
+
 def _prefix_tokens(module: Any, model: Any) -> int:
     """How many tokens the forward pass puts before the patches."""
-    tokens = (getattr(model, name, None) for name in ("cls_token", "dist_token", "reg_token"))
+    place = getattr(model, "embeds", model)
+    tokens = (getattr(place, name, None) for name in ("cls_token", "dist_token", "reg_token"))
     return sum(token.shape[1] for token in tokens if token is not None)
 
 
@@ -257,12 +267,33 @@ _MODEL: dict[str, Rule] = {
          "patch_embed", "pos_drop", "pos_embed", "reg_token", "rope"), PART
     ),
     "dynamic_img_size": _free,  # the patch embedding's `flatten` is held to it
-    "embed_dim": _equals(lambda module, model: model.patch_embed.proj.weight.shape[0]),
+    "embed_dim": _equals(lambda module, model: patch_embedding(model).proj.weight.shape[0]),
     "global_pool": _pooling,
     "grad_checkpointing": _free,
     "no_embed_class": _read,
     "num_prefix_tokens": _equals(_prefix_tokens),
     "pool_include_prefix": _read,
+}  # fmt: skip
+
+_EMBEDS: dict[str, Rule] = {
+    **dict.fromkeys(
+        ("proj", "norm", "norm_input", "pos_drop", "cls_token", "reg_token", "pos_embed", "pos_embed_y", "pos_embed_x",
+         "patch_interpolator"), PART
+    ),
+    **dict.fromkeys(
+        ("pos_embed_interp_mode", "pos_embed_ar_preserving", "pos_embed_antialias", "pos_embed_align_corners",
+         "channels_last"), _read
+    ),
+    # For patches that are given with their coordinates, or of another size; for a convolution; for padded images.
+    **dict.fromkeys(
+        ("pos_embed_use_grid_sample", "enable_patch_interpolator", "flatten", "dynamic_img_pad"), _free
+    ),
+    "in_chans": _equals(lambda embeds, model: embeds.proj.weight.shape[1] // math.prod(embeds.patch_size)),
+    "patch_size": lambda value, embeds, model: (
+        _pair(value, embeds, model) and math.prod(value) * embeds.in_chans == embeds.proj.weight.shape[1]
+    ),
+    "is_linear": _is(True),
+    "pos_embed_type": lambda value, embeds, model: (value == "learned") == _has(embeds, "pos_embed"),
 }  # fmt: skip
 
 #: Per class: what its forward pass reads of itself, or vitconv does.
@@ -300,7 +331,10 @@ SETTINGS: dict[str, dict[str, Rule]] = {
         "drop_prob": lambda value, path, model: value is None or _rate(value, path, model),
         "scale_by_keep": _free,
     },
-    "timm.PatchDropout": {"prob": _rate, "num_prefix_tokens": _free, "ordered": _free},
+    **dict.fromkeys(
+        ("timm.PatchDropout", "timm.PatchDropoutWithIndices"),
+        {"prob": _rate, "num_prefix_tokens": _free, "ordered": _free},
+    ),
     "timm.LayerScale": {"gamma": PART, "inplace": _free},
     "timm.Mlp": _MLP,
     "timm.GluMlp": {**_MLP, "chunk_dim": _read, "gate_last": _read},
@@ -317,6 +351,7 @@ SETTINGS: dict[str, dict[str, Rule]] = {
         "strict_img_size": _read,
         "dynamic_img_pad": _read,
     },
+    "timm.naflexvit.NaFlexEmbeds": _EMBEDS,
     "timm.Attention": _ATTENTION,
     "timm.AttentionRope": {
         **_ATTENTION,
@@ -387,6 +422,12 @@ SETTINGS: dict[str, dict[str, Rule]] = {
         "head_dist": PART,
         "distilled_training": _free,
         "global_pool": _is("token"),
+    },
+    NAFLEX: {
+        **_MODEL,
+        "embeds": PART,
+        "rope_is_mixed": _is(False),
+        "use_key_only_attn_mask": _free,  # of masks, which images do not have
     },
     "timm.eva.Eva": {**_MODEL, "rope_mixed": _is(False)},
     "timm.beit.Beit": {**_MODEL, "rel_pos_bias": PART},

@@ -13,6 +13,8 @@ from vitconv.checkpoints.checkpoint import open_source
 from vitconv.checkpoints.unwrap import unwrap
 from vitconv.convert import convert_checkpoint, inspect, read_weights, verify_checkpoint
 from vitconv.errors import CheckpointError, VitconvError
+from vitconv.mapping import timm_shapes
+from vitconv.models.catalogue import entries
 from vitconv.models.timm import build_timm
 
 ARCH = "vit_tiny_patch16_224"
@@ -106,6 +108,13 @@ def test_read_weights_gives_timm_what_it_loads(weights, save):
     model = build_timm(ARCH, num_classes=5)
     model.load_state_dict(read_weights(path, ARCH), strict=True, assign=True)
     assert torch.equal(model.head.weight, weights["head.weight"])
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "visual.trunk."])
+def test_a_naflexvit_is_found_by_its_own_embedding(prefix):
+    names = set(timm_shapes(entries()["naflexvit_base_patch16_siglip"].architecture))
+    content = {"state_dict": {prefix + name: torch.ones(3, 3) for name in names}}
+    assert set(unwrap(content, names).tensors) == names
 
 
 def test_two_models_that_fit_are_an_error(weights, other, save):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
@@ -253,3 +255,75 @@ def test_a_norm_s_constant_is_one_for_whatever_it_computes(seed, mean, scale, ze
     values = torch.nn.functional.layer_norm(torch.randn(8, 32, generator=generator).double(), (32,), gamma, beta)
     products = values @ rewrites_module._constant_of_norm(gamma, beta)
     assert (products - 1).abs().max() <= 1e-12
+
+
+# ---- NaFlexVit ----------------------------------------------------------------------------------------------
+
+NAFLEX = {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 0}
+
+
+def naflex(**arguments):
+    return perturbed(timm.create_model("naflexvit_base_patch16_siglip", **{**NAFLEX, **arguments}))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 64), (136, 136), (40, 88), (160, 16)])
+@pytest.mark.parametrize("cropped", [False, True])
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(
+    ("mode", "dtype"), [("bilinear", torch.float32), ("bicubic", torch.float32), ("bicubic", torch.bfloat16)]
+)
+def test_positions_are_resampled_to_the_bits_that_timm_adds(mode, dtype, align_corners, antialias, cropped, size):
+    model = naflex(
+        img_size=size,
+        pos_embed_grid_size=(8, 8),
+        pos_embed_interp_mode=mode,
+        pos_embed_antialias=antialias,
+        pos_embed_align_corners=align_corners,
+        pos_embed_ar_preserving=cropped,
+    ).to(dtype)
+    architecture = timm_models.read(model)
+    tensors = dict(model.state_dict())
+    if architecture.position_grid:
+        result = rewrites_module.resample_positions(rewrites_module.Rewritten(tensors, architecture))
+        tensors = result.state_dict
+        assert result.architecture.position_grid == ()
+    else:
+        assert size == (64, 64)
+    positions = tensors["embeds.pos_embed"]
+    assert positions.shape == (1, *architecture.grid, 48) and positions.dtype == dtype
+    with torch.no_grad():
+        model.embeds.proj.weight.zero_()
+        model.embeds.proj.bias.zero_()
+        added, _ = model.embeds(torch.zeros(1, 3, *size, dtype=dtype))
+    assert torch.equal(positions.flatten(1, 2), added)
+
+
+def test_weights_in_float64_are_resampled_in_float64():
+    """As the comparison in float64 lets timm compute: rounded to float32, the positions would differ by 1e-8."""
+    model = naflex(img_size=136, pos_embed_grid_size=(8, 8)).double()
+    result = rewrites_module.resample_positions(
+        rewrites_module.Rewritten(dict(model.state_dict()), timm_models.read(model))
+    ).state_dict["embeds.pos_embed"]
+    assert result.dtype == torch.float64 and not torch.equal(result, result.float().double())
+
+
+def test_the_plain_form_of_a_naflexvit_is_a_vision_transformer_that_computes_the_same():
+    model = naflex(img_size=(32, 64), pos_embed_grid_size=(4, 8), reg_tokens=2, class_token=True, global_pool="token")
+    model = model.double()
+    architecture = timm_models.read(model)
+    result = rewrites_module.plain_embedding(rewrites_module.Rewritten(dict(model.state_dict()), architecture))
+    twin = timm.create_model(
+        "vit_tiny_patch16_224", **NAFLEX, img_size=(32, 64), reg_tokens=2, no_embed_class=True, act_layer="gelu_tanh"
+    )
+    twin = twin.double().eval()
+    twin.load_state_dict(result.state_dict, strict=True)
+    # What is left of the other design is how it would resample, which the plain one never does.
+    assert timm_models.read(twin) == replace(result.architecture, position_resampling="")
+    pixels = pixels_for(model).double()
+    with torch.no_grad():
+        expected, actual = model(pixels), twin(pixels)
+    assert (actual - expected).abs().max() <= 1e-14 * expected.abs().max()
+    back = rewrites_module.PLAIN_EMBEDDING.undo(dict(result.state_dict), architecture)
+    assert back.keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in back.items())

@@ -18,6 +18,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    TimmWrapperImageProcessor,
     Trainer,
     TrainingArguments,
     pipeline,
