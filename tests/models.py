@@ -85,7 +85,9 @@ def full_model(name: str, **overrides: Any) -> nn.Module:
 
 def pixels_for(model: nn.Module, batch: int = 2, seed: int = 1) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, model.patch_embed.proj.in_channels, *model.patch_embed.img_size, generator=generator)
+    patches = model.patch_embed
+    channels = getattr(patches, "in_chans", patches.proj.in_channels)  # of the image, where a ResNet comes before
+    return torch.randn(batch, channels, *patches.img_size, generator=generator)
 
 
 def output_of(output: Any, timm_model: nn.Module) -> torch.Tensor:

@@ -159,7 +159,7 @@ def candidates(shapes: Shapes, image_size: tuple[int, int] | None = None) -> lis
 def _is_near(architecture: Architecture, shapes: Shapes) -> bool:
     """Whether it is worth a closer look: the same width and patches."""
     patch = shapes.get("patch_embed.proj.weight", ())
-    return (patch[:1], patch[2:]) == ((architecture.hidden_size,), architecture.patch_size)
+    return (patch[:1], patch[2:]) == ((architecture.hidden_size,), architecture.kernel_size)
 
 
 def differences(found: list[Candidate]) -> dict[str, str]:
