@@ -33,10 +33,10 @@ class Architecture:
         num_labels: rows of the classification head; 0 for a headless model.
         hidden_act: the MLP's activation, by its name in ``transformers.activations.ACT2FN``.
         design: timm's class, which decides how the tensors are called.
-        stem_depths: the bottleneck blocks in each stage of the ResNet in front of the patch convolution, which sees one
-            place of its features at a time; empty without one. ``patch_size`` is then the pixels from place to place.
-        parallel_branches: how many attentions stand side by side in a block, and how many MLPs behind them; the heads
-            and the width of the MLP are those of one.
+        stem_depths: the blocks in each stage of a ResNet in front of the patch convolution, which sees one place of
+            its features at a time; empty without one. ``patch_size`` is the pixels from place to place.
+        parallel_branches: how many attentions stand side by side in a block, and how many MLPs behind them; heads and
+            MLP width are those of one.
         global_pool: timm's pooling: ``"token"`` reads the class token, ``"avg"`` is the mean of the patches, ``"map"``
             attention pooling, ``""`` returns every token.
         class_token: the first token stands for the image.
@@ -314,8 +314,9 @@ def describe_shapes(shapes: Shapes) -> str:
         facts.append("a convolutional network before the patches")
     else:
         facts += [f"patch {patch[2]}x{patch[3]}", f"{patch[1]} channel{'s' * (patch[1] > 1)}"]
-    if pos and len(pos) == 3 and not stem:
-        sides = {math.isqrt(n): n for n in (pos[1], pos[1] - 1) if n > 0 and math.isqrt(n) ** 2 == n}
+    if pos and len(pos) == 3:
+        numbers = (pos[1], pos[1] - 1) if not stem else ()
+        sides = {math.isqrt(n): n for n in numbers if n > 0 and math.isqrt(n) ** 2 == n}
         facts += [f"image {s * patch[2]}x{s * patch[3]}" for s in sides] or [f"{pos[1]} positions"]
     head = shapes.get("head.weight")
     facts.append(f"{head[0]} class{'es' * (head[0] > 1)}" if head else "no head")

@@ -13,7 +13,7 @@ import textwrap
 import pytest
 import timm
 import torch
-from models import SMALL, output_of, perturbed, small_model
+from models import HYBRID, SMALL, output_of, perturbed, small_model
 from torch import nn
 
 from vitconv.convert import to_huggingface
@@ -42,6 +42,8 @@ EDITED = {
     "split": ("vit_base_patch16_sapiens2", {"num_classes": 0, "num_heads": 4, "num_kv_heads": [4, 2]}),
     "sam": ("samvit_base_patch16", {"num_classes": 0, "window_size": 3, "global_attn_indexes": (1,), "neck_chans": 8}),
     "relative": ("vit_relpos_small_patch16_224", {}),
+    "hybrid": ("vit_base_r50_s16_224", HYBRID),
+    "parallel": ("vit_small_patch16_18x2_224", {}),
 }
 #: How many edits of each of them are tried; `make fuzz` tries all.
 EDITS = 90 if "VITCONV_FUZZ_CASES" not in os.environ else None
@@ -168,7 +170,7 @@ def class_of(name: str) -> type:
     place, _, cls = name.rpartition(".")
     places = [place.replace("timm.", "timm.models.")]
     if place == "timm":
-        places = ["timm.layers", "timm.models.vision_transformer", "timm.models.deit"]
+        places = ["timm.layers", "timm.layers.pool2d_same", "timm.models.vision_transformer", "timm.models.deit"]
     modules = [importlib.import_module(place) for place in places]
     return next(vars(module)[cls] for module in modules if cls in vars(module))
 
@@ -226,6 +228,8 @@ def other_periods(model):
         ("sam", lambda m: setattr(m.blocks[0], "window_size", 4), "`window_size`|blocks.0.attn.rel_pos"),
         ("relative", lambda m: m.blocks[0].attn.rel_pos.rel_coords_log.mul_(2), "`blocks.0.attn.rel_pos.rel_coords_log`"),
         ("relative", lambda m: m.bfloat16().float(), "`blocks.0.attn.rel_pos.rel_coords_log`, `blocks.1"),
+        ("hybrid", lambda m: setattr(m.patch_embed, "grid_size", (3, 3)), "`patch_embed.grid_size` = (3, 3)"),
+        ("hybrid", lambda m: setattr(m.patch_embed, "img_size", (33, 33)), "`patch_embed.grid_size` = (2, 2)"),
         ("plain", lambda m: setattr(m.blocks[0].ls1, "gamma", None), "missing (blocks.0.ls1.gamma)"),
     ],
 )  # fmt: skip

@@ -64,6 +64,20 @@ pooler.bias                      pooler.dense.bias                              
 """
 
 
+#: What is the same in all of timm's hybrids.
+_BIT: dict[str, Any] = {
+    "model_type": "bit",
+    "embedding_size": 64,
+    "layer_type": "bottleneck",
+    "hidden_act": "relu",
+    "global_padding": "SAME",
+    "num_groups": 32,
+    "embedding_dynamic_padding": True,
+    "output_stride": 32,
+    "width_factor": 1,
+}
+
+
 def _config(a: Architecture) -> dict[str, Any]:
     widths = [256 * 2**stage for stage in range(len(a.stem_depths))]
     names = [f"stage{stage}" for stage, _ in enumerate(widths, 1)]
@@ -79,19 +93,11 @@ def _config(a: Architecture) -> dict[str, Any]:
         "is_hybrid": True,
         "backbone_featmap_shape": [1, widths[-1], *a.grid],
         "backbone_config": {
-            "model_type": "bit",
+            **_BIT,
             "num_channels": a.num_channels,
-            "embedding_size": 64,
             "hidden_sizes": widths,
             "depths": list(a.stem_depths),
-            "layer_type": "bottleneck",
-            "hidden_act": "relu",
-            "global_padding": "SAME",
-            "num_groups": 32,
             "drop_path_rate": 0.0,
-            "embedding_dynamic_padding": True,
-            "output_stride": 32,
-            "width_factor": 1,
             "out_features": names[-3:],  # of which the patch convolution sees the last; the class asks for three
         },
     }
@@ -115,9 +121,8 @@ def _num_labels(class_name: str, config: Any) -> int:
 def _resnet(value: Any) -> dict[str, Any]:
     """What decides of a ResNet's configuration, as an object or as it is written."""
     written = value if isinstance(value, dict) else value.to_dict() if value else {}
-    decisive = ("model_type", "num_channels", "embedding_size", "hidden_sizes", "depths", "layer_type", "hidden_act",
-                "global_padding", "num_groups", "embedding_dynamic_padding", "output_stride", "width_factor")  # fmt: skip
-    return {name: written.get(name) for name in decisive} | {"last": (written.get("out_features") or [None])[-1]}
+    names = (*_BIT, "num_channels", "hidden_sizes", "depths")
+    return {name: written.get(name) for name in names} | {"out_features": list(written.get("out_features") or ())[-1:]}
 
 
 DPT = Family(

@@ -151,14 +151,13 @@ _SIDES = (("attns", "attn.qkv", "attn.proj", "norm1", 3), ("ffns", "mlp.fc1", "m
 
 
 def join_branches(model: Rewritten) -> Rewritten:
-    r"""Join attentions that stand side by side into one with all their heads, and MLPs into one with all their channels.
+    r"""Join attentions side by side into one that has all their heads, and MLPs into one that has all their channels.
 
-    Each branch has a norm of its own, :math:`\gamma \odot n + \beta`, and all have the same :math:`n`. As
-    :math:`W(\gamma \odot n + \beta) + b = (W \operatorname{diag}(\gamma)) n + (W\beta + b)`, it folds into the layer behind
-    it, and one norm with a weight of ones and a bias of zeros is left. LayerScale folds as in
-    :func:`fold_layer_scale`. What the branches add up to,
-    :math:`\sum_k (V_k h_k + c_k) = [V_1 V_2 \ldots] [h_1; h_2; \ldots] + \sum_k c_k`, is one layer on the heads, or
-    channels, of all. Each element is computed in float64 and rounded once.
+    Each branch has a norm of its own, :math:`\gamma \odot n + \beta`, with the same :math:`n` in all. It folds into
+    the layer behind it, :math:`W(\gamma \odot n + \beta) + b = (W \operatorname{diag}(\gamma)) n + (W\beta + b)`, and
+    one norm with a weight of ones and a bias of zeros is left. LayerScale folds as in :func:`fold_layer_scale`. The
+    sum of the branches, :math:`\sum_k (V_k h_k + c_k) = [V_1 V_2 \ldots] [h_1; h_2; \ldots] + \sum_k c_k`, is one layer on
+    the heads, or channels, of all. Each element is computed in float64 and rounded once.
     """
     import torch
 

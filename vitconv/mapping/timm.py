@@ -1,8 +1,8 @@
 """The tensors of timm's Vision Transformers: name, shape, and the facts that must hold for one to be there.
 
 One table for each of timm's classes. ``{i}`` is the block's number, ``{b}`` that of a parallel branch, ``{s}`` and
-``{j}`` those of a stage and a block of the ResNet before the patches; a comma between facts means that all must hold, a
-``!`` that one must not. The shapes:
+``{j}`` are those of a stage and a block of the ResNet before the patches; a comma between facts means that all must
+hold, a ``!`` that one must not. The shapes:
 
 ====  ======================================  ====  ============================================
 D     hidden size                             F     MLP width
@@ -224,7 +224,7 @@ def timm_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 
 
 def written_out(table: str, architecture: Architecture) -> list[str]:
-    """The table's lines, those on a parallel branch or on the ResNet before the patches once for each that there is."""
+    """The lines of a table; what is said of any parallel branch, or block of the ResNet, is said of each."""
     stem = [(stage, block) for stage, depth in enumerate(architecture.stem_depths) for block in range(depth)]
     lines: list[str] = []
     for line in filter(None, table.split("\n")):

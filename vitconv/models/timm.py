@@ -387,8 +387,8 @@ _DESIGNS: dict[str, dict[str, tuple[str, ...]]] = {
 _FEATURES: tuple[tuple[str, str, str], ...] = (
     ("patch_embed", "", "another patch embedding than one convolution (`{path}`)"),
     ("patch_embed.norm", "", "a norm on the patches (`{path}`)"),
-    ("patch_embed.backbone", "FeatureListNet", "a ResNet of the kind D before the patches (`{path}`)"),
-    ("patch_embed.backbone", "Sequential", "two layers of a ResNet before patches of several features (`{path}`)"),
+    ("patch_embed.backbone", "FeatureListNet", "a ResNet with batch norms before the patches (`{path}`)"),
+    ("patch_embed.backbone", "Sequential", "a ResNet without stages before the patches (`{path}`)"),
     ("patch_embed.backbone", "", "other convolutions before the patches than a ResNetV2's (`{path}`)"),
     ("norm_pre", "", "another norm before the blocks than LayerNorm (`{path}`)"),
     ("blocks.{i}", "DiffParallelScalingBlock", "parallel differential attention and MLP (`{path}`)"),
@@ -760,7 +760,8 @@ def _resnet_settings(model: Any) -> list[str]:
         odd += [] if plain else [f"patch_embed.backbone.{path}"]
     if model.patch_embed.proj.kernel_size != (1, 1):
         odd.append("patch_embed.proj")
-    return [f"another ResNet before the patches than BiT's ({first_few([f'`{name}`' for name in odd], 2)})"] if odd else []
+    listed = first_few([f"`{name}`" for name in odd], 2)
+    return [f"another ResNet before the patches than BiT's ({listed})"] if odd else []
 
 
 def _padded_alike(conv: Any, stride: int) -> bool:
