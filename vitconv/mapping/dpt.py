@@ -121,8 +121,9 @@ def _num_labels(class_name: str, config: Any) -> int:
 def _resnet(value: Any) -> dict[str, Any]:
     """What decides of a ResNet's configuration, as an object or as it is written."""
     written = value if isinstance(value, dict) else value.to_dict() if value else {}
-    names = (*_BIT, "num_channels", "hidden_sizes", "depths")
-    return {name: written.get(name) for name in names} | {"out_features": list(written.get("out_features") or ())[-1:]}
+    found = {name: written.get(name) for name in (*_BIT, "num_channels", "depths")}
+    found["hidden_sizes"] = list(written.get("hidden_sizes") or ())[: len(found["depths"] or ())]  # Bit ignores others
+    return found | {"out_features": list(written.get("out_features") or ())[-1:]}
 
 
 DPT = Family(

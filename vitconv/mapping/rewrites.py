@@ -156,8 +156,8 @@ def join_branches(model: Rewritten) -> Rewritten:
     Each branch has a norm of its own, :math:`\gamma \odot n + \beta`, with the same :math:`n` in all. It folds into
     the layer behind it, :math:`W(\gamma \odot n + \beta) + b = (W \operatorname{diag}(\gamma)) n + (W\beta + b)`, and
     one norm with a weight of ones and a bias of zeros is left. LayerScale folds as in :func:`fold_layer_scale`. The
-    sum of the branches, :math:`\sum_k (V_k h_k + c_k) = [V_1 V_2 \ldots] [h_1; h_2; \ldots] + \sum_k c_k`, is one layer on
-    the heads, or channels, of all. Each element is computed in float64 and rounded once.
+    sum of the branches, :math:`\sum_k (V_k h_k + c_k) = [V_1 V_2 \ldots] [h_1; h_2; \ldots] + \sum_k c_k`, is one
+    layer on the heads, or channels, of all. Each element is computed in float64 and rounded once.
     """
     import torch
 

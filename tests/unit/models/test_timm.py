@@ -62,7 +62,6 @@ def test_reads_the_facts_from_the_modules(kind, facts):
         ("vit_tiny_patch16_224", {"global_pool": "avg", "fc_norm": True, "reg_tokens": 4, "class_token": False}, "a norm after mean pooling (`fc_norm`)"),
         ("vit_small_patch16_18x2_224", {"qkv_bias": False}, "parallel branches without biases (`blocks.0`)"),
         ("vit_small_patch16_18x2_224", {"reg_tokens": 4}, "4 register tokens (`reg_token`)"),
-        ("vit_small_patch16_18x2_224", {"pre_norm": True}, "2 attentions and MLPs side by side (`blocks.0`)"),
         ("vit_small_patch16_18x2_224", {"qk_norm": True}, "a module unknown to vitconv (`blocks.0.attns.0.attn.q_norm` is"),
         ("vit_base_r50_s16_224", {"img_size": 72}, "an image size that is no multiple of the patches' (72x72, patches of 16)"),
         ("vit_base_r50_s16_224", {"img_size": (32, 64)}, "an image that is not square (32x64)"),
