@@ -22,6 +22,7 @@ CLASSIFIERS: dict[str, tuple[str, dict[str, Any]]] = {
     "clip": ("vit_base_patch16_clip_224", {}),
     "dinov2_with_registers": ("vit_small_patch14_reg4_dinov2", {"img_size": 56}),
     "beit": ("beit_base_patch16_224", {}),
+    "dpt": ("vit_base_r50_s16_384", {"img_size": 64}),
 }
 #: The others, which Transformers has without a head only, and a headless one of those above.
 HEADLESS: dict[str, tuple[str, dict[str, Any]]] = {

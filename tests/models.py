@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.layers import HybridEmbed
+from timm.models.vision_transformer_hybrid import _resnetv2
 from torch import nn
 
 from vitconv import mapping
@@ -76,6 +78,18 @@ def small_model(kind: str = "plain", **overrides: Any) -> nn.Module:
     if kind == "no head bias":
         model.head.bias = None
     return perturbed(model)
+
+
+def _one_block_a_stage(in_chans: int = 3, **arguments: Any) -> HybridEmbed:
+    return HybridEmbed(_resnetv2((1, 1, 1), in_chans=in_chans), in_chans=in_chans, **arguments)
+
+
+#: A ResNet of three stages before 2x2 patches, for a hybrid of timm's.
+HYBRID = {"img_size": 32, "patch_size": 1, "embed_layer": _one_block_a_stage}
+
+
+def small_hybrid(**overrides: Any) -> nn.Module:
+    return perturbed(timm.create_model("vit_base_r50_s16_224", **{**SMALL, **HYBRID, **overrides}))
 
 
 def full_model(name: str, **overrides: Any) -> nn.Module:

@@ -19,6 +19,10 @@ MOST_PIXELS = 3 * 2**24
 HEADS = ("head.weight", "head.fc.weight")
 
 
+#: Where timm has the ResNet in front of the patch convolution.
+_STEM = "patch_embed.backbone"
+
+
 @dataclass(frozen=True, repr=False)
 class Architecture:
     """A timm Vision Transformer, as far as its numbers depend on it.
@@ -31,6 +35,10 @@ class Architecture:
         num_labels: rows of the classification head; 0 for a headless model.
         hidden_act: the MLP's activation, by its name in ``transformers.activations.ACT2FN``.
         design: timm's class, which decides how the tensors are called.
+        stem_depths: the blocks in each stage of a ResNet in front of the patch convolution, which sees one place of
+            its features at a time; empty without one. ``patch_size`` is the pixels from place to place.
+        parallel_branches: how many attentions stand side by side in a block, and how many MLPs behind them; heads and
+            MLP width are those of one.
         global_pool: timm's pooling: ``"token"`` reads the class token, ``"avg"`` is the mean of the patches, ``"map"``
             attention pooling, ``""`` returns every token.
         class_token: the first token stands for the image.
@@ -76,6 +84,8 @@ class Architecture:
     layer_norm_eps: float
     num_labels: int
     design: str = "VisionTransformer"
+    stem_depths: tuple[int, ...] = ()
+    parallel_branches: int = 1
     global_pool: str = "token"
     class_token: bool = True
     num_register_tokens: int = 0
@@ -134,6 +144,11 @@ class Architecture:
         return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]
 
     @property
+    def kernel_size(self) -> tuple[int, int]:
+        """Of the patch convolution, ``patch_embed.proj``."""
+        return (1, 1) if self.stem_depths else self.patch_size
+
+    @property
     def num_prefix_tokens(self) -> int:
         """Tokens before the patches."""
         return self.class_token + self.distillation_token + self.num_register_tokens
@@ -149,6 +164,8 @@ def describe_fact(field: str, a: Architecture) -> str:
     value = getattr(a, field)
     words: dict[str, str] = {
         "design": f"another design (`timm.{value}`)",
+        "stem_depths": f"a ResNet before the patches (`{_STEM}`)" if value else "no ResNet before the patches",
+        "parallel_branches": f"{value} attentions and MLPs side by side (`blocks.0`)",
         "class_token": "no class token (`cls_token`)" if not value else "a class token (`cls_token`)",
         "num_register_tokens": f"{value} register tokens (`reg_token`)" if value else "no register tokens",
         "distillation_token": "a distillation token (`dist_token`)" if value else "no distillation token",
@@ -225,7 +242,8 @@ def fit_to_weights(
     head = _shape(shapes, name, 2) if name else (0, 0)
     if architecture.any_size:
         return _fit_any_size(replace(architecture, num_labels=head[0]), shapes, image_size)
-    patch = _shape(shapes, "patch_embed.proj.weight", 4)
+    first = f"{_STEM}.stem.conv" if architecture.stem_depths else "patch_embed.proj"
+    patch = _shape(shapes, f"{first}.weight", 4)
     fitted = replace(architecture, num_channels=patch[1], num_labels=head[0])
     if image_size is not None:
         fitted = replace(fitted, image_size=(int(image_size[0]), int(image_size[1])))
@@ -327,10 +345,15 @@ def describe_shapes(shapes: Shapes) -> str:
     blocks = count_blocks(shapes)
     if not (patch and len(patch) == 4 and blocks):
         return ""
-    facts = [f"width {patch[0]}", f"{blocks} block{'s' * (blocks > 1)}", f"patch {patch[2]}x{patch[3]}"]
-    facts.append(f"{patch[1]} channel{'s' * (patch[1] > 1)}")
+    facts = [f"width {patch[0]}", f"{blocks} block{'s' * (blocks > 1)}"]
+    stem = any(name.startswith(f"{_STEM}.") for name in shapes)
+    if stem:  # of which the patch convolution does not tell the patches
+        facts.append("a convolutional network before the patches")
+    else:
+        facts += [f"patch {patch[2]}x{patch[3]}", f"{patch[1]} channel{'s' * (patch[1] > 1)}"]
     if pos and len(pos) == 3:
-        sides = {math.isqrt(n): n for n in (pos[1], pos[1] - 1) if n > 0 and math.isqrt(n) ** 2 == n}
+        numbers = (pos[1], pos[1] - 1) if not stem else ()
+        sides = {math.isqrt(n): n for n in numbers if n > 0 and math.isqrt(n) ** 2 == n}
         facts += [f"image {s * patch[2]}x{s * patch[3]}" for s in sides] or [f"{pos[1]} positions"]
     head = next((shapes[name] for name in HEADS if name in shapes), None)
     facts.append(f"{head[0]} class{'es' * (head[0] > 1)}" if head else "no head")

@@ -5,7 +5,7 @@ import pytest
 import timm
 from hypothesis import given
 from hypothesis import strategies as st
-from models import KINDS, small_model
+from models import KINDS, small_hybrid, small_model
 
 from vitconv.architecture import MOST_PIXELS, check_image_size, describe_shapes, fit_to_weights
 from vitconv.errors import InputError, WeightsError
@@ -138,6 +138,17 @@ def test_describes_what_the_shapes_tell():
         "width 192, 12 blocks, patch 16x16, 3 channels, image 384x384, 1 class"
     )
     assert describe_shapes({"conv1.weight": (64, 3, 7, 7)}) == ""
+
+
+def test_a_hybrid_s_sizes_are_read_from_its_first_convolution_and_positions():
+    known = from_name("vit_base_r50_s16_224")
+    model = small_hybrid(img_size=64, in_chans=4)
+    hybrid = shapes_of(model.state_dict())
+    fitted = fit_to_weights(known, hybrid)
+    assert (fitted.image_size, fitted.grid, fitted.num_channels, fitted.num_labels) == ((64, 64), (4, 4), 4, 5)
+    assert describe_shapes(hybrid) == (
+        "width 64, 2 blocks, a convolutional network before the patches, 17 positions, 5 classes"
+    )
 
 
 def test_the_torch_free_modules_import_no_torch():

@@ -180,6 +180,54 @@ def test_a_size_that_no_image_has(tmp_path):
         revert_checkpoint(source, tmp_path / "back")
 
 
+def hybrid(**settings):
+    backbone = {"model_type": "bit", "layer_type": "bottleneck", "global_padding": "same", "embedding_dynamic_padding": True,
+                "depths": [3, 4, 9], "out_features": ["stage1", "stage2", "stage3"], **settings.pop("backbone", {})}  # fmt: skip
+    return transformers.DPTConfig(
+        **SMALL | {"patch_size": 16}, intermediate_size=256, layer_norm_eps=1e-6, is_hybrid=True,
+        backbone_config=backbone, backbone_featmap_shape=[1, 1024, 2, 2], **settings
+    )  # fmt: skip
+
+
+def test_a_hybrid_s_pooler_is_a_head(tmp_path):
+    source = foreign(
+        tmp_path / "hf", transformers.DPTModel(hybrid(pooler_act="linear", pooler_output_size=3, num_labels=3))
+    )
+    done = revert_checkpoint(source, tmp_path / "back")
+    assert (done.timm_name, done.architecture.num_labels) == ("vit_base_r50_s16_224", 3)
+    assert done.parity.matches
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({}, WeightsError, "has no place in timm"),  # tanh
+        ({"pooler_act": "linear"}, WeightsError, "The model has a pooler, which has no place in timm"),
+        (
+            {"pooler_act": "linear", "backbone": {"embedding_dynamic_padding": False}},
+            ArchitectureError,
+            "No architecture",
+        ),
+        ({"pooler_act": "linear", "backbone": {"depths": [3, 4, 8]}}, ArchitectureError, "No architecture of timm's"),
+    ],
+)
+def test_another_hybrid_has_no_way_back(tmp_path, settings, error, message):
+    source = foreign(tmp_path / "hf", transformers.DPTModel(hybrid(**settings)))
+    with pytest.raises(error, match=message):
+        revert_checkpoint(source, tmp_path / "back")
+
+
+def test_parallel_branches_share_the_norm_and_the_first_has_the_bias(tmp_path):
+    """Of a model that was trained on: nothing tells how the branches were before they were joined."""
+    model = perturbed(
+        transformers.ViTForImageClassification(vit(num_attention_heads=4, head_dim=32, intermediate_size=512))
+    )
+    model.save_pretrained(tmp_path / "hf")
+    done = revert_checkpoint(tmp_path / "hf", tmp_path / "back")
+    assert (done.architecture.parallel_branches, done.architecture.num_attention_heads) == (2, 2)
+    assert done.parity.matches
+
+
 def test_a_mask_token(tmp_path):
     config = transformers.Dinov2Config(**SMALL, mlp_ratio=4)
     source = foreign(tmp_path / "dinov2", transformers.Dinov2Model(config))

@@ -13,7 +13,7 @@ import textwrap
 import pytest
 import timm
 import torch
-from models import SMALL, output_of, perturbed, small_model
+from models import HYBRID, SMALL, output_of, perturbed, small_model
 from torch import nn
 
 from vitconv.convert import to_huggingface
@@ -44,6 +44,8 @@ EDITED = {
     "relative": ("vit_relpos_small_patch16_224", {}),
     "naflex": ("naflexvit_base_patch16_siglip", {"num_classes": 0, "pos_embed_grid_size": (4, 4)}),
     "naflex resampled": ("naflexvit_base_patch16_radio_v3", {"num_classes": 0, "patch_drop_rate": 0.1}),
+    "hybrid": ("vit_base_r50_s16_224", HYBRID),
+    "parallel": ("vit_small_patch16_18x2_224", {}),
 }
 #: How many edits of each of them are tried; `make fuzz` tries all.
 EDITS = 90 if "VITCONV_FUZZ_CASES" not in os.environ else None
@@ -171,7 +173,7 @@ def class_of(name: str) -> type:
     place, _, cls = name.rpartition(".")
     places = [place.replace("timm.", "timm.models.")]
     if place == "timm":
-        places = ["timm.layers", "timm.models.vision_transformer", "timm.models.deit"]
+        places = ["timm.layers", "timm.layers.pool2d_same", "timm.models.vision_transformer", "timm.models.deit"]
     modules = [importlib.import_module(place) for place in places]
     return next(vars(module)[cls] for module in modules if cls in vars(module))
 
@@ -235,6 +237,8 @@ def other_periods(model):
         ("naflex", lambda m: setattr(m.embeds, "pos_embed_type", "none"), "`embeds.pos_embed_type` = 'none'"),
         ("naflex", lambda m: setattr(m.embeds, "norm_input", torch.sin), "`embeds.norm_input`"),
         ("naflex resampled", lambda m: setattr(m.embeds, "reg_token", None), "`num_prefix_tokens` = 8"),
+        ("hybrid", lambda m: setattr(m.patch_embed, "grid_size", (3, 3)), "`patch_embed.grid_size` = (3, 3)"),
+        ("hybrid", lambda m: setattr(m.patch_embed, "img_size", (33, 33)), "`patch_embed.grid_size` = (2, 2)"),
         ("plain", lambda m: setattr(m.blocks[0].ls1, "gamma", None), "missing (blocks.0.ls1.gamma)"),
     ],
 )  # fmt: skip

@@ -16,6 +16,7 @@ from vitconv.mapping.clip import CLIP
 from vitconv.mapping.deit import DEIT
 from vitconv.mapping.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
 from vitconv.mapping.dinov3 import DINOV3
+from vitconv.mapping.dpt import DPT
 from vitconv.mapping.family import Dialect, Family, Row
 from vitconv.mapping.internvl import INTERNVL
 from vitconv.mapping.radio import RADIO
@@ -59,6 +60,7 @@ FAMILIES = (
     RADIO,
     SAPIENS2,
     SAM,
+    DPT,
 )
 
 #: The classes that vitconv converts to, each with its family.

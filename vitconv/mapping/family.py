@@ -3,7 +3,8 @@
 A table has a row for each tensor: timm's name, the name in files (what every Transformers reads and what 5.x still
 writes), and what 5.x calls the parameter in memory; in 4.x it is called as in files. ``=`` means the same name as in
 files, ``-`` that the row does not hold there; a fourth column names facts (see :mod:`vitconv.mapping.timm`) without
-which the row does not hold at all. ``{i}`` is the block's number. Behind timm's name may stand, in brackets,
+which the row does not hold at all. ``{i}`` is the block's number, ``{s}`` and ``{j}`` are those of a stage and a
+block of the ResNet before the patches. Behind timm's name may stand, in brackets,
 the part of the rows that the row is about (``[q]``, ``[k]``, ``[v]``: thirds, ``[gate]``, ``[up]``: halves) or, as in
 Python, an index of leading dimensions of length 1 (``pos_embed[0]``). A row whose tensor a model does not have is
 skipped; that nothing is left over is proved by :mod:`vitconv.mapping.plan`.
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vitconv.architecture import Architecture, Shapes, describe_fact
 from vitconv.mapping.rewrites import Rewrite, Rewritten
-from vitconv.mapping.timm import holds
+from vitconv.mapping.timm import holds, written_out
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -184,7 +185,7 @@ class Family:
 
     def rows(self, architecture: Architecture, shapes: Shapes) -> Iterator[Row]:
         """The table written out for one architecture, as far as it has the tensors, block by block."""
-        lines = [line.split() for line in self.table.strip().splitlines()]
+        lines = [line.split() for line in written_out(self.table, architecture)]
         in_blocks = [line for line in lines if "{i}" in line[0]]
         first = lines.index(in_blocks[0])
         for line in lines[:first]:

@@ -146,6 +146,98 @@ def _unit_gammas(tensors: StateDict, before: Architecture) -> StateDict:
 FOLD_LAYER_SCALE = Rewrite(lambda a: a.layer_scale, fold_layer_scale, _unit_gammas, folds=True)
 
 
+#: Where parallel branches are, and their layers; where they are without branches; in how many parts rows are stacked.
+_SIDES = (("attns", "attn.qkv", "attn.proj", "norm1", 3), ("ffns", "mlp.fc1", "mlp.fc2", "norm2", 1))
+
+
+def join_branches(model: Rewritten) -> Rewritten:
+    r"""Join attentions side by side into one that has all their heads, and MLPs into one that has all their channels.
+
+    Each branch has a norm of its own, :math:`\gamma \odot n + \beta`, with the same :math:`n` in all. It folds into
+    the layer behind it, :math:`W(\gamma \odot n + \beta) + b = (W \operatorname{diag}(\gamma)) n + (W\beta + b)`, and
+    one norm with a weight of ones and a bias of zeros is left. LayerScale folds as in :func:`fold_layer_scale`. The
+    sum of the branches, :math:`\sum_k (V_k h_k + c_k) = [V_1 V_2 \ldots] [h_1; h_2; \ldots] + \sum_k c_k`, is one
+    layer on the heads, or channels, of all. Each element is computed in float64 and rounded once.
+    """
+    import torch
+
+    tensors, made, a = dict(model.state_dict), [], model.architecture
+    for block, (side, inner, outer, norm, parts) in itertools.product(range(a.num_hidden_layers), _SIDES):
+        branches = [f"blocks.{block}.{side}.{branch}" for branch in range(a.parallel_branches)]
+        like = tensors[f"{branches[0]}.norm.weight"]
+        columns: dict[str, list[Tensor]] = {}
+        for branch in branches:
+            gamma, beta, weight, bias, back, shift = (
+                tensors.pop(f"{branch}.{layer}.{kind}").double()
+                for layer in ("norm", inner, outer)
+                for kind in ("weight", "bias")
+            )
+            scale = tensors.pop(f"{branch}.ls.gamma").double() if a.layer_scale else torch.ones_like(shift)
+            columns.setdefault(f"{inner}.weight", []).append(weight * gamma)
+            columns.setdefault(f"{inner}.bias", []).append(weight @ beta + bias)
+            columns.setdefault(f"{outer}.weight", []).append(scale[:, None] * back)
+            columns.setdefault(f"{outer}.bias", []).append(scale * shift)
+
+        def stacked(rows: list[Tensor], parts: int = parts) -> Tensor:
+            return torch.cat([row.chunk(parts)[part] for part in range(parts) for row in rows])
+
+        joined = {
+            f"{norm}.weight": torch.ones_like(like),
+            f"{norm}.bias": torch.zeros_like(like),
+            f"{inner}.weight": stacked(columns[f"{inner}.weight"]),
+            f"{inner}.bias": stacked(columns[f"{inner}.bias"]),
+            f"{outer}.weight": torch.cat(columns[f"{outer}.weight"], dim=1),
+            f"{outer}.bias": torch.stack(columns[f"{outer}.bias"]).sum(0),
+        }
+        tensors |= {f"blocks.{block}.{name}": tensor.to(like.dtype) for name, tensor in joined.items()}
+        folded = {
+            f"{inner}.weight": ("norm.weight",),
+            f"{inner}.bias": ("norm.bias", f"{inner}.weight"),
+            **{f"{outer}.{kind}": ("ls.gamma",) if a.layer_scale else () for kind in ("weight", "bias")},
+        }
+        made += [Made(f"blocks.{block}.{norm}.weight", (), "ones, as the branches' norms are folded")]
+        made += [Made(f"blocks.{block}.{norm}.bias", (), "zeros, as the branches' norms are folded")]
+        for name, more in folded.items():
+            sources = tuple(f"{branch}.{source}" for branch in branches for source in (name, *more))
+            how = "those of all branches" + (", with their norms folded in" if name.startswith(inner) else "")
+            made.append(Made(f"blocks.{block}.{name}", sources, how))
+    architecture = replace(
+        a,
+        parallel_branches=1,
+        num_attention_heads=a.num_attention_heads * a.parallel_branches,
+        intermediate_size=a.intermediate_size * a.parallel_branches,
+        layer_scale=False,
+    )
+    return Rewritten(tensors, architecture, (*model.made, *made))
+
+
+def _split_branches(tensors: StateDict, before: Architecture) -> StateDict:
+    """Give each branch its heads and channels, a copy of the norm, and the first all of the bias behind them."""
+    import torch
+
+    count = before.parallel_branches
+    for block, (side, inner, outer, norm, parts) in itertools.product(range(before.num_hidden_layers), _SIDES):
+        own = {
+            f"{layer}.{kind}": tensors.pop(f"blocks.{block}.{layer}.{kind}")
+            for layer in (norm, inner, outer)
+            for kind in ("weight", "bias")
+        }
+        for branch in range(count):
+            path, shift = f"blocks.{block}.{side}.{branch}", own[f"{outer}.bias"]
+            for kind in ("weight", "bias"):
+                tensors[f"{path}.norm.{kind}"] = own[f"{norm}.{kind}"].clone()
+                rows = [part.chunk(count)[branch] for part in own[f"{inner}.{kind}"].chunk(parts)]
+                tensors[f"{path}.{inner}.{kind}"] = torch.cat(rows)
+            tensors[f"{path}.{outer}.weight"] = own[f"{outer}.weight"].chunk(count, dim=1)[branch].contiguous()
+            tensors[f"{path}.{outer}.bias"] = torch.zeros_like(shift) if branch else shift
+            if before.layer_scale:
+                tensors[f"{path}.ls.gamma"] = torch.ones_like(shift)
+    return tensors
+
+
+JOIN_BRANCHES = Rewrite(lambda a: a.parallel_branches > 1, join_branches, _split_branches, folds=True)
+
+
 def unit_layer_scale(model: Rewritten) -> Rewritten:
     """No LayerScale is one by ones: exact, as 1·x is x."""
     import torch

@@ -1,7 +1,8 @@
 """The tensors of timm's Vision Transformers: name, shape, and the facts that must hold for one to be there.
 
-One table for each of timm's classes. ``{i}`` is the block's number; a comma between facts means that all must hold, a
-``!`` that one must not. The shapes:
+One table for each of timm's classes. ``{i}`` is the block's number, ``{b}`` that of a parallel branch, ``{s}`` and
+``{j}`` are those of a stage and a block of the ResNet before the patches; a comma between facts means that all must
+hold, a ``!`` that one must not. The shapes:
 
 ====  ======================================  ====  ============================================
 D     hidden size                             F     MLP width
@@ -11,7 +12,10 @@ R     register tokens                         H     attention heads
 E     width of a head                         G     width of all heads of keys or values, here
 Y X   positions in column, row                V U   relative positions in column, row, here
 M     width of the relative positions' MLP    B     relative positions, and three for the class
-N     channels of the neck                    PQC   values of a patch
+N     channels of the neck                    A     channels into the patch convolution
+S     channels after the stem's first layer   O     channels out of a stage of it, here
+I     channels into a block of it, here       W     channels within a block of it, here
+PQC   values of a patch
 ====  ======================================  ====  ============================================
 
 "Here" means in this block: it may be different in another.
@@ -36,12 +40,34 @@ blocks.{i}.mlp.fc2.weight                     D,F      -
 blocks.{i}.mlp.fc2.bias                       D        proj_bias
 """
 
-_STEM = """
+_RESNET = "".join(
+    f"patch_embed.backbone.{line}\n"
+    for line in """
+stem.conv.weight                              S,C,7,7           stem
+stem.norm.weight                              S                 stem
+stem.norm.bias                                S                 stem
+stages.{s}.blocks.0.downsample.conv.weight    O{s},I{s}.0,1,1   -
+stages.{s}.blocks.0.downsample.norm.weight    O{s}              -
+stages.{s}.blocks.0.downsample.norm.bias      O{s}              -
+stages.{s}.blocks.{j}.conv1.weight            W{s},I{s}.{j},1,1 -
+stages.{s}.blocks.{j}.norm1.weight            W{s}              -
+stages.{s}.blocks.{j}.norm1.bias              W{s}              -
+stages.{s}.blocks.{j}.conv2.weight            W{s},W{s},3,3     -
+stages.{s}.blocks.{j}.norm2.weight            W{s}              -
+stages.{s}.blocks.{j}.norm2.bias              W{s}              -
+stages.{s}.blocks.{j}.conv3.weight            O{s},W{s},1,1     -
+stages.{s}.blocks.{j}.norm3.weight            O{s}              -
+stages.{s}.blocks.{j}.norm3.bias              O{s}              -
+""".strip().splitlines()
+)
+
+_STEM = f"""
 cls_token                                     1,1,D    class_token
 reg_token                                     1,R,D    registers
 dist_token                                    1,1,D    distillation_token
 pos_embed                                     1,T,D    position_embedding
-patch_embed.proj.weight                       D,C,P,Q  -
+{_RESNET}
+patch_embed.proj.weight                       D,A,P,Q  -
 patch_embed.proj.bias                         D        patch_bias
 patch_embed.norm.weight                       D        patch_norm
 norm_pre.weight                               D        pre_norm
@@ -94,6 +120,20 @@ blocks.{{i}}.norm2.weight                     D        -
 blocks.{{i}}.norm2.bias                       D        !rms_norm
 {_MLP}
 blocks.{{i}}.ls2.gamma                        D        layer_scale
+{_HEAD}"""
+
+_PARALLEL = f"""{_STEM}
+blocks.{{i}}.attns.{{b}}.norm.weight          D        -
+blocks.{{i}}.attns.{{b}}.norm.bias            D        !rms_norm
+blocks.{{i}}.attns.{{b}}.attn.qkv.weight      3D,D     -
+blocks.{{i}}.attns.{{b}}.attn.qkv.bias        3D       qkv_bias
+blocks.{{i}}.attns.{{b}}.attn.proj.weight     D,D      -
+blocks.{{i}}.attns.{{b}}.attn.proj.bias       D        proj_bias
+blocks.{{i}}.attns.{{b}}.ls.gamma             D        layer_scale
+blocks.{{i}}.ffns.{{b}}.norm.weight           D        -
+blocks.{{i}}.ffns.{{b}}.norm.bias             D        !rms_norm
+{_MLP.replace("blocks.{i}", "blocks.{i}.ffns.{b}")}
+blocks.{{i}}.ffns.{{b}}.ls.gamma              D        layer_scale
 {_HEAD}"""
 
 _EVA = f"""{_STEM}
@@ -180,7 +220,8 @@ _DESIGNS = {
 def timm_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of timm's state dict, block by block."""
     sizes = _sizes(architecture)
-    lines = [tuple(line.split()) for line in _DESIGNS[architecture.design].split("\n") if line]
+    table = _PARALLEL if architecture.parallel_branches > 1 else _DESIGNS[architecture.design]
+    lines = [tuple(line.split()) for line in written_out(table, architecture)]
     there = [(name, shape) for name, shape, when in lines if when == "-" or holds(when, architecture)]
     in_blocks = [line for line in there if "{i}" in line[0]]
     first = there.index(in_blocks[0])
@@ -194,6 +235,21 @@ def timm_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
         if "{i}" not in name:
             shapes[name] = shape
     return {name: tuple(sizes[letter] for letter in shape.split(",")) for name, shape in shapes.items()}
+
+
+def written_out(table: str, architecture: Architecture) -> list[str]:
+    """The lines of a table; what is said of any parallel branch, or block of the ResNet, is said of each."""
+    stem = [(stage, block) for stage, depth in enumerate(architecture.stem_depths) for block in range(depth)]
+    lines: list[str] = []
+    for line in filter(None, table.split("\n")):
+        if "{b}" in line:
+            lines += [line.replace("{b}", str(branch)) for branch in range(architecture.parallel_branches)]
+        elif "{s}" in line:
+            places = stem if "{j}" in line else [place for place in stem if not place[1]]
+            lines += [line.replace("{s}", str(stage)).replace("{j}", str(block)) for stage, block in places]
+        else:
+            lines.append(line)
+    return lines
 
 
 def holds(when: str, architecture: Architecture) -> bool:
@@ -211,6 +267,7 @@ def _facts(a: Architecture) -> dict[str, bool]:
     return {name: bool(getattr(a, name)) for name in (*names, "classifier")} | {
         "registers": a.num_register_tokens > 0,
         "neck": a.neck_channels > 0,
+        "stem": bool(a.stem_depths),
         "attention_pool": a.global_pool == "map",
         **{f"{kind}_mlp": a.mlp == kind for kind in ("plain", "packed", "gated")},
     }
@@ -223,7 +280,18 @@ def _sizes(a: Architecture) -> dict[str, int]:
         (a.window_size, a.window_size) if a.window_size and block not in a.global_attention else a.grid
         for block in range(a.num_hidden_layers)
     ]
+    stages = [256 * 2**stage for stage in range(len(a.stem_depths))]
     return {
+        "S": 64,
+        **{f"O{stage}": width for stage, width in enumerate(stages)},
+        **{f"W{stage}": width // 4 for stage, width in enumerate(stages)},
+        **{
+            f"I{stage}.{block}": stages[stage] if block else ([64] + stages)[stage]
+            for stage, depth in enumerate(a.stem_depths)
+            for block in range(depth)
+        },
+        "A": stages[-1] if stages else a.num_channels,
+        "7": 7,
         "E": head,
         "2": 2,
         "3": 3,
@@ -241,8 +309,8 @@ def _sizes(a: Architecture) -> dict[str, int]:
         "F": a.intermediate_size,
         "2F": 2 * a.intermediate_size,
         "C": a.num_channels,
-        "P": a.patch_size[0],
-        "Q": a.patch_size[1],
+        "P": a.kernel_size[0],
+        "Q": a.kernel_size[1],
         "PQC": a.patch_size[0] * a.patch_size[1] * a.num_channels,
         "T": a.num_positions,
         "K": a.num_labels,

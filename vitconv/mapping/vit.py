@@ -9,6 +9,7 @@ from vitconv.mapping.family import MASK_TOKEN, Family, one_norm, sizes, tokens_o
 from vitconv.mapping.rewrites import (
     FOLD_LAYER_SCALE,
     IDENTITY_POOLER,
+    JOIN_BRANCHES,
     NORM_BEFORE_POOL,
     PAD_CLASS_POSITION,
     ZERO_HEAD_BIAS,
@@ -59,8 +60,30 @@ def transformer_config(a: Architecture) -> dict[str, Any]:
 
 
 def _config(a: Architecture) -> dict[str, Any]:
-    """A headless model gets a linear pooler, so that ``AutoModel`` returns timm's features as ``pooler_output``."""
-    return transformer_config(a) | ({} if a.classifier else {"pooler_act": "linear"})
+    """A headless model gets a linear pooler, so that ``AutoModel`` returns timm's features as ``pooler_output``.
+
+    Parallel branches are joined: more heads than the width has room for, so that theirs must be given.
+    """
+    config = transformer_config(a) | ({} if a.classifier else {"pooler_act": "linear"})
+    if a.parallel_branches > 1:
+        config["num_attention_heads"] *= a.parallel_branches
+        config["intermediate_size"] *= a.parallel_branches
+        config["head_dim"] = a.hidden_size // a.num_attention_heads
+    return config
+
+
+def _from_config(known: Architecture, config: Any) -> dict[str, Any]:
+    return {
+        "num_attention_heads": config.num_attention_heads // known.parallel_branches,
+        "intermediate_size": config.intermediate_size // known.parallel_branches,
+    }
+
+
+def _limits(a: Architecture) -> list[str]:
+    found = [*one_norm(a), *tokens_only_headless(a)]
+    if a.parallel_branches > 1 and not (a.qkv_bias and a.proj_bias):
+        found.append("parallel branches without biases (`blocks.0`)")
+    return found
 
 
 VIT = Family(
@@ -75,6 +98,7 @@ VIT = Family(
     config=_config,
     expresses={
         "global_pool": ("token", ""),
+        "parallel_branches": None,
         "layer_scale": None,
         "class_position": None,
         "final_norm": None,
@@ -84,8 +108,10 @@ VIT = Family(
         "proj_bias": None,
         "head_bias": None,
     },
-    limits=lambda a: one_norm(a) + tokens_only_headless(a),
+    limits=_limits,
+    from_config=_from_config,
     rewrites=(
+        JOIN_BRANCHES,
         ZERO_PATCH_BIAS,
         ZERO_PROJECTION_BIASES,
         ZERO_HEAD_BIAS,

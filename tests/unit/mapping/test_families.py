@@ -97,6 +97,26 @@ def test_a_target_that_does_not_express_it_says_what_it_lacks():
         family_for(architecture, "siglip")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vit_small_patch16_18x2_224", r"has 2 attentions and MLPs side by side \(`blocks.0`\)"),
+        ("vit_small_r26_s32_224", r"has a ResNet before the patches \(`patch_embed.backbone`\)"),
+        ("vit_tiny_patch16_224", "does not compute"),
+    ],
+)
+def test_what_dinov2_and_dpt_lack(name, message):
+    target = "dpt" if "tiny" in name else "dinov2"
+    with pytest.raises(ArchitectureError, match=message):
+        family_for(entries()[name].architecture, target)
+
+
+@pytest.mark.parametrize(("labels", "outputs", "expected"), [(5, 5, 5), (0, 64, 0), (2, 64, 0)])
+def test_a_pooler_is_a_head_if_it_has_an_output_for_each_label(labels, outputs, expected):
+    config = transformers.DPTConfig(num_labels=labels, hidden_size=64, pooler_output_size=outputs)
+    assert mapping.CLASSES["DPTModel"].num_labels("DPTModel", config) == expected
+
+
 def test_an_unknown_target_is_refused():
     with pytest.raises(InputError, match="There is no target 'swin'"):
         family_for(from_timm(small_model()), "swin")

@@ -1,7 +1,7 @@
 from collections import OrderedDict
 
 import pytest
-from models import SMALL, small_model
+from models import SMALL, small_hybrid, small_model
 from timm.layers import Mlp
 from torch import nn
 
@@ -60,7 +60,17 @@ def test_reads_the_facts_from_the_modules(kind, facts):
         ("vit_base_patch16_siglip_224", {"reg_tokens": 4, "num_classes": 0}, "4 register tokens (`reg_token`)"),
         ("vit_tiny_patch16_224", {"pre_norm": True, "global_pool": "avg"}, "mean pooling (`global_pool='avg'`)"),
         ("vit_tiny_patch16_224", {"global_pool": "avg", "fc_norm": True, "reg_tokens": 4, "class_token": False}, "a norm after mean pooling (`fc_norm`)"),
-        ("vit_small_patch16_18x2_224", {}, "parallel blocks (`blocks.0`)"),
+        ("vit_small_patch16_18x2_224", {"qkv_bias": False}, "parallel branches without biases (`blocks.0`)"),
+        ("vit_small_patch16_18x2_224", {"reg_tokens": 4}, "4 register tokens (`reg_token`)"),
+        ("vit_small_patch16_18x2_224", {"qk_norm": True}, "a module unknown to vitconv (`blocks.0.attns.0.attn.q_norm` is"),
+        ("vit_base_r50_s16_224", {"img_size": 72}, "an image size that is no multiple of the patches' (72x72, patches of 16)"),
+        ("vit_base_r50_s16_224", {"img_size": (32, 64)}, "an image that is not square (32x64)"),
+        ("vit_base_r50_s16_224", {"patch_size": 2}, "another ResNet before the patches than BiT's (`patch_embed.proj`)"),
+        ("vit_base_r50_s16_224", {"reg_tokens": 4}, "a ResNet before the patches (`patch_embed.backbone`)"),
+        ("vit_base_r50_s16_224", {"pre_norm": True}, "a ResNet before the patches (`patch_embed.backbone`)"),
+        ("vit_tiny_r_s16_p8_224", {}, "a ResNet without stages before the patches (`patch_embed.backbone`)"),
+        ("vit_base_resnet26d_224", {}, "a ResNet with batch norms before the patches (`patch_embed.backbone`)"),
+        ("vit_base_mci_224", {}, "other convolutions before the patches than a ResNetV2's (`patch_embed.backbone`)"),
         ("vit_base_patch16_xp_224", {}, "parallel attention and MLP (`blocks.0`)"),
         ("vit_base_patch16_rpn_224", {}, "norms after attention and MLP (`blocks.0`)"),
         ("vit_tiny_patch16_224", {"qk_norm": True}, "normalised queries (`blocks.0.attn.q_norm`)"),
@@ -135,6 +145,62 @@ class OwnMlp(Mlp):
 )  # fmt: skip
 def test_refuses_a_changed_model(change, message):
     model = small_model()
+    change(model)
+    with pytest.raises(ArchitectureError) as caught:
+        from_timm(model)
+    assert message in caught.value.problem
+
+
+def test_reads_the_facts_of_a_hybrid_and_of_parallel_branches():
+    hybrid = from_timm(small_hybrid())
+    assert (hybrid.stem_depths, hybrid.patch_size, hybrid.kernel_size) == ((1, 1, 1), (16, 16), (1, 1))
+    assert (hybrid.grid, hybrid.num_channels) == ((2, 2), 3)
+    parallel = from_timm(build_timm("vit_small_patch16_18x2_224"))
+    assert (parallel.parallel_branches, parallel.num_attention_heads, parallel.intermediate_size) == (2, 6, 1536)
+
+
+RESNET = "another ResNet before the patches than BiT's (`patch_embed.backbone."
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: setattr(r.stem.conv, "eps", 1e-6), f"{RESNET}stem.conv`)"),
+        (lambda r: setattr(r.stages[1].blocks[0].conv2, "stride", (1, 1)), f"{RESNET}stages.1.blocks.0.conv2`)"),
+        (lambda r: setattr(r.stages[2].blocks[0].downsample.conv, "same_pad", False), f"{RESNET}stages.2.blocks.0.downsample.conv`)"),
+        (lambda r: setattr(r.stages[0].blocks[0].conv2, "dilation", (2, 2)), f"{RESNET}stages.0.blocks.0.conv2`)"),
+        (lambda r: setattr(r.stages[0].blocks[0].norm3, "eps", 1e-6), f"{RESNET}stages.0.blocks.0.norm3`)"),
+        (lambda r: setattr(r.stem.norm, "num_groups", 16), f"{RESNET}stem.norm`)"),
+        (lambda r: setattr(r.stem.pool, "ceil_mode", True), f"{RESNET}stem.pool`)"),
+        (lambda r: setattr(r, "stem", nn.Sequential(OrderedDict(reversed(list(r.stem.named_children()))))), f"{RESNET}stem`)"),
+        (lambda r: setattr(r.stages[0].blocks[0], "downsample", None), f"{RESNET}stages.0.blocks.0.downsample.conv.weight`, "),
+        (lambda r: setattr(r.stages[0].blocks[0].norm1, "act", nn.SiLU()), "(`patch_embed.backbone.stages.0.blocks.0.norm1.act` is a torch.nn.SiLU)"),
+        (lambda r: setattr(r.stages[0].blocks[0].conv1, "bias", nn.Parameter(r.stem.norm.bias)), f"{RESNET}stages.0.blocks.0.conv1.bias`"),
+    ],
+)  # fmt: skip
+def test_refuses_another_resnet(change, message):
+    model = small_hybrid()
+    from_timm(model)
+    change(model.patch_embed.backbone)
+    with pytest.raises(ArchitectureError) as caught:
+        from_timm(model)
+    assert message in caught.value.problem
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.blocks[1].attns.pop(1), "do not fit together"),
+        (lambda m: [branches.pop(1) for branches in (m.blocks[1].attns, m.blocks[1].ffns)], "blocks that differ in the number of branches"),
+        (lambda m: setattr(m.blocks[0].attns[1].norm, "eps", 1e-3), "norms of different epsilon"),
+        (lambda m: setattr(m.blocks[0].attns[1].attn, "num_heads", 4), "heads of another width or scale (`blocks.0.attns.1.attn`"),
+        (lambda m: setattr(m.blocks[0].ffns[1].mlp, "act", nn.ReLU()), "blocks that differ in activation"),
+        (lambda m: m.blocks[0].ffns.__setitem__(1, nn.Sequential(OrderedDict(reversed(list(m.blocks[0].ffns[1].named_children()))))), "run in another order than timm's (`blocks.0.ffns.1`)"),
+    ],
+)  # fmt: skip
+def test_refuses_changed_branches(change, message):
+    model = build_timm("vit_small_patch16_18x2_224", depth=2, embed_dim=48, num_heads=3)
+    from_timm(model)
     change(model)
     with pytest.raises(ArchitectureError) as caught:
         from_timm(model)

@@ -7,7 +7,7 @@ import matplotlib
 import pytest
 import rich
 import torch
-from models import FOLDED, KINDS, pixels_for, reduced, small_model
+from models import FOLDED, KINDS, pixels_for, reduced, small_hybrid, small_model
 
 from vitconv.convert import to_huggingface
 from vitconv.errors import InputError, ParityError
@@ -62,6 +62,24 @@ def test_an_error_is_found_in_its_stage(pair, change, stage, tokens):
     assert not parity.matches
     with pytest.raises(ParityError, match=f"diverge at `{stage}` in float64"):
         parity.assert_match()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda stem: stem.embedder.convolution.weight.data[0, 0, 0, 0].add_(1e-3),
+        lambda stem: setattr(stem.encoder.stages[2].layers[0].conv3, "eps", 1e-6),
+        lambda stem: setattr(stem.encoder.stages[0].layers[0].norm1, "eps", 1e-6),
+        lambda stem: setattr(stem.embedder, "pooler", torch.nn.MaxPool2d(3, 2, 1)),
+    ],
+)
+def test_an_error_before_the_patches_is_found_in_the_embeddings(change):
+    model = small_hybrid().double()
+    twin = to_huggingface(model)
+    compare(model, twin, pixels_for(model), dtypes=["float64"]).assert_match()
+    change(twin.embeddings.backbone.bit)
+    with pytest.raises(ParityError, match="diverge at `embeddings` in float64"):
+        compare(model, twin, pixels_for(model), dtypes=["float64"]).assert_match()
 
 
 def test_few_tokens_are_spread_over_the_picture(pair):
