@@ -25,6 +25,7 @@ CLASSIFIERS: dict[str, tuple[str, dict[str, Any]]] = {
 HEADLESS: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("vit_tiny_patch16_224", {}),
     "siglip": ("vit_base_patch16_siglip_224", {}),
+    "beit": ("vit_srelpos_small_patch16_224", {}),
     "dinov3": ("vit_small_patch16_dinov3", {}),
     "aimv2": ("aimv2_large_patch14_224", {"img_size": 56}),
     "internvl": ("vit_intern300m_patch14_448", {"img_size": 56}),

@@ -38,6 +38,7 @@ class Architecture:
         class_position: ``pos_embed`` also has rows for the tokens before the patches (timm: ``not no_embed_class``).
         relative_position: each block has a table of biases by relative position.
         relative_network: the width of a small network that computes the biases by relative position; 0 without one.
+        shared_relative_position: all blocks have the same biases by relative position.
         axis_positions: each block has biases by relative position along each axis, as SAM has.
         window_size: the side of the windows that attention is confined to, in patches; 0 without.
         global_attention: with windows, the blocks that attend to everything.
@@ -78,6 +79,7 @@ class Architecture:
     class_position: bool = True
     relative_position: bool = False
     relative_network: int = 0
+    shared_relative_position: bool = False
     axis_positions: bool = False
     window_size: int = 0
     global_attention: tuple[int, ...] = ()
@@ -143,6 +145,7 @@ def describe_fact(field: str, a: Architecture) -> str:
         "class_position": "no position for the class token (`no_embed_class`)",
         "relative_position": "relative positions (`blocks.0.attn.relative_position_bias_table`)",
         "relative_network": "relative positions that a small network computes (`blocks.0.attn.rel_pos`)",
+        "shared_relative_position": "relative positions that all blocks share (`shared_rel_pos`)",
         "axis_positions": "relative positions along each axis (`blocks.0.attn.rel_pos_h`)",
         "window_size": f"attention within windows of {value} (`blocks.0`)" if value else "no attention windows",
         "global_attention": "windowed attention in some blocks only (`blocks`)",

@@ -42,6 +42,7 @@ EDITED = {
     "split": ("vit_base_patch16_sapiens2", {"num_classes": 0, "num_heads": 4, "num_kv_heads": [4, 2]}),
     "sam": ("samvit_base_patch16", {"num_classes": 0, "window_size": 3, "global_attn_indexes": (1,), "neck_chans": 8}),
     "relative": ("vit_relpos_small_patch16_224", {}),
+    "shared": ("vit_srelpos_small_patch16_224", {"num_classes": 0}),
 }
 #: How many edits of each of them are tried; `make fuzz` tries all.
 EDITS = 90 if "VITCONV_FUZZ_CASES" not in os.environ else None
@@ -225,6 +226,7 @@ def other_periods(model):
         ("sam", lambda m: setattr(m.neck[2], "stride", (2, 2)), "another neck or other windows than SAM's"),
         ("sam", lambda m: setattr(m.blocks[0], "window_size", 4), "`window_size`|blocks.0.attn.rel_pos"),
         ("relative", lambda m: m.blocks[0].attn.rel_pos.rel_coords_log.mul_(2), "`blocks.0.attn.rel_pos.rel_coords_log`"),
+        ("shared", lambda m: m.shared_rel_pos.rel_coords_log.mul_(2), "`shared_rel_pos.rel_coords_log`"),
         ("relative", lambda m: m.bfloat16().float(), "`blocks.0.attn.rel_pos.rel_coords_log`, `blocks.1"),
         ("plain", lambda m: setattr(m.blocks[0].ls1, "gamma", None), "missing (blocks.0.ls1.gamma)"),
     ],

@@ -253,6 +253,19 @@ _VISION_TRANSFORMER: dict[str, tuple[str, ...]] = {
     "attn_pool.mlp.fc2": (_LINEAR,),
     "attn_pool.mlp.drop2": (_DROPOUT,),
 }
+#: Where a network of relative positions may be: in each block, or one for all.
+_RELATIVE = ("blocks.{i}.attn.rel_pos", "shared_rel_pos")
+_RELATIVE_NETWORK: dict[str, tuple[str, ...]] = {
+    "": ("timm.RelPosMlp",),
+    ".bias_act": (_IDENTITY,),
+    ".mlp": ("timm.Mlp",),
+    ".mlp.fc1": (_LINEAR,),
+    ".mlp.act": ("torch.nn.ReLU",),
+    ".mlp.drop1": (_DROPOUT,),
+    ".mlp.norm": (_IDENTITY,),
+    ".mlp.fc2": (_LINEAR,),
+    ".mlp.drop2": (_DROPOUT,),
+}
 _DESIGNS: dict[str, dict[str, tuple[str, ...]]] = {
     "timm.VisionTransformer": _VISION_TRANSFORMER,
     "timm.VisionTransformerDistilled": {**_VISION_TRANSFORMER, "head_dist": (_LINEAR, _IDENTITY)},
@@ -276,15 +289,7 @@ _DESIGNS: dict[str, dict[str, tuple[str, ...]]] = {
         **_BLOCK,
         "blocks.{i}": ("timm.vision_transformer_relpos.RelPosBlock",),
         "blocks.{i}.attn": ("timm.vision_transformer_relpos.RelPosAttention",),
-        "blocks.{i}.attn.rel_pos": ("timm.RelPosMlp",),
-        "blocks.{i}.attn.rel_pos.bias_act": (_IDENTITY,),
-        "blocks.{i}.attn.rel_pos.mlp": ("timm.Mlp",),
-        "blocks.{i}.attn.rel_pos.mlp.fc1": (_LINEAR,),
-        "blocks.{i}.attn.rel_pos.mlp.act": ("torch.nn.ReLU",),
-        "blocks.{i}.attn.rel_pos.mlp.drop1": (_DROPOUT,),
-        "blocks.{i}.attn.rel_pos.mlp.norm": (_IDENTITY,),
-        "blocks.{i}.attn.rel_pos.mlp.fc2": (_LINEAR,),
-        "blocks.{i}.attn.rel_pos.mlp.drop2": (_DROPOUT,),
+        **{f"{where}{part}": classes for where in _RELATIVE for part, classes in _RELATIVE_NETWORK.items()},
         "blocks.{i}.ls1": (_IDENTITY, "timm.LayerScale"),
         "blocks.{i}.ls2": (_IDENTITY, "timm.LayerScale"),
         **_HEAD,
@@ -339,7 +344,7 @@ _FEATURES: tuple[tuple[str, str, str], ...] = (
     ("blocks.{i}.mlp.norm", "", "a norm inside the MLP (`{path}`)"),
     ("blocks.{i}", "ResPostRelPosBlock", "norms after attention and MLP (`{path}`)"),
     ("blocks.{i}.attn.rel_pos", "", "relative positions of another kind than a small network's (`{path}`)"),
-    ("shared_rel_pos", "", "relative positions that all blocks share (`{path}`)"),
+    ("shared_rel_pos", "", "relative positions of another kind than a small network's (`{path}`)"),
     ("neck", "", "another neck than SAM's two convolutions (`{path}`)"),
     ("head.fc", "", "a classification head (`{path}`)"),
     ("rope", "RotaryEmbeddingMixed", "rotary positions that are learned (`{path}`)"),
@@ -402,6 +407,7 @@ def read(model: Any) -> Architecture:
     class_token = _has(model, "cls_token")
     position_embedding = _has(model, "pos_embed")
     windows = [getattr(block, "window_size", 0) for block in blocks]
+    networks = _relative_networks(model)
     separate_biases, split = hasattr(first.attn, "q_bias"), _has(first.attn, "q_proj")
     queries = first.attn.q_proj if split else first.attn.qkv
     key_value_heads = tuple(getattr(block.attn, "num_kv_heads", block.attn.num_heads) for block in blocks)
@@ -426,7 +432,8 @@ def read(model: Any) -> Architecture:
         # Without positions, or without tokens before the patches, the question does not arise.
         class_position=not (position_embedding and (class_token or registers) and _flag(model, "no_embed_class")),
         relative_position=_has(first.attn, "relative_position_bias_table"),
-        relative_network=first.attn.rel_pos.mlp.fc1.out_features if _has(first.attn, "rel_pos") else 0,
+        relative_network=networks[0].mlp.fc1.out_features if networks else 0,
+        shared_relative_position=_has(model, "shared_rel_pos"),
         axis_positions=_has(first.attn, "rel_pos_h"),
         window_size=max(windows),
         global_attention=tuple(i for i, size in enumerate(windows) if not size) if any(windows) else (),
@@ -505,6 +512,12 @@ def _is_there(module: Any, child: str) -> bool:
     return _has(module, child) and class_name(getattr(module, child)) != _IDENTITY
 
 
+def _relative_networks(model: Any) -> list[Any]:
+    """The networks of relative positions: one for each block that has one, or the one that they share."""
+    found = [block.attn.rel_pos for block in model.blocks if _has(block.attn, "rel_pos")]
+    return [*found, model.shared_rel_pos] if _has(model, "shared_rel_pos") else found
+
+
 def _layer_scale(block: Any) -> tuple[bool, bool]:
     """Whether attention and MLP have a LayerScale."""
     if hasattr(block, "ls1"):
@@ -571,7 +584,7 @@ def _unsupported_settings(model: Any) -> list[str]:
         found += _pool_settings(model)
     if _is_there(model, "neck"):
         found += _neck_settings(model)
-    if any(_has(block.attn, "rel_pos") for block in model.blocks):
+    if _relative_networks(model):
         found += _network_settings(model)
     return found + _norm_settings(model) + _patch_settings(model) + _block_settings(model)
 
@@ -624,17 +637,17 @@ def _neck_settings(model: Any) -> list[str]:
 
 
 def _network_settings(model: Any) -> list[str]:
-    networks = [block.attn.rel_pos for block in model.blocks]
-    same = all(
-        network is not None
-        and (network.mode, network.bias_gain, network.prefix_tokens) == ("cr", None, int(_has(model, "cls_token")))
+    networks = _relative_networks(model)
+    same = len(networks) == (1 if _has(model, "shared_rel_pos") else len(model.blocks)) and all(
+        (network.mode, network.bias_gain, network.prefix_tokens) == ("cr", None, int(_has(model, "cls_token")))
         and tuple(network.window_size) == tuple(model.patch_embed.grid_size)
         and (network.mlp.fc1.in_features, network.mlp.fc1.out_features) == (2, networks[0].mlp.fc1.out_features)
         and network.mlp.fc1.bias is not None
         and network.mlp.fc2.bias is not None
         for network in networks
     )
-    return [] if same else ["relative positions from networks that are set up otherwise (`blocks.0.attn.rel_pos`)"]
+    where = "shared_rel_pos" if _has(model, "shared_rel_pos") else "blocks.0.attn.rel_pos"
+    return [] if same else [f"relative positions from networks that are set up otherwise (`{where}`)"]
 
 
 def _norm_settings(model: Any) -> list[str]:
