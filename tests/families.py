@@ -31,6 +31,7 @@ HEADLESS: dict[str, tuple[str, dict[str, Any]]] = {
     "internvl": ("vit_intern300m_patch14_448", {"img_size": 56}),
     "radio": ("vit_base_patch16_radio_v3", {}),
     "sapiens2": ("vit_base_patch16_sapiens2", {"embed_dim": 64, "num_heads": 4, "num_kv_heads": [4, 2]}),
+    "sam3": ("vit_pe_lang_gigantic_patch14_448", {"img_size": 56}),
     "sam": ("samvit_base_patch16", {"window_size": 3, "global_attn_indexes": (1,)}),
 }
 

@@ -43,7 +43,9 @@ class Architecture:
         window_size: the side of the windows that attention is confined to, in patches; 0 without.
         global_attention: with windows, the blocks that attend to everything.
         neck_channels: of SAM's convolutions after the blocks; 0 without.
-        rope_theta: the base of DINOv3's rotary embedding of queries and keys; 0 without one.
+        rope_theta: the base of the rotary embedding of queries and keys; 0 without one.
+        rope_grid: the side of the grid whose columns and rows the rotary embedding counts, as Perception Encoder's; a
+            picture's own grid is scaled to it. 0 for DINOv3's, which counts nothing: it goes from -1 to 1.
         patch_norm: a norm on the patches, before the positions are added.
         pre_norm: a norm before the blocks.
         qk_norm: queries and keys are normed, head by head.
@@ -85,6 +87,7 @@ class Architecture:
     global_attention: tuple[int, ...] = ()
     neck_channels: int = 0
     rope_theta: float = 0.0
+    rope_grid: int = 0
     patch_norm: bool = False
     pre_norm: bool = False
     qk_norm: bool = False
@@ -151,6 +154,9 @@ def describe_fact(field: str, a: Architecture) -> str:
         "global_attention": "windowed attention in some blocks only (`blocks`)",
         "neck_channels": "convolutions after the blocks (`neck`)" if value else "no convolutions after the blocks",
         "rope_theta": "rotary positions (`rope`)" if value else "no rotary positions",
+        "rope_grid": "rotary positions as Perception Encoder's (`rope`)"
+        if value
+        else "no rotary positions that count",
         "patch_norm": "a norm on the patches (`patch_embed.norm`)" if value else "no norm on the patches",
         "pre_norm": "a norm before the blocks (`norm_pre`)" if value else "no norm before the blocks (`norm_pre`)",
         "rms_norm": "RMS norm (`blocks.0.norm1`)" if value else "LayerNorm (`blocks.0.norm1`)",

@@ -20,6 +20,7 @@ from vitconv.mapping.family import Dialect, Family, Row
 from vitconv.mapping.internvl import INTERNVL
 from vitconv.mapping.radio import RADIO
 from vitconv.mapping.sam import SAM
+from vitconv.mapping.sam3 import SAM3
 from vitconv.mapping.sapiens2 import SAPIENS2
 from vitconv.mapping.siglip import SIGLIP
 from vitconv.mapping.timm import timm_shapes
@@ -42,6 +43,7 @@ FAMILIES = (
     RADIO,
     SAPIENS2,
     SAM,
+    SAM3,
 )
 
 #: The Transformers classes that vitconv converts to, each with its family.

@@ -348,9 +348,10 @@ _NEVER = -1e9
 def table_of_relative_positions(model: Rewritten) -> Rewritten:
     """Write down what the networks of relative positions compute: a bias for each distance and head, as BEiT has it.
 
-    One table for each block, or one for all, as timm has networks. The networks see nothing but the distances (their logarithms, with sign), which are constants. timm gives the class
-    token a bias of zero. Where it has no class token, BEiT's is hidden from the patches by a bias of -1e9, after which
-    softmax leaves it a weight of exactly zero; what it computes itself is not read by anyone.
+    There are as many tables as networks: one for each block, or one for all. The networks see nothing but the
+    distances (their logarithms, with sign), which are constants. timm gives the class token a bias of zero. Where it
+    has no class token, BEiT's is hidden from the patches by a bias of -1e9, after which softmax leaves it a weight of
+    exactly zero; what it computes itself is not read by anyone.
     """
     import torch
 

@@ -91,10 +91,11 @@ blocks.{{i}}.gamma_1                          D        layer_scale
 blocks.{{i}}.gamma_2                          D        layer_scale,layer_scale_on_mlp
 blocks.{{i}}.norm1.weight                     D        -
 blocks.{{i}}.norm1.bias                       D        !rms_norm
-blocks.{{i}}.attn.q_bias                      D        qkv_bias,!split_qkv
-blocks.{{i}}.attn.v_bias                      D        qkv_bias,!split_qkv
+blocks.{{i}}.attn.q_bias                      D        qkv_bias,!key_bias,!split_qkv
+blocks.{{i}}.attn.v_bias                      D        qkv_bias,!key_bias,!split_qkv
 blocks.{{i}}.attn.relative_position_bias_table B,H     relative_position
 blocks.{{i}}.attn.qkv.weight                  3D,D     !split_qkv
+blocks.{{i}}.attn.qkv.bias                    3D       qkv_bias,key_bias,!split_qkv
 blocks.{{i}}.attn.q_proj.weight               D,D      split_qkv
 blocks.{{i}}.attn.q_proj.bias                 D        split_qkv,qkv_bias
 blocks.{{i}}.attn.k_proj.weight               G,D      split_qkv

@@ -253,6 +253,8 @@ _VISION_TRANSFORMER: dict[str, tuple[str, ...]] = {
     "attn_pool.mlp.fc2": (_LINEAR,),
     "attn_pool.mlp.drop2": (_DROPOUT,),
 }
+#: Perception Encoder's, and EVA-02's, which is set up otherwise.
+_ROTARY_CAT = "timm.RotaryEmbeddingCat"
 #: Where a network of relative positions may be: in each block, or one for all.
 _RELATIVE = ("blocks.{i}.attn.rel_pos", "shared_rel_pos")
 _RELATIVE_NETWORK: dict[str, tuple[str, ...]] = {
@@ -280,7 +282,7 @@ _DESIGNS: dict[str, dict[str, tuple[str, ...]]] = {
         "blocks.{i}.attn.v_proj": (_LINEAR,),
         "blocks.{i}.attn.q_norm": (_IDENTITY, _RMS_NORM),
         "blocks.{i}.attn.k_norm": (_IDENTITY, _RMS_NORM),
-        "rope": ("timm.RotaryEmbeddingDinoV3",),
+        "rope": ("timm.RotaryEmbeddingDinoV3", _ROTARY_CAT),
         **_HEAD,
     },
     "timm.vision_transformer_relpos.VisionTransformerRelPos": {
@@ -439,6 +441,7 @@ def read(model: Any) -> Architecture:
         global_attention=tuple(i for i, size in enumerate(windows) if not size) if any(windows) else (),
         neck_channels=model.neck[0].out_channels if _is_there(model, "neck") else 0,
         rope_theta=model.rope.temperature if _has(model, "rope") else 0.0,
+        rope_grid=model.rope.ref_feat_shape[0] if class_name(getattr(model, "rope", None)) == _ROTARY_CAT else 0,
         patch_norm=_is_there(patches, "norm"),
         pre_norm=_is_there(model, "norm_pre"),
         qk_norm=_is_there(first.attn, "q_norm"),
@@ -472,6 +475,7 @@ def arguments(known: Architecture, sized: Architecture) -> dict[str, Any]:
         "hidden_act": ("act_layer", ACTIVATIONS[sized.hidden_act][0]),
         "num_register_tokens": (registers, sized.num_register_tokens),
         "rope_theta": ("rope_temperature", sized.rope_theta),
+        "rope_grid": ("ref_feat_shape", sized.rope_grid),
         "global_pool": ("global_pool", sized.global_pool),
         "window_size": ("window_size", sized.window_size),
         "global_attention": ("global_attn_indexes", list(sized.global_attention)),
@@ -579,7 +583,7 @@ def _unsupported_settings(model: Any) -> list[str]:
     if _flag(model, "pool_include_prefix"):
         found.append("pooling of the tokens before the patches, too (`pool_include_prefix`)")
     if _has(model, "rope"):
-        found += _rope_settings(model)
+        found += _rope_cat_settings(model) if class_name(model.rope) == _ROTARY_CAT else _rope_settings(model)
     if _has(model, "attn_pool"):
         found += _pool_settings(model)
     if _is_there(model, "neck"):
@@ -599,6 +603,21 @@ def _rope_settings(model: Any) -> list[str]:
             odd.append("attn")
             break
     return [f"rotary positions set up otherwise than DINOv3's (`rope`: {first_few(odd)})"] if odd else []
+
+
+def _rope_cat_settings(model: Any) -> list[str]:
+    """Of Perception Encoder's, an offset of the grid is free without tokens that are not rotated: only the differences
+    of positions count.
+    """
+    rope = model.rope
+    plain = dict(rotate_half=False, in_pixels=False, grid_type="index", grid_indexing="xy")
+    grid = rope.ref_feat_shape or (0, 1)
+    same = all(getattr(rope, name, value) == value for name, value in plain.items()) and grid[0] == grid[1]
+    if not same or any(block.attn.rotate_half or block.attn.num_prefix_tokens for block in model.blocks):
+        if same and _has(model, "cls_token"):
+            return ["a class token beside rotary positions as Perception Encoder's (`rope`)"]
+        return ["rotary positions of another kind than DINOv3's (`rope`)"]
+    return []
 
 
 def _pool_settings(model: Any) -> list[str]:

@@ -669,7 +669,7 @@ def _processor_settings(folder: str | Path) -> dict[str, Any]:
 
 def _plain(found: Any, expected: Any) -> Any:
     """A setting in the form in which it is written; of a nested configuration, the settings that are expected."""
-    if isinstance(expected, dict):
+    if isinstance(expected, dict) and not isinstance(found, dict):
         return {name: _plain(getattr(found, name, None), value) for name, value in expected.items()}
     return list(found) if isinstance(found, tuple) else found
 
