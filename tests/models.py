@@ -118,5 +118,8 @@ def each(names):
     return [name if name in few else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-#: Architectures that timm lists with a head, and that become what no default of timm's does, without it.
-WITHOUT_HEAD = ("vit_srelpos_small_patch16_224", "vit_srelpos_medium_patch16_224", "vit_relpos_base_patch16_plus_240")
+#: Architectures that timm lists with a head, and that become something else without it.
+WITHOUT_HEAD = (
+    *("vit_srelpos_small_patch16_224", "vit_srelpos_medium_patch16_224", "vit_relpos_base_patch16_plus_240"),
+    "vit_so150m_patch16_reg4_gap_256",
+)

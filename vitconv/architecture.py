@@ -154,9 +154,7 @@ def describe_fact(field: str, a: Architecture) -> str:
         "global_attention": "windowed attention in some blocks only (`blocks`)",
         "neck_channels": "convolutions after the blocks (`neck`)" if value else "no convolutions after the blocks",
         "rope_theta": "rotary positions (`rope`)" if value else "no rotary positions",
-        "rope_grid": "rotary positions as Perception Encoder's (`rope`)"
-        if value
-        else "no rotary positions that count",
+        "rope_grid": "rotary positions as Perception Encoder's (`rope`)" if value else "no positions that are counted",
         "patch_norm": "a norm on the patches (`patch_embed.norm`)" if value else "no norm on the patches",
         "pre_norm": "a norm before the blocks (`norm_pre`)" if value else "no norm before the blocks (`norm_pre`)",
         "rms_norm": "RMS norm (`blocks.0.norm1`)" if value else "LayerNorm (`blocks.0.norm1`)",

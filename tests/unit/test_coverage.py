@@ -35,6 +35,13 @@ def test_what_converts_without_its_head_computes_the_same(name):
     check(reduced(name, num_classes=0), mapping.class_name(from_timm(build_timm(name, num_classes=0))))
 
 
+@pytest.mark.parametrize("more", [{"global_pool": pool} for pool in ("avg", "")] + [{"class_token": True}])
+def test_registers_without_any_norm_after_the_blocks(more):
+    """What is left of a mean-pooled model with registers, when its norm belongs to the head."""
+    name = "vit_base_patch16_reg4_gap_256"
+    check(reduced(name, num_classes=0, fc_norm=False, final_norm=False, **more), "RadioModel")
+
+
 def check(model, expected):
     small = from_timm(model)
     twin = to_huggingface(model, verify=False)

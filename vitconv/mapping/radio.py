@@ -11,6 +11,7 @@ from vitconv.mapping.rewrites import (
     ABSORB_PREFIX_POSITIONS,
     PATCH_BIAS_INTO_POSITIONS,
     RADIO_FORM,
+    REGISTER_AS_CLASS_TOKEN,
     UNIT_LAYER_SCALE,
     ZERO_PROJECTION_BIASES,
 )
@@ -54,7 +55,7 @@ def _config(a: Architecture) -> dict[str, Any]:
         "layer_norm_eps": a.layer_norm_eps,
         "qkv_bias": a.qkv_bias,
         "num_cls_tokens": 1,
-        "num_registers": a.num_register_tokens,
+        "num_registers": a.num_prefix_tokens - 1,
         "summary_idxs": [0],
         "norm_mean": [0.0] * a.num_channels,
         "norm_std": [1.0] * a.num_channels,
@@ -66,6 +67,8 @@ def _config(a: Architecture) -> dict[str, Any]:
 
 def _limits(a: Architecture) -> list[str]:
     found = square(a) + headless_only(a)
+    if not a.num_prefix_tokens:
+        found.append("no token before the patches")
     if a.image_size[0] % a.patch_size[0]:
         found.append("pixels left over at the edges")
     if int(a.hidden_size * (a.intermediate_size / a.hidden_size)) != a.intermediate_size:
@@ -80,6 +83,7 @@ def _from_config(known: Architecture, config: Any) -> dict[str, Any]:
     }
 
 
+_OUTPUTS = {"token": "summary", "avg": "features.mean(1)", "": "last_hidden_state"}
 RADIO = Family(
     name="radio",
     model_type=lambda a: "radio",
@@ -90,7 +94,8 @@ RADIO = Family(
     from_config=_from_config,
     counts=("num_registers", "num_cls_tokens"),
     expresses={
-        "global_pool": ("token", ""),
+        "class_token": None,
+        "global_pool": ("token", "avg", ""),
         "num_register_tokens": None,
         "class_position": None,
         "layer_scale": None,
@@ -104,8 +109,11 @@ RADIO = Family(
         ZERO_PROJECTION_BIASES,
         UNIT_LAYER_SCALE,
         replace(ABSORB_PREFIX_POSITIONS, needed=lambda a: a.class_position),  # also without registers
+        REGISTER_AS_CLASS_TOKEN,
         PATCH_BIAS_INTO_POSITIONS,
         RADIO_FORM,
     ),
-    output_expression=lambda a: "summary" if a.global_pool else "last_hidden_state",
+    output_expression=lambda a: {"token": "summary", "avg": "features.mean(1)", "": "last_hidden_state"}[
+        a.global_pool
+    ],
 )

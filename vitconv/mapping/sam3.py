@@ -1,4 +1,4 @@
-"""SAM 3's backbone: rotary positions as Perception Encoder's, a norm before the blocks and none after. ``Sam3ViTModel``.
+"""SAM 3's backbone: Perception Encoder's rotary positions, a norm before the blocks, none after. ``Sam3ViTModel``.
 
 It has no class token: of Perception Encoder's language and spatial models, the giant ones become this.
 """
@@ -59,6 +59,11 @@ def _from_config(known: Architecture, config: Any) -> dict[str, Any]:
     return found | {"layer_scale": known.layer_scale}
 
 
+def _limits(a: Architecture) -> list[str]:
+    found = square(a) + headless_only(a)
+    return found if a.rope_grid else [*found, "no rotary positions as Perception Encoder's (`rope`)"]
+
+
 SAM3 = Family(
     name="sam3",
     model_type=lambda a: "sam3_vit_model",
@@ -80,9 +85,7 @@ SAM3 = Family(
         "patch_bias": (False,),
         "qkv_bias": None,
     },
-    limits=lambda a: (
-        square(a) + headless_only(a) + ([] if a.rope_grid else ["no rotary positions that are counted (`rope`)"])
-    ),
+    limits=_limits,
     rewrites=(FOLD_LAYER_SCALE, ZERO_QKV_BIAS),
     output_expression=lambda a: "last_hidden_state.mean(1)" if a.global_pool else "last_hidden_state",
 )
