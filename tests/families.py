@@ -29,11 +29,13 @@ HEADLESS: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("vit_tiny_patch16_224", {}),
     "siglip": ("vit_base_patch16_siglip_224", {}),
     "siglip from any size": ("naflexvit_base_patch16_siglip", {}),
+    "beit": ("vit_srelpos_small_patch16_224", {}),
     "dinov3": ("vit_small_patch16_dinov3", {}),
     "aimv2": ("aimv2_large_patch14_224", {"img_size": 56}),
     "internvl": ("vit_intern300m_patch14_448", {"img_size": 56}),
     "radio": ("vit_base_patch16_radio_v3", {}),
     "sapiens2": ("vit_base_patch16_sapiens2", {"embed_dim": 64, "num_heads": 4, "num_kv_heads": [4, 2]}),
+    "sam3": ("vit_pe_lang_gigantic_patch14_448", {"img_size": 56}),
     "sam": ("samvit_base_patch16", {"window_size": 3, "global_attn_indexes": (1,)}),
 }
 

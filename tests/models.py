@@ -110,7 +110,7 @@ def output_of(output: Any, timm_model: nn.Module) -> torch.Tensor:
 
 def reduced(name: str, **more) -> torch.nn.Module:
     """The architecture with two narrow blocks on few patches, in float64; nothing else about it is changed."""
-    known = entries()[name].architecture
+    known = entries()[name].architecture or read(build_timm(name, **more))
     image_size = tuple(4 * patch if size == min(known.image_size) else 5 * patch for size, patch in zip(known.image_size, known.patch_size, strict=True))  # fmt: skip
     small = {"img_size": image_size, "embed_dim": 48, "depth": 2, "num_heads": 3, **more}
     if known.split_qkv:
@@ -130,3 +130,10 @@ def each(names):
     """Parameters for a test of every architecture: `make test` takes one of each class, `make test-all` takes them all."""
     few = set(ONE_EACH.values())
     return [name if name in few else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+#: Architectures that timm lists with a head, and that become something else without it.
+WITHOUT_HEAD = (
+    *("vit_srelpos_small_patch16_224", "vit_srelpos_medium_patch16_224", "vit_relpos_base_patch16_plus_240"),
+    "vit_so150m_patch16_reg4_gap_256",
+)

@@ -52,11 +52,14 @@ class Architecture:
             ``"align_corners"`` and ``"cropped"`` (to a square, and the image's part of it is taken); empty for others.
         relative_position: each block has a table of biases by relative position.
         relative_network: the width of a small network that computes the biases by relative position; 0 without one.
+        shared_relative_position: all blocks have the same biases by relative position.
         axis_positions: each block has biases by relative position along each axis, as SAM has.
         window_size: the side of the windows that attention is confined to, in patches; 0 without.
         global_attention: with windows, the blocks that attend to everything.
         neck_channels: of SAM's convolutions after the blocks; 0 without.
-        rope_theta: the base of DINOv3's rotary embedding of queries and keys; 0 without one.
+        rope_theta: the base of the rotary embedding of queries and keys; 0 without one.
+        rope_grid: the side of the grid whose columns and rows the rotary embedding counts, as Perception Encoder's; a
+            picture's own grid is scaled to it. 0 for DINOv3's, which counts nothing: it goes from -1 to 1.
         patch_norm: a norm on the patches, before the positions are added.
         pre_norm: a norm before the blocks.
         qk_norm: queries and keys are normed, head by head.
@@ -96,11 +99,13 @@ class Architecture:
     position_resampling: str = ""
     relative_position: bool = False
     relative_network: int = 0
+    shared_relative_position: bool = False
     axis_positions: bool = False
     window_size: int = 0
     global_attention: tuple[int, ...] = ()
     neck_channels: int = 0
     rope_theta: float = 0.0
+    rope_grid: int = 0
     patch_norm: bool = False
     pre_norm: bool = False
     qk_norm: bool = False
@@ -175,11 +180,13 @@ def describe_fact(field: str, a: Architecture) -> str:
         "position_resampling": "positions that are resampled in the forward pass (`embeds.pos_embed`)",
         "relative_position": "relative positions (`blocks.0.attn.relative_position_bias_table`)",
         "relative_network": "relative positions that a small network computes (`blocks.0.attn.rel_pos`)",
+        "shared_relative_position": "relative positions that all blocks share (`shared_rel_pos`)",
         "axis_positions": "relative positions along each axis (`blocks.0.attn.rel_pos_h`)",
         "window_size": f"attention within windows of {value} (`blocks.0`)" if value else "no attention windows",
         "global_attention": "windowed attention in some blocks only (`blocks`)",
         "neck_channels": "convolutions after the blocks (`neck`)" if value else "no convolutions after the blocks",
         "rope_theta": "rotary positions (`rope`)" if value else "no rotary positions",
+        "rope_grid": "rotary positions as Perception Encoder's (`rope`)" if value else "no positions that are counted",
         "patch_norm": "a norm on the patches (`patch_embed.norm`)" if value else "no norm on the patches",
         "pre_norm": "a norm before the blocks (`norm_pre`)" if value else "no norm before the blocks (`norm_pre`)",
         "rms_norm": "RMS norm (`blocks.0.norm1`)" if value else "LayerNorm (`blocks.0.norm1`)",

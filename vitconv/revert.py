@@ -177,6 +177,8 @@ def revert_checkpoint(
     hf_model, extra = load_for_timm(source, pooler="pooler" not in drop)
     dropped = _allowed(_family(hf_model), extra, drop)
     recorded = recorded_architecture(source) if architecture is None else None
+    if recorded is not None and not _converts(recorded):
+        recorded = None  # only without its head, which no folder for timm says
     try:
         found = _revert(hf_model, architecture or recorded, drop, any_epsilon=False)
     except ArchitectureError as error:
@@ -343,7 +345,7 @@ def _candidates(
     """timm's architectures that become this model, those that need the fewest arguments first."""
     found = []
     base = name.partition(".")[0] if name else None
-    if base and (base not in entries() or entries()[base].architecture is None):
+    if base and not _converts(base):
         build_timm(base)  # says so if timm does not know it
         raise ArchitectureError(f"'{base}' does not convert, so there is no way back to it.", "Name another one.")
     for entry in entries().values():
@@ -365,6 +367,11 @@ def _candidates(
         )
         found.append(_Candidate(entry.name, sized, more, rank))
     yield from sorted(found, key=lambda candidate: candidate.rank)
+
+
+def _converts(name: str) -> bool:
+    entry = entries().get(name.partition(".")[0])
+    return entry is not None and entry.architecture is not None
 
 
 def _pooled(known: Architecture, family: Family) -> Architecture:

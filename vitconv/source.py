@@ -457,7 +457,15 @@ def timm_reference(architecture: nn.Module | str, description: SelfDescription) 
     known = catalogue.look_up(architecture) if cfg is None and not arguments else None
     if known is not None:
         return TimmReference(known.architecture, known.data)
-    return _reference_of_model(_build(architecture, description, {}))
+    model: Any = _build(architecture, description, {})
+    try:
+        return _reference_of_model(model)
+    except ArchitectureError:
+        # Without its head it may convert. Whether there is one, the weights tell, which are judged later.
+        with suppress(ArchitectureError):
+            reference = _reference_of_model(_build(architecture, description, {"num_classes": 0}))
+            return replace(reference, architecture=replace(reference.architecture, num_labels=model.num_classes))
+        raise
 
 
 def _reference_of_model(model: nn.Module) -> TimmReference:

@@ -83,7 +83,7 @@ print(json.dumps(found))
 """
 
 #: The classes that transformers 5 brought.
-SINCE_5 = {"RadioModel", "Sapiens2Model"}
+SINCE_5 = {"RadioModel", "Sapiens2Model", "Sam3ViTModel"}
 
 
 def test_every_family_s_folder_loads_under_transformers_4(tmp_path):

@@ -68,7 +68,9 @@ evas = st.fixed_dictionaries({
     "use_rot_pos_emb": st.booleans(),
     "rope_type": mostly("dinov3", "cat"),
     "rope_rotate_half": mostly(True, False),
-    "rope_grid_indexing": mostly("ij", "xy"),
+    "rope_grid_indexing": st.sampled_from(["ij", "xy"]),
+    "rope_grid_offset": mostly(0.0, 1.0),
+    "ref_feat_shape": mostly(None, 5, (5, 6)),
     "rope_temperature": mostly(100.0, 10.0),
     "attn_type": mostly("eva", "rope"),
     "dynamic_img_size": mostly(True, False),
@@ -143,7 +145,10 @@ naflexes = st.builds(
 )  # fmt: skip
 models = st.one_of(
     *(st.tuples(st.just("vit_tiny_patch16_224"), vision_transformers),) * 4,
-    st.tuples(st.sampled_from(["eva_giant_patch14_224", "vit_small_patch16_dinov3"]), evas),
+    st.tuples(
+        st.sampled_from(["eva_giant_patch14_224", "vit_small_patch16_dinov3", "vit_pe_spatial_gigantic_patch14_448"]),
+        evas,
+    ),
     st.tuples(st.just("beit_base_patch16_224"), beits),
     st.tuples(st.just("samvit_base_patch16"), sams),
     st.tuples(st.just("vit_relpos_small_patch16_224"), relatives),

@@ -20,6 +20,7 @@ from vitconv.convert import (
     convert_state_dict,
     inspect,
     load_timm,
+    revert_checkpoint,
     to_huggingface,
     verify_checkpoint,
 )
@@ -504,6 +505,18 @@ def test_a_conversion_says_what_loads_it_and_where_its_answer_is(family, classes
         )
         assert torch.equal(expected, saved(pixels))
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_architecture_may_convert_without_its_head_alone(tmp_path):
+    """By its name, too, which stands for a model with a head; and no folder for timm says that there is none."""
+    name, source = "vit_srelpos_small_patch16_224", tmp_path / "w.pth"
+    torch.save(full_model(name).state_dict(), source)
+    with pytest.raises(ArchitectureError, match="a norm before mean pooling"):
+        convert_checkpoint(source, tmp_path / "hf", architecture=name)
+    done = convert_checkpoint(source, tmp_path / "hf", architecture=name, headless=True, verify=False)
+    assert (done.class_name, done.output_expression) == ("BeitModel", "last_hidden_state[:, 1:].mean(1)")
+    with pytest.raises(ArchitectureError, match="No architecture of timm's computes what this BeitModel computes"):
+        revert_checkpoint(tmp_path / "hf", tmp_path / "back")
 
 
 def test_timms_model_of_another_size_has_resampled_positions(small_checkpoint):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from models import each, reduced
+from models import WITHOUT_HEAD, each, reduced
 
 from vitconv import mapping
 from vitconv.convert import to_huggingface
@@ -27,10 +27,25 @@ def test_the_catalogue_says_what_timm_says(name):
 
 @pytest.mark.parametrize("name", each(name for name, entry in entries().items() if entry.architecture))
 def test_what_converts_computes_the_same(name):
-    model = reduced(name)
-    known, small = entries()[name].architecture, from_timm(model)
+    check(reduced(name), mapping.class_name(entries()[name].architecture))
+
+
+@pytest.mark.parametrize("name", WITHOUT_HEAD)
+def test_what_converts_without_its_head_computes_the_same(name):
+    check(reduced(name, num_classes=0), mapping.class_name(from_timm(build_timm(name, num_classes=0))))
+
+
+@pytest.mark.parametrize("more", [{"global_pool": pool} for pool in ("avg", "")] + [{"class_token": True}])
+def test_registers_without_any_norm_after_the_blocks(more):
+    """What is left of a mean-pooled model with registers, when its norm belongs to the head."""
+    name = "vit_base_patch16_reg4_gap_256"
+    check(reduced(name, num_classes=0, fc_norm=False, final_norm=False, **more), "RadioModel")
+
+
+def check(model, expected):
+    small = from_timm(model)
     twin = to_huggingface(model, verify=False)
-    assert type(twin).__name__ == mapping.class_name(known)
+    assert type(twin).__name__ == expected
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randn(2, small.num_channels, *small.image_size, generator=generator)
     compare(model, twin, pixels, dtypes=["float64"]).assert_match()

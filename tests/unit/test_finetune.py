@@ -5,7 +5,7 @@ import argparse
 import pytest
 import timm
 import torch
-from models import ONE_EACH, SMALL, full_model, output_of, perturbed, pixels_for, reduced, small_model
+from models import ONE_EACH, SMALL, WITHOUT_HEAD, full_model, output_of, perturbed, pixels_for, reduced, small_model
 from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 
@@ -27,10 +27,13 @@ def loss_of(model, pixels, timm_model):
         return cross_entropy(answer, LABELS)
 
 
-@pytest.mark.parametrize("name", sorted(ONE_EACH.values()))
-def test_gradients_agree(name):
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [*((name, {}) for name in sorted(ONE_EACH.values())), *((name, {"num_classes": 0}) for name in WITHOUT_HEAD)],
+)
+def test_gradients_agree(name, more):
     """Of the loss with respect to the pixels: through every layer, back to the beginning."""
-    timm_model = reduced(name)
+    timm_model = reduced(name, **more)
     hf_model = to_huggingface(timm_model)
     gradients = []
     for model in (timm_model, hf_model):

@@ -43,6 +43,16 @@ def test_there_and_back(name):
         assert all(torch.equal(before[key], after[key]) for key in before)
 
 
+def test_a_mean_of_patches_and_back():
+    name = "vit_so150m_patch16_reg4_gap_256"
+    model = reduced(name, num_classes=0)
+    back = to_timm(to_huggingface(model), architecture=name)
+    pixels = pixels_for(model).double()
+    assert (back.global_pool, back.cls_token) == ("avg", None)
+    with torch.no_grad():
+        assert torch.allclose(model(pixels), back(pixels), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("no head bias", "headless tokens")])
 def test_every_kind_of_vit_finds_an_architecture_by_itself(kind):
     model = small_model(kind)

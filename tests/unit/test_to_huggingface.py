@@ -46,6 +46,8 @@ EDITED = {
     "naflex resampled": ("naflexvit_base_patch16_radio_v3", {"num_classes": 0, "patch_drop_rate": 0.1}),
     "hybrid": ("vit_base_r50_s16_224", HYBRID),
     "parallel": ("vit_small_patch16_18x2_224", {}),
+    "shared": ("vit_srelpos_small_patch16_224", {"num_classes": 0}),
+    "counted": ("vit_pe_spatial_gigantic_patch14_448", {"num_classes": 0}),
 }
 #: How many edits of each of them are tried; `make fuzz` tries all.
 EDITS = 90 if "VITCONV_FUZZ_CASES" not in os.environ else None
@@ -230,6 +232,11 @@ def other_periods(model):
         ("sam", lambda m: setattr(m.neck[2], "stride", (2, 2)), "another neck or other windows than SAM's"),
         ("sam", lambda m: setattr(m.blocks[0], "window_size", 4), "`window_size`|blocks.0.attn.rel_pos"),
         ("relative", lambda m: m.blocks[0].attn.rel_pos.rel_coords_log.mul_(2), "`blocks.0.attn.rel_pos.rel_coords_log`"),
+        ("counted", lambda m: m.rope.pos_embed.neg_(), "`rope.pos_embed`"),
+        ("counted", lambda m: setattr(m.rope, "temperature", 50.0), "`rope.bands`, `rope.pos_embed`"),
+        ("counted", lambda m: setattr(m.rope, "ref_feat_shape", (16, 16)), "`rope.pos_embed`"),
+        ("counted", lambda m: setattr(m.rope, "ref_feat_shape", (32, 16)), "rotary positions of another kind"),
+        ("shared", lambda m: m.shared_rel_pos.rel_coords_log.mul_(2), "`shared_rel_pos.rel_coords_log`"),
         ("relative", lambda m: m.bfloat16().float(), "`blocks.0.attn.rel_pos.rel_coords_log`, `blocks.1"),
         ("naflex", lambda m: setattr(m.embeds, "patch_size", (4, 4)), "`embeds.in_chans` = 3, `embeds.patch_size` = (4, 4)"),
         ("naflex", lambda m: setattr(m.embeds, "in_chans", 1), "`embeds.in_chans` = 1"),
@@ -264,7 +271,7 @@ def test_what_timm_does_not_read_is_not_read():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", ["eva", "dinov3", "dinov3 of one size", "relative", "beit"])
+@pytest.mark.parametrize("kind", ["eva", "dinov3", "dinov3 of one size", "counted", "relative", "beit"])
 @pytest.mark.filterwarnings("ignore:The timm model was trained with")
 def test_buffers_may_be_rounded_as_the_weights_are(kind, dtype):
     assert to_huggingface(edited_model(kind).float().to(dtype)).dtype == dtype

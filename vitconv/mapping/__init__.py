@@ -21,6 +21,7 @@ from vitconv.mapping.family import Dialect, Family, Row
 from vitconv.mapping.internvl import INTERNVL
 from vitconv.mapping.radio import RADIO
 from vitconv.mapping.sam import SAM
+from vitconv.mapping.sam3 import SAM3
 from vitconv.mapping.sapiens2 import SAPIENS2
 from vitconv.mapping.siglip import SIGLIP
 from vitconv.mapping.timm import timm_shapes
@@ -61,6 +62,7 @@ FAMILIES = (
     SAPIENS2,
     SAM,
     DPT,
+    SAM3,
 )
 
 #: The classes that vitconv converts to, each with its family.

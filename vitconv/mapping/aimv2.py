@@ -1,4 +1,8 @@
-"""AIMv2: RMS norms, one of them on the patches, SwiGLU without biases, no class token. ``Aimv2VisionModel``."""
+"""AIMv2: RMS norms, one of them on the patches, SwiGLU without biases, no class token. ``Aimv2VisionModel``.
+
+Its pooling head (``use_head``) could be given weights that compute a mean and a linear head. It is not used for that:
+its output is as wide as the model, so that logits would be padded, under ``pooler_output``, and without labels.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """BEiT: no bias for the keys; relative positions, LayerScale, a norm after the mean. ``BeitForImageClassification``.
 
+Without a head, it norms all tokens, too, and leaves their mean to the reader: ``BeitModel``.
 Besides timm's ``Beit`` it expresses EVA's first generation and class-token models that norm the mean of the patches.
 """
 
@@ -29,6 +30,7 @@ cls_token                                     beit.embeddings.cls_token         
 pos_embed                                     beit.embeddings.position_embeddings                                                             =
 patch_embed.proj.weight                       beit.embeddings.patch_embeddings.projection.weight                                              =
 patch_embed.proj.bias                         beit.embeddings.patch_embeddings.projection.bias                                                =
+shared_rel_pos.relative_position_bias_table   beit.encoder.relative_position_bias.relative_position_bias_table                              beit.shared_position_bias.relative_position_bias_table
 blocks.{i}.norm1.weight                       beit.encoder.layer.{i}.layernorm_before.weight                                                  beit.layers.{i}.layernorm_before.weight
 blocks.{i}.norm1.bias                         beit.encoder.layer.{i}.layernorm_before.bias                                                    beit.layers.{i}.layernorm_before.bias
 blocks.{i}.attn.relative_position_bias_table  beit.encoder.layer.{i}.attention.attention.relative_position_bias.relative_position_bias_table  beit.layers.{i}.relative_position_bias.relative_position_bias_table
@@ -59,15 +61,15 @@ head.bias                                     classifier.bias                   
 
 
 def _config(a: Architecture) -> dict[str, Any]:
-    config = transformer_config(a)
+    config, relative = transformer_config(a), a.relative_position or a.relative_network > 0
     del config["qkv_bias"]  # queries and values have a bias, keys have none
     return config | {
         "use_mask_token": False,
         "use_absolute_position_embeddings": a.position_embedding,
-        "use_relative_position_bias": a.relative_position or a.relative_network > 0,
-        "use_shared_relative_position_bias": False,
+        "use_relative_position_bias": relative and not a.shared_relative_position,
+        "use_shared_relative_position_bias": relative and a.shared_relative_position,
         "layer_scale_init_value": 1.0 if a.layer_scale else 0.0,
-        "use_mean_pooling": a.global_pool == "avg",
+        "use_mean_pooling": a.fc_norm and a.global_pool == "avg",
         "drop_path_rate": 0.0,
     }
 
@@ -86,12 +88,17 @@ def _from_config(known: Architecture, config: Any) -> dict[str, Any]:
     return found
 
 
+def _mean_of_normed(a: Architecture) -> bool:
+    """Whether timm returns the mean of the normed patches, which BEiT does not compute, but its user can."""
+    return not a.classifier and a.global_pool == "avg" and not a.fc_norm
+
+
 def _limits(a: Architecture) -> list[str]:
     found = one_norm(a) + square(a)
     # With relative positions from a network, a class token can be hidden: see the rewrite.
     if a.class_token + a.num_register_tokens != 1 and not (a.relative_network and not a.num_prefix_tokens):
         found.append("not exactly one token before the patches")
-    if a.fc_norm != (a.global_pool == "avg"):
+    if a.fc_norm != (a.global_pool == "avg") and not _mean_of_normed(a):
         found.append("a norm before mean pooling (`norm`)" if a.final_norm else "a norm after the pooling (`fc_norm`)")
     return found
 
@@ -100,8 +107,10 @@ BEIT = Family(
     name="beit",
     model_type=lambda a: "beit",
     table=_TABLE,
-    class_name=lambda a: "BeitForImageClassification",
-    classes=("BeitForImageClassification",),
+    base_classes=("BeitModel",),
+    prefix="beit.",
+    class_name=lambda a: "BeitModel" if _mean_of_normed(a) else "BeitForImageClassification",
+    classes=("BeitForImageClassification", "BeitModel"),
     config=_config,
     from_config=_from_config,
     expresses={
@@ -115,6 +124,7 @@ BEIT = Family(
         "class_position": None,
         "relative_position": None,
         "relative_network": None,
+        "shared_relative_position": None,
         "layer_scale": None,
         "final_norm": None,
         "fc_norm": None,
@@ -138,7 +148,7 @@ BEIT = Family(
         REGISTER_AS_CLASS_TOKEN,
         PAD_CLASS_POSITION,
     ),
-    output_expression=lambda a: "logits",
+    output_expression=lambda a: "last_hidden_state[:, 1:].mean(1)" if _mean_of_normed(a) else "logits",
     decisive={"layer_scale_init_value": lambda value: value > 0},
     placeholders=lambda a: int(a.relative_network > 0 and not a.class_token),
 )

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vitconv.architecture import Architecture
-from vitconv.mapping.family import Family, one_norm, sizes, square, tokens_only_headless
+from vitconv.mapping.family import Family, one_norm, pooled_by_the_model, sizes, square, tokens_only_headless
 from vitconv.mapping.rewrites import (
     ABSORB_PREFIX_POSITIONS,
     HEAD_OF_TWO_HALVES,
@@ -85,8 +85,6 @@ def _limits(a: Architecture) -> list[str]:
     found = one_norm(a) + tokens_only_headless(a) + square(a)
     if a.fc_norm and a.global_pool != "token":
         found.append("a norm after mean pooling (`fc_norm`)")
-    if a.global_pool == "avg" and not a.classifier:
-        found.append("mean pooling without a head")
     return found
 
 
@@ -159,7 +157,7 @@ _REWRITES = (
 
 
 def _output_expression(a: Architecture) -> str:
-    return "logits" if a.classifier else "pooler_output" if a.global_pool else "last_hidden_state"
+    return "logits" if a.classifier else pooled_by_the_model(a)
 
 
 DINOV2 = Family(

@@ -12,6 +12,7 @@ from vitconv.mapping.rewrites import (
     PATCH_BIAS_INTO_POSITIONS,
     PLAIN_EMBEDDING,
     RADIO_FORM,
+    REGISTER_AS_CLASS_TOKEN,
     RESAMPLE_POSITIONS,
     UNIT_LAYER_SCALE,
     ZERO_PROJECTION_BIASES,
@@ -65,7 +66,7 @@ def _config(a: Architecture) -> dict[str, Any]:
         "layer_norm_eps": a.layer_norm_eps,
         "qkv_bias": a.qkv_bias,
         "num_cls_tokens": 1,
-        "num_registers": a.num_register_tokens,
+        "num_registers": a.num_prefix_tokens - 1,
         "summary_idxs": [0],
         "norm_mean": [0.0] * a.num_channels,
         "norm_std": [1.0] * a.num_channels,
@@ -77,6 +78,8 @@ def _config(a: Architecture) -> dict[str, Any]:
 
 def _limits(a: Architecture) -> list[str]:
     found = square(a) + headless_only(a)
+    if not a.num_prefix_tokens:
+        found.append("no token before the patches")
     if a.image_size[0] % a.patch_size[0]:
         found.append("pixels left over at the edges")
     if int(a.hidden_size * (a.intermediate_size / a.hidden_size)) != a.intermediate_size:
@@ -94,6 +97,7 @@ def _from_config(known: Architecture, config: Any) -> dict[str, Any]:
     return found
 
 
+_OUTPUTS = {"token": "summary", "avg": "features.mean(1)", "": "last_hidden_state"}
 RADIO = Family(
     name="radio",
     model_type=lambda a: "radio",
@@ -107,7 +111,8 @@ RADIO = Family(
         "design": ("VisionTransformer", "NaFlexVit"),
         "position_grid": None,
         "position_resampling": None,
-        "global_pool": ("token", ""),
+        "class_token": None,
+        "global_pool": ("token", "avg", ""),
         "num_register_tokens": None,
         "class_position": None,
         "layer_scale": None,
@@ -123,8 +128,9 @@ RADIO = Family(
         ZERO_PROJECTION_BIASES,
         UNIT_LAYER_SCALE,
         replace(ABSORB_PREFIX_POSITIONS, needed=lambda a: a.class_position),  # also without registers
+        REGISTER_AS_CLASS_TOKEN,
         PATCH_BIAS_INTO_POSITIONS,
         RADIO_FORM,
     ),
-    output_expression=lambda a: "summary" if a.global_pool else "last_hidden_state",
+    output_expression=lambda a: _OUTPUTS[a.global_pool],
 )

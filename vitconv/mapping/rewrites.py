@@ -506,9 +506,10 @@ _NEVER = -1e9
 def table_of_relative_positions(model: Rewritten) -> Rewritten:
     """Write down what the networks of relative positions compute: a bias for each distance and head, as BEiT has it.
 
-    The networks see nothing but the distances (their logarithms, with sign), which are constants. timm gives the class
-    token a bias of zero. Where it has no class token, BEiT's is hidden from the patches by a bias of -1e9, after which
-    softmax leaves it a weight of exactly zero; what it computes itself is not read by anyone.
+    There are as many tables as networks: one for each block, or one for all. The networks see nothing but the
+    distances (their logarithms, with sign), which are constants. timm gives the class token a bias of zero. Where it
+    has no class token, BEiT's is hidden from the patches by a bias of -1e9, after which softmax leaves it a weight of
+    exactly zero; what it computes itself is not read by anyone.
     """
     import torch
 
@@ -519,16 +520,20 @@ def table_of_relative_positions(model: Rewritten) -> Rewritten:
     ).float()
     distances = (distances.sign() * torch.log(1.0 + distances.abs())).to(**_like(tensors))
     hidden = not model.architecture.class_token
-    for block in range(model.architecture.num_hidden_layers):
-        prefix = f"blocks.{block}.attn.rel_pos.mlp."
-        names = [f"{prefix}{layer}.{kind}" for layer in ("fc1", "fc2") for kind in ("weight", "bias")]
+    networks = {
+        f"blocks.{block}.attn.rel_pos": f"blocks.{block}.attn" for block in range(model.architecture.num_hidden_layers)
+    }
+    if model.architecture.shared_relative_position:
+        networks = {"shared_rel_pos": "shared_rel_pos"}
+    for network, place in networks.items():
+        names = [f"{network}.mlp.{layer}.{kind}" for layer in ("fc1", "fc2") for kind in ("weight", "bias")]
         first, first_bias, second, second_bias = (tensors.pop(name) for name in names)
         inner = torch.relu(torch.nn.functional.linear(distances, first, first_bias))
         biases = torch.nn.functional.linear(inner, second, second_bias).flatten(0, 1)
         # From the class token to patches, from patches to it, and to itself.
         to_class = torch.full_like(biases[:1], max(_NEVER, torch.finfo(biases.dtype).min) if hidden else 0.0)
         zero = torch.zeros_like(to_class)
-        name = f"blocks.{block}.attn.relative_position_bias_table"
+        name = f"{place}.relative_position_bias_table"
         tensors[name] = torch.cat([biases, zero, to_class, zero])
         made.append(Made(name, tuple(names), "what the network of relative positions computes"))
     if hidden:

@@ -141,10 +141,11 @@ blocks.{{i}}.gamma_1                          D        layer_scale
 blocks.{{i}}.gamma_2                          D        layer_scale,layer_scale_on_mlp
 blocks.{{i}}.norm1.weight                     D        -
 blocks.{{i}}.norm1.bias                       D        !rms_norm
-blocks.{{i}}.attn.q_bias                      D        qkv_bias,!split_qkv
-blocks.{{i}}.attn.v_bias                      D        qkv_bias,!split_qkv
+blocks.{{i}}.attn.q_bias                      D        qkv_bias,!key_bias,!split_qkv
+blocks.{{i}}.attn.v_bias                      D        qkv_bias,!key_bias,!split_qkv
 blocks.{{i}}.attn.relative_position_bias_table B,H     relative_position
 blocks.{{i}}.attn.qkv.weight                  3D,D     !split_qkv
+blocks.{{i}}.attn.qkv.bias                    3D       qkv_bias,key_bias,!split_qkv
 blocks.{{i}}.attn.q_proj.weight               D,D      split_qkv
 blocks.{{i}}.attn.q_proj.bias                 D        split_qkv,qkv_bias
 blocks.{{i}}.attn.k_proj.weight               G,D      split_qkv
@@ -189,14 +190,18 @@ _RELATIVE = f"""
 cls_token                                     1,1,D    class_token
 patch_embed.proj.weight                       D,C,P,Q  -
 patch_embed.proj.bias                         D        patch_bias
+shared_rel_pos.mlp.fc1.weight                 M,2      shared_relative_position
+shared_rel_pos.mlp.fc1.bias                   M        shared_relative_position
+shared_rel_pos.mlp.fc2.weight                 H,M      shared_relative_position
+shared_rel_pos.mlp.fc2.bias                   H        shared_relative_position
 blocks.{{i}}.norm1.weight                     D        -
 blocks.{{i}}.norm1.bias                       D        -
 blocks.{{i}}.attn.qkv.weight                  3D,D     -
 blocks.{{i}}.attn.qkv.bias                    3D       qkv_bias
-blocks.{{i}}.attn.rel_pos.mlp.fc1.weight      M,2      -
-blocks.{{i}}.attn.rel_pos.mlp.fc1.bias        M        -
-blocks.{{i}}.attn.rel_pos.mlp.fc2.weight      H,M      -
-blocks.{{i}}.attn.rel_pos.mlp.fc2.bias        H        -
+blocks.{{i}}.attn.rel_pos.mlp.fc1.weight      M,2      !shared_relative_position
+blocks.{{i}}.attn.rel_pos.mlp.fc1.bias        M        !shared_relative_position
+blocks.{{i}}.attn.rel_pos.mlp.fc2.weight      H,M      !shared_relative_position
+blocks.{{i}}.attn.rel_pos.mlp.fc2.bias        H        !shared_relative_position
 blocks.{{i}}.attn.proj.weight                 D,D      -
 blocks.{{i}}.attn.proj.bias                   D        -
 blocks.{{i}}.ls1.gamma                        D        layer_scale
@@ -263,6 +268,7 @@ def _facts(a: Architecture) -> dict[str, bool]:
         *("class_token", "distillation_token", "position_embedding", "relative_position", "patch_norm", "pre_norm"),
         *("rms_norm", "layer_scale", "final_norm", "fc_norm", "patch_bias", "qkv_bias", "proj_bias", "head_bias"),
         *("key_bias", "split_qkv", "qk_norm", "layer_scale_on_mlp", "axis_positions"),
+        "shared_relative_position",
     )
     return {name: bool(getattr(a, name)) for name in (*names, "classifier")} | {
         "registers": a.num_register_tokens > 0,

@@ -15,11 +15,13 @@ from vitconv.architecture import Architecture, Shapes
 from vitconv.mapping.aimv2 import AIMV2
 from vitconv.mapping.clip import CLIP
 from vitconv.mapping.dinov3 import DINOV3
+from vitconv.mapping.dpt import DPT
 from vitconv.mapping.family import Family, Row
 from vitconv.mapping.internvl import INTERNVL
 from vitconv.mapping.radio import RADIO
 from vitconv.mapping.rewrites import ZERO_HEAD_BIAS, Rewrite
 from vitconv.mapping.sam import SAM
+from vitconv.mapping.sam3 import SAM3
 from vitconv.mapping.sapiens2 import SAPIENS2
 from vitconv.mapping.siglip import SIGLIP
 
@@ -42,6 +44,7 @@ _POOLING = {
     "summary": "summary",
     "last_hidden_state[:, 0]": "class_token",
     "last_hidden_state.mean(1)": "mean",
+    "features.mean(1)": "mean",
     "last_hidden_state.mean((2, 3))": "mean_2d",
 }
 
@@ -107,6 +110,7 @@ def _head_settings(vision: Family, architecture: Architecture) -> dict[str, Any]
         pooling, first = "mean", int(match[1])
     else:
         pooling = _POOLING[expression]
+        first = architecture.num_prefix_tokens if expression == "features.mean(1)" else 0
     return {
         "pooling": pooling,
         "first_patch": first,
@@ -155,6 +159,8 @@ def _with_timm_head(
     return FamilyWithTimmHead(**same, vision=vision, attribute=attribute, one_dialect=one_dialect)
 
 
+#: Not BEiT and DINOv2: they have a classifier of their own in Transformers, which ``AutoModelForImageClassification``
+#: would fill with random weights where it is not told to trust the folder.
 FAMILIES_WITH_TIMM_HEAD = (
     _with_timm_head(SIGLIP, "SiglipVisionModel", "vision_model"),
     _with_timm_head(CLIP, "CLIPVisionModel", "clip"),
@@ -164,4 +170,6 @@ FAMILIES_WITH_TIMM_HEAD = (
     _with_timm_head(RADIO, "RadioModel", "model"),
     _with_timm_head(SAPIENS2, "Sapiens2Model", "model", one_dialect=True),
     _with_timm_head(SAM, "SamVisionModel", "sam"),
+    _with_timm_head(DPT, "DPTModel", "dpt"),
+    _with_timm_head(SAM3, "Sam3ViTModel", "sam3"),
 )

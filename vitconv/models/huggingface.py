@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -96,7 +97,7 @@ def make_config(content: Mapping[str, Any]) -> PreTrainedConfig:
 def _make_buffers(model: PreTrainedModel) -> None:
     """Give a model that was built without weights the constants that no file holds, such as rotary frequencies.
 
-    They are those of a model of one block.
+    They are those of a model of one block; in the blocks, all have the same.
     """
     missing = [name for name, buffer in model.named_buffers() if buffer.is_meta]
     if not missing:
@@ -109,7 +110,7 @@ def _make_buffers(model: PreTrainedModel) -> None:
     buffers = dict(type(model)(type(model.config).from_dict(content)).named_buffers())
     for name in missing:
         path, _, leaf = name.rpartition(".")
-        model.get_submodule(path)._buffers[leaf] = buffers[name]
+        model.get_submodule(path)._buffers[leaf] = buffers[re.sub(r"\.[0-9]+\.", ".0.", name)].clone()
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
@@ -206,10 +207,11 @@ def _not_as_trained(name: str, value: object) -> ParityError:
 #: With it, and with PEFT installed, Transformers loads an adapter into the model.
 ADAPTER_FILE = "adapter_config.json"
 
+_IMAGES = ("image_size", "pretrain_image_size")
 #: The settings that are sizes, and the most of each: some ten times what any model has, so that a configuration and a
 #: model without weights are made in no time. The weights' own sizes are the bound after that: :func:`_check_weights`.
 _SIZES = {
-    **dict.fromkeys(("image_size", "patch_size"), 10**5),
+    **dict.fromkeys((*_IMAGES, "patch_size"), 10**5),
     **dict.fromkeys(("hidden_size", "intermediate_size"), 10**6),
     **{name: 10**6 for family in mapping.FAMILIES for name in family.widths},
     **dict.fromkeys(("num_hidden_layers", "num_attention_heads"), 10**4),
@@ -224,7 +226,7 @@ def _check_size(name: str, value: Any) -> None:
     most = _SIZES.get(name, _COUNTS.get(name))
     if most is None or value is None:
         return
-    sides = value if isinstance(value, list) and len(value) == 2 and name in ("image_size", "patch_size") else [value]
+    sides = value if isinstance(value, list) and len(value) == 2 and name in (*_IMAGES, "patch_size") else [value]
     least = 0 if name in _COUNTS or name == "num_labels" else 1
     if not all(type(side) is int and least <= side <= most for side in sides):
         raise ParityError(
@@ -232,7 +234,7 @@ def _check_size(name: str, value: Any) -> None:
             "Correct this setting, or convert the source again.",
             stage="config",
         )
-    if name == "image_size":
+    if name in _IMAGES:
         check_image_size((sides[0], sides[-1]))
 
 
@@ -250,7 +252,7 @@ def _check_weights(folder: Path, content: Mapping[str, Any], tensors: Mapping[st
     for name in (*_SIZES, *_COUNTS):
         value = settings.get(name)
         most = len(tensors) if name == "num_hidden_layers" else largest
-        if name == "image_size" or value is None or max(value if isinstance(value, list) else [value]) <= most:
+        if name in _IMAGES or value is None or max(value if isinstance(value, list) else [value]) <= most:
             continue
         found = f"are {most} tensors" if name == "num_hidden_layers" else f"have no side larger than {most}"
         raise CheckpointError(

@@ -316,6 +316,21 @@ _VISION_TRANSFORMER: dict[str, tuple[str, ...]] = {
     "attn_pool.mlp.fc2": (_LINEAR,),
     "attn_pool.mlp.drop2": (_DROPOUT,),
 }
+#: Perception Encoder's, and EVA-02's, which is set up otherwise.
+_ROTARY_CAT = "timm.RotaryEmbeddingCat"
+#: Where a network of relative positions may be: in each block, or one for all.
+_RELATIVE = ("blocks.{i}.attn.rel_pos", "shared_rel_pos")
+_RELATIVE_NETWORK: dict[str, tuple[str, ...]] = {
+    "": ("timm.RelPosMlp",),
+    ".bias_act": (_IDENTITY,),
+    ".mlp": ("timm.Mlp",),
+    ".mlp.fc1": (_LINEAR,),
+    ".mlp.act": ("torch.nn.ReLU",),
+    ".mlp.drop1": (_DROPOUT,),
+    ".mlp.norm": (_IDENTITY,),
+    ".mlp.fc2": (_LINEAR,),
+    ".mlp.drop2": (_DROPOUT,),
+}
 _DESIGNS: dict[str, dict[str, tuple[str, ...]]] = {
     "timm.VisionTransformer": _VISION_TRANSFORMER,
     "timm.VisionTransformerDistilled": {**_VISION_TRANSFORMER, "head_dist": (_LINEAR, _IDENTITY)},
@@ -339,7 +354,7 @@ _DESIGNS: dict[str, dict[str, tuple[str, ...]]] = {
         "blocks.{i}.attn.v_proj": (_LINEAR,),
         "blocks.{i}.attn.q_norm": (_IDENTITY, _RMS_NORM),
         "blocks.{i}.attn.k_norm": (_IDENTITY, _RMS_NORM),
-        "rope": ("timm.RotaryEmbeddingDinoV3",),
+        "rope": ("timm.RotaryEmbeddingDinoV3", _ROTARY_CAT),
         **_HEAD,
     },
     "timm.vision_transformer_relpos.VisionTransformerRelPos": {
@@ -348,15 +363,7 @@ _DESIGNS: dict[str, dict[str, tuple[str, ...]]] = {
         **_BLOCK,
         "blocks.{i}": ("timm.vision_transformer_relpos.RelPosBlock",),
         "blocks.{i}.attn": ("timm.vision_transformer_relpos.RelPosAttention",),
-        "blocks.{i}.attn.rel_pos": ("timm.RelPosMlp",),
-        "blocks.{i}.attn.rel_pos.bias_act": (_IDENTITY,),
-        "blocks.{i}.attn.rel_pos.mlp": ("timm.Mlp",),
-        "blocks.{i}.attn.rel_pos.mlp.fc1": (_LINEAR,),
-        "blocks.{i}.attn.rel_pos.mlp.act": ("torch.nn.ReLU",),
-        "blocks.{i}.attn.rel_pos.mlp.drop1": (_DROPOUT,),
-        "blocks.{i}.attn.rel_pos.mlp.norm": (_IDENTITY,),
-        "blocks.{i}.attn.rel_pos.mlp.fc2": (_LINEAR,),
-        "blocks.{i}.attn.rel_pos.mlp.drop2": (_DROPOUT,),
+        **{f"{where}{part}": classes for where in _RELATIVE for part, classes in _RELATIVE_NETWORK.items()},
         "blocks.{i}.ls1": (_IDENTITY, "timm.LayerScale"),
         "blocks.{i}.ls2": (_IDENTITY, "timm.LayerScale"),
         **_HEAD,
@@ -415,7 +422,7 @@ _FEATURES: tuple[tuple[str, str, str], ...] = (
     ("blocks.{i}.mlp.norm", "", "a norm inside the MLP (`{path}`)"),
     ("blocks.{i}", "ResPostRelPosBlock", "norms after attention and MLP (`{path}`)"),
     ("blocks.{i}.attn.rel_pos", "", "relative positions of another kind than a small network's (`{path}`)"),
-    ("shared_rel_pos", "", "relative positions that all blocks share (`{path}`)"),
+    ("shared_rel_pos", "", "relative positions of another kind than a small network's (`{path}`)"),
     ("neck", "", "another neck than SAM's two convolutions (`{path}`)"),
     ("rope", "RotaryEmbeddingMixed", "rotary positions that are learned (`{path}`)"),
     ("rope", "", "rotary positions of another kind than DINOv3's (`{path}`)"),
@@ -476,6 +483,7 @@ def read(model: Any) -> Architecture:
     class_token = _has(tokens, "cls_token")
     position_embedding = _has(tokens, "pos_embed")
     windows = [getattr(block, "window_size", 0) for block in blocks]
+    networks = _relative_networks(model)
     separate_biases, split = hasattr(first.attn, "q_bias"), _has(first.attn, "q_proj")
     queries = first.attn.q_proj if split else first.attn.qkv
     key_value_heads = tuple(getattr(block.attn, "num_kv_heads", block.attn.num_heads) for block in blocks)
@@ -505,12 +513,14 @@ def read(model: Any) -> Architecture:
         ),
         **(_any_size_positions(model) if any_size else {}),
         relative_position=_has(first.attn, "relative_position_bias_table"),
-        relative_network=first.attn.rel_pos.mlp.fc1.out_features if _has(first.attn, "rel_pos") else 0,
+        relative_network=networks[0].mlp.fc1.out_features if networks else 0,
+        shared_relative_position=_has(model, "shared_rel_pos"),
         axis_positions=_has(first.attn, "rel_pos_h"),
         window_size=max(windows),
         global_attention=tuple(i for i, size in enumerate(windows) if not size) if any(windows) else (),
         neck_channels=model.neck[0].out_channels if _is_there(model, "neck") else 0,
         rope_theta=model.rope.temperature if _has(model, "rope") else 0.0,
+        rope_grid=model.rope.ref_feat_shape[0] if class_name(getattr(model, "rope", None)) == _ROTARY_CAT else 0,
         patch_norm=_is_there(patches, "norm"),
         pre_norm=_is_there(model, "norm_pre"),
         qk_norm=_is_there(first.attn, "q_norm"),
@@ -567,6 +577,7 @@ def arguments(known: Architecture, sized: Architecture) -> dict[str, Any]:
         "hidden_act": ("act_layer", ACTIVATIONS[sized.hidden_act][0]),
         "num_register_tokens": (registers, sized.num_register_tokens),
         "rope_theta": ("rope_temperature", sized.rope_theta),
+        "rope_grid": ("ref_feat_shape", sized.rope_grid),
         "global_pool": ("global_pool", sized.global_pool),
         "window_size": ("window_size", sized.window_size),
         "global_attention": ("global_attn_indexes", list(sized.global_attention)),
@@ -621,6 +632,13 @@ def _branches(block: Any) -> list[Any]:
         SimpleNamespace(norm1=one.norm, attn=one.attn, ls1=one.ls, norm2=two.norm, mlp=two.mlp, ls2=two.ls)
         for one, two in zip(block.attns, block.ffns, strict=True)
     ]
+
+
+def _relative_networks(model: Any) -> list[Any]:
+    """The networks of relative positions: one for each block that has one, or the one that they share."""
+    attentions = [getattr(block, "attn", None) for block in model.blocks]  # parallel branches have others
+    found = [attention.rel_pos for attention in attentions if _has(attention, "rel_pos")]
+    return [*found, model.shared_rel_pos] if _has(model, "shared_rel_pos") else found
 
 
 def _layer_scale(block: Any) -> tuple[bool, bool]:
@@ -700,14 +718,14 @@ def _unsupported_settings(model: Any) -> list[str]:
     if _flag(model, "pool_include_prefix"):
         found.append("pooling of the tokens before the patches, too (`pool_include_prefix`)")
     if _has(model, "rope"):
-        found += _rope_settings(model)
+        found += _rope_cat_settings(model) if class_name(model.rope) == _ROTARY_CAT else _rope_settings(model)
     if _has(model, "attn_pool"):
         found += _pool_settings(model)
     if _is_there(model, "neck"):
         found += _neck_settings(model)
-    if any(_has(getattr(block, "attn", None), "rel_pos") for block in model.blocks):
+    if _relative_networks(model):
         found += _network_settings(model)
-    if _resnet(model.patch_embed):
+    if _resnet(patch_embedding(model)):
         found += _resnet_settings(model)
     return found + _norm_settings(model) + _patch_settings(model) + _block_settings(model)
 
@@ -722,6 +740,21 @@ def _rope_settings(model: Any) -> list[str]:
             odd.append("attn")
             break
     return [f"rotary positions set up otherwise than DINOv3's (`rope`: {first_few(odd)})"] if odd else []
+
+
+def _rope_cat_settings(model: Any) -> list[str]:
+    """Of Perception Encoder's, an offset of the grid is free without tokens that are not rotated: only the differences
+    of positions count.
+    """
+    rope = model.rope
+    plain = dict(rotate_half=False, in_pixels=False, grid_type="index", grid_indexing="xy")
+    grid = rope.ref_feat_shape or (0, 1)
+    same = all(getattr(rope, name, value) == value for name, value in plain.items()) and grid[0] == grid[1]
+    if not same or any(block.attn.rotate_half or block.attn.num_prefix_tokens for block in model.blocks):
+        if same and _has(model, "cls_token"):
+            return ["a class token beside rotary positions as Perception Encoder's (`rope`)"]
+        return ["rotary positions of another kind than DINOv3's (`rope`)"]
+    return []
 
 
 def _pool_settings(model: Any) -> list[str]:
@@ -760,17 +793,17 @@ def _neck_settings(model: Any) -> list[str]:
 
 
 def _network_settings(model: Any) -> list[str]:
-    networks = [block.attn.rel_pos for block in model.blocks]
-    same = all(
-        network is not None
-        and (network.mode, network.bias_gain, network.prefix_tokens) == ("cr", None, int(_has(model, "cls_token")))
+    networks = _relative_networks(model)
+    same = len(networks) == (1 if _has(model, "shared_rel_pos") else len(model.blocks)) and all(
+        (network.mode, network.bias_gain, network.prefix_tokens) == ("cr", None, int(_has(model, "cls_token")))
         and tuple(network.window_size) == tuple(model.patch_embed.grid_size)
         and (network.mlp.fc1.in_features, network.mlp.fc1.out_features) == (2, networks[0].mlp.fc1.out_features)
         and network.mlp.fc1.bias is not None
         and network.mlp.fc2.bias is not None
         for network in networks
     )
-    return [] if same else ["relative positions from networks that are set up otherwise (`blocks.0.attn.rel_pos`)"]
+    where = "shared_rel_pos" if _has(model, "shared_rel_pos") else "blocks.0.attn.rel_pos"
+    return [] if same else [f"relative positions from networks that are set up otherwise (`{where}`)"]
 
 
 def _resnet_settings(model: Any) -> list[str]:

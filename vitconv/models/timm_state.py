@@ -436,6 +436,20 @@ SETTINGS: dict[str, dict[str, Rule]] = {
         # In training only.
         **dict.fromkeys(("aug_active", "shift_coords", "jitter_coords", "rescale_coords"), _free),
     },
+    "timm.RotaryEmbeddingCat": {
+        "dim": _equals(lambda rope, model: _head_width(model.blocks[0].attn, model)),
+        "feat_shape": lambda value, rope, model: model.dynamic_img_size or _is_equal(value, _grid(rope, model)),
+        "ref_feat_shape": _pair,
+        "bands": CONSTANT,
+        "pos_embed": CONSTANT,
+        "temperature": _number,
+        "_use_cached_embed": _equals(lambda rope, model: rope.feat_shape is not None),
+        **dict.fromkeys(("in_pixels", "grid_type", "grid_indexing", "rotate_half"), _read),
+        "grid_offset": _number,
+        "normalize_coords": _free,  # of a grid of another type
+        # In training only.
+        **dict.fromkeys(("aug_active", "shift_coords", "jitter_coords", "rescale_coords"), _free),
+    },
     "timm.Block": {**_RESIDUAL, **_LS},
     "timm.ParallelThingsBlock": dict.fromkeys(("attns", "ffns"), PART),
     "timm.eva.EvaBlock": {**_RESIDUAL, **_GAMMAS},

@@ -367,6 +367,8 @@ def _compare(
                 stages.append(measure_stage("logits" if is_logits else "features", values, criterion, stages))
             else:
                 *references, actual = values
+                if actual.ndim > references[-1].ndim:  # patches in rows and columns
+                    actual = actual.flatten(1, 2)
                 values = [*references, actual[:, family.placeholders(architecture) :]]
                 if tokens and not stages and tokens >= values[0].shape[1]:
                     tokens = None  # that is all of them

@@ -58,12 +58,28 @@ def _is_cached(value: Any) -> bool:
     return hasattr(value, "__wrapped__") and any(hasattr(cell.cell_contents, "cache_info") for cell in cells)
 
 
+@contextmanager
+def _default_float64() -> Iterator[None]:
+    """Where no dtype is named, too."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def _make_angles(model: Any) -> None:
-    """Recompute the frequencies of rotary embeddings, by the models' own code."""
+    """Recompute the frequencies and positions of rotary embeddings, by the models' own code."""
     for module in model.modules():
+        positions = module._buffers.get("position_ids")
+        if positions is not None and positions.is_floating_point():  # scaled, so that they are no whole numbers
+            module.position_ids = torch.zeros_like(positions, dtype=torch.float64)
+            with _default_float64():
+                model._init_weights(module)
         if "inv_freq" in module._buffers:  # Transformers'
             module.inv_freq = torch.zeros_like(module.inv_freq, dtype=torch.float64)
             model._init_weights(module)
-        if "periods" in module._buffers:  # timm's
-            module.periods = torch.zeros_like(module.periods, dtype=torch.float64)
+        for name in {"periods", "bands"} & module._buffers.keys():  # timm's
+            setattr(module, name, torch.zeros_like(getattr(module, name), dtype=torch.float64))
             module.init_non_persistent_buffers()

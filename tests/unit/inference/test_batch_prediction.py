@@ -25,7 +25,7 @@ from vitconv.inference import local, predict
 from vitconv.inference import pixels as pixels_module
 from vitconv.inference.images import Pixels, read_images
 from vitconv.inference.predictions import read_predictions
-from vitconv.mapping import CLASSES
+from vitconv.mapping import FAMILIES
 from vitconv.models.images import load_image
 from vitconv.models.pixels import known_difference, timm_pixels
 
@@ -83,7 +83,8 @@ HEADLESS = {
 
 
 def test_every_class_with_a_head_is_here():
-    heads = {name for name in CLASSES if "ForImageClassification" in name or name.endswith("WithProjection")}
+    native = {name for family in FAMILIES for name in family.classes}
+    heads = {name for name in native if "ForImageClassification" in name or name.endswith("WithProjection")}
     assert set(WITH_A_HEAD) == heads | {"DPTModel"}  # whose pooler is the head
 
 

@@ -23,6 +23,7 @@ from transformers import (
     TrainingArguments,
     pipeline,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from vitconv import mapping
 from vitconv.convert import convert_checkpoint, revert_checkpoint, to_huggingface, to_timm, verify_checkpoint
@@ -36,6 +37,7 @@ from vitconv.models.images import load_image, sample_image
 from vitconv.models.pixels import timm_pixels
 from vitconv.models.timm import from_timm
 from vitconv.parity import compare
+from vitconv.parity.float64 import float64_throughout
 
 #: The vision model's family -> one of timm's architectures, which with a head of one's own needs the file of code.
 ONE_OF = {
@@ -47,6 +49,8 @@ ONE_OF = {
     "radio": "vit_base_patch16_radio_v3",
     "sapiens2": "vit_base_patch16_sapiens2",
     "sam": "samvit_base_patch16",
+    "dpt": "vit_base_r50_s16_224",
+    "sam3": "vit_pe_spatial_gigantic_patch14_448",
 }
 CLASSES = ("ash", "beech", "cedar", "fir", "oak", "pine", "yew")
 
@@ -85,6 +89,13 @@ def test_the_class_is_as_its_family_says(family):
     assert head._supports_sdpa == vision._supports_sdpa
 
 
+def test_no_vision_model_has_a_classifier_of_its_own():
+    """AutoModelForImageClassification would take that one, with random weights, where it does not trust the folder."""
+    for name in ONE_OF.values():
+        config = mapping.config(from_timm(reduced(name, num_classes=7)), target="head_code")
+        assert config["model_type"] not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+
 @pytest.mark.parametrize("family", ONE_OF)
 def test_it_computes_what_timm_computes_and_the_way_back_leads_there(family):
     model = reduced(ONE_OF[family], num_classes=7)
@@ -95,7 +106,10 @@ def test_it_computes_what_timm_computes_and_the_way_back_leads_there(family):
     back = to_timm(twin)
     assert from_timm(back).num_labels == 7
     with torch.no_grad():
-        expected, actual = model(pixels), back.eval()(pixels)
+        with float64_throughout(model):
+            expected = model(pixels)
+        with float64_throughout(back):
+            actual = back.eval()(pixels)
     assert (actual - expected).abs().max() <= 1e-12 * expected.abs().max()
 
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from vitconv.architecture import Architecture
 from vitconv.errors import ArchitectureError
+from vitconv.mapping import family_for
 from vitconv.models.timm import build_timm, from_name, from_timm
 
 
@@ -88,10 +89,15 @@ def test_reads_the_facts_from_the_modules(kind, facts):
         ("vit_small_patch16_dinov3", {"rope_temperature": 50.0, "rope_grid_offset": 1.0}, "rotary positions set up otherwise than DINOv3's (`rope`: grid_offset)"),
         ("vit_base_patch16_rope_224", {}, "rotary positions of another kind than DINOv3's (`rope`)"),
         ("vit_base_patch16_rope_mixed_224", {}, "rotary positions that are learned (`rope`)"),
+        ("vit_pe_spatial_tiny_patch16_512", {}, "a class token beside rotary positions as Perception Encoder's (`rope`)"),
+        ("vit_pe_lang_gigantic_patch14_448", {"rope_grid_indexing": "ij"}, "rotary positions of another kind than DINOv3's (`rope`)"),
+        ("vit_pe_lang_gigantic_patch14_448", {"num_classes": 5}, "a classification head (`head`)"),
+        ("vit_pe_lang_gigantic_patch14_448", {"attn_type": "eva"}, "no bias in `blocks.0.attn's keys`"),
         ("eva02_tiny_patch14_224", {}, "rotary positions of another kind than DINOv3's (`rope`)"),
         ("beit_base_patch16_224", {"img_size": (32, 64)}, "an image that is not square (32x64)"),
         ("vit_relpos_base_patch16_rpn_224", {}, "norms after attention and MLP (`blocks.0`)"),
-        ("vit_srelpos_small_patch16_224", {}, "relative positions that all blocks share (`shared_rel_pos`)"),
+        ("vit_srelpos_small_patch16_224", {}, "a norm before mean pooling (`norm`)"),
+        ("vit_srelpos_small_patch16_224", {"rel_pos_type": "bias"}, "relative positions of another kind than a small network's (`shared_rel_pos`)"),
         ("vit_relpos_base_patch16_plus_240", {}, "a norm before mean pooling (`norm`)"),
         ("naflexvit_base_patch16_gap", None, "4 register tokens (`reg_token`); the nearest, BeitForImageClassification"),
         ("naflexvit_base_patch16_parfac_gap", None, "positions by row and column (`embeds.pos_embed_y`, `embeds.pos_embed_x`)"),
@@ -106,7 +112,7 @@ def test_reads_the_facts_from_the_modules(kind, facts):
         ("naflexvit_base_patch16_siglip", {"attn_pool_num_heads": 3}, "another attention pooling than SigLIP's (`attn_pool`)"),
         ("naflexvit_base_patch16_siglip", {"num_classes": 5}, "a classification head (`head`)"),
         ("naflexvit_base_patch16_siglip", {"pool_include_prefix": True}, "pooling of the tokens before the patches, too"),
-        ("samvit_base_patch16_224", None, "a classification head (`head.fc`)"),
+        ("samvit_base_patch16_224", None, "another neck than SAM's two convolutions (`neck`)"),
         ("resnet18", None, "another design (`timm.ResNet`)"),
     ],
 )  # fmt: skip
@@ -114,7 +120,7 @@ def test_refuses_what_no_class_expresses_and_names_it(name, arguments, message):
     small = {**SMALL, "num_classes": 5} if name == "vit_tiny_patch16_224" else {"depth": 2}
     model = build_timm(name, **({} if arguments is None else {**small, **arguments}))
     with pytest.raises(ArchitectureError) as caught:
-        from_timm(model)
+        family_for(from_timm(model))
     assert message in caught.value.problem
     assert caught.value.remedy
 

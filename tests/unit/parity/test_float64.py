@@ -8,6 +8,7 @@ from torch import nn
 from transformers.models.dinov3_vit import modeling_dinov3_vit
 
 from vitconv.convert import to_huggingface
+from vitconv.parity import compare
 from vitconv.parity.float64 import float64_throughout
 
 
@@ -27,7 +28,13 @@ def test_no_float32_is_left():
     assert model(x).dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", ["aimv2_large_patch14_224", "vit_small_patch16_dinov3", "vit_base_patch16_radio_v3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("aimv2_large_patch14_224", "vit_small_patch16_dinov3", "vit_base_patch16_radio_v3"),
+        "vit_pe_lang_gigantic_patch14_448",
+    ],
+)
 def test_it_makes_a_difference_where_layers_compute_in_float32(name):
     """Else this page would not be needed: without it, float64 is wrong by float32's rounding."""
     timm_model = reduced(name)
@@ -38,6 +45,13 @@ def test_it_makes_a_difference_where_layers_compute_in_float32(name):
         with float64_throughout(model):
             exact = model(pixels).last_hidden_state
     assert 1e-12 < (exact - rounded).abs().max() / exact.abs().max() < 1e-4
+
+
+def test_positions_that_are_no_whole_numbers_are_computed_in_float64():
+    """Of five patches scaled to 32, float32 cannot hold the place of any but the first."""
+    timm_model = reduced("vit_pe_lang_gigantic_patch14_448", img_size=70)
+    pixels = torch.rand(1, 3, 70, 70).double()
+    compare(timm_model, to_huggingface(timm_model, verify=False), pixels, dtypes=["float64"]).assert_match()
 
 
 def test_what_is_remembered_does_not_leak():
