@@ -22,9 +22,11 @@ from vitconv.errors import CheckpointError, first_few
 
 # Every Vision Transformer has this tensor, and no other model: its prefix is the prefix of a model.
 _ANCHOR = "patch_embed.proj.weight"
+#: Those of timm's whose patches are embedded otherwise have this one, with the model's width as its first side, too.
+_OTHER_ANCHOR = "blocks.0.norm1.weight"
 #: With one of these words, a name with "ema" means the trained weights: `model_without_ema`.
 _NOT_EMA = frozenset({"no", "non", "not", "without", "pre", "before", "raw"})
-_HEAD = frozenset({"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"})
+_HEAD = frozenset({"head.weight", "head.bias", "head_dist.weight", "head_dist.bias", "head.fc.weight", "head.fc.bias"})
 _DEPTH = 4
 #: No checkpoint of a Vision Transformer has more tensors, its optimizer's state included, or more models. For each
 #: model all names are looked at.
@@ -71,7 +73,7 @@ class Reading:
     @property
     def headed(self) -> bool:
         """Whether it has a head."""
-        return "head.weight" in self.tensors
+        return "head.weight" in self.tensors or "head.fc.weight" in self.tensors
 
     @property
     def ema(self) -> bool:
@@ -120,7 +122,8 @@ def unwrap(
             "Save the state dict of the model to a separate file.",
         )
     _refuse(unsupported.added_parts(everything))
-    found = list(islice(_readings(content), _MOST_MODELS + 1))
+    anchor = _OTHER_ANCHOR if names is not None and _ANCHOR not in names else _ANCHOR
+    found = list(islice(_readings(content, anchor), _MOST_MODELS + 1))
     if len(found) > _MOST_MODELS:
         raise CheckpointError(
             f"The checkpoint holds more than {_MOST_MODELS} models: {first_few(map(str, found), 2)}.",
@@ -142,7 +145,7 @@ def unwrap(
         _refuse(unsupported.family(everything))
     if not found:
         raise CheckpointError(
-            f"There is no Vision Transformer in the checkpoint: no tensor is called `{_ANCHOR}`"
+            f"There is no Vision Transformer in the checkpoint: no tensor is called `{anchor}`"
             f" (there is {first_few(everything) or 'nothing'}).",
             "Pass the state dict of a timm Vision Transformer.",
         )
@@ -155,7 +158,7 @@ def unwrap(
     others = [one for one in found if (one.place, one.prefix) not in fit]
     notes += _other_models(reading, others, set(names or ()) - _HEAD)
     without = _without_head(reading, names)
-    suspects = [] if reading.headed else [*without.left_out, *_heads_outside(reading, found, content)]
+    suspects = [] if reading.headed else [*without.left_out, *_heads_outside(reading, found, content, anchor)]
     if suspects and not headless:
         where = "in its place" if suspects[0] in without.left_out else "beside it"
         raise CheckpointError(
@@ -203,10 +206,10 @@ def _mappings(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], Map
             waiting += [((*place, str(key)), value) for key, value in mapping.items() if isinstance(value, Mapping)]
 
 
-def _readings(content: Mapping[Any, Any]) -> Iterator[Reading]:
+def _readings(content: Mapping[Any, Any], anchor: str) -> Iterator[Reading]:
     for place, mapping in _mappings(content):
         tensors = {str(name): value for name, value in mapping.items() if is_tensor(value)}
-        prefixes = [name[: -len(_ANCHOR)] for name in tensors if name == _ANCHOR or name.endswith(f".{_ANCHOR}")]
+        prefixes = [name[: -len(anchor)] for name in tensors if name == anchor or name.endswith(f".{anchor}")]
         for prefix in prefixes:
             # A model within a model, such as a student's teacher, is another one.
             nested = tuple(longer for longer in prefixes if longer != prefix and longer.startswith(prefix))
@@ -283,7 +286,7 @@ def _without_head(reading: Reading, names: Set[str] | None) -> Reading:
     return replace(reading, tensors=kept, left_out=(*reading.left_out, *paths))
 
 
-def _heads_outside(reading: Reading, found: Iterable[Reading], content: Mapping[Any, Any]) -> list[str]:
+def _heads_outside(reading: Reading, found: Iterable[Reading], content: Mapping[Any, Any], anchor: str) -> list[str]:
     """Names of tensors anywhere in the file that may be the head of a model that has none, the likeliest first.
 
     These are tensors with the name of a head, and matrices whose input has the width of the model's output or of the
@@ -291,7 +294,7 @@ def _heads_outside(reading: Reading, found: Iterable[Reading], content: Mapping[
     optimizers are left out.
     """
     original = next(one for one in found if one.mapping is reading.mapping and one.prefix == reading.prefix)
-    shape = original.tensors[_ANCHOR].shape
+    shape = original.tensors[anchor].shape
     width = shape[0] if len(shape) else 0
     trunk = {name.partition(".")[0] for tensors in (reading.tensors, original.tensors) for name in tensors}
     trunk = {module for module in trunk if not _HEAD_MODULE.fullmatch(module)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vitconv.architecture import Architecture
+from vitconv.architecture import AnyArchitecture, Architecture
 from vitconv.errors import ArchitectureError, InputError
 from vitconv.mapping.aimv2 import AIMV2
 from vitconv.mapping.beit import BEIT
@@ -24,8 +24,22 @@ from vitconv.mapping.sapiens2 import SAPIENS2
 from vitconv.mapping.siglip import SIGLIP
 from vitconv.mapping.timm import timm_shapes
 from vitconv.mapping.vit import VIT
+from vitconv.mapping.wrapper import WAY_OUT, WRAPPER
 
-__all__ = ["CLASSES", "FAMILIES", "Dialect", "Family", "Row", "class_name", "config", "family_for", "timm_shapes"]
+__all__ = [
+    "CLASSES",
+    "FAMILIES",
+    "LOADED_CLASSES",
+    "TARGETS",
+    "WRAPPER",
+    "Dialect",
+    "Family",
+    "Row",
+    "class_name",
+    "config",
+    "family_for",
+    "timm_shapes",
+]
 
 #: In the order of preference, where several express the same model: the plainest first.
 FAMILIES = (
@@ -46,24 +60,28 @@ FAMILIES = (
 
 #: The Transformers classes that vitconv converts to, each with its family.
 CLASSES = {name: family for family in FAMILIES for name in family.classes}
+#: The same, and those that run timm's own model.
+LOADED_CLASSES = CLASSES | dict.fromkeys(WRAPPER.classes, WRAPPER)
+#: What may be asked for by its name.
+TARGETS = (*(family.name for family in FAMILIES), WRAPPER.name)
 
 
-def family_for(architecture: Architecture, target: str | None = None) -> Family:
+def family_for(architecture: AnyArchitecture, target: str | None = None) -> Family:
     """The family that computes what the architecture computes.
 
     Args:
         target: Transformers' name of the family to use (``"dinov2"``); by default the first that expresses all.
+            ``"timm_wrapper"`` is taken by its name only.
 
     Raises:
         InputError: there is no such target.
         ArchitectureError: no family expresses the architecture, or not the wanted one; the message names what the
             nearest has no place for.
     """
-    if target is not None and target not in {family.name for family in FAMILIES}:
-        raise InputError(
-            f"There is no target '{target}'.",
-            f"Choose one of {', '.join(family.name for family in FAMILIES)}.",
-        )
+    if target == WRAPPER.name:
+        return WRAPPER
+    if target is not None and target not in TARGETS:
+        raise InputError(f"There is no target '{target}'.", f"Choose one of {', '.join(TARGETS)}.")
     wanted = [family for family in FAMILIES if target in (None, family.name)]
     for family in wanted:
         if not family.obstacles(architecture):
@@ -77,11 +95,11 @@ def family_for(architecture: Architecture, target: str | None = None) -> Family:
     which = f"; the nearest, {name}, has no place for that" if target is None else ""
     raise ArchitectureError(
         f"{who} what this model computes: it has {listed}{which}.",
-        "Keep this model in timm; `vitconv models` lists the architectures that convert.",
+        f"{WAY_OUT} `vitconv models` lists the architectures that convert.",
     )
 
 
-def class_name(architecture: Architecture, target: str | None = None) -> str:
+def class_name(architecture: AnyArchitecture, target: str | None = None) -> str:
     """The Transformers class that computes what the architecture computes."""
     return family_for(architecture, target).class_name(architecture)
 

@@ -105,15 +105,15 @@ class Family:
     """
 
     name: str
-    model_type: Callable[[Architecture], str]
+    model_type: Callable[[Any], str]
     table: str
-    class_name: Callable[[Architecture], str]
+    class_name: Callable[[Any], str]
     classes: tuple[str, ...]
-    config: Callable[[Architecture], dict[str, Any]]
+    config: Callable[[Any], dict[str, Any]]
     expresses: Mapping[str, Sequence[Any] | None]
     limits: Callable[[Architecture], list[str]]
     rewrites: tuple[Rewrite, ...]
-    output_expression: Callable[[Architecture], str]
+    output_expression: Callable[[Any], str]
     base_classes: tuple[str, ...] = ()
     prefix: str = ""
     prefix_in_files: bool = False

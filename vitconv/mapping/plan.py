@@ -203,15 +203,20 @@ def prove(moves: Iterable[Move], shapes: Shapes) -> None:
         targets.add(move.target)
         if move.source not in shapes:
             raise WeightsError(f"The tensor `{move.source}` is missing.", _BUG)
-        used[move.source].append(move.rows or (0, shapes[move.source][0]))
+        used[move.source].append(move.rows or (0, _rows(shapes[move.source])))
     for name, ranges in used.items():
         position = 0
         for start, stop in sorted(ranges):
             position = stop if start == position < stop else -1
-        if position != shapes[name][0]:
+        if position != _rows(shapes[name]):
             raise WeightsError(
-                f"The rows of `{name}` are not used exactly once: {sorted(ranges)} of {shapes[name][0]}.", _BUG
+                f"The rows of `{name}` are not used exactly once: {sorted(ranges)} of {_rows(shapes[name])}.", _BUG
             )
+
+
+def _rows(shape: tuple[int, ...]) -> int:
+    """The length of the first dimension; a single number, such as a batch norm's count, is one row."""
+    return shape[0] if shape else 1
 
 
 def collapse(names: Iterable[str]) -> list[str]:

@@ -14,6 +14,8 @@ from vitconv.checkpoints.checkpoint import CONFIG_FILE, read_state_dict
 from vitconv.errors import CheckpointError, ParityError, VitconvError, WeightsError, first_few
 from vitconv.files import MOST_TEXT, absent, check_file, read_json
 from vitconv.mapping.family import is_classifier
+from vitconv.mapping.plan import shapes_of
+from vitconv.models.wrapper import check_size, check_wrapper
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,7 +76,11 @@ def load_config(folder: Path) -> PreTrainedConfig:
     """
     import transformers
 
-    _check_labels(_read_config(folder))
+    content = _read_config(folder)
+    if content.get("model_type") == mapping.WRAPPER.name:
+        check_wrapper(folder, content)
+    else:
+        _check_labels(content)
     try:
         with quiet():
             config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -83,7 +89,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
             f"'{folder}' has no config.json that Transformers can read: {first_line(error)}", _CONVERT
         ) from error
     names = config.architectures
-    if not isinstance(names, list) or len(names) != 1 or str(names[0]) not in mapping.CLASSES:
+    if not isinstance(names, list) or len(names) != 1 or str(names[0]) not in mapping.LOADED_CLASSES:
         raise CheckpointError(f"'{folder}' was not written by vitconv: its architecture is {shown(names)}.", _CONVERT)
     cls = getattr(transformers, names[0], None)
     if cls is None or not isinstance(config, cls.config_class):
@@ -295,7 +301,10 @@ def load_folder(folder: Path) -> PreTrainedModel:
 
     config = load_config(folder)
     stored = read_state_dict(folder)
-    _check_weights(folder, read_json(folder / CONFIG_FILE), stored)
+    content = read_json(folder / CONFIG_FILE)
+    _check_weights(folder, content, stored)
+    if config.model_type == mapping.WRAPPER.name:
+        check_size(folder, content, shapes_of(stored))
     cls = getattr(transformers, config.architectures[0])
     try:
         with quiet():
@@ -313,6 +322,27 @@ def load_folder(folder: Path) -> PreTrainedModel:
                 stage="loading",
             )
     _check_once(folder, stored, info["unexpected_keys"], model)
+    return model.eval()
+
+
+def load_auto(folder: Path) -> Any:
+    """Load a folder as its users do, by ``AutoModelForImageClassification`` or ``AutoModel``.
+
+    Raises:
+        ParityError: it becomes another class than config.json names.
+    """
+    import transformers
+
+    name = load_config(folder).architectures[0]
+    auto = transformers.AutoModelForImageClassification if is_classifier(name) else transformers.AutoModel
+    with quiet():
+        model = auto.from_pretrained(folder, trust_remote_code=False)
+    if type(model).__name__ != name:
+        raise ParityError(
+            f"{auto.__name__} makes a {type(model).__name__} of '{folder}', not a {name}.",
+            _CONVERT_AGAIN,
+            stage="loading",
+        )
     return model.eval()
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vitconv import mapping
 from vitconv.architecture import Architecture
 from vitconv.errors import ArchitectureError, CheckpointError, VitconvError, first_few, shown
+from vitconv.mapping.wrapper import WAY_OUT
 from vitconv.models import catalogue
 from vitconv.models.timm_state import class_name, contradictions
 
@@ -367,7 +368,7 @@ def from_timm(model: nn.Module) -> Architecture:
         if obstacles:
             raise ArchitectureError(
                 f"No Transformers class computes what this model computes: it has {'; and '.join(obstacles)}.",
-                "Keep this model in timm; `vitconv models` lists the architectures that convert.",
+                f"{WAY_OUT} `vitconv models` lists the architectures that convert.",
             )
         _check_state(model)
         architecture = read(model)

@@ -119,6 +119,7 @@ class Verification:
             pixels bit for bit of every image verified on: never false, as any difference is a failure. ``None`` if
             the folder does not have it: there is none for images of other than 1 or 3 channels, and earlier versions
             of vitconv wrote none.
+        compared: what was compared, where that is not every stage of two models; empty where it is.
     """
 
     elements: ElementCount
@@ -127,6 +128,7 @@ class Verification:
     parity: Parity
     warnings: tuple[str, ...] = ()
     same_pixels_timm_processor: bool | None = None
+    compared: str = ""
 
     def __repr__(self) -> str:
         return f"Verification({self.elements.moved:,} elements {self.elements.exactness}, {self.parity!r})"
@@ -187,6 +189,7 @@ class Verification:
             "pixel_notes": list(self.pixel_notes),
             "same_pixels_timm_processor": self.same_pixels_timm_processor,
             "warnings": list(self.warnings),
+            **({"compared": self.compared} if self.compared else {}),
             "parity": self.parity.to_dict(),
         }
 
@@ -563,7 +566,7 @@ def check_config(
         raise ParityError("The labels in config.json are not those of the classes.", _AGAIN, stage="labels")
     if config._attn_implementation is not None:
         raise _unsupported_setting("attn_implementation", config._attn_implementation)
-    _compare_settings(config.to_dict(), whole.to_dict(), "")
+    compare_settings(config.to_dict(), whole.to_dict(), "")
 
 
 #: Settings that change no number, or that are compared elsewhere: the labels above, the dtype with the bytes.
@@ -573,14 +576,14 @@ _ELSEWHERE = {
 }
 
 
-def _compare_settings(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
+def compare_settings(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
     """All settings as Transformers has read them; ``where`` is the nested configuration that they are in."""
     for name in {**expected, **found}:
         if name in _ELSEWHERE:
             continue
         one, other = found.get(name), expected.get(name)
         if isinstance(one, dict) and isinstance(other, dict):
-            _compare_settings(one, other, f"{where}{name}.")
+            compare_settings(one, other, f"{where}{name}.")
         elif one != other and name in expected:
             raise ParityError(
                 f"`{where}{name}` in config.json is {shown(one)} instead of {shown(other)}.",
@@ -752,21 +755,24 @@ def pixels_for(
     return pixels, not notes, tuple(dict.fromkeys(notes))
 
 
-def check_timm_processor(folder: Path, data: DataConfig, images: Sequence[Image]) -> bool | None:
+def check_timm_processor(
+    folder: Path, data: DataConfig, images: Sequence[Image], file: str = TIMM_PROCESSOR_FILE
+) -> bool | None:
     """Whether ``timm_processor.json`` makes timm's pixels of the images, bit for bit: ``True``, or an error.
 
-    There are no known differences: it runs timm's own transform. ``None`` if the folder does not have it.
+    There are no known differences: it runs timm's own transform. ``None`` if the folder does not have it. ``file`` is
+    where its settings are.
 
     Raises:
         ParityError: it makes other pixels.
         InputError: Transformers cannot read it.
     """
-    if not (folder / TIMM_PROCESSOR_FILE).exists() or not makes_pixels(data):
+    if not (folder / file).exists() or not makes_pixels(data):
         return None
     processor = load_processor(folder, "timm")
     for image in images:
-        if not _makes(timm_pixels(image, data), image, processor, data, TIMM_PROCESSOR_FILE):
-            raise _other_pixels(TIMM_PROCESSOR_FILE, image)
+        if not _makes(timm_pixels(image, data), image, processor, data, file):
+            raise _other_pixels(file, image)
     return True
 
 
