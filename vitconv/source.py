@@ -373,10 +373,10 @@ def _trained_and_wanted(
     """The architecture at the sizes of the weights, and at the sizes asked for; contradictions are errors."""
     shapes, trained = shapes_of(tensors), reference.architecture
     known, stated = trained, _fed_size(reference, description)
-    if isinstance(wanted, str) and isinstance(reference.architecture, WrappedArchitecture):
-        trained, known = sized_wrapped(reference.architecture, shapes, options.image_size, stated, build)
+    if isinstance(wanted, str) and isinstance(trained, WrappedArchitecture):
+        trained, known = sized_wrapped(trained, shapes, options.image_size, stated, build)
     elif isinstance(wanted, str):
-        trained, known = sized(reference.architecture, shapes, options.image_size, stated)
+        trained, known = sized(trained, shapes, options.image_size, stated)
     check_tensors(mapping.timm_shapes(trained), shapes)
     check_sizes(
         description,
@@ -457,12 +457,12 @@ class TimmReference:
     """What is known of a timm architecture before the weights are looked at.
 
     Attributes:
-        architecture: as timm builds it, with its own sizes.
+        architecture: as timm builds it, with its own sizes: an :data:`~vitconv.architecture.AnyArchitecture`.
         tag: how it wants its images prepared: :func:`vitconv.models.data_config.tag_config`.
         input_size: (height, width) that timm prepares images to for a model that takes any; ``None`` for others.
     """
 
-    architecture: AnyArchitecture
+    architecture: Any
     tag: Mapping[str, Any]
     input_size: tuple[int, int] | None = None
 

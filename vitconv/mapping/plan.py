@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vitconv import mapping
-from vitconv.architecture import Architecture, Shapes
+from vitconv.architecture import AnyArchitecture, Shapes
 from vitconv.errors import WeightsError, first_few
 from vitconv.mapping.rewrites import join
 from vitconv.markdown import code
@@ -110,7 +110,7 @@ class Plan:
 
 
 def make_plan(
-    family: mapping.Family, architecture: Architecture, shapes: Shapes, layout: mapping.Dialect = "hub"
+    family: mapping.Family, architecture: AnyArchitecture, shapes: Shapes, layout: mapping.Dialect = "hub"
 ) -> Plan:
     """Plan the conversion of tensors of these shapes into ``layout``, and prove it.
 
@@ -147,7 +147,7 @@ def _move(row: mapping.Row, target: str, shape: tuple[int, ...]) -> Move:
 
 def convert_tensors(
     state_dict: Mapping[str, Tensor],
-    architecture: Architecture,
+    architecture: AnyArchitecture,
     layout: mapping.Dialect,
     dtype: torch.dtype | None = None,
     target: str | None = None,

@@ -25,11 +25,11 @@ WARNING = f"This is {_PRICE}."
 class _Wrapper(Family):
     """Every tensor keeps timm's name in files; in memory, the wrapper's modules have a prefix."""
 
-    def obstacles(self, architecture: AnyArchitecture) -> list[str]:
+    def obstacles(self, architecture: Any) -> list[str]:
         """None: it runs timm's own model."""
         return []
 
-    def rows(self, architecture: AnyArchitecture, shapes: Shapes) -> Iterator[Row]:
+    def rows(self, architecture: Any, shapes: Shapes) -> Iterator[Row]:
         """A row for each tensor, whatever it is."""
         for name in shapes:
             yield Row(timm=name, part=None, dropped=0, hub=name, transformers5=f"timm_model.{name}")

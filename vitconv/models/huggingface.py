@@ -303,9 +303,11 @@ def load_folder(folder: Path) -> PreTrainedModel:
     stored = read_state_dict(folder)
     content = read_json(folder / CONFIG_FILE)
     _check_weights(folder, content, stored)
+    cls = getattr(transformers, config.architectures[0])
     if config.model_type == mapping.WRAPPER.name:
         check_size(folder, content, shapes_of(stored))
-    cls = getattr(transformers, config.architectures[0])
+        # By the classes that its card names; what they make of it is one of the wrapper's, by its `model_type`.
+        cls = transformers.AutoModelForImageClassification if is_classifier(cls.__name__) else transformers.AutoModel
     try:
         with quiet():
             model, info = cls.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
@@ -322,27 +324,6 @@ def load_folder(folder: Path) -> PreTrainedModel:
                 stage="loading",
             )
     _check_once(folder, stored, info["unexpected_keys"], model)
-    return model.eval()
-
-
-def load_auto(folder: Path) -> Any:
-    """Load a folder as its users do, by ``AutoModelForImageClassification`` or ``AutoModel``.
-
-    Raises:
-        ParityError: it becomes another class than config.json names.
-    """
-    import transformers
-
-    name = load_config(folder).architectures[0]
-    auto = transformers.AutoModelForImageClassification if is_classifier(name) else transformers.AutoModel
-    with quiet():
-        model = auto.from_pretrained(folder, trust_remote_code=False)
-    if type(model).__name__ != name:
-        raise ParityError(
-            f"{auto.__name__} makes a {type(model).__name__} of '{folder}', not a {name}.",
-            _CONVERT_AGAIN,
-            stage="loading",
-        )
     return model.eval()
 
 

@@ -101,13 +101,13 @@ def timm_processor_config(config: DataConfig, architecture: str | None = None) -
     }
 
 
-def timm_data_config(folder: Path) -> DataConfig | None:
+def timm_data_config(folder: Path, file: str = TIMM_PROCESSOR_FILE) -> DataConfig | None:
     """What ``timm_processor.json`` in a folder says of timm's pixels; ``None`` if it cannot be told.
 
     It needs no timm: the values tell for which images timm and Transformers are known to differ.
     """
     try:
-        values = read_json(folder / TIMM_PROCESSOR_FILE)["pretrained_cfg"]
+        values = read_json(folder / file)["pretrained_cfg"]
         channels, height, width = map(int, values["input_size"])
         config = DataConfig(
             (height, width),
@@ -289,7 +289,7 @@ def _load_wrapper_processor(folder: Path) -> BaseImageProcessor:
             "transform from config.json.",
             f"Remove {other}." if other else "Convert the checkpoint again.",
         )
-    return loaded  # type: ignore[return-value]
+    return loaded
 
 
 def _check_override(folder: Path, file: str, loaded: BaseImageProcessor, own: BaseImageProcessor) -> None:

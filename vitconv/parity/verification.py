@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitconv import mapping
-from vitconv.architecture import Architecture, Shapes
+from vitconv.architecture import AnyArchitecture, Architecture, Shapes
 from vitconv.checkpoints.checkpoint import (
     CONFIG_FILE,
     TORCH_FILE,
@@ -288,7 +288,7 @@ def verify_loaded(
     model: PreTrainedModel,
     written: Mapping[str, Tensor],
     state_dict: Mapping[str, Tensor],
-    architecture: Architecture,
+    architecture: AnyArchitecture,
     target: str | None,
 ) -> None:
     """The rest of the second part: every parameter that Transformers loads is what the source makes of it.
@@ -459,7 +459,7 @@ def nonfinite_values(parity: Parity) -> tuple[str, ...]:
 def verify_bytes(
     written: Mapping[str, Tensor],
     state_dict: Mapping[str, Tensor],
-    architecture: Architecture,
+    architecture: AnyArchitecture,
     target: str | None = None,
 ) -> ElementCount:
     """The second part of the proof: the file's tensors are what the source makes of them, and give the source back.

@@ -16,7 +16,7 @@ from vitconv.checkpoints.checkpoint import CONFIG_FILE, read_state_dict, widest_
 from vitconv.errors import ParityError, first_few
 from vitconv.mapping.wrapper import WRAPPER
 from vitconv.models.data_config import DataConfig, makes_pixels
-from vitconv.models.huggingface import load_auto, load_config, load_folder
+from vitconv.models.huggingface import load_config, load_folder
 from vitconv.models.pixels import probe_images, probe_pixels, timm_pixels
 from vitconv.models.timm import make_buffers
 from vitconv.models.wrapper import wrapper_config
@@ -77,15 +77,14 @@ def verify_wrapper(
     written = read_state_dict(folder)
     elements = verify_bytes(written, state_dict, architecture, WRAPPER.name)
     check_config(folder, architecture, data, labels)
-    load_folder(folder)  # refuses what Transformers only warns about
-    wrapper = load_auto(folder)
+    wrapper = load_folder(folder)
     verify_loaded(wrapper, written, state_dict, architecture, WRAPPER.name)
     # If the folder's weights are rounded, timm's model gets the same: bytes of both are compared above.
     widest = widest_dtype(written)
     rounded = {name: one.to(widest) if one.is_floating_point() else one for name, one in state_dict.items()}
     timm_model.load_state_dict(rounded, strict=True, assign=True)
     make_buffers(timm_model)
-    timm_model.eval()
+    timm_model.eval().to(widest)  # the constants, too
     check_buffers(timm_model, wrapper.timm_model)
 
     on_step("Comparing the pixels")
