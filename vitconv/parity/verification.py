@@ -473,13 +473,16 @@ def verify_bytes(
     simple = family.rewrite(state_dict, architecture)
     plan = make_plan(family, simple.architecture, shapes_of(simple.state_dict), "hub")
     touched = {name for made in simple.made for name in (made.tensor, *made.sources)}
-    untouched = {name: tensor if stored is None else tensor.to(stored) for name, tensor in state_dict.items()}
+    untouched = {
+        name: tensor if stored is None or not tensor.is_floating_point() else tensor.to(stored)
+        for name, tensor in state_dict.items()
+    }
     back = plan.revert(written)
     check_bytes(
         {name: tensor for name, tensor in untouched.items() if name not in touched},
         {name: tensor for name, tensor in back.items() if name not in touched},
     )
-    cast = stored is not None and any(tensor.dtype != stored for tensor in state_dict.values())
+    cast = any(tensor.dtype != untouched[name].dtype for name, tensor in state_dict.items())
     return count_elements(shapes_of(state_dict), shapes_of(written), simple.made, stored if cast else None)
 
 
