@@ -20,9 +20,9 @@ help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 convert: $(VENV)/installed artifacts/outputs.csv ## Convert the demo checkpoint through the notebook, into converted/ and build/convert.html
-	mkdir -p build
-	$(BIN)/papermill --cwd notebooks notebooks/convert.ipynb build/convert.ipynb
-	$(BIN)/jupyter nbconvert --log-level ERROR --to html build/convert.ipynb
+	$(BIN)/python -m vitconv.cli.stages demo
+	$(BIN)/jupyter nbconvert --log-level ERROR --to html --template offline_html \
+		--TemplateExporter.extra_template_basedirs=tools build/convert.ipynb
 	@echo "The model is in converted/vit-7class, the notebook with its pictures in build/convert.html."
 
 evaluate: $(VENV)/installed artifacts/outputs.csv ## Convert, verify, predict, evaluate: dvc.yaml, into build/report/index.html

@@ -112,8 +112,11 @@ def first_run(project):
 def test_a_class_with_edited_weights_misses_the_threshold_and_is_named(project, first_run):
     done = first_run
     assert done.returncode != 0
-    assert "error: agreement is 0.85, below 1: most often 'cedar', 3 of 3 images wrong" in done.stderr, done.stderr
-    assert "max_logit_difference is" in done.stderr
+    assert (
+        "error: Images that get the expected answer (agreement): 0.85, below 1: most often 'cedar', 3 of 3 images wrong"
+        in done.stderr
+    ), done.stderr
+    assert "Largest difference of a logit (max_logit_difference): " in done.stderr
     assert "'cedar' of " in done.stderr
     assert "failed to reproduce 'report'" in done.stderr
     page = (project / "build" / "report" / "index.html").read_text()

@@ -1,12 +1,15 @@
 """The notebooks' form. `make test` also runs them, with `pytest --nbmake notebooks`."""
 
 import ast
+import re
 from pathlib import Path
 
 import nbformat
 import pytest
+from nbconvert import HTMLExporter
 
-NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.name)
@@ -53,3 +56,18 @@ def test_without_a_project_around_it_paths_start_in_the_notebooks_folder(noteboo
     scope = {"Path": Path}
     exec(lines[0], scope)
     assert scope["root"] == tmp_path
+
+
+def test_its_page_loads_nothing_from_the_network(notebook):
+    """As `make convert` writes it. nbconvert's own template loads require.js, MathJax and Mermaid."""
+    loads = re.compile(
+        r"<(?:script|link|img|iframe)[^>]+(?:src|href)=.https?:|url\(.?https?:|from .https?:|import .https?:"
+    )
+
+    def page(template):
+        exporter = HTMLExporter(template_name=template, extra_template_basedirs=[str(ROOT / "tools")])
+        return exporter.from_notebook_node(notebook)[0]
+
+    assert loads.search(page("lab"))
+    assert not loads.search(page("offline_html"))
+    assert "--template offline_html" in (ROOT / "Makefile").read_text()

@@ -21,11 +21,16 @@ _CLASS_IN_BRACKETS = re.compile(r"""\[[^]"'\n]+\]|\{[^}"'\n]+\}""")
 def read_labels(path: str | Path) -> tuple[str, ...]:
     """Read class names in the order of their indices, from text (one per line) or JSON (a list or a mapping).
 
+    A folder of images, such as that of the training images, names the classes by its subfolders.
+
     Raises:
-        InputError: the file does not exist, has neither format, or contradicts itself.
+        InputError: the file does not exist, has neither format, or contradicts itself; or a folder's subfolders have
+            no order that all training scripts share.
     """
     path = Path(path)
     _log.info("reading '%s'", path)
+    if path.is_dir():
+        return check_labels(_from_subfolders(path), f"The folder '{path}'")
     check_file(path, "label file", most=MOST_TEXT)
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -39,6 +44,32 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
 
 def _from_text(text: str) -> list[str]:
     return [line.strip() for line in text.strip().splitlines()]
+
+
+def _from_subfolders(folder: Path) -> list[str]:
+    """The names of the subfolders, in the order in which timm and torchvision number the classes.
+
+    timm sorts numbers in names by their value, and ignores case (``timm.utils.misc.natural_key``).
+    """
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise InputError(
+            f"The folder '{folder}' cannot be read: {error.strerror}.", "Check its permissions."
+        ) from error
+    natural = sorted(reversed(names), key=_natural_key)  # reversed: names that are the same for timm show, too
+    if names != natural:
+        one, other = next(pair for pair in zip(natural, names, strict=True) if pair[0] != pair[1])
+        raise InputError(
+            f"The order of the subfolders of '{folder}' is not clear: where timm has {shown(one)}, torchvision has "
+            f"{shown(other)}.",
+            "Write the names into a file, one a line, in the order of the model's classes.",
+        )
+    return names
+
+
+def _natural_key(name: str) -> list[int | str]:
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", name.lower()))]
 
 
 def check_labels(labels: Iterable[Any], where: str = "The list of labels") -> tuple[str, ...]:

@@ -37,7 +37,14 @@ def convert(
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The Transformers folder to write.")],
     arch: Architecture = None,
     target: Target = None,
-    labels: Annotated[Path | None, typer.Option(metavar="FILE", help="Class names: one per line, or JSON.")] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Class names: a file with one per line, or JSON; or the folder of the training images, whose "
+            "subfolders are the classes.",
+        ),
+    ] = None,
     image: Image = None,
     img_size: ImageSize = None,
     data_config: DataConfigFile = None,

@@ -129,65 +129,96 @@ class _ToStderr(logging.Handler):
 
 @contextmanager
 def show_steps(quiet: bool = False) -> Iterator[Callable[[str], None]]:
-    """A function that shows the current step on stderr.
+    """A function that shows the current step on stderr: see :func:`show_counted_steps`."""
+    with show_counted_steps(quiet) as (on_step, _):
+        yield on_step
 
-    On a terminal a spinner, and a line with its seconds when it is done; elsewhere a line when it begins. Nothing if
-    the command is to be quiet.
+
+@contextmanager
+def show_counted_steps(
+    quiet: bool = False,
+) -> Iterator[tuple[Callable[[str], None], Callable[[int, int, int], None]]]:
+    """Two functions that show on stderr the current step, and of it how many are done, how many failed, and the total.
+
+    On a terminal a spinner, and a line with its seconds when the step is done; elsewhere a line when it begins.
+    Nothing if the command is to be quiet.
     """
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False)
+    running, begun = "", time.monotonic()
     if quiet:
-        yield lambda step: None
-    elif not console.is_terminal:
-        yield lambda step: typer.echo(f"{step}…", err=True)
-    else:
-        running, begun = "", time.monotonic()
+        yield lambda step: None, lambda done, errors, total: None
+        return
+    if not console.is_terminal:
 
-        def end(mark: str) -> None:
-            if running:
-                console.print(f"{mark} {running} [dim]{time.monotonic() - begun:.1f} s[/dim]")
+        def say(step: str) -> None:
+            nonlocal running
+            running = step
+            typer.echo(f"{step}…", err=True)
 
-        def begin(step: str) -> None:
-            nonlocal running, begun
-            end("[green]✓[/green]")
-            running, begun = step, time.monotonic()
-            status.update(f"{step}…")
+        yield say, _print_sometimes(lambda: running)
+        return
 
-        with console.status("Starting") as status:
-            try:
-                yield begin
-            except BaseException:
-                end("[red]✗[/red]")
-                raise
-            end("[green]✓[/green]")
+    def end(mark: str) -> None:
+        if running:
+            console.print(f"{mark} {running} [dim]{time.monotonic() - begun:.1f} s[/dim]")
+
+    def begin(step: str) -> None:
+        nonlocal running, begun
+        end("[green]✓[/green]")
+        running, begun = step, time.monotonic()
+        status.update(f"{step}…")
+
+    def count(done: int, errors: int, total: int) -> None:
+        status.update(_counted(running, done, errors, total))
+
+    with console.status("Starting") as status:
+        try:
+            yield begin, count
+        except BaseException:
+            end("[red]✗[/red]")
+            raise
+        end("[green]✓[/green]")
+
+
+def _counted(what: str, done: int, errors: int, total: int) -> str:
+    unreadable = f", {errors:,} unreadable" if errors else ""
+    return f"{what}{unreadable}: {done:,} of {total:,}…"
+
+
+def _print_sometimes(what: Callable[[], str]) -> Callable[[int, int, int], None]:
+    """A function that prints a count on stderr: the last one, and one every ten seconds."""
+    shown = time.monotonic()
+
+    def print_count(done: int, errors: int, total: int) -> None:
+        nonlocal shown
+        if done == total or time.monotonic() - shown > 10:
+            shown = time.monotonic()
+            typer.echo(_counted(what(), done, errors, total), err=True)
+
+    return print_count
 
 
 @contextmanager
 def show_count(what: str, quiet: bool = False) -> Iterator[Callable[[int, int, int], None]]:
-    """A function that shows on stderr how many are done, how many failed, and the total."""
+    """A function that shows on stderr how many are done, how many failed, and the total: on a terminal as a bar."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    shown = time.monotonic()
-
-    def text(errors: int) -> str:
-        return f"{what}, {errors:,} unreadable" if errors else what
-
-    def print_sometimes(done: int, errors: int, total: int) -> None:
-        nonlocal shown
-        if done == total or time.monotonic() - shown > 10:
-            shown = time.monotonic()
-            typer.echo(f"{text(errors)}: {done:,} of {total:,}…", err=True)
-
     if quiet:
         yield lambda done, errors, total: None
         return
     if not console.is_terminal:
-        yield print_sometimes
+        yield _print_sometimes(lambda: what)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(what, total=None)
-        yield lambda done, errors, total: bar.update(task, completed=done, total=total, description=text(errors))
+
+        def update(done: int, errors: int, total: int) -> None:
+            unreadable = f", {errors:,} unreadable" if errors else ""
+            bar.update(task, completed=done, total=total, description=what + unreadable)
+
+        yield update

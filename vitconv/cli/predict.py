@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from vitconv.cli.options import Architecture, AsJson, DataConfigFile, Ignore, Quiet, Verbose, one_of
-from vitconv.cli.output import print_json, print_rich, printable, show_count
+from vitconv.cli.output import print_json, print_rich, printable, show_count, show_counted_steps
 from vitconv.cli.process import errors_for_people
 from vitconv.errors import VitconvError
 from vitconv.evaluation import LABELS_FROM, LabelsFrom
@@ -139,7 +139,10 @@ def evaluate(
         ),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder for the report.")] = Path("evaluation"),
-    processor: Annotated[ProcessorName, one_of(PROCESSORS, _PROCESSOR)] = "transformers",
+    processor: Annotated[
+        ProcessorName | None,
+        one_of(PROCESSORS, f"{_PROCESSOR} By default the first, unless no image could be compared with it."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Images that the model takes at once.")] = 8,
     device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda…")] = "auto",
     max_errors: MaxErrors = 0,
@@ -152,7 +155,7 @@ def evaluate(
     IMAGES is a CSV file with the column `path` and, where known, `label`; a folder of images, perhaps with a subfolder
     for each class; or one image. Exit code 1 if a threshold is missed.
     """
-    with errors_for_people(lambda: _KEPT, as_json=as_json), show_count("Images", quiet) as on_progress:
+    with errors_for_people(lambda: _KEPT, as_json=as_json), show_counted_steps(quiet) as (on_step, on_progress):
         from vitconv.evaluation import evaluate_model
         from vitconv.source import SourceOptions
 
@@ -168,7 +171,7 @@ def evaluate(
             batch_size=batch_size,
             device=device,
             max_errors=max_errors,
-            on_step=lambda step: None if quiet else typer.echo(f"{step}…", err=True),
+            on_step=on_step,
             on_progress=on_progress,
         )
     page = out / "index.html"

@@ -32,7 +32,7 @@ def verify(
     ] = None,
     labels: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Class names of DST, if SRC states others or none."),
+        typer.Option(metavar="FILE", help="Class names of DST, as for convert, if SRC states others or none."),
     ] = None,
     image: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="An image to verify on; may be given several times.")

@@ -15,6 +15,7 @@ from vitconv.evaluation.evaluation import Evaluation, evaluate
 from vitconv.evaluation.plots import save_pictures
 from vitconv.evaluation.reporting import PAGES, report
 from vitconv.inference.batch_prediction import predict, predict_timm
+from vitconv.inference.pixels import why_timm_pixels
 from vitconv.inference.runtime import read_info
 from vitconv.models.processors import ProcessorName
 from vitconv.source import SourceOptions
@@ -31,7 +32,7 @@ def evaluate_model(
     expected: str | Path | None = None,
     labels_from: LabelsFrom | None = None,
     thresholds: Mapping[str, Mapping[str, float]] | None = None,
-    processor: ProcessorName = "transformers",
+    processor: ProcessorName | None = None,
     batch_size: int = 8,
     device: str = "auto",
     max_errors: int = 0,
@@ -49,7 +50,9 @@ def evaluate_model(
         options: what is given beside the source; what is not, the folder's ``parity.json`` states.
         expected: answers from elsewhere, instead of ``source``: see :func:`vitconv.evaluation.evaluate`.
         labels_from, thresholds: as for :func:`vitconv.evaluation.evaluate`.
-        processor, batch_size, device, max_errors, on_progress: as for :func:`vitconv.inference.predict`.
+        processor: what makes the pixels, as for :func:`vitconv.inference.predict`; by default Transformers' processor,
+            or timm's if there is something to compare with, and with the other no image could be compared.
+        batch_size, device, max_errors, on_progress: as for :func:`vitconv.inference.predict`.
         on_step: called with what is being done, in a few words.
 
     Raises:
@@ -65,20 +68,25 @@ def evaluate_model(
         with suppress(FileNotFoundError, NotADirectoryError):
             (folder / page).unlink()
     run: dict[str, Any] = {"batch_size": batch_size, "device": device, "max_errors": max_errors, "overwrite": True}
-    on_step("Running the converted model")
+    reason = "" if processor or (source is None and expected is None) else why_timm_pixels(Path(model))
+    processor = "timm" if reason else processor or "transformers"
+    on_step("Running the converted model" + (" with timm's pixels" if reason else ""))
     predict(model, images, folder / "predictions", processor=processor, on_progress=on_progress, **run)
     if source is not None:
         on_step("Running the timm model")
         expected = folder / "timm"
         run_timm(source, model, images, expected, options=options, on_progress=on_progress, **run)
     on_step("Writing the report")
+    about = describe(model, images, folder / "predictions", expected)
+    if reason:
+        about["pixels"] = f"timm's own, with which every image can be compared. {reason}"
     evaluation = evaluate(
         folder / "predictions",
         images,
         expected=expected,
         thresholds=thresholds,
         labels_from=labels_from,
-        about=describe(model, images, folder / "predictions", expected),
+        about=about,
     )
     evaluation.save(folder, folder / "metrics.json")
     save_pictures(evaluation, folder)

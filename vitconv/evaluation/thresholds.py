@@ -11,6 +11,7 @@ import numpy as np
 from vitconv.errors import InputError, first_few, shown
 from vitconv.evaluation.metrics import BUILT_IN
 from vitconv.evaluation.outcomes import Outcomes, require
+from vitconv.evaluation.words import in_words
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ class Threshold:
 
     def __str__(self) -> str:
         word = {("min", True): "at least", ("min", False): "below", ("max", True): "at most", ("max", False): "above"}
-        text = f"{self.name} is {self.value:.6g}, {word[self.bound, self.passed]} {self.limit:.6g}"
+        words = in_words(self.name)
+        name = words if self.name in words.lower() else f"{words} ({self.name})"
+        text = f"{name}: {self.value:.6g}, {word[self.bound, self.passed]} {self.limit:.6g}"
         return f"{text}: {self.detail}" if self.detail else f"{text}."
 
 

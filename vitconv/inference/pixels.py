@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from vitconv.errors import InputError
 from vitconv.models.data_config import DataConfig
 from vitconv.models.images import load_image
-from vitconv.models.pixels import known_difference, process, timm_pixels
-from vitconv.models.processors import ProcessorName, load_processor, timm_data_config
+from vitconv.models.pixels import always_shifted, known_difference, process, timm_pixels
+from vitconv.models.processors import PROCESSOR_FILE, ProcessorName, load_processor, timm_data_config
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,6 +102,16 @@ def open_preprocessor(info: ModelInfo, name: ProcessorName = "transformers") -> 
     compute = partial(_first_pixels, processor=processor, num_channels=info.input_shape[0])
     reference = timm_data_config(info.folder) if name == "transformers" else None
     return Preprocessor(compute, info.input_shape, name, reference)
+
+
+def why_timm_pixels(folder: Path) -> str:
+    """Why a comparison with timm needs timm's pixels for every image of this model, in a sentence; empty if not."""
+    if not (folder / PROCESSOR_FILE).exists():
+        return "The model has no image processor of Transformers."
+    config = timm_data_config(folder)
+    return (
+        "Transformers begins the crop of every image one pixel earlier." if config and always_shifted(config) else ""
+    )
 
 
 def _first_pixels(image: Image, processor: BaseImageProcessor, num_channels: int) -> Tensor:

@@ -152,6 +152,11 @@ def crop_shift(image_size: tuple[int, int], config: DataConfig) -> tuple[int, in
     return down, right
 
 
+def always_shifted(config: DataConfig) -> bool:
+    """Whether Transformers' crop begins earlier than timm's for every image: the short edge's margin is fixed."""
+    return crop_shift((1, 1), config) != (0, 0)
+
+
 def _shift(margin: int) -> int:
     return round(margin / 2) - margin // 2 if margin > 0 else -margin % 2
 

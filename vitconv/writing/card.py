@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING
 
 from vitconv import __version__
@@ -13,7 +14,7 @@ from vitconv.mapping.wrapper import WARNING
 from vitconv.markdown import code, escape
 from vitconv.models.data_config import makes_pixels
 from vitconv.models.images import MODES
-from vitconv.models.pixels import crop_shift
+from vitconv.models.pixels import always_shifted
 from vitconv.models.processors import PROCESSOR_FILE, TIMM_PROCESSOR_FILE, processor_config
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def _loading(family: Family, architecture: AnyArchitecture, data: DataConfig) ->
         return f"## Load it\n\n{_NEEDS_TIMM}\n\n{_code(family, architecture, 'AutoImageProcessor', load, inputs)}"
     if processor_config(data) is None:
         return f"## Load it\n\n{_NEEDS_TIMM}\n\n{_timm_code(family, architecture, data)}"
-    comment = "see below where they are not timm's pixels" if _always_shifted(data) else "timm's pixels, bit for bit"
+    comment = "see below where they are not timm's pixels" if always_shifted(data) else "timm's pixels, bit for bit"
     image = _OPEN + (f'.convert("{MODES[data.num_channels]}")' if data.num_channels == 1 else "")
     code = _code(
         family,
@@ -140,7 +141,7 @@ def _timm_pixels(family: Family, architecture: AnyArchitecture, data: DataConfig
     if family is WRAPPER or processor_config(data) is None:
         return ""
     differences = []
-    if _always_shifted(data):
+    if always_shifted(data):
         differences.append("Transformers begins the crop of every image one pixel earlier than timm.")
     elif data.crop_mode != "squash":
         differences.append(
@@ -194,16 +195,11 @@ def _shape(data: DataConfig) -> tuple[int, int, int]:
     return data.num_channels, *data.image_size
 
 
-def _always_shifted(data: DataConfig) -> bool:
-    """Whether Transformers' crop begins earlier than timm's for every image: the short edge's margin is fixed."""
-    return crop_shift((1, 1), data) != (0, 0)
-
-
 def _preprocessing(data: DataConfig, warnings: tuple[str, ...]) -> str:
     text = (
         f"Images of {data.image_size[0]} × {data.image_size[1]} pixels, {data.interpolation}, "
         f"crop {data.crop_pct:g} ({data.crop_mode}), mean {_numbers(data.mean)}, std {_numbers(data.std)}: "
-        f"from {data.origin}."
+        f"from {data.origin.replace('`', '')}."
     )
     return "\n\n".join(["## Preprocessing", *map(escape, (text, *warnings))])
 
@@ -245,11 +241,34 @@ def _proof(verification: Verification | None) -> str:
         *map(_line, verification.parity.comparisons),
         "",
         *filter(None, map(_tokens_note, verification.parity.comparisons)),
+        *([] if verification.compared else [_picture(verification.parity["float64"]), ""]),
         f"Compared were {verification.compared}. The numbers are in `parity.json`."
         if verification.compared
         else "The numbers of every stage are in `parity.json`.",
     ]
     return "\n".join(lines)
+
+
+#: The picture's axis begins below the smallest difference of two float64 numbers of one scale, 1e-16.
+_AXIS_BEGINS = 1e-18
+_AXIS_LENGTH = 40
+
+
+def _picture(comparison: Comparison) -> str:
+    """The largest relative difference of each stage beside its limit, as text: a card on the Hub shows it as it is."""
+    stages = comparison.stages
+    width = max(len(stage.name) for stage in stages)
+    lines = []
+    for stage in stages:
+        share = math.log(max(stage.relative, _AXIS_BEGINS) / _AXIS_BEGINS) / math.log(stage.limit / _AXIS_BEGINS)
+        bar = "█" * min(math.ceil(share * _AXIS_LENGTH), _AXIS_LENGTH)
+        drawn = "= equal bit for bit" if stage.max_abs == 0 else f"{bar:{_AXIS_LENGTH}}|  {stage.relative:.1e}"
+        lines.append(f"{stage.name:{width}}  {drawn}")
+    text = (
+        f"Stage by stage in {comparison.dtype}: the largest difference as a share of the scale. The logarithmic axis "
+        f"goes from {_AXIS_BEGINS:g} to the limit, {stages[-1].limit:g}."
+    )
+    return "\n".join([text, "", "```text", *lines, "```"])
 
 
 def _tokens_note(comparison: Comparison) -> str:

@@ -1,4 +1,7 @@
 import pytest
+from PIL import Image
+from timm.data.readers.reader_image_folder import find_images_and_targets
+from torchvision.datasets import ImageFolder
 
 from vitconv.checkpoints.labels import check_labels, read_labels
 from vitconv.errors import InputError
@@ -84,3 +87,35 @@ def test_a_missing_file(tmp_path):
 def test_a_list_is_checked_as_a_file_is(labels, message):
     with pytest.raises(InputError, match=message):
         check_labels(labels)
+
+
+def folder_of(root, names):
+    for name in names:
+        (root / name).mkdir(parents=True)
+        Image.new("RGB", (2, 2)).save(root / name / "1.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    "names", [("cat", "dog", "öl tank"), ("1", "2", "3"), ("n01", "n02"), ("roof 2", "roof 3x10", "tile")]
+)
+def test_the_subfolders_of_the_training_images_are_the_classes(names, tmp_path):
+    """In the order in which timm's and torchvision's readers number them; hidden folders and files do not count."""
+    root = folder_of(tmp_path / "train", reversed(names))
+    (root / ".cache").mkdir()
+    (root / "notes.txt").write_text("cat")
+    assert read_labels(root) == names
+    assert find_images_and_targets(str(root))[1] == {name: number for number, name in enumerate(names)}
+    (root / ".cache").rmdir()
+    assert tuple(ImageFolder(root).classes) == names
+
+
+@pytest.mark.parametrize("names", [("roof10", "roof2"), ("Zebra", "ant"), ("a1", "a01"), ("A", "a")])
+def test_subfolders_that_are_numbered_in_two_ways_are_refused(names, tmp_path):
+    with pytest.raises(InputError, match="The order of the subfolders of '.*train' is not clear: where timm has"):
+        read_labels(folder_of(tmp_path / "train", names))
+
+
+def test_a_folder_without_subfolders_names_no_classes(tmp_path):
+    with pytest.raises(InputError, match="The folder '.*' is empty, or has an empty or unprintable name"):
+        read_labels(tmp_path)

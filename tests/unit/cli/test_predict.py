@@ -85,7 +85,10 @@ def test_evaluate_fails_where_a_threshold_is_missed(model, photos, tmp_path):
     (tmp_path / "expected.csv").write_text(f"path,class\nash/a.png,{other[0]}\noak/[b].jpg,{other[1]}\n")
     code, out, err = run("evaluate", model, photos, "--expected", tmp_path / "expected.csv", "--out", tmp_path / "r")
     assert (code, out) == (1, "")
-    assert "error: agreement is " in err and f"{tmp_path / 'r' / 'index.html'} shows it." in err
+    assert (
+        "error: Images that get the expected answer (agreement): " in err
+        and f"{tmp_path / 'r' / 'index.html'} shows it." in err
+    )
     assert (tmp_path / "r" / "index.html").exists()
 
 
@@ -126,5 +129,7 @@ def test_a_missed_threshold_is_json_too(model, photos, tmp_path):
     arguments = ("evaluate", model, photos, "--expected", tmp_path / "expected.csv", "--out", tmp_path / "r")
     code, out, err = run(*arguments, "--json")
     assert code == 1
-    assert json.loads(out)["passed"] is False and json.loads(out)["error"].startswith("agreement is ")
+    assert json.loads(out)["passed"] is False and json.loads(out)["error"].startswith(
+        "Images that get the expected answer (agreement): "
+    )
     assert f"error: {json.loads(out)['error']}\n" in err

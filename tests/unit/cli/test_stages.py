@@ -369,13 +369,16 @@ def test_an_error_in_a_notebook_is_the_stages(project, monkeypatch):
     assert_one_error(fail("first_few", "no"), "error: first_few: no")
 
 
-@pytest.mark.parametrize("stage", ["convert", "evaluate"])
-def test_what_a_kernel_says_is_in_its_log(stage, project):
+@pytest.mark.parametrize(
+    ("stage", "notebook"), [("convert", "convert"), ("evaluate", "evaluate"), ("demo", "convert")]
+)
+def test_what_a_kernel_says_is_in_its_log(stage, notebook, project):
     """A notebook that fails is one sentence; of the kernel that is shut down, nothing is seen."""
+    assert "python -m vitconv.cli.stages demo" in (ROOT / "Makefile").read_text()
     root = project(checkpoint="nowhere.pth", model="model", images="list.csv")
     code = "import os; os.write(2, b'Traceback of the kernel'); from vitconv.errors import InputError; "
     cell = nbformat.v4.new_code_cell(code + "raise InputError('It is wrong.', 'Mend it.')")
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=KERNEL), root / "notebooks" / f"{stage}.ipynb")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=KERNEL), root / "notebooks" / f"{notebook}.ipynb")
     done = subprocess.run(
         [sys.executable, "-m", "vitconv.cli.stages", stage],
         cwd=root, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
@@ -383,7 +386,14 @@ def test_what_a_kernel_says_is_in_its_log(stage, project):
     assert done.returncode == 1
     assert done.stderr.endswith("error: It is wrong.\nMend it.\n")
     assert "Traceback" not in done.stderr and "IPKernelApp" not in done.stderr
-    assert "Traceback of the kernel" in (root / "build" / f"{stage}.log").read_text()
+    assert "Traceback of the kernel" in (root / "build" / f"{notebook}.log").read_text()
+
+
+def test_where_answers_are_expected_the_timm_model_does_not_run(project):
+    """The stage's folder is not empty, which DVC would warn of again and again."""
+    root = project(expected="answers.csv", checkpoint="nowhere.pth")
+    assert run("timm").exit_code == 0
+    assert [path.name for path in (root / "build" / "timm").iterdir()] == ["not-run.txt"]
 
 
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}

@@ -166,8 +166,8 @@ def test_images_without_an_expected_answer_are_counted(files):
     limits = {"agreement": {"min": 1}, "not_compared": {"max": 0}}
     result = evaluate(predictions, images, expected=expected, thresholds=limits)
     assert [str(threshold) for threshold in result.thresholds] == [
-        "agreement is 1, at least 1.",
-        "not_compared is 2, above 0.",
+        "Images that get the expected answer (agreement): 1, at least 1.",
+        "Images without an expected answer (not_compared): 2, above 0.",
     ]
 
 
@@ -213,15 +213,21 @@ def test_a_missed_threshold_names_the_worst_class_and_its_images(files):
     assert not result.passed
     assert result.metrics["thresholds_missed"] == 2
     first, *_, fourth, _ = map(str, result.thresholds)
-    assert first == "agreement is 0.833333, below 0.9: most often 'oak', 1 of 3 images wrong (images/3.jpg)."
-    assert fourth == "max_logit_difference is 1.5, above 0.1: 'oak' of images/3.jpg, 1 instead of 2.5."
+    assert (
+        first
+        == "Images that get the expected answer (agreement): 0.833333, below 0.9: most often 'oak', 1 of 3 images wrong (images/3.jpg)."
+    )
+    assert (
+        fourth
+        == "Largest difference of a logit (max_logit_difference): 1.5, above 0.1: 'oak' of images/3.jpg, 1 instead of 2.5."
+    )
     assert evaluate(predictions, images, expected=expected, thresholds={"agreement": {"min": 0.8}}).passed
 
 
 def test_a_missed_threshold_on_errors_names_the_images(files):
     predictions, images = files(errors=[None, "broken", None, None, None, "broken"])
     (threshold,) = evaluate(predictions, images, thresholds={"errors": {"max": 1}}).thresholds
-    assert str(threshold) == "errors is 2, above 1: images/1.jpg, images/5.jpg."
+    assert str(threshold) == "Images that could not be read (errors): 2, above 1: images/1.jpg, images/5.jpg."
 
 
 @pytest.mark.parametrize(
@@ -330,7 +336,7 @@ def test_a_custom_metric_has_a_value_an_interval_and_a_threshold(files):
     )
     assert result.metrics["share_oak"] == 0.5
     assert "share_oak" in result.intervals
-    assert str(result.thresholds[0]) == "share_oak is 0.5, below 0.9."
+    assert str(result.thresholds[0]) == "share_oak: 0.5, below 0.9."
     with pytest.raises(InputError, match="'my_metrics:accuracy' returns 'accuracy', a name that is already in use"):
         evaluate(predictions, images, metrics=["accuracy", "my_metrics:accuracy"])
     with pytest.raises(InputError, match="'my_metrics:greedy' failed: ValueError: .*read-only"):
@@ -352,7 +358,9 @@ def test_saving_keeps_the_other_files_of_the_folder(files, tmp_path):
     assert (tmp_path / "cache").read_text() == "old"
     summary = json.loads((out / "evaluation.json").read_text())
     assert summary["passed"] is False
-    assert summary["thresholds"][0]["text"].startswith("agreement is 0.833333, below 1: most often 'oak'")
+    assert summary["thresholds"][0]["text"].startswith(
+        "Images that get the expected answer (agreement): 0.833333, below 1: most often 'oak'"
+    )
     assert json.loads((out / "metrics.json").read_text()) == summary["metrics"] == result.metrics
     assert [row["path"] for row in csv.DictReader((out / "disagreements.csv").open())] == ["images/3.jpg"]
     assert [row["class"] for row in csv.DictReader((out / "classes.csv").open())] == list(CLASSES)
@@ -363,7 +371,10 @@ def test_a_notebook_shows_the_metrics_and_the_thresholds(files):
     result = evaluate(predictions, images, thresholds={"errors": {"max": 1}, "accuracy": {"min": 2}})
     shown = result._repr_markdown_()
     assert shown.startswith("| metric | value | 95 % interval |\n|---|--:|--:|\n| images | 6 |  |\n")
-    assert "- ✓ errors is 0, at most 1." in shown and "- ✗ accuracy is " in shown
+    assert (
+        "- ✓ Images that could not be read (errors): 0, at most 1." in shown
+        and "- ✗ Images that get their label (accuracy): " in shown
+    )
     assert repr(result) == "Evaluation(6 images, 1 of 2 thresholds missed)"
 
 

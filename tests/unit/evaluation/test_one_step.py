@@ -75,6 +75,30 @@ def test_with_timms_processor_every_image_is_compared(model, small_checkpoint, p
     assert done.passed and done.metrics["max_logit_difference"] < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        ({"crop_pct": 0.95}, "Transformers begins the crop of every image one pixel earlier."),  # 235 - 224 is 11
+        ({"crop_mode": "border"}, "The model has no image processor of Transformers."),
+    ],
+)
+def test_where_no_image_could_be_compared_timms_pixels_are_taken(data, reason, small_checkpoint, photos, tmp_path):
+    """The report says so. Without anything to compare with, and where it was chosen, the processor stays."""
+    given = {"architecture": "vit_tiny_patch16_224", "labels": CLASSES, "verify": False}
+    convert_checkpoint(small_checkpoint, tmp_path / "hf", data=data, **given)
+    steps = []
+    run = {"source": small_checkpoint, "on_step": steps.append}
+    done = evaluate_model(tmp_path / "hf", photos, tmp_path / "report", **run)
+    assert done.passed and (done.metrics["compared"], done.metrics["known_differences"]) == (3, 0)
+    assert done.about["pixels"].endswith(reason)
+    assert reason.removesuffix(".") in (tmp_path / "report" / "index.html").read_text()
+    assert steps[0] == "Running the converted model with timm's pixels"
+    if "crop_pct" in data:
+        done = evaluate_model(tmp_path / "hf", photos, tmp_path / "report", processor="transformers", **run)
+        assert (done.metrics["compared"], "pixels" in done.about) == (0, False)
+        assert "pixels" not in evaluate_model(tmp_path / "hf", photos, tmp_path / "report").about
+
+
 def test_a_model_that_answers_otherwise_is_not_passed(model, small_checkpoint, photos, tmp_path):
     """Of the weights in the folder, one class is edited after the conversion."""
     edited = tmp_path / "edited"

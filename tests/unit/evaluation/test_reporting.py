@@ -43,10 +43,13 @@ def evaluation(tmp_path, write_images, monkeypatch):
 
 def test_the_page_says_not_passed_and_why(evaluation, tmp_path):
     (missed,) = report(evaluation(), tmp_path / "report")
-    assert missed == "agreement is 0.5, below 1: most often 'ash', 1 of 2 images wrong (images/00002.jpg)."
+    assert (
+        missed
+        == "Images that get the expected answer (agreement): 0.5, below 1: most often 'ash', 1 of 2 images wrong (images/00002.jpg)."
+    )
     page = (tmp_path / "report" / "index.html").read_text()
     assert "<h1>Not passed</h1>" in page
-    assert "agreement is 0.5, below 1" in page
+    assert "Images that get the expected answer (agreement): 0.5, below 1" in page
     assert "<p>1 of 2 images get the expected answer.</p>" in page
     assert "<li>2 images have no expected answer.</li>" in page
     assert (
@@ -157,7 +160,7 @@ def test_names_are_not_markup_in_either_page(evaluation, tmp_path):
         proof = {"parity": {name: {"same_bits": True, "stages": [{"name": name, "max_abs": 0.0}]}}}
         (tmp_path / "proof.json").write_text(json.dumps(proof))
         files = {"last": tmp_path / "last.json", "verification": tmp_path / "proof.json"}
-        assert report(tmp_path / "hostile", tmp_path / "report", **files)[0].startswith(f"{name} is 0.5")
+        assert report(tmp_path / "hostile", tmp_path / "report", **files)[0].startswith(f"{name}: 0.5")
         return [(tmp_path / "report" / file).read_text() for file in ("report.md", "index.html")]
 
     (text, page), (neutral_text, neutral_page) = pages(HOSTILE), pages("xyz")
@@ -222,7 +225,7 @@ def test_an_evaluation_of_another_version_is_refused(evaluation, tmp_path, conte
 
 #: A threshold of the evaluation's four images.
 KEPT = {"name": "images", "bound": "min", "limit": 4.0, "value": 4, "detail": "", "passed": True}
-KEPT["text"] = "images is 4, at least 4."
+KEPT["text"] = "Images: 4, at least 4."
 
 
 @pytest.mark.parametrize(
@@ -296,7 +299,7 @@ def test_the_command_fails_if_a_threshold_is_missed(evaluation, tmp_path):
     done = subprocess.run([command, "report", folder, tmp_path / "report"], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == (
-        "error: agreement is 0.5, below 1: most often 'ash', 1 of 2 images wrong (images/00002.jpg).\n"
+        "error: Images that get the expected answer (agreement): 0.5, below 1: most often 'ash', 1 of 2 images wrong (images/00002.jpg).\n"
         f"{tmp_path}/report/index.html shows it.\n"
     )
     folder = evaluation(limit=0.5)

@@ -1,4 +1,5 @@
 import json
+import math
 import re
 from dataclasses import replace
 
@@ -53,6 +54,24 @@ def test_says_how_it_was_made_and_how_close_it_came(folders):
     assert "| float64 |" in text
     assert "In float64 32 tokens of the picture went through the blocks: in float32, with all of them, every" in text
     assert "5,524,802 elements of the source 5,524,802 are in this folder, bit for bit, and 0 were folded" in text
+
+
+def test_draws_every_stage_beside_its_limit(folders):
+    """A fold rounds, so the bars of the folded model have a length; where nothing is folded, all stages are equal."""
+    for name in ("plain", "folded"):
+        (picture,) = re.findall(r"```text\n(.*?)\n```", card(folders[name]).text, re.DOTALL)
+        comparison = folders[name].verification.parity["float64"]
+        assert len(picture.splitlines()) == len(comparison.stages)
+        for line, stage in zip(picture.splitlines(), comparison.stages, strict=True):
+            assert line.split()[0] == stage.name
+            if stage.max_abs == 0:
+                assert line.endswith("  = equal bit for bit")
+            else:  # six decades from 1e-18 to the limit, 1e-12, in 40 characters
+                begin, value = line.split("|")
+                assert begin.count("█") == math.ceil((math.log10(stage.relative) + 18) / 6 * 40)
+                assert value.strip() == f"{stage.relative:.1e}"
+    assert "█" in picture
+    assert "to the limit, 1e-12." in card(folders["plain"]).text
 
 
 def test_says_what_was_rewritten(folders):
