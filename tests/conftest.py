@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from hypothesis import settings
-from models import HUB_REVISION, full_model, small_model
+from models import HUB_REVISION, full_model, perturbed, small_model, wrapped_arguments
 from PIL import Image
 
 from vitconv.convert import convert_checkpoint
@@ -79,6 +80,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A converted model of five trees."""
     root = tmp_path_factory.mktemp("model")
     return convert_small(root, root / "trees")
+
+
+@pytest.fixture(scope="session")
+def wrapped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A checkpoint that no native class computes, and the proved folder in which Transformers runs timm's model."""
+    root = tmp_path_factory.mktemp("wrapped")
+    arguments = wrapped_arguments("eva02_tiny_patch14_224")
+    model = perturbed(timm.create_model("eva02_tiny_patch14_224", num_classes=5, **arguments))
+    content = {"state_dict": model.state_dict(), "arch": "eva02_tiny_patch14_224", "model_args": arguments}
+    torch.save(content, root / "eva02.pth")
+    convert_checkpoint(root / "eva02.pth", root / "folder", target="timm_wrapper", labels=CLASSES)
+    return root / "eva02.pth", root / "folder"
 
 
 @pytest.fixture

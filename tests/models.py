@@ -126,9 +126,9 @@ def reduced(name: str, **more) -> torch.nn.Module:
 ONE_EACH = {mapping.class_name(e.architecture): name for name, e in entries().items() if e.architecture}
 
 
-def each(names):
+def each(names, few=None):
     """Parameters for a test of every architecture: `make test` takes one of each class, `make test-all` takes them all."""
-    few = set(ONE_EACH.values())
+    few = few or set(ONE_EACH.values())
     return [name if name in few else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
@@ -137,3 +137,35 @@ WITHOUT_HEAD = (
     *("vit_srelpos_small_patch16_224", "vit_srelpos_medium_patch16_224", "vit_relpos_base_patch16_plus_240"),
     "vit_so150m_patch16_reg4_gap_256",
 )
+
+
+def wrapped_arguments(name: str) -> dict[str, Any]:
+    """timm's arguments for two narrow blocks on four by four patches, for any architecture that timm lists."""
+    full = build_timm(name)
+    small: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 3}
+    if hasattr(full, "patch_embed"):
+        sides = zip(full.patch_embed.img_size, full.patch_embed.grid_size, strict=True)
+        small["img_size"] = [4 * (size // patches) for size, patches in sides]
+    if name == "vit_base_mci_224":  # its stem has one width
+        small = {"depth": 2}
+    if name.startswith("samvit"):
+        small |= {"window_size": 3, "global_attn_indexes": [1]}
+    if name.endswith("sapiens2"):
+        small |= {"embed_dim": 64, "num_heads": 4, "num_kv_heads": [4, 2]}
+    return small
+
+
+#: For the tests of what runs timm's own model: one of each kind of block that no native class computes, and a plain one.
+WRAPPED = {
+    "eva02_tiny_patch14_224",
+    "vit_small_patch16_rope_mixed_224",
+    "vit_pe_core_tiny_patch16_384",
+    "beit3_base_patch16_224",
+    "vit_small_patch16_18x2_224",
+    "vit_dpwee_patch16_reg1_gap_256",
+    "vit_relpos_small_patch16_rpn_224",
+    "vit_small_resnet26d_224",
+    "naflexvit_base_patch16_gap",
+    "samvit_base_patch16_224",
+    "vit_tiny_patch16_224",
+}

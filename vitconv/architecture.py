@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 from vitconv.errors import InputError, WeightsError, first_few, shown
 
@@ -162,6 +163,62 @@ class Architecture:
     def num_positions(self) -> int:
         """Rows of ``pos_embed``."""
         return math.prod(self.grid) + self.num_prefix_tokens * self.class_position
+
+
+@dataclass(frozen=True, repr=False)
+class WrappedArchitecture:
+    """A timm Vision Transformer by its name and arguments, for the target that runs timm itself (``timm_wrapper``).
+
+    It stands for models that :class:`Architecture` does not describe. It knows the tensors that timm builds, and no
+    fact about what they compute.
+
+    Attributes:
+        name: timm's, without a tag.
+        model_args: the arguments of timm's that rebuild the model, but ``num_classes``, as JSON has them.
+        image_size: (height, width) in pixels.
+        num_channels: of the images.
+        num_labels: rows of the classification head; 0 for a headless model.
+        num_features: the width of what the model returns without a head.
+        grid: patches in a column and in a row, where the model has one image size.
+        shapes: name and shape of every tensor of timm's state dict.
+    """
+
+    name: str
+    model_args: Mapping[str, Any]
+    image_size: tuple[int, int]
+    num_channels: int
+    num_labels: int
+    num_features: int
+    grid: tuple[int, int]
+    shapes: Shapes
+
+    def __repr__(self) -> str:
+        size = "{}x{}".format(*self.image_size)
+        return f"WrappedArchitecture({self.name}, {size}, {self.num_channels} channels, {self.num_labels} classes)"
+
+    @property
+    def classifier(self) -> bool:
+        """Whether the model ends in a classification head."""
+        return self.num_labels > 0
+
+    @property
+    def any_size(self) -> bool:
+        """Never: also of a model that takes images of any size, one is taken for the proof."""
+        return False
+
+    @property
+    def num_positions(self) -> int:
+        """Rows of ``pos_embed``; 0 if there is none, or one that is not a list of positions."""
+        shape = self.shapes.get("pos_embed", ())
+        return shape[1] if len(shape) == 3 else 0
+
+
+AnyArchitecture = Architecture | WrappedArchitecture
+
+
+def plain_facts(architecture: AnyArchitecture) -> dict[str, Any]:
+    """An architecture as plain data, for JSON, without the shapes of its tensors."""
+    return {name: value for name, value in asdict(architecture).items() if name != "shapes"}
 
 
 def describe_fact(field: str, a: Architecture) -> str:

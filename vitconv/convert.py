@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitconv import mapping
-from vitconv.architecture import Architecture
+from vitconv.architecture import AnyArchitecture, Architecture, WrappedArchitecture, plain_facts
 from vitconv.checkpoints.checkpoint import (
     CONFIG_FILE,
     HUB_PREFIX,
@@ -61,8 +61,10 @@ from vitconv.models.timm import (
     regularisation,
 )
 from vitconv.models.timm_state import patch_embedding
+from vitconv.models.wrapper import is_wrapper, wrapper_config
 from vitconv.parity.comparison import compare
 from vitconv.parity.verification import Verification, verify_folder
+from vitconv.parity.wrapper import verify_wrapper
 from vitconv.revert import Reversion, revert_checkpoint, to_timm
 from vitconv.source import Identified, Inspection, SourceOptions, facts, identify, sized, timm_reference
 from vitconv.writing.card import CARD_FILE, loading_lines, model_card
@@ -108,7 +110,7 @@ class Conversion:
     """
 
     destination: Path
-    architecture: Architecture
+    architecture: AnyArchitecture
     target: str | None
     plan: Plan
     made: tuple[Made, ...]
@@ -147,7 +149,7 @@ class Conversion:
             "destination": os.fspath(self.destination),
             "class_name": self.class_name,
             "output_expression": self.output_expression,
-            "architecture": asdict(self.architecture),
+            "architecture": plain_facts(self.architecture),
             "target": self.target,
             "labels": list(self.labels),
             "preprocessing": asdict(self.data),
@@ -213,6 +215,7 @@ def convert_state_dict(
         >>> model.load_state_dict(convert_state_dict(timm_model.state_dict(), timm_model))
         <All keys matched successfully>
     """
+    _refuse_wrapper(target)
     if layout not in ("module", "hub"):
         raise InputError(f"There is no layout '{layout}'.", "Choose 'module' or 'hub'.")
     _check_state_dict(state_dict)
@@ -227,6 +230,14 @@ def convert_state_dict(
     # safetensors writes a tensor's memory, in which values that are only marked as negated have the other sign.
     state_dict = {name: tensor.resolve_neg() for name, tensor in state_dict.items()}
     return convert_tensors(state_dict, architecture, dialect, target=target)
+
+
+def _refuse_wrapper(target: str | None) -> None:
+    if target == mapping.WRAPPER.name:
+        raise InputError(
+            f"The target '{target}' is a folder that builds timm's model: there is nothing to convert in memory.",
+            "Write the folder with `convert_checkpoint`, or keep the timm model.",
+        )
 
 
 def _check_state_dict(state_dict: Mapping[str, Tensor]) -> None:
@@ -279,6 +290,7 @@ def to_huggingface(timm_model: nn.Module, *, target: str | None = None, verify: 
     """
     import torch
 
+    _refuse_wrapper(target)
     architecture = from_timm(timm_model)
     state_dict = timm_model.state_dict()
     check_tensors(mapping.timm_shapes(architecture), shapes_of(state_dict))
@@ -364,6 +376,7 @@ def load_timm(
     source: str | os.PathLike[str],
     architecture: nn.Module | str | None = None,
     *,
+    target: str | None = None,
     image_size: tuple[int, int] | None = None,
     ema: bool = True,
     ignore: Collection[str] = (),
@@ -372,7 +385,8 @@ def load_timm(
     """Build timm's own model of a checkpoint and load the weights. A conversion is compared with this model.
 
     Args:
-        source, architecture, image_size, ema, ignore, headless: as for :func:`convert_checkpoint`.
+        source, architecture, target, image_size, ema, ignore, headless: as for :func:`convert_checkpoint`. A model
+            that no class of Transformers computes is built for the target ``"timm_wrapper"`` only.
 
     Returns:
         the timm model in evaluation mode, on the CPU, in the dtype of the weights.
@@ -380,7 +394,7 @@ def load_timm(
     Raises:
         VitconvError: what :func:`convert_checkpoint` would refuse, for the same reason.
     """
-    options = SourceOptions(architecture, image_size, ema=ema, ignore=ignore, headless=headless)
+    options = SourceOptions(architecture, image_size, target=target, ema=ema, ignore=ignore, headless=headless)
     opened = identify(source, options)
     model = opened.timm_model()
     # Copies are aligned in memory, as torch's kernels need it for speed, and do not keep the file open.
@@ -448,6 +462,8 @@ def convert_checkpoint(
         target: Transformers' name of the family to convert to, such as ``"dinov2"``; by default the simplest that
             computes the same. ``"head_code"``: Transformers' vision model, and timm's head in a file of code that the
             folder holds (:mod:`vitconv.models.modeling_vitconv`).
+            computes the same. ``"timm_wrapper"`` writes a folder in which Transformers runs timm's own model, for
+            any of timm's Vision Transformers.
         labels: class names, or a file of them (one per line, or JSON); by default what the checkpoint says.
         image: an image file to verify on; by default a built-in picture.
         image_size: (height, width), if the weights do not determine it; another size resamples the position
@@ -582,7 +598,7 @@ def verify_checkpoint(
         architecture or recorded.architecture,
         image_size or recorded.image_size,
         data or recorded.data,
-        recorded.target,
+        mapping.WRAPPER.name if is_wrapper(folder) else recorded.target,
         recorded.ema if ema is None else ema,
         recorded.ignore if ignore is None else ignore,
         recorded.headless if headless is None else headless,
@@ -599,7 +615,7 @@ def verify_checkpoint(
     for file in opened.source.files:
         check_checksums(file)
     try:
-        verification = verify_folder(
+        verification = _prove(opened)(
             folder,
             opened.state_dict,
             opened.timm_model(),
@@ -786,7 +802,7 @@ def _read_names(labels: Sequence[str] | str | os.PathLike[str] | None) -> tuple[
 
 def _labels_for(
     labels: Sequence[str] | None,
-    architecture: Architecture,
+    architecture: AnyArchitecture,
     given: Sequence[str] | str | os.PathLike[str] | None = None,
 ) -> tuple[str, ...]:
     """Names for the classes: the labels, of which there must be as many, or ``LABEL_0``…
@@ -820,9 +836,14 @@ def _write(folder: Path, opened: Identified, labels: tuple[str, ...], dtype: str
 
         wanted = getattr(torch, dtype) if dtype else None
         tensors = convert_tensors(opened.state_dict, inspection.architecture, "hub", wanted, inspection.target)
-    config = mapping.config(inspection.architecture, labels, inspection.target) | {"dtype": _widest(tensors)}
-    write_json(config, folder / CONFIG_FILE)
+    if isinstance(inspection.architecture, WrappedArchitecture):
+        config = wrapper_config(inspection.architecture, labels, inspection.data)
+    else:
+        config = mapping.config(inspection.architecture, labels, inspection.target)
+    write_json(config | {"dtype": _widest(tensors)}, folder / CONFIG_FILE)
     write_weights(tensors, folder)
+    if family is mapping.WRAPPER:
+        return  # its image processor is in config.json
     if isinstance(family, FamilyWithTimmHead):
         shutil.copyfile(HEAD_FILE, folder / HEAD_FILE.name)
     processor = processor_config(inspection.data)
@@ -857,7 +878,7 @@ def _write_and_prove(
             timm_model = opened.timm_model()
             for running in (writing, *checking):
                 running.result()
-            verification = verify_folder(
+            verification = _prove(opened)(
                 folder,
                 opened.state_dict,
                 timm_model,
@@ -872,6 +893,11 @@ def _write_and_prove(
             return verification, {file: running.result() for file, running in hashing.items()}
         finally:
             stopping.set()
+
+
+def _prove(opened: Identified) -> Callable[..., Verification]:
+    """The proof of a folder: native models are compared stage by stage, wrapped ones by what they return."""
+    return verify_wrapper if opened.inspection.target == mapping.WRAPPER.name else verify_folder
 
 
 def _widest(tensors: Mapping[str, StoredTensor | Tensor]) -> str:

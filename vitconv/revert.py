@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitconv import mapping
-from vitconv.architecture import Architecture, check_image_size
+from vitconv.architecture import AnyArchitecture, Architecture, check_image_size, plain_facts
 from vitconv.checkpoints.checkpoint import CONFIG_FILE, PARITY_FILE
 from vitconv.errors import ArchitectureError, CheckpointError, InputError, ParityError, WeightsError, brief, first_few
 from vitconv.files import absent, write_json
@@ -26,13 +26,20 @@ from vitconv.mapping.rewrites import FOLD_LAYER_SCALE, Rewrite, Rewritten
 from vitconv.markdown import escape
 from vitconv.models.catalogue import entries
 from vitconv.models.data_config import DataConfig, data_config, makes_pixels, tag_config
-from vitconv.models.huggingface import installed_dialect, load_for_timm
+from vitconv.models.huggingface import installed_dialect, load_folder, load_for_timm
 from vitconv.models.images import load_image, sample_image
-from vitconv.models.pixels import probe_images
-from vitconv.models.processors import PROCESSOR_FILE, from_processor, load_any_processor, processor_file
+from vitconv.models.pixels import probe_images, probe_pixels, timm_pixels
+from vitconv.models.processors import (
+    PROCESSOR_FILE,
+    from_processor,
+    load_any_processor,
+    processor_file,
+    timm_data_config,
+)
 from vitconv.models.timm import ACTIVATIONS, arguments, build_timm, from_timm, make_buffers
-from vitconv.parity.comparison import Parity, compare
-from vitconv.parity.verification import check_bytes, pixels_for, usual_dtype
+from vitconv.models.wrapper import is_wrapper, read_wrapped
+from vitconv.parity.comparison import Parity, compare, compare_outputs
+from vitconv.parity.verification import check_bytes, check_timm_processor, pixels_for, usual_dtype
 from vitconv.writing.record import recorded_architecture, reversion_record
 from vitconv.writing.staging import check_destination, staged_folder
 
@@ -62,7 +69,7 @@ class Reversion:
     """
 
     destination: Path
-    architecture: Architecture
+    architecture: AnyArchitecture
     timm_name: str
     model_args: Mapping[str, Any]
     dropped: tuple[str, ...]
@@ -93,7 +100,7 @@ class Reversion:
             "timm_name": self.timm_name,
             "model_args": dict(self.model_args),
             "dropped": list(self.dropped),
-            "architecture": asdict(self.architecture),
+            "architecture": plain_facts(self.architecture),
             "preprocessing": asdict(self.data),
             "load": self.loading_line,
             "parity": self.parity.to_dict() if self.parity else None,
@@ -174,6 +181,8 @@ def revert_checkpoint(
     if not os.path.isfile(source / CONFIG_FILE):
         raise CheckpointError(absent(source / CONFIG_FILE), "Pass a folder with a Transformers model.")
     on_step("Reading the folder")
+    if is_wrapper(source):
+        return _unwrap(source, destination, architecture, picture, verify=verify, overwrite=overwrite, on_step=on_step)
     hf_model, extra = load_for_timm(source, pooler="pooler" not in drop)
     dropped = _allowed(_family(hf_model), extra, drop)
     recorded = recorded_architecture(source) if architecture is None else None
@@ -217,6 +226,51 @@ def revert_checkpoint(
     )
 
 
+def _unwrap(
+    source: Path,
+    destination: str | os.PathLike[str],
+    architecture: str | None,
+    picture: Image,
+    *,
+    verify: bool,
+    overwrite: bool,
+    on_step: Callable[[str], None],
+) -> Reversion:
+    """Write the timm model in a folder for ``TimmWrapper``: it is taken out as it is."""
+    import torch
+
+    wrapper = load_folder(source)
+    inside, data = read_wrapped(wrapper.timm_model), timm_data_config(source, CONFIG_FILE)
+    if architecture is not None and architecture.partition(".")[0] != inside.name:
+        raise ArchitectureError(
+            f"The architecture given is '{architecture}', but '{source}' holds timm's {inside.name}.",
+            "Leave --arch out.",
+        )
+    if data is None:
+        raise CheckpointError(
+            f"The `pretrained_cfg` in '{source / CONFIG_FILE}' does not say how images are prepared.",
+            "Restore the file, or convert the checkpoint again.",
+        )
+    data = replace(data, origin=f"the folder's {CONFIG_FILE}")
+    found = _Found(inside.name, inside, inside.model_args, wrapper.timm_model, (), ())
+    with staged_folder(destination, overwrite=overwrite) as folder:
+        on_step("Writing the folder")
+        _write(folder, found, wrapper.config, data)
+        parity = None
+        if verify:
+            on_step("Comparing the models")
+            loaded = _loaded(folder, found)
+            check_timm_processor(source, data, [picture], CONFIG_FILE)
+            pixels = probe_pixels(data)[:1]
+            if makes_pixels(data):
+                pixels = torch.cat([timm_pixels(picture, data)[None], pixels])
+            dtype = usual_dtype(next(wrapper.parameters()).dtype)
+            parity = compare_outputs(loaded, wrapper, pixels, dtypes=["float64", dtype])
+            parity.assert_match()
+            write_json(reversion_record(found.name, parity), folder / PARITY_FILE)
+    return Reversion(Path(destination), inside, inside.name, inside.model_args, (), data, parity, ())
+
+
 def check_drop(drop: Collection[str]) -> None:
     """Raise :class:`~vitconv.errors.InputError` unless all are parts that can be dropped."""
     unknown = [name for name in drop if name not in DROPPABLE]
@@ -232,7 +286,7 @@ class _Found:
     """
 
     name: str
-    architecture: Architecture
+    architecture: Any
     model_args: Mapping[str, Any]
     model: Any
     dropped: tuple[str, ...]
@@ -324,6 +378,8 @@ def _no_architecture(family: Family, hf_model: PreTrainedModel, name: str | None
 
 def _family(hf_model: PreTrainedModel) -> Family:
     name = type(hf_model).__name__
+    if name in mapping.WRAPPER.classes:
+        raise ArchitectureError(f"A {name} holds the timm model as it is.", "Take it: `hf_model.timm_model`.")
     if name not in mapping.CLASSES:
         raise ArchitectureError(
             f"vitconv knows no way back from {name}.", f"It knows one from {', '.join(mapping.CLASSES)}."
@@ -617,6 +673,21 @@ def _write(folder: Path, found: _Found, config: PreTrainedConfig, data: DataConf
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
+def _loaded(folder: Path, found: _Found) -> nn.Module:
+    """The model that timm loads from the folder; its tensors are those that were found."""
+    import timm
+
+    try:
+        loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    except Exception as error:
+        raise ParityError(
+            f"timm does not load the folder: {str(error)[:200]}", "Report this as a bug in vitconv.", stage="loading"
+        ) from error
+    loaded.to(next(found.model.parameters()).dtype)
+    check_bytes(found.model.state_dict(), loaded.state_dict())
+    return loaded
+
+
 def _prove(
     folder: Path,
     found: _Found,
@@ -626,17 +697,7 @@ def _prove(
     picture: Image,
 ) -> tuple[Parity, tuple[str, ...]]:
     """Load the folder as users do, and compare; also the known differences of the pixels, in sentences."""
-    import timm
-
-    try:
-        loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    except Exception as error:
-        raise ParityError(
-            f"timm does not load the folder: {str(error)[:200]}", "Report this as a bug in vitconv.", stage="loading"
-        ) from error
-    dtype = next(found.model.parameters()).dtype
-    loaded.to(dtype)
-    check_bytes(found.model.state_dict(), loaded.state_dict())
+    loaded, dtype = _loaded(folder, found), next(found.model.parameters()).dtype
     pixels, _, differences = pixels_for(None, data, [picture], processor=processor)
     # Under another name, an activation is the same function, rounded after each step of its formula: in 16 bits that
     # is farther from float64 than timm's, so that the two are compared where rounding is small.

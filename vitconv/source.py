@@ -19,7 +19,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitconv import mapping
-from vitconv.architecture import HEADS, Architecture, Shapes, check_image_size, describe_shapes, fit_to_weights
+from vitconv.architecture import (
+    HEADS,
+    AnyArchitecture,
+    Architecture,
+    Shapes,
+    WrappedArchitecture,
+    check_image_size,
+    describe_shapes,
+    fit_to_weights,
+    plain_facts,
+)
 from vitconv.checkpoints.checkpoint import Source, open_source
 from vitconv.checkpoints.description import (
     DATA,
@@ -44,11 +54,12 @@ from vitconv.files import read_json
 from vitconv.mapping.plan import Plan, check_names, check_tensors, make_plan, shapes_of
 from vitconv.mapping.rewrites import Made
 from vitconv.mapping.summary import rewritten, summarise_architecture, summarise_rewrites
+from vitconv.mapping.wrapper import WARNING, WRAPPER
 from vitconv.markdown import code, escape, table
 from vitconv.models import catalogue, position_embedding
-from vitconv.models.data_config import DataConfig, data_config, read_data_config, tag_config
+from vitconv.models.data_config import DataConfig, data_config, makes_pixels, read_data_config, tag_config
 from vitconv.models.images import MODES
-from vitconv.models.processors import missing_processor
+from vitconv.models.processors import missing_processor, obstacle
 from vitconv.models.timm import (
     build_timm,
     describe_regularisation,
@@ -57,6 +68,7 @@ from vitconv.models.timm import (
     read_config,
     regularisation,
 )
+from vitconv.models.wrapper import read_wrapped, sized_wrapped
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -77,8 +89,13 @@ class SourceOptions:
     ignore: Collection[str] = ()
     headless: bool = False
 
+    @property
+    def read(self) -> Callable[[nn.Module], AnyArchitecture]:
+        """What reads the architecture of a timm model, for the target."""
+        return read_wrapped if self.target == WRAPPER.name else from_timm
 
-def facts(architecture: Architecture, target: str | None, data: DataConfig, made: tuple[Made, ...]) -> list[str]:
+
+def facts(architecture: AnyArchitecture, target: str | None, data: DataConfig, made: tuple[Made, ...]) -> list[str]:
     """What is converted and how: ``name: value``, for people."""
     return [
         f"model: {summarise_architecture(architecture, target)}",
@@ -92,7 +109,7 @@ class Inspection:
     """What a conversion would do, before it does it.
 
     Attributes:
-        architecture: as read from timm and the weights.
+        architecture: as read from timm and the weights; for the target ``"timm_wrapper"``, by name and arguments only.
         target: the family that was given; ``None`` for the simplest one that computes the same.
         plan: the moves into the Hub layout.
         made: the tensors that are made from others (or from nothing) before the moves.
@@ -101,7 +118,7 @@ class Inspection:
         notes: what the checkpoint says of itself and how the model was found in it, in sentences.
     """
 
-    architecture: Architecture
+    architecture: AnyArchitecture
     target: str | None
     plan: Plan
     made: tuple[Made, ...]
@@ -118,7 +135,7 @@ class Inspection:
         """The inspection as plain data, for JSON: ``moves`` has every tensor and what it becomes."""
         return {
             "class_name": mapping.class_name(self.architecture, self.target),
-            "architecture": asdict(self.architecture),
+            "architecture": plain_facts(self.architecture),
             "target": self.target,
             "preprocessing": asdict(self.data),
             "rewritten": rewritten(self.made),
@@ -225,7 +242,7 @@ class Identified:
             ArchitectureError: the installed timm builds another architecture by this name.
         """
         model = self.build()
-        built, known = from_timm(model), self.inspection.architecture
+        built, known = self.options.read(model), self.inspection.architecture
         if built != known:
             differing = [name for name, value in asdict(built).items() if value != asdict(known)[name]]
             raise ArchitectureError(
@@ -247,11 +264,11 @@ def identify(path: str | os.PathLike[str], options: SourceOptions) -> Identified
     source = open_source(path)
     description, notes = _own_description(source, options.ignore)
     wanted, note = _architecture(source, options, description)
-    reference = timm_reference(wanted, description)
+    reference = timm_reference(wanted, description, options.read)
     if not description.statements.keys() & {"architecture", "pretrained_cfg"}:
         reference = replace(reference, input_size=None)  # nothing states the image size that timm used
     if isinstance(options.architecture, str):
-        _check_tag(options.architecture, reference, description)
+        _check_tag(options.architecture, reference, description, options.read)
     description = _with_sizes_of_timm(description, reference, options.ignore)
 
     def build(**sizes: Any) -> nn.Module:
@@ -260,12 +277,15 @@ def identify(path: str | os.PathLike[str], options: SourceOptions) -> Identified
     names = set(mapping.timm_shapes(replace(reference.architecture, num_labels=1)))
     respell = functools.partial(_respell, source, build)
     unwrapped = unwrap(source.content, names, ema=options.ema, headless=options.headless, respell=respell)
-    tensors: Mapping[str, StoredTensor | Tensor] = source.tensors(unwrapped.tensors)
-    trained, known = _trained_and_wanted(wanted, reference, tensors, description, options)
-    own_size = _own_image_size(wanted, reference, tensors, description, options) if options.image_size else None
+    # Of the models that convert, none holds integers; some others count the batches of their batch norms.
+    counts = options.target == WRAPPER.name
+    tensors: Mapping[str, StoredTensor | Tensor] = source.tensors(unwrapped.tensors, integers=counts)
+    trained, known = _trained_and_wanted(wanted, reference, tensors, description, options, build)
+    own_size = _own_image_size(wanted, reference, tensors, description, options, build) if options.image_size else None
     sizing = _shape_note(reference.architecture, shapes_of(tensors), trained) if options.image_size else []
     if known != trained:
         tensors = position_embedding.resample(load_tensors(tensors), trained, known)
+        check_tensors(mapping.timm_shapes(known), shapes_of(tensors))
         sizing.append(position_embedding.describe(trained, known))
     if known.any_size:
         sizing.append(
@@ -321,7 +341,7 @@ def _architecture(
         # A name that timm does not know is kept, so that the error shows it as it was given.
         return check_architecture(_name_of_today(given) or given, description), []
     if given is not None:
-        _check_module(given, description)
+        _check_module(given, description, options.read)
         return given, []
     stated = description.get("architecture")
     if stated is not None:
@@ -343,7 +363,7 @@ def _with_sizes_of_timm(
     return description.filled(_sizes(reference.architecture), where, ignore)
 
 
-def _sizes(a: Architecture) -> dict[str, Any]:
+def _sizes(a: AnyArchitecture) -> dict[str, Any]:
     """The sizes by the names of timm's arguments: :data:`vitconv.checkpoints.description.SIZES`."""
     return {"num_classes": a.num_labels, "in_chans": a.num_channels, "img_size": a.image_size}
 
@@ -354,12 +374,15 @@ def _trained_and_wanted(
     tensors: Mapping[str, StoredTensor | Tensor],
     description: SelfDescription,
     options: SourceOptions,
-) -> tuple[Architecture, Architecture]:
+    build: Callable[..., nn.Module],
+) -> tuple[AnyArchitecture, AnyArchitecture]:
     """The architecture at the sizes of the weights, and at the sizes asked for; contradictions are errors."""
     shapes, trained = shapes_of(tensors), reference.architecture
-    known = trained
-    if isinstance(wanted, str):
-        trained, known = sized(reference.architecture, shapes, options.image_size, _fed_size(reference, description))
+    known, stated = trained, _fed_size(reference, description)
+    if isinstance(wanted, str) and isinstance(trained, WrappedArchitecture):
+        trained, known = sized_wrapped(trained, shapes, options.image_size, stated, build)
+    elif isinstance(wanted, str):
+        trained, known = sized(trained, shapes, options.image_size, stated)
     check_tensors(mapping.timm_shapes(trained), shapes)
     check_sizes(
         description,
@@ -378,15 +401,16 @@ def _own_image_size(
     tensors: Mapping[str, StoredTensor | Tensor],
     description: SelfDescription,
     options: SourceOptions,
+    build: Callable[..., nn.Module],
 ) -> tuple[int, int] | None:
     """The image size without a given one; ``None`` if the source leaves it open or contradicts itself about it."""
     alone = replace(options, image_size=None)
     with suppress(VitconvError):
-        return _trained_and_wanted(wanted, reference, tensors, description, alone)[1].image_size
+        return _trained_and_wanted(wanted, reference, tensors, description, alone, build)[1].image_size
     return None
 
 
-def _check_mode(description: SelfDescription, known: Architecture) -> None:
+def _check_mode(description: SelfDescription, known: AnyArchitecture) -> None:
     """Raise :class:`CheckpointError` if images were converted to another colour mode than the channels imply."""
     mode = description.get("input_img_mode")
     if mode is not None and mode != MODES.get(known.num_channels):
@@ -399,7 +423,7 @@ def _check_mode(description: SelfDescription, known: Architecture) -> None:
 
 def _data(
     reference: TimmReference,
-    known: Architecture,
+    known: AnyArchitecture,
     description: SelfDescription,
     given: Mapping[str, Any] | str | os.PathLike[str] | None,
 ) -> DataConfig:
@@ -439,42 +463,49 @@ class TimmReference:
     """What is known of a timm architecture before the weights are looked at.
 
     Attributes:
-        architecture: as timm builds it, with its own sizes.
+        architecture: as timm builds it, with its own sizes: an :data:`~vitconv.architecture.AnyArchitecture`.
         tag: how it wants its images prepared: :func:`vitconv.models.data_config.tag_config`.
         input_size: (height, width) that timm prepares images to for a model that takes any; ``None`` for others.
     """
 
-    architecture: Architecture
+    architecture: Any
     tag: Mapping[str, Any]
     input_size: tuple[int, int] | None = None
 
 
-def timm_reference(architecture: nn.Module | str, description: SelfDescription) -> TimmReference:
+def timm_reference(
+    architecture: nn.Module | str,
+    description: SelfDescription,
+    read: Callable[[nn.Module], AnyArchitecture] = from_timm,
+) -> TimmReference:
     """From the catalogue, which needs no torch; else from timm, with the arguments that the checkpoint states."""
     if not isinstance(architecture, str):
-        return replace(_reference_of_model(architecture), input_size=None)  # it has the size that it was built with
+        # It has the size that it was built with.
+        return replace(_reference_of_model(architecture, read), input_size=None)
     cfg, arguments = description.get("pretrained_cfg"), description.model_args
-    known = catalogue.look_up(architecture) if cfg is None and not arguments else None
+    in_catalogue = cfg is None and not arguments and read is from_timm
+    known = catalogue.look_up(architecture) if in_catalogue else None
     if known is not None:
         return TimmReference(known.architecture, known.data)
     model: Any = _build(architecture, description, {})
     try:
-        return _reference_of_model(model)
+        return _reference_of_model(model, read)
     except ArchitectureError:
         # Without its head it may convert. Whether there is one, the weights tell, which are judged later.
         with suppress(ArchitectureError):
-            reference = _reference_of_model(_build(architecture, description, {"num_classes": 0}))
+            reference = _reference_of_model(_build(architecture, description, {"num_classes": 0}), read)
             return replace(reference, architecture=replace(reference.architecture, num_labels=model.num_classes))
         raise
 
 
-def _reference_of_model(model: nn.Module) -> TimmReference:
+def _reference_of_model(model: nn.Module, read: Callable[[nn.Module], AnyArchitecture]) -> TimmReference:
     cfg = getattr(model, "pretrained_cfg", None) or {}
     # The patch embedding of a model for any size does not check the size.
     dynamic = not getattr(getattr(model, "patch_embed", None), "strict_img_size", True)
     fed = tuple((cfg.get("input_size") or ())[-2:])
-    known = from_timm(model)
-    return TimmReference(known, tag_config(cfg), fed if (dynamic or known.any_size) and is_image_size(fed) else None)
+    known = read(model)
+    any_size = dynamic or known.any_size
+    return TimmReference(known, tag_config(cfg), fed if any_size and is_image_size(fed) else None)
 
 
 def _build(name: str, description: SelfDescription, sizes: Mapping[str, Any]) -> nn.Module:
@@ -553,7 +584,9 @@ def _only_candidate(source: Source, options: SourceOptions) -> tuple[str, str]:
     return names[0], f"The weights fit one timm architecture, {names[0]}{same}, which was used."
 
 
-def _check_module(model: nn.Module, description: SelfDescription) -> None:
+def _check_module(
+    model: nn.Module, description: SelfDescription, read: Callable[[nn.Module], AnyArchitecture]
+) -> None:
     """Raise :class:`ArchitectureError` if the checkpoint says that its weights are of another model than this one."""
     stated = description.get("architecture")
     if stated is None:
@@ -565,31 +598,40 @@ def _check_module(model: nn.Module, description: SelfDescription) -> None:
                 "Pass a model with that pooling, or ignore=['global_pool'].",
             )
         return
-    reference, given = timm_reference(stated, description), from_timm(model)
-    described = reference.architecture
-    free: dict[str, Any] = {
-        "image_size": given.image_size,
-        "num_labels": given.num_labels,
-        "num_channels": given.num_channels,
-    }
-    differing = [name for name, value in asdict(replace(described, **free)).items() if value != asdict(given)[name]]
+    reference, given = timm_reference(stated, description, read), read(model)
+    described, facts_given = _fixed_facts(reference.architecture), _fixed_facts(given)
+    differing = [name for name in {**described, **facts_given} if described.get(name) != facts_given.get(name)]
     if differing:
         raise ArchitectureError(
             f"The checkpoint says '{stated}' (`{description.where('architecture')}`), but the model given "
             f"differs from it in {first_few(differing)}.",
             "Give the model that the weights were trained with, or ignore=['architecture'].",
         )
-    _check_preprocessing("The model given", _reference_of_model(model).tag, reference.tag, description)
+    _check_preprocessing("The model given", _reference_of_model(model, read).tag, reference.tag, description)
 
 
-def _check_tag(given: str, reference: TimmReference, description: SelfDescription) -> None:
+def _fixed_facts(a: AnyArchitecture) -> dict[str, Any]:
+    """The facts on an architecture that do not depend on the sizes of the weights."""
+    found = plain_facts(a)
+    if isinstance(a, WrappedArchitecture):
+        found |= {name: value for name, value in a.model_args.items() if name not in SIZES}
+    free = ("image_size", "num_labels", "num_channels", "grid", "model_args")
+    return {name: value for name, value in found.items() if name not in free}
+
+
+def _check_tag(
+    given: str,
+    reference: TimmReference,
+    description: SelfDescription,
+    read: Callable[[nn.Module], AnyArchitecture],
+) -> None:
     """Raise :class:`ArchitectureError` if the tag given prepares images otherwise than the checkpoint says."""
     if "." not in given or not description.statements.keys() & {"architecture", "pretrained_cfg"}:
         return
     stated = reference.tag
     if "pretrained_cfg" not in description.statements:
-        stated = timm_reference(description.get("architecture"), SelfDescription()).tag
-    tag = timm_reference(given, SelfDescription()).tag
+        stated = timm_reference(description.get("architecture"), SelfDescription(), read).tag
+    tag = timm_reference(given, SelfDescription(), read).tag
     _check_preprocessing(f"The tag of '{given}'", tag, stated, description)
 
 
@@ -616,7 +658,10 @@ def _fed_size(reference: TimmReference, description: SelfDescription) -> Any:
 
 
 def _check_dynamic(
-    reference: TimmReference, description: SelfDescription, trained: Architecture, image_size: tuple[int, int] | None
+    reference: TimmReference,
+    description: SelfDescription,
+    trained: AnyArchitecture,
+    image_size: tuple[int, int] | None,
 ) -> None:
     """Raise :class:`CheckpointError` if timm gives a model for any size images of another size than its positions.
 
@@ -637,8 +682,8 @@ def _check_dynamic(
 
 def _assumed(
     given: nn.Module | str | None,
-    named: Architecture,
-    known: Architecture,
+    named: AnyArchitecture,
+    known: AnyArchitecture,
     data: DataConfig,
     description: SelfDescription,
 ) -> list[str]:
@@ -712,9 +757,9 @@ def sized(
     return trained, wanted
 
 
-def _shape_note(architecture: Architecture, shapes: Shapes, taken: Architecture) -> list[str]:
+def _shape_note(architecture: AnyArchitecture, shapes: Shapes, taken: AnyArchitecture) -> list[str]:
     """A note if the given image size was taken as that of the training, although the weights alone suggest another."""
-    if not architecture.position_embedding or architecture.any_size:
+    if isinstance(architecture, WrappedArchitecture) or not architecture.position_embedding or architecture.any_size:
         return []  # then the weights do not tell the image size
     try:
         told = fit_to_weights(architecture, shapes)
@@ -730,7 +775,7 @@ def _shape_note(architecture: Architecture, shapes: Shapes, taken: Architecture)
 
 def _inspect(
     tensors: Mapping[str, StoredTensor | Tensor],
-    architecture: Architecture,
+    architecture: AnyArchitecture,
     target: str | None,
     data: DataConfig,
     warnings: Sequence[str],
@@ -742,6 +787,11 @@ def _inspect(
     if not family.is_pure_rename(architecture):
         simplified = family.rewrite(load_tensors(tensors), architecture)
         made, shapes, simple = simplified.made, shapes_of(simplified.state_dict), simplified.architecture
-    warnings = [*filter(None, [missing_processor(data)]), *warnings]
+    if family is WRAPPER:
+        missing = None if makes_pixels(data) else f"No image processor: {obstacle(data)}"
+        warnings = [WARNING, *warnings]
+    else:
+        missing = missing_processor(data)
+    warnings = [*filter(None, [missing]), *warnings]
     plan = make_plan(family, simple, shapes)
     return Inspection(architecture, target, plan, made, data, tuple(warnings), tuple(notes))

@@ -715,3 +715,30 @@ def test_weights_that_transformers_would_round_are_refused(stored, dtype, tmp_pa
     with pytest.raises(WeightsError, match=f"is stored as {stored}, and Transformers rounds it to {dtype}"):
         revert_checkpoint(tmp_path / "hf", tmp_path / "back")
     assert not (tmp_path / "back").exists()
+
+
+def test_the_timm_model_in_a_wrapper_comes_back_as_it_is(wrapped, tmp_path):
+    done = revert_checkpoint(wrapped[1], tmp_path / "back")
+    assert (done.timm_name, done.dropped, done.notes) == ("eva02_tiny_patch14_224", (), ())
+    assert all(one.same_bits for one in done.parity.comparisons)
+    again = timm.create_model(f"local-dir:{tmp_path / 'back'}", pretrained=True)
+    state_dict = torch.load(wrapped[0])["state_dict"]
+    assert again.state_dict().keys() == state_dict.keys()
+    assert all(torch.equal(tensor, state_dict[name]) for name, tensor in again.state_dict().items())
+    found, first = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "back", wrapped[1]))
+    assert found["label_names"] == first["label_names"]
+    for name in ("mean", "std", "interpolation", "crop_pct", "crop_mode", "input_size"):
+        assert found["pretrained_cfg"][name] == first["pretrained_cfg"][name]
+
+
+def test_a_wrapper_holds_another_architecture_than_is_given(wrapped, tmp_path):
+    with pytest.raises(ArchitectureError, match="but '.*' holds timm's eva02_tiny_patch14_224"):
+        revert_checkpoint(wrapped[1], tmp_path / "back", architecture="vit_tiny_patch16_224")
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_wrapper_in_memory_is_asked_for_its_model(wrapped):
+    model = transformers.AutoModelForImageClassification.from_pretrained(wrapped[1])
+    with pytest.raises(ArchitectureError, match="holds the timm model as it is") as caught:
+        to_timm(model)
+    assert "hf_model.timm_model" in caught.value.remedy

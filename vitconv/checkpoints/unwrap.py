@@ -23,6 +23,8 @@ from vitconv.errors import CheckpointError, first_few
 
 # Every Vision Transformer has one of these tensors, and no other model: its prefix is the prefix of a model.
 _ANCHORS = ("patch_embed.proj.weight", "embeds.proj.weight")
+#: Those of timm's whose patches are embedded otherwise have this one, with the model's width as its first side, too.
+_OTHER_ANCHORS = ("blocks.0.norm1.weight",)
 #: With one of these words, a name with "ema" means the trained weights: `model_without_ema`.
 _NOT_EMA = frozenset({"no", "non", "not", "without", "pre", "before", "raw"})
 _HEAD = frozenset({*HEADS, "head.bias", "head.fc.bias", "head_dist.weight", "head_dist.bias"})
@@ -121,7 +123,8 @@ def unwrap(
             "Save the state dict of the model to a separate file.",
         )
     _refuse(unsupported.added_parts(everything))
-    found = list(islice(_readings(content), _MOST_MODELS + 1))
+    anchors = _ANCHORS if names is None or not names.isdisjoint(_ANCHORS) else _OTHER_ANCHORS
+    found = list(islice(_readings(content, anchors), _MOST_MODELS + 1))
     if len(found) > _MOST_MODELS:
         raise CheckpointError(
             f"The checkpoint holds more than {_MOST_MODELS} models: {first_few(map(str, found), 2)}.",
@@ -143,7 +146,7 @@ def unwrap(
         _refuse(unsupported.family(everything))
     if not found:
         raise CheckpointError(
-            f"There is no Vision Transformer in the checkpoint: no tensor is called `{_ANCHORS[0]}`"
+            f"There is no Vision Transformer in the checkpoint: no tensor is called `{anchors[0]}`"
             f" (there is {first_few(everything) or 'nothing'}).",
             "Pass the state dict of a timm Vision Transformer.",
         )
@@ -156,7 +159,7 @@ def unwrap(
     others = [one for one in found if (one.place, one.prefix) not in fit]
     notes += _other_models(reading, others, set(names or ()) - _HEAD)
     without = _without_head(reading, names)
-    suspects = [] if reading.headed else [*without.left_out, *_heads_outside(reading, found, content)]
+    suspects = [] if reading.headed else [*without.left_out, *_heads_outside(reading, found, content, anchors)]
     if suspects and not headless:
         where = "in its place" if suspects[0] in without.left_out else "beside it"
         raise CheckpointError(
@@ -204,10 +207,10 @@ def _mappings(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], Map
             waiting += [((*place, str(key)), value) for key, value in mapping.items() if isinstance(value, Mapping)]
 
 
-def _readings(content: Mapping[Any, Any]) -> Iterator[Reading]:
+def _readings(content: Mapping[Any, Any], anchors: tuple[str, ...]) -> Iterator[Reading]:
     for place, mapping in _mappings(content):
         tensors = {str(name): value for name, value in mapping.items() if is_tensor(value)}
-        prefixes = [name.removesuffix(end) for name in tensors for end in _ANCHORS if f".{name}".endswith(f".{end}")]
+        prefixes = [name.removesuffix(end) for name in tensors for end in anchors if f".{name}".endswith(f".{end}")]
         for prefix in prefixes:
             # A model within a model, such as a student's teacher, is another one.
             nested = tuple(longer for longer in prefixes if longer != prefix and longer.startswith(prefix))
@@ -284,7 +287,9 @@ def _without_head(reading: Reading, names: Set[str] | None) -> Reading:
     return replace(reading, tensors=kept, left_out=(*reading.left_out, *paths))
 
 
-def _heads_outside(reading: Reading, found: Iterable[Reading], content: Mapping[Any, Any]) -> list[str]:
+def _heads_outside(
+    reading: Reading, found: Iterable[Reading], content: Mapping[Any, Any], anchors: tuple[str, ...]
+) -> list[str]:
     """Names of tensors anywhere in the file that may be the head of a model that has none, the likeliest first.
 
     These are tensors with the name of a head, and matrices whose input has the width of the model's output or of the
@@ -292,7 +297,7 @@ def _heads_outside(reading: Reading, found: Iterable[Reading], content: Mapping[
     optimizers are left out.
     """
     original = next(one for one in found if one.mapping is reading.mapping and one.prefix == reading.prefix)
-    shape = next(original.tensors[name] for name in _ANCHORS if name in original.tensors).shape
+    shape = next(original.tensors[name] for name in anchors if name in original.tensors).shape
     width = shape[0] if len(shape) else 0
     trunk = {name.partition(".")[0] for tensors in (reading.tensors, original.tensors) for name in tensors}
     trunk = {module for module in trunk if not _HEAD_MODULE.fullmatch(module)}

@@ -10,6 +10,7 @@ from rich.markup import escape
 from vitconv.cli.options import AsJson, Target
 from vitconv.cli.output import print_json, print_names, print_rich
 from vitconv.cli.process import errors_for_people
+from vitconv.mapping.wrapper import WAY_OUT
 from vitconv.models.catalogue import by_refusal, entries, verdicts
 
 
@@ -34,6 +35,7 @@ def models(
         print_json([verdict.to_dict() for verdict in found])
         return
     if refused:
+        typer.echo(f"No native class computes these. {WAY_OUT}")
         for reason, names in by_refusal(found).items():
             print_names(f"{len(names)}: {reason}", names)
     elif found:

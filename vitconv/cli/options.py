@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from vitconv.cli.output import log_to_stderr
-from vitconv.mapping import FAMILIES, HEADS, HeadName
+from vitconv.mapping import HEADS, TARGETS, HeadName
 from vitconv.models.catalogue import entries
 
 
@@ -50,8 +50,9 @@ Target = Annotated[
     typer.Option(
         "--target",
         metavar="NAME",
-        help="The family of Transformers models, such as dinov2, instead of the plainest that computes the same.",
-        autocompletion=_starting(lambda: [family.name for family in FAMILIES]),
+        help="The family of Transformers models, such as dinov2, instead of the plainest that computes the same; or "
+        "timm_wrapper, for any model: timm inside Transformers.",
+        autocompletion=_starting(lambda: TARGETS),
     ),
 ]
 Head = Annotated[

@@ -125,6 +125,7 @@ def _options(given: SourceOptions, recorded: ConversionRecord) -> SourceOptions:
     return replace(
         given,
         architecture=given.architecture or recorded.architecture,
+        target=given.target or recorded.target,
         image_size=given.image_size or recorded.image_size,
         data=given.data or recorded.data,
         ema=given.ema and recorded.ema,

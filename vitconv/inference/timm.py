@@ -79,6 +79,7 @@ class TimmRuntime:
         model = load_timm(
             source,
             options.architecture,
+            target=options.target,
             image_size=options.image_size,
             ema=options.ema,
             ignore=options.ignore,

@@ -12,7 +12,7 @@ from vitconv.checkpoints.checkpoint import PARITY_FILE, read_state_dict
 from vitconv.checkpoints.labels import check_labels
 from vitconv.errors import CheckpointError, InputError, ParityError
 from vitconv.files import sha256
-from vitconv.mapping import CLASSES
+from vitconv.mapping import LOADED_CLASSES, WRAPPER
 from vitconv.models.huggingface import first_line, load_config, load_folder
 from vitconv.parity.comparison import check_device
 
@@ -34,7 +34,7 @@ def read_info(folder: Path) -> ModelInfo:
 
     config = load_config(folder)
     name, count = config.architectures[0], len(config.id2label)
-    family = CLASSES[name]
+    family = LOADED_CLASSES[name]
     if not 0 < count == family.num_labels(name, config):
         raise InputError(
             f"The model in '{folder}' has no classes: it is a {name}, converted without a classification head.",
@@ -46,7 +46,8 @@ def read_info(folder: Path) -> ModelInfo:
     size = vision.image_size
     height, width = (size, size) if isinstance(size, int) else size
     read_state_dict(folder)  # checks that its files are whole
-    versions = {name: version(name) for name in ("torch", "transformers")}
+    packages = ("torch", "transformers", *(["timm"] if family is WRAPPER else []))
+    versions = {name: version(name) for name in packages}
     shape = (vision.num_channels, height, width)
     return ModelInfo("transformers", folder, classes, shape, _fingerprint(folder), versions)
 
@@ -82,7 +83,7 @@ class TransformersRuntime:
         torch.backends.cudnn.allow_tf32 = False  # the embedding's convolution would move logits by 1e-3
         self.info, self._device = info, device
         self._model = load_folder(info.folder).to(device)
-        self._logits = CLASSES[type(self._model).__name__].logits
+        self._logits = LOADED_CLASSES[type(self._model).__name__].logits
 
     def __call__(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """The logits of a batch.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-from vitconv.architecture import Architecture
+from vitconv.architecture import AnyArchitecture, Architecture
 from vitconv.errors import ArchitectureError, InputError
 from vitconv.mapping.aimv2 import AIMV2
 from vitconv.mapping.beit import BEIT
@@ -27,6 +27,7 @@ from vitconv.mapping.siglip import SIGLIP
 from vitconv.mapping.timm import timm_shapes
 from vitconv.mapping.timm_head import FAMILIES_WITH_TIMM_HEAD, HEAD_CODE
 from vitconv.mapping.vit import VIT
+from vitconv.mapping.wrapper import WAY_OUT, WRAPPER
 
 __all__ = [
     "CLASSES",
@@ -34,6 +35,9 @@ __all__ = [
     "FAMILIES_WITH_TIMM_HEAD",
     "HEADS",
     "HEAD_CODE",
+    "LOADED_CLASSES",
+    "TARGETS",
+    "WRAPPER",
     "Dialect",
     "Family",
     "HeadName",
@@ -67,19 +71,26 @@ FAMILIES = (
 
 #: The classes that vitconv converts to, each with its family.
 CLASSES = {name: family for family in (*FAMILIES, *FAMILIES_WITH_TIMM_HEAD) for name in family.classes}
+#: The same, and those that run timm's own model.
+LOADED_CLASSES = CLASSES | dict.fromkeys(WRAPPER.classes, WRAPPER)
+#: What may be asked for by its name.
+TARGETS = (*(family.name for family in FAMILIES), HEAD_CODE, WRAPPER.name)
 
 
-def family_for(architecture: Architecture, target: str | None = None) -> Family:
+def family_for(architecture: AnyArchitecture, target: str | None = None) -> Family:
     """The family that computes what the architecture computes.
 
     Args:
         target: Transformers' name of the family to use (``"dinov2"``); by default the first that expresses all.
+            ``"timm_wrapper"`` is taken by its name only.
 
     Raises:
         InputError: there is no such target.
         ArchitectureError: no family expresses the architecture, or not the wanted one; the message names what the
             nearest has no place for.
     """
+    if target == WRAPPER.name:
+        return WRAPPER
     wanted = _wanted(target)
     for family in wanted:
         if not family.obstacles(architecture):
@@ -122,22 +133,21 @@ def _wanted(target: str | None) -> tuple[Family, ...]:
         return FAMILIES_WITH_TIMM_HEAD
     wanted = tuple(family for family in (*FAMILIES, *FAMILIES_WITH_TIMM_HEAD) if family.name == target)
     if not wanted:
-        names = (*(family.name for family in FAMILIES), HEAD_CODE)
-        raise InputError(f"There is no target '{target}'.", f"Choose one of {', '.join(names)}.")
+        raise InputError(f"There is no target '{target}'.", f"Choose one of {', '.join(TARGETS)}.")
     return wanted
 
 
-def _ways_out(architecture: Architecture, target: str | None) -> str:
+def _ways_out(architecture: Any, target: str | None) -> str:
     """What to do with a model that no class of Transformers computes."""
     if target is None and not all(family.obstacles(architecture) for family in FAMILIES_WITH_TIMM_HEAD):
         return (
             "Convert it with --head code (in Python target='head_code'): Transformers' vision model, and the head in "
             "a file of code that Transformers runs if it is trusted. Or without its head: --headless."
         )
-    return "Keep this model in timm; `vitconv models` lists the architectures that convert."
+    return f"{WAY_OUT} `vitconv models` lists the architectures that convert."
 
 
-def class_name(architecture: Architecture, target: str | None = None) -> str:
+def class_name(architecture: AnyArchitecture, target: str | None = None) -> str:
     """The Transformers class that computes what the architecture computes."""
     return family_for(architecture, target).class_name(architecture)
 

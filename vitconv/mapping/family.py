@@ -106,15 +106,15 @@ class Family:
     """
 
     name: str
-    model_type: Callable[[Architecture], str]
+    model_type: Callable[[Any], str]
     table: str
-    class_name: Callable[[Architecture], str]
+    class_name: Callable[[Any], str]
     classes: tuple[str, ...]
-    config: Callable[[Architecture], dict[str, Any]]
+    config: Callable[[Any], dict[str, Any]]
     expresses: Mapping[str, Sequence[Any] | None]
     limits: Callable[[Architecture], list[str]]
     rewrites: tuple[Rewrite, ...]
-    output_expression: Callable[[Architecture], str]
+    output_expression: Callable[[Any], str]
     base_classes: tuple[str, ...] = ()
     prefix: str = ""
     prefix_in_files: bool = False
@@ -136,11 +136,11 @@ class Family:
         [],
     )
 
-    def obstacles(self, architecture: Architecture) -> list[str]:
+    def obstacles(self, architecture: Any) -> list[str]:
         """What the architecture has that the family does not express; empty if it expresses all."""
         return self.unsupported(architecture) or self.limits(architecture)
 
-    def unsupported(self, architecture: Architecture) -> list[str]:
+    def unsupported(self, architecture: Any) -> list[str]:
         """The facts that the family has no place for, each by itself."""
         found = []
         for fact in fields(Architecture):
@@ -152,7 +152,7 @@ class Family:
                 found.append(describe_fact(fact.name, architecture))
         return found
 
-    def rewrite(self, state_dict: Mapping[str, Tensor], architecture: Architecture) -> Rewritten:
+    def rewrite(self, state_dict: Mapping[str, Tensor], architecture: Any) -> Rewritten:
         """Apply every rewrite that the architecture needs to take the family's form."""
         result = Rewritten(dict(state_dict), architecture)
         for rewrite in self.rewrites:
@@ -160,12 +160,12 @@ class Family:
                 result = rewrite.apply(result)
         return result
 
-    def exactness(self, architecture: Architecture) -> str:
+    def exactness(self, architecture: Any) -> str:
         """``"moved"``, ``"made"`` or ``"folded"``: see :class:`vitconv.models.catalogue.Verdict`."""
         needed = [rewrite for rewrite in self.rewrites if rewrite.needed(architecture)]
         return "folded" if any(rewrite.folds for rewrite in needed) else "made" if needed else "moved"
 
-    def is_pure_rename(self, architecture: Architecture) -> bool:
+    def is_pure_rename(self, architecture: Any) -> bool:
         """Whether no rewrite is needed: every tensor is only moved."""
         return self.exactness(architecture) == "moved"
 
@@ -183,7 +183,7 @@ class Family:
             expression = "last_hidden_state[:, 0]"
         return eval(f"output.{expression}", {"output": output})
 
-    def rows(self, architecture: Architecture, shapes: Shapes) -> Iterator[Row]:
+    def rows(self, architecture: Any, shapes: Shapes) -> Iterator[Row]:
         """The table written out for one architecture, as far as it has the tensors, block by block."""
         lines = [line.split() for line in written_out(self.table, architecture)]
         in_blocks = [line for line in lines if "{i}" in line[0]]
@@ -197,7 +197,7 @@ class Family:
             if line not in in_blocks:
                 yield from self._row(line, architecture, shapes)
 
-    def _row(self, line: list[str], architecture: Architecture, shapes: Shapes) -> Iterator[Row]:
+    def _row(self, line: list[str], architecture: Any, shapes: Shapes) -> Iterator[Row]:
         text, hub, memory, *when = line
         name, part = re.fullmatch(r"([^\[]+)(?:\[([a-z0,]+)\])?", text).groups()  # type: ignore[union-attr]
         if name not in shapes or not all(holds(facts, architecture) for facts in when):

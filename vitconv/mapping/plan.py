@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vitconv import mapping
-from vitconv.architecture import Architecture, Shapes
+from vitconv.architecture import AnyArchitecture, Shapes
 from vitconv.errors import WeightsError, first_few
 from vitconv.mapping.rewrites import join
 from vitconv.markdown import code
@@ -110,7 +110,7 @@ class Plan:
 
 
 def make_plan(
-    family: mapping.Family, architecture: Architecture, shapes: Shapes, layout: mapping.Dialect = "hub"
+    family: mapping.Family, architecture: AnyArchitecture, shapes: Shapes, layout: mapping.Dialect = "hub"
 ) -> Plan:
     """Plan the conversion of tensors of these shapes into ``layout``, and prove it.
 
@@ -147,7 +147,7 @@ def _move(row: mapping.Row, target: str, shape: tuple[int, ...]) -> Move:
 
 def convert_tensors(
     state_dict: Mapping[str, Tensor],
-    architecture: Architecture,
+    architecture: AnyArchitecture,
     layout: mapping.Dialect,
     dtype: torch.dtype | None = None,
     target: str | None = None,
@@ -203,15 +203,20 @@ def prove(moves: Iterable[Move], shapes: Shapes) -> None:
         targets.add(move.target)
         if move.source not in shapes:
             raise WeightsError(f"The tensor `{move.source}` is missing.", _BUG)
-        used[move.source].append(move.rows or (0, shapes[move.source][0]))
+        used[move.source].append(move.rows or (0, _rows(shapes[move.source])))
     for name, ranges in used.items():
         position = 0
         for start, stop in sorted(ranges):
             position = stop if start == position < stop else -1
-        if position != shapes[name][0]:
+        if position != _rows(shapes[name]):
             raise WeightsError(
-                f"The rows of `{name}` are not used exactly once: {sorted(ranges)} of {shapes[name][0]}.", _BUG
+                f"The rows of `{name}` are not used exactly once: {sorted(ranges)} of {_rows(shapes[name])}.", _BUG
             )
+
+
+def _rows(shape: tuple[int, ...]) -> int:
+    """The length of the first dimension; a single number, such as a batch norm's count, is one row."""
+    return shape[0] if shape else 1
 
 
 def collapse(names: Iterable[str]) -> list[str]:

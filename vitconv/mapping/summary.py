@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from vitconv import mapping
-from vitconv.architecture import Architecture
+from vitconv.architecture import AnyArchitecture, WrappedArchitecture
 from vitconv.mapping.plan import collapse
 from vitconv.mapping.rewrites import Made
 
 
-def summarise_architecture(a: Architecture, target: str | None) -> str:
+def summarise_architecture(a: AnyArchitecture, target: str | None) -> str:
     """The Transformers class and the sizes, on one line.
 
     >>> from vitconv.models.catalogue import entries
@@ -18,6 +18,9 @@ def summarise_architecture(a: Architecture, target: str | None) -> str:
     'ViTForImageClassification, width 192, 12 blocks, '
     """
     head = f"{a.num_labels} classes" if a.classifier else "no head"
+    if isinstance(a, WrappedArchitecture):
+        size = "{}x{}".format(*a.image_size)
+        return f"{mapping.class_name(a, target)}, timm's {a.name}, image {size}, {a.num_channels} channels, {head}"
     return (
         f"{mapping.class_name(a, target)}, width {a.hidden_size}, {a.num_hidden_layers} blocks, "
         f"{a.num_attention_heads} heads, patch {a.patch_size[0]}x{a.patch_size[1]}, "

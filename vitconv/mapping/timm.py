@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import re
 
-from vitconv.architecture import Architecture
+from vitconv.architecture import AnyArchitecture, Architecture, WrappedArchitecture
 
 _MLP = """
 blocks.{i}.mlp.fc1.weight                     F,D      plain_mlp
@@ -222,8 +222,10 @@ _DESIGNS = {
 }
 
 
-def timm_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+def timm_shapes(architecture: AnyArchitecture) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of timm's state dict, block by block."""
+    if isinstance(architecture, WrappedArchitecture):
+        return dict(architecture.shapes)
     sizes = _sizes(architecture)
     table = _PARALLEL if architecture.parallel_branches > 1 else _DESIGNS[architecture.design]
     lines = [tuple(line.split()) for line in written_out(table, architecture)]

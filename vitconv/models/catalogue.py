@@ -233,6 +233,11 @@ def verdicts(target: str | None = None, name: str | None = None) -> list[Verdict
     Raises:
         InputError: there is no such target, or no such name.
     """
+    if target == mapping.WRAPPER.name:
+        raise InputError(
+            f"All of timm's {len(entries())} Vision Transformers convert to '{target}', which runs timm's own model.",
+            "Leave the target out to see which have a native class.",
+        )
     pattern = name if name and any(mark in name for mark in "*?[") else f"*{name or ''}*"
     wanted = [entry for entry in entries().values() if fnmatch.fnmatchcase(entry.name, pattern)]
     if not wanted:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vitconv.architecture import Architecture
+from vitconv.architecture import AnyArchitecture
 from vitconv.checkpoints.description import DATA, SelfDescription
 from vitconv.errors import InputError, brief, shown
 from vitconv.files import MOST_TEXT, RepeatedKeyError, check_file, parse_json, repeated_key
@@ -78,7 +78,7 @@ def tag_config(pretrained_cfg: Mapping[str, Any]) -> dict[str, Any]:
 
 def data_config(
     tag: Mapping[str, Any],
-    architecture: Architecture,
+    architecture: AnyArchitecture,
     given: Mapping[str, Any] | None = None,
     *,
     stated: SelfDescription | None = None,
@@ -203,7 +203,9 @@ def _resizes(crop_pct: Any, size: tuple[int, int]) -> bool:
     return _are_numbers([crop_pct]) and min(size) >= crop_pct >= 0.01
 
 
-def _check_given(given: Mapping[str, Any], architecture: Architecture, stated: SelfDescription | None = None) -> None:
+def _check_given(
+    given: Mapping[str, Any], architecture: AnyArchitecture, stated: SelfDescription | None = None
+) -> None:
     channels = architecture.num_channels
     # No image file has another number of channels than those in MODES, so mean and std are then never used.
     lengths = (channels,) if channels in MODES else (channels, 3)

@@ -15,7 +15,9 @@ from vitconv.checkpoints.checkpoint import CONFIG_FILE, read_state_dict
 from vitconv.errors import CheckpointError, ParityError, VitconvError, WeightsError, first_few
 from vitconv.files import MOST_TEXT, absent, check_file, read_json, sha256
 from vitconv.mapping.family import is_classifier
+from vitconv.mapping.plan import shapes_of
 from vitconv.mapping.timm_head import HEAD_MODULE, FamilyWithTimmHead, auto_map_of
+from vitconv.models.wrapper import check_size, check_wrapper
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +45,7 @@ def class_named(name: str) -> Any:
 
     ``None`` if the installed Transformers does not have it.
     """
-    if isinstance(mapping.CLASSES[name], FamilyWithTimmHead):
+    if isinstance(mapping.LOADED_CLASSES[name], FamilyWithTimmHead):
         from vitconv.models import modeling_vitconv
 
         return getattr(modeling_vitconv, name, None)
@@ -69,7 +71,7 @@ def _check_head(folder: Path, name: str, auto_map: object) -> None:
         auto_map: the setting by which Transformers finds the code.
     """
     remedy = "Do not load this folder with trust_remote_code=True. Convert the source again."
-    family = mapping.CLASSES[name]
+    family = mapping.LOADED_CLASSES[name]
     file = folder / HEAD_FILE.name
     expected = auto_map_of(name) if isinstance(family, FamilyWithTimmHead) else None
     if auto_map != expected:
@@ -123,7 +125,10 @@ def load_config(folder: Path) -> PreTrainedConfig:
     import transformers
 
     content = _read_config(folder)
-    _check_labels(content)
+    if content.get("model_type") == mapping.WRAPPER.name:
+        check_wrapper(folder, content)
+    else:
+        _check_labels(content)
     try:
         with quiet():
             config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -132,7 +137,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
             f"'{folder}' has no config.json that Transformers can read: {first_line(error)}", _CONVERT
         ) from error
     names = config.architectures
-    if not isinstance(names, list) or len(names) != 1 or str(names[0]) not in mapping.CLASSES:
+    if not isinstance(names, list) or len(names) != 1 or str(names[0]) not in mapping.LOADED_CLASSES:
         raise CheckpointError(f"'{folder}' was not written by vitconv: its architecture is {shown(names)}.", _CONVERT)
     cls = class_named(names[0])
     if cls is None or not isinstance(config, cls.config_class):
@@ -346,8 +351,15 @@ def load_folder(folder: Path) -> PreTrainedModel:
 
     config = load_config(folder)
     stored = read_state_dict(folder)
-    _check_weights(folder, read_json(folder / CONFIG_FILE), stored)
+    content = read_json(folder / CONFIG_FILE)
+    _check_weights(folder, content, stored)
     cls = class_named(config.architectures[0])
+    if config.model_type == mapping.WRAPPER.name:
+        check_size(folder, content, shapes_of(stored))
+        # By the classes that its card names; what they make of it is one of the wrapper's, by its `model_type`.
+        import transformers
+
+        cls = transformers.AutoModelForImageClassification if is_classifier(cls.__name__) else transformers.AutoModel
     try:
         with quiet():
             model, info = cls.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)

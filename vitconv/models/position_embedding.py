@@ -6,17 +6,18 @@ it, and the proof compares with timm's model of that size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from vitconv.architecture import Architecture
+from vitconv.architecture import AnyArchitecture
 from vitconv.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def resample(tensors: Mapping[str, Tensor], trained: Architecture, wanted: Architecture) -> dict[str, Tensor]:
+def resample(tensors: Mapping[str, Tensor], trained: AnyArchitecture, wanted: AnyArchitecture) -> dict[str, Tensor]:
     """The tensors with ``pos_embed``, shape (1, positions, hidden size), resampled from one grid to another.
 
     timm's own routine: bicubic with antialiasing, the positions before the patches' as they are, computed in float32
@@ -35,12 +36,12 @@ def resample(tensors: Mapping[str, Tensor], trained: Architecture, wanted: Archi
         tensors["pos_embed"],
         new_size=list(wanted.grid),
         old_size=list(trained.grid),
-        num_prefix_tokens=trained.num_prefix_tokens * trained.class_position,
+        num_prefix_tokens=trained.num_positions - math.prod(trained.grid),
     )
     return {**tensors, "pos_embed": positions.to(tensors["pos_embed"].dtype)}
 
 
-def describe(trained: Architecture, wanted: Architecture) -> str:
+def describe(trained: AnyArchitecture, wanted: AnyArchitecture) -> str:
     """What :func:`resample` does, in a sentence."""
     rows, columns = trained.grid
     return (

@@ -26,6 +26,7 @@ from vitconv.errors import InputError, VitconvError, first_few, shown
 from vitconv.files import MOST_TEXT, check_file, read_json
 from vitconv.models.data_config import RESAMPLE, DataConfig, makes_pixels
 from vitconv.models.huggingface import quiet
+from vitconv.models.wrapper import is_wrapper, pretrained_cfg
 
 if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor
@@ -96,24 +97,17 @@ def timm_processor_config(config: DataConfig, architecture: str | None = None) -
     return {
         "image_processor_type": TIMM_CLASS,
         "architecture": architecture,
-        "pretrained_cfg": {
-            "input_size": [config.num_channels, *config.image_size],
-            "interpolation": config.interpolation,
-            "mean": list(config.mean),
-            "std": list(config.std),
-            "crop_pct": config.crop_pct,
-            "crop_mode": config.crop_mode,
-        },
+        "pretrained_cfg": pretrained_cfg(config),
     }
 
 
-def timm_data_config(folder: Path) -> DataConfig | None:
+def timm_data_config(folder: Path, file: str = TIMM_PROCESSOR_FILE) -> DataConfig | None:
     """What ``timm_processor.json`` in a folder says of timm's pixels; ``None`` if it cannot be told.
 
     It needs no timm: the values tell for which images timm and Transformers are known to differ.
     """
     try:
-        values = read_json(folder / TIMM_PROCESSOR_FILE)["pretrained_cfg"]
+        values = read_json(folder / file)["pretrained_cfg"]
         channels, height, width = map(int, values["input_size"])
         config = DataConfig(
             (height, width),
@@ -208,7 +202,8 @@ def load_processor(folder: str | Path, processor: ProcessorName = "transformers"
     Args:
         folder: as vitconv writes it.
         processor: ``"transformers"`` for ``preprocessor_config.json``, with the backend that makes timm's pixels
-            (PIL); ``"timm"`` for ``timm_processor.json``, which needs timm.
+            (PIL); ``"timm"`` for ``timm_processor.json``, which needs timm. A folder for ``TimmWrapper`` has one
+            image processor, timm's, in its ``config.json``.
 
     Raises:
         InputError: the name is unknown, the folder does not have this processor, Transformers cannot read it or takes
@@ -216,6 +211,8 @@ def load_processor(folder: str | Path, processor: ProcessorName = "transformers"
     """
     if processor not in PROCESSORS:
         raise InputError(f"There is no processor '{processor}'.", f"Choose one of {', '.join(PROCESSORS)}.")
+    if is_wrapper(Path(folder)):
+        return _load_wrapper_processor(Path(folder))
     return _load_timm_processor(Path(folder)) if processor == "timm" else _load_own_processor(Path(folder))
 
 
@@ -279,6 +276,19 @@ def _from_pretrained(path: Path, folder: Path, file: str) -> BaseImageProcessor:
 def _load_own_processor(folder: Path) -> BaseImageProcessor:
     loaded = load_any_processor(folder)
     _check_override(folder, PROCESSOR_FILE, loaded, _from_pretrained(folder / PROCESSOR_FILE, folder, PROCESSOR_FILE))
+    return loaded
+
+
+def _load_wrapper_processor(folder: Path) -> BaseImageProcessor:
+    """The image processor that Transformers makes of the ``config.json`` of a folder for ``TimmWrapper``."""
+    other = processor_file(folder)
+    loaded = None if other else load_any_processor(folder)
+    if type(loaded).__name__ != TIMM_CLASS:
+        raise InputError(
+            f"Transformers takes the image processor in '{folder}' from {other or 'another class'}, not timm's "
+            "transform from config.json.",
+            f"Remove {other}." if other else "Convert the checkpoint again.",
+        )
     return loaded
 
 

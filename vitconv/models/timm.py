@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vitconv import mapping
 from vitconv.architecture import Architecture
 from vitconv.errors import ArchitectureError, CheckpointError, VitconvError, first_few, shown
+from vitconv.mapping.wrapper import WAY_OUT
 from vitconv.models import catalogue
 from vitconv.models.timm_state import NAFLEX, class_name, contradictions, patch_embedding
 
@@ -444,7 +445,7 @@ def from_timm(model: nn.Module) -> Architecture:
         if obstacles:
             raise ArchitectureError(
                 f"No Transformers class computes what this model computes: it has {'; and '.join(obstacles)}.",
-                "Keep this model in timm; `vitconv models` lists the architectures that convert.",
+                f"{WAY_OUT} `vitconv models` lists the architectures that convert.",
             )
         _check_state(model)
         architecture = read(model)
@@ -636,7 +637,7 @@ def _branches(block: Any) -> list[Any]:
 
 def _relative_networks(model: Any) -> list[Any]:
     """The networks of relative positions: one for each block that has one, or the one that they share."""
-    attentions = [getattr(block, "attn", None) for block in model.blocks]  # parallel branches have others
+    attentions: list[Any] = [getattr(block, "attn", None) for block in model.blocks]  # parallel branches have others
     found = [attention.rel_pos for attention in attentions if _has(attention, "rel_pos")]
     return [*found, model.shared_rel_pos] if _has(model, "shared_rel_pos") else found
 

@@ -325,10 +325,7 @@ def _compare(
 ) -> Comparison:
     import torch
 
-    if dtype == "tf32" and not device.startswith("cuda"):
-        raise InputError("TF32 is a mode of GPUs.", "Compare in float32, or on a GPU.")
-    kind = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
-    criterion = CRITERIA[dtype]
+    kind, criterion = _kind(dtype, device), CRITERIA[dtype]
     architecture, family = read(timm_model), CLASSES[type(hf_model).__name__]
     if family.class_name(architecture) != type(hf_model).__name__:
         raise ParityError(
@@ -374,6 +371,41 @@ def _compare(
                     tokens = None  # that is all of them
                 stages.append(measure_stage(names[0], values, criterion, stages))
     return Comparison(dtype, tuple(stages), *_agreement(values[-2], values[-1], stages[-1].name), tokens)
+
+
+def compare_outputs(
+    timm_model: nn.Module, wrapper: PreTrainedModel, pixels: Tensor, *, dtypes: Sequence[str], device: str = "cpu"
+) -> Parity:
+    """Compare what a timm model and a ``TimmWrapper`` return: both run the same code, so every bit must be equal.
+
+    Raises:
+        InputError: there is no such device, or TF32 is asked for without a GPU.
+    """
+    import torch
+
+    check_device(device)
+    comparisons = []
+    for dtype in dtypes:
+        kind = _kind(dtype, device)
+        values = pixels.to(device=device, dtype=kind)
+        with _tf32(dtype == "tf32"), torch.no_grad():
+            with _moved(timm_model, [], kind, device):
+                expected = timm_model(values)
+            with _moved(wrapper, [], kind, device):
+                output = wrapper(values)
+        name, found = ("logits", output.logits) if "logits" in output else ("features", output.pooler_output)
+        stage = measure_stage(name, [expected, found], Criterion(tolerance=0.0), [])
+        comparisons.append(Comparison(dtype, (stage,), *_agreement(expected, found, name)))
+    return Parity(tuple(comparisons))
+
+
+def _kind(dtype: str, device: str) -> torch.dtype:
+    """torch's dtype for one of :data:`DTYPES`."""
+    import torch
+
+    if dtype == "tf32" and not device.startswith("cuda"):
+        raise InputError("TF32 is a mode of GPUs.", "Compare in float32, or on a GPU.")
+    return torch.float32 if dtype == "tf32" else getattr(torch, dtype)
 
 
 def _spread(total: int, count: int, prefix: int) -> list[int]:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitconv import mapping
-from vitconv.architecture import Architecture, Shapes
+from vitconv.architecture import AnyArchitecture, Architecture, Shapes
 from vitconv.checkpoints.checkpoint import (
     CONFIG_FILE,
     TORCH_FILE,
@@ -127,6 +127,7 @@ class Verification:
             pixels bit for bit of every image verified on: never false, as any difference is a failure. ``None`` if
             the folder does not have it: there is none for images of other than 1 or 3 channels, and earlier versions
             of vitconv wrote none.
+        compared: what was compared, where that is not every stage of two models; empty where it is.
     """
 
     elements: ElementCount
@@ -135,6 +136,7 @@ class Verification:
     parity: Parity
     warnings: tuple[str, ...] = ()
     same_pixels_timm_processor: bool | None = None
+    compared: str = ""
 
     def __repr__(self) -> str:
         return f"Verification({self.elements.moved:,} elements {self.elements.exactness}, {self.parity!r})"
@@ -195,6 +197,7 @@ class Verification:
             "pixel_notes": list(self.pixel_notes),
             "same_pixels_timm_processor": self.same_pixels_timm_processor,
             "warnings": list(self.warnings),
+            **({"compared": self.compared} if self.compared else {}),
             "parity": self.parity.to_dict(),
         }
 
@@ -291,7 +294,7 @@ def verify_loaded(
     model: PreTrainedModel,
     written: Mapping[str, Tensor],
     state_dict: Mapping[str, Tensor],
-    architecture: Architecture,
+    architecture: AnyArchitecture,
     target: str | None,
 ) -> None:
     """The rest of the second part: every parameter that Transformers loads is what the source makes of it.
@@ -462,7 +465,7 @@ def nonfinite_values(parity: Parity) -> tuple[str, ...]:
 def verify_bytes(
     written: Mapping[str, Tensor],
     state_dict: Mapping[str, Tensor],
-    architecture: Architecture,
+    architecture: AnyArchitecture,
     target: str | None = None,
 ) -> ElementCount:
     """The second part of the proof: the file's tensors are what the source makes of them, and give the source back.
@@ -476,13 +479,16 @@ def verify_bytes(
     simple = family.rewrite(state_dict, architecture)
     plan = make_plan(family, simple.architecture, shapes_of(simple.state_dict), "hub")
     touched = {name for made in simple.made for name in (made.tensor, *made.sources)}
-    untouched = {name: tensor if stored is None else tensor.to(stored) for name, tensor in state_dict.items()}
+    untouched = {
+        name: tensor if stored is None or not tensor.is_floating_point() else tensor.to(stored)
+        for name, tensor in state_dict.items()
+    }
     back = plan.revert(written)
     check_bytes(
         {name: tensor for name, tensor in untouched.items() if name not in touched},
         {name: tensor for name, tensor in back.items() if name not in touched},
     )
-    cast = stored is not None and any(tensor.dtype != stored for tensor in state_dict.values())
+    cast = any(tensor.dtype != untouched[name].dtype for name, tensor in state_dict.items())
     return count_elements(shapes_of(state_dict), shapes_of(written), simple.made, stored if cast else None)
 
 
@@ -569,7 +575,7 @@ def check_config(
         raise ParityError("The labels in config.json are not those of the classes.", _AGAIN, stage="labels")
     if config._attn_implementation is not None:
         raise _unsupported_setting("attn_implementation", config._attn_implementation)
-    _compare_settings(config.to_dict(), whole.to_dict(), "")
+    compare_settings(config.to_dict(), whole.to_dict(), "")
 
 
 #: Settings that change no number, or that are compared elsewhere: the labels above, the dtype with the bytes.
@@ -580,14 +586,14 @@ _ELSEWHERE = {
 }
 
 
-def _compare_settings(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
+def compare_settings(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
     """All settings as Transformers has read them; ``where`` is the nested configuration that they are in."""
     for name in {**expected, **found}:
         if name in _ELSEWHERE:
             continue
         one, other = found.get(name), expected.get(name)
         if isinstance(one, dict) and isinstance(other, dict):
-            _compare_settings(one, other, f"{where}{name}.")
+            compare_settings(one, other, f"{where}{name}.")
         elif one != other and name in expected:
             raise ParityError(
                 f"`{where}{name}` in config.json is {shown(one)} instead of {shown(other)}.",
@@ -759,21 +765,24 @@ def pixels_for(
     return pixels, not notes, tuple(dict.fromkeys(notes))
 
 
-def check_timm_processor(folder: Path, data: DataConfig, images: Sequence[Image]) -> bool | None:
+def check_timm_processor(
+    folder: Path, data: DataConfig, images: Sequence[Image], file: str = TIMM_PROCESSOR_FILE
+) -> bool | None:
     """Whether ``timm_processor.json`` makes timm's pixels of the images, bit for bit: ``True``, or an error.
 
-    There are no known differences: it runs timm's own transform. ``None`` if the folder does not have it.
+    There are no known differences: it runs timm's own transform. ``None`` if the folder does not have it. ``file`` is
+    where its settings are.
 
     Raises:
         ParityError: it makes other pixels.
         InputError: Transformers cannot read it.
     """
-    if not (folder / TIMM_PROCESSOR_FILE).exists() or not makes_pixels(data):
+    if not (folder / file).exists() or not makes_pixels(data):
         return None
     processor = load_processor(folder, "timm")
     for image in images:
-        if not _makes(timm_pixels(image, data), image, processor, data, TIMM_PROCESSOR_FILE):
-            raise _other_pixels(TIMM_PROCESSOR_FILE, image)
+        if not _makes(timm_pixels(image, data), image, processor, data, file):
+            raise _other_pixels(file, image)
     return True
 
 

@@ -7,10 +7,11 @@ import math
 from typing import TYPE_CHECKING
 
 from vitconv import __version__
-from vitconv.mapping import family_for
+from vitconv.mapping import WRAPPER, family_for
 from vitconv.mapping.family import is_classifier
 from vitconv.mapping.summary import summarise_rewrites
 from vitconv.mapping.timm_head import HEAD_MODULE, FamilyWithTimmHead
+from vitconv.mapping.wrapper import WARNING
 from vitconv.markdown import code, escape
 from vitconv.models.data_config import makes_pixels
 from vitconv.models.images import MODES
@@ -18,7 +19,7 @@ from vitconv.models.pixels import always_shifted
 from vitconv.models.processors import PROCESSOR_FILE, TIMM_PROCESSOR_FILE, processor_config
 
 if TYPE_CHECKING:
-    from vitconv.architecture import Architecture
+    from vitconv.architecture import AnyArchitecture
     from vitconv.mapping import Family
     from vitconv.mapping.rewrites import Made
     from vitconv.models.data_config import DataConfig
@@ -31,7 +32,7 @@ CARD_FILE = "README.md"
 def model_card(
     source: str,
     timm_name: str | None,
-    architecture: Architecture,
+    architecture: AnyArchitecture,
     target: str | None,
     labels: tuple[str, ...],
     made: tuple[Made, ...],
@@ -52,11 +53,12 @@ def model_card(
         _metadata(family, architecture, license, base_model),
         f"# {escape(timm_name or 'A timm Vision Transformer')}, as {family.class_name(architecture)}",
         f"Converted from the timm weights {code(source)} by vitconv {__version__}.",
+        WARNING if family is WRAPPER else "",
         _loading(family, architecture, data),
         _auto_model(family, architecture),
         _head_code(family),
         _timm_pixels(family, architecture, data),
-        _preprocessing(data, warnings),
+        _preprocessing(data, tuple(warning for warning in warnings if warning != WARNING)),
         _classes(labels),
         _changes(made),
         _proof(verification),
@@ -64,7 +66,7 @@ def model_card(
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _metadata(family: Family, architecture: Architecture, license: str | None, base_model: str | None) -> str:
+def _metadata(family: Family, architecture: AnyArchitecture, license: str | None, base_model: str | None) -> str:
     task = "image-classification" if is_classifier(family.class_name(architecture)) else "image-feature-extraction"
     kind = family.vision if isinstance(family, FamilyWithTimmHead) else family
     lines = [
@@ -80,7 +82,7 @@ def _metadata(family: Family, architecture: Architecture, license: str | None, b
     return "\n".join(lines)
 
 
-def _auto_model(family: Family, architecture: Architecture) -> str:
+def _auto_model(family: Family, architecture: AnyArchitecture) -> str:
     """What `AutoModel`, which ignores the head, makes of a classifier that is not of one of its own classes."""
     if not architecture.classifier or isinstance(family, FamilyWithTimmHead):
         return ""
@@ -94,9 +96,13 @@ def _auto_model(family: Family, architecture: Architecture) -> str:
     )
 
 
-def _loading(family: Family, architecture: Architecture, data: DataConfig) -> str:
+def _loading(family: Family, architecture: AnyArchitecture, data: DataConfig) -> str:
     if not makes_pixels(data):
         return f"## Load it\n\n{_code(family, architecture, '', '', _OWN_PIXELS.format(*_shape(data)))}"
+    if family is WRAPPER:
+        load = "AutoImageProcessor.from_pretrained(folder)  # timm's own transform"
+        inputs = f'processor({_OPEN}.convert("{MODES[data.num_channels]}"), return_tensors="pt")'
+        return f"## Load it\n\n{_NEEDS_TIMM}\n\n{_code(family, architecture, 'AutoImageProcessor', load, inputs)}"
     if processor_config(data) is None:
         return f"## Load it\n\n{_NEEDS_TIMM}\n\n{_timm_code(family, architecture, data)}"
     comment = "see below where they are not timm's pixels" if always_shifted(data) else "timm's pixels, bit for bit"
@@ -111,7 +117,7 @@ def _loading(family: Family, architecture: Architecture, data: DataConfig) -> st
     return f"## Load it\n\n{code}"
 
 
-def loading_lines(architecture: Architecture, target: str | None, data: DataConfig, folder: str) -> list[str]:
+def loading_lines(architecture: AnyArchitecture, target: str | None, data: DataConfig, folder: str) -> list[str]:
     """The lines of Python that load a folder: the import, the model, and the image processor if there is one."""
     family = family_for(architecture, target)
     auto, trust = _auto_class(family, architecture), _trust(family)
@@ -119,13 +125,17 @@ def loading_lines(architecture: Architecture, target: str | None, data: DataConf
     if not makes_pixels(data):
         return [f"from transformers import {auto}", f"model = {auto}.from_pretrained({where}{trust})"]
     if processor_config(data) is None:
+        return [f"from transformers import {auto}", f"model = {auto}.from_pretrained({where})"]
+    if target == WRAPPER.name:
+        processor, option = "AutoImageProcessor", ""
+    elif processor_config(data) is None:
         processor, option = "TimmWrapperImageProcessor", f'image_processor_filename="{TIMM_PROCESSOR_FILE}"'
     else:
         processor, option = "AutoImageProcessor", 'backend="pil"'
     return [
         f"from transformers import {', '.join(sorted((auto, processor), key=str.lower))}",
         f"model = {auto}.from_pretrained({where}{trust})",
-        f"processor = {processor}.from_pretrained({where}, {option})",
+        f"processor = {processor}.from_pretrained({', '.join(filter(None, [where, option]))})",
     ]
 
 
@@ -144,14 +154,14 @@ def _head_code(family: Family) -> str:
     )
 
 
-def _auto_class(family: Family, architecture: Architecture) -> str:
+def _auto_class(family: Family, architecture: AnyArchitecture) -> str:
     name = family.class_name(architecture)
     return "AutoModelForImageClassification" if name.endswith("ForImageClassification") else name
 
 
-def _timm_pixels(family: Family, architecture: Architecture, data: DataConfig) -> str:
+def _timm_pixels(family: Family, architecture: AnyArchitecture, data: DataConfig) -> str:
     """The section on ``timm_processor.json``, where it is not the only processor, which :func:`_loading` shows."""
-    if processor_config(data) is None:
+    if family is WRAPPER or processor_config(data) is None:
         return ""
     differences = []
     if always_shifted(data):
@@ -174,13 +184,13 @@ _NEEDS_TIMM = "It needs timm (`pip install timm`). It does not convert images to
 _OWN_PIXELS = '{{"pixel_values": torch.zeros(1, {}, {}, {})}}  # your pixels, normalised as below'
 
 
-def _timm_code(family: Family, architecture: Architecture, data: DataConfig) -> str:
+def _timm_code(family: Family, architecture: AnyArchitecture, data: DataConfig) -> str:
     load = f'TimmWrapperImageProcessor.from_pretrained(folder, image_processor_filename="{TIMM_PROCESSOR_FILE}")'
     image = f'{_OPEN}.convert("{MODES[data.num_channels]}")'
     return _code(family, architecture, "TimmWrapperImageProcessor", load, f'processor({image}, return_tensors="pt")')
 
 
-def _code(family: Family, architecture: Architecture, processor: str, load: str, inputs: str) -> str:
+def _code(family: Family, architecture: AnyArchitecture, processor: str, load: str, inputs: str) -> str:
     """An example that runs as it is, from the folder and a photo to what the timm model returns.
 
     Args:
@@ -254,9 +264,10 @@ def _proof(verification: Verification | None) -> str:
         *map(_line, verification.parity.comparisons),
         "",
         *filter(None, map(_tokens_note, verification.parity.comparisons)),
-        _picture(verification.parity["float64"]),
-        "",
-        "The numbers of every stage are in `parity.json`.",
+        *([] if verification.compared else [_picture(verification.parity["float64"]), ""]),
+        f"Compared were {verification.compared}. The numbers are in `parity.json`."
+        if verification.compared
+        else "The numbers of every stage are in `parity.json`.",
     ]
     return "\n".join(lines)
 

@@ -664,3 +664,21 @@ def test_a_terminal_keeps_the_steps_with_their_seconds_and_names_whole(small_che
     assert "blocks.{0…11}.attn.qkv.weight[192:384]  192x192\n" in shown
     assert "  → vit.encoder.layer.{0…11}.attention.attention.key.weight\n" in shown
     assert "vit_base_patch16_rope_reg1_gap_256" in on_a_terminal("models", "--refused", "vit_base*")[1]
+
+
+def test_a_wrapper_is_written_with_a_warning_and_only_by_name(wrapped, tmp_path):
+    code, _, err = run("convert", wrapped[0], tmp_path / "out")
+    assert code == 1
+    assert "take --target timm_wrapper: timm inside Transformers (needs timm; no native attention maps" in err
+    code, out, err = run("convert", wrapped[0], tmp_path / "out", "--target", "timm_wrapper")
+    assert code == 0
+    assert "warning: This is timm inside Transformers (needs timm; no native attention maps" in err
+    assert f'AutoImageProcessor.from_pretrained("{tmp_path / "out"}")' in out
+    code, out, err = run("inspect", wrapped[0], "--target", "timm_wrapper")
+    assert "TimmWrapperForImageClassification, timm's eva02_tiny_patch14_224" in out
+    assert "warning: This is timm inside Transformers" in err
+    assert json.loads(run("inspect", wrapped[0], "--target", "timm_wrapper", "--json")[1])["target"] == "timm_wrapper"
+
+
+def test_the_list_of_refusals_begins_with_the_way_out():
+    assert run("models", "--refused")[1].startswith("No native class computes these. Keep this model in timm, or take")

@@ -189,3 +189,8 @@ def test_what_the_options_say_goes_before_what_the_folder_records(model, small_c
     done = evaluate_model(model, photos, tmp_path / "report", source=small_checkpoint, options=options)
     assert not done.passed
     assert read_predictions(tmp_path / "report" / "timm").classes == CLASSES
+
+
+def test_a_wrapper_is_compared_with_the_timm_model_that_its_record_names(wrapped, photos, tmp_path):
+    done = evaluate_model(wrapped[1], photos, tmp_path / "report", source=wrapped[0])
+    assert done.passed

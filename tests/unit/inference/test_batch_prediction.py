@@ -11,14 +11,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
-from models import reduced, small_model
+from models import perturbed, reduced, small_model, wrapped_arguments
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from vitconv.cli import app
-from vitconv.convert import convert_checkpoint
+from vitconv.convert import convert_checkpoint, inspect_checkpoint, load_timm
 from vitconv.errors import CheckpointError, DestinationError, InputError, VitconvError
 from vitconv.inference import batch_prediction as module
 from vitconv.inference import local, predict
@@ -662,3 +663,26 @@ def test_a_run_that_cannot_begin_leaves_the_old_predictions(folder, tmp_path, wr
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
     predict(folder, write_images(3), tmp_path / "out", batch_size=4, overwrite=True, engine=engine)
     assert len(os.listdir(tmp_path / "out")) == 1
+
+
+@pytest.mark.parametrize("processor", ["transformers", "timm"])
+def test_a_wrapper_predicts_with_timm_s_pixels_by_either_processor(wrapped, tmp_path, write_images, processor):
+    images = write_images(3)
+    predict(wrapped[1], images, tmp_path / "out", batch_size=1, processor=processor)
+    model = load_timm(wrapped[0], target="timm_wrapper")
+    data = inspect_checkpoint(wrapped[0], target="timm_wrapper").data
+    rows = read_predictions(tmp_path / "out").rows.to_pylist()
+    assert len(rows) == 3
+    for row in rows:
+        with torch.no_grad():
+            expected = model(timm_pixels(load_image(tmp_path / row["path"]), data)[None])[0]
+        assert np.array_equal(np.array(row["logits"], np.float32), expected.numpy())
+
+
+def test_a_wrapper_without_classes_is_refused(tmp_path, write_images, save):
+    arguments = wrapped_arguments("eva02_tiny_patch14_224")
+    model = perturbed(timm.create_model("eva02_tiny_patch14_224", num_classes=0, **arguments))
+    path = save({"state_dict": model.state_dict(), "arch": "eva02_tiny_patch14_224", "model_args": arguments})
+    convert_checkpoint(path, tmp_path / "model", target="timm_wrapper", verify=False)
+    with pytest.raises(InputError, match="has no classes: it is a TimmWrapperModel"):
+        predict(tmp_path / "model", write_images(1), tmp_path / "out")
