@@ -38,12 +38,31 @@ def coverage_page() -> str:
     return environment.get_template("coverage.md.j2").render(
         version=json.loads(catalogue.FILE.read_text(encoding="utf-8"))["timm"],
         total=len(verdicts),
+        verdicts=verdicts,
+        own=Counter(verdict.own_head.option for verdict in verdicts),
+        counts=_table(),
         converted=converted,
         refused=refused,
         classes=classes,
         totals=_counts(converted),
         reasons=reasons,
     )
+
+
+def _table() -> list[tuple[str, ...]]:
+    """How many convert: with seven classes, as timm lists them, and without a head."""
+    found = [
+        [catalogue.with_classes(entry, count) for entry in catalogue.entries().values()] for count in (7, None, 0)
+    ]
+    native = [[one for one in ones if not one.option] for ones in found]
+    with_code = [[one for one in ones if one.option in ("", "--head code")] for ones in found]
+    rows = {
+        "a class of Transformers": native,
+        '… that `pipeline("image-classification")` loads': [[one for one in ones if one.pipeline] for ones in native],
+        "also with `--head code`": with_code,
+        "also with `--target timm_wrapper`": found,
+    }
+    return [(name, *(str(len(ones)) for ones in columns)) for name, columns in rows.items()]
 
 
 def _counts(verdicts: list[catalogue.Verdict]) -> list[int]:

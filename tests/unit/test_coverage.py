@@ -2,6 +2,7 @@
 
 import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from models import WITHOUT_HEAD, each, reduced
 
 from vitconv import mapping
 from vitconv.convert import to_huggingface
+from vitconv.errors import ArchitectureError
 from vitconv.models import catalogue
 from vitconv.models.catalogue import entries
-from vitconv.models.timm import build_timm, from_timm
+from vitconv.models.timm import build_timm, from_timm, understand
 from vitconv.parity import compare
 from vitconv.parity.verification import treats_tokens_alike
 
@@ -30,6 +32,26 @@ def test_what_converts_computes_the_same(name):
     check(reduced(name), mapping.class_name(entries()[name].architecture))
 
 
+@pytest.mark.parametrize("count", [7, 0])
+@pytest.mark.parametrize("name", each(name for name, entry in entries().items() if entry.facts))
+def test_with_a_head_of_ones_own_and_without_one_it_computes_the_same(name, count):
+    """In a class of Transformers, or with a head of code; the wrapper's matrix is tests/unit/models/test_wrapper.py."""
+    becomes = catalogue.with_classes(entries()[name], count)
+    if becomes.option == "--target timm_wrapper":
+        with pytest.raises(ArchitectureError):
+            from_timm(reduced(name, num_classes=count))
+        return
+    check(reduced(name, num_classes=count), becomes.class_name, "head_code" if becomes.option else None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, entry in entries().items() if entry.facts])
+def test_another_number_of_classes_changes_nothing_else(name):
+    """That is what the catalogue takes for granted."""
+    for count in (7, 0):
+        assert understand(build_timm(name, num_classes=count)) == replace(entries()[name].facts, num_labels=count)
+
+
 @pytest.mark.parametrize("name", WITHOUT_HEAD)
 def test_what_converts_without_its_head_computes_the_same(name):
     check(reduced(name, num_classes=0), mapping.class_name(from_timm(build_timm(name, num_classes=0))))
@@ -42,9 +64,9 @@ def test_registers_without_any_norm_after_the_blocks(more):
     check(reduced(name, num_classes=0, fc_norm=False, final_norm=False, **more), "RadioModel")
 
 
-def check(model, expected):
+def check(model, expected, target=None):
     small = from_timm(model)
-    twin = to_huggingface(model, verify=False)
+    twin = to_huggingface(model, target=target, verify=False)
     assert type(twin).__name__ == expected
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randn(2, small.num_channels, *small.image_size, generator=generator)
@@ -59,11 +81,12 @@ def test_all_of_timm_has_a_verdict():
     listed = {name for module in catalogue.MODULES for name in timm.list_models(module=module)}
     assert set(entries()) == listed
     assert all((entry.architecture is None) != (entry.refusal is None) for entry in entries().values())
+    assert all(entry.architecture in (None, entry.facts) for entry in entries().values())
 
 
 def test_the_page_says_what_the_catalogue_says():
     root = Path(__file__).parents[2]
     page = (root / "docs" / "coverage.md").read_text(encoding="utf-8")
     assert page == runpy.run_path(str(root / "tools" / "coverage_page.py"))["coverage_page"]()
-    converted = [entry for entry in entries().values() if entry.architecture]
-    assert f"**{len(converted)} of the {len(entries())} that timm" in page
+    own = [catalogue.with_classes(entry, 7) for entry in entries().values()]
+    assert f"**{sum(not one.option for one in own)} of the {len(entries())} that timm" in page

@@ -42,11 +42,14 @@ def models(
         table = Table(
             *(Column(heading, overflow="fold") for heading in ("timm", "Transformers")),
             Column("exactness", no_wrap=True),
+            Column("with 7 classes", overflow="fold"),
             box=None,
             pad_edge=False,
         )
         for verdict in found:
-            table.add_row(*(escape(cell or "") for cell in (verdict.name, verdict.class_name, verdict.exactness)))
+            own = verdict.own_head.class_name if verdict.own_head.class_name != verdict.class_name else "the same"
+            own += f" ({verdict.own_head.option})" if verdict.own_head.option else ""
+            table.add_row(*(escape(cell or "") for cell in (verdict.name, verdict.class_name, verdict.exactness, own)))
         print_rich(table)
     what = "are refused" if refused else "convert" + (f" to '{target}'" if target else "")
     of = f"timm's {len(entries())} Vision Transformers" if name is None else f"the {len(asked)} with such a name"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vitconv.architecture import Architecture
-from vitconv.mapping.family import Family, sizes, square
+from vitconv.mapping.family import Family, headless_only, sizes, square
 from vitconv.mapping.rewrites import ZERO_PATCH_BIAS, ZERO_QKV_BIAS
 
 _TABLE = """
@@ -61,6 +61,11 @@ def _from_config(known: Architecture, config: Any) -> dict[str, Any]:
     return found
 
 
+def _limits(a: Architecture) -> list[str]:
+    found = square(a) + headless_only(a)
+    return found if a.neck_channels else [*found, "no convolutions after the blocks (`neck`)"]
+
+
 SAM = Family(
     name="sam",
     model_type=lambda a: "sam_vision_model",
@@ -83,7 +88,9 @@ SAM = Family(
         "patch_bias": None,
         "qkv_bias": None,
     },
-    limits=lambda a: square(a) + ([] if a.neck_channels else ["no convolutions after the blocks (`neck`)"]),
+    limits=lambda a: (
+        square(a) + headless_only(a) + ([] if a.neck_channels else ["no convolutions after the blocks (`neck`)"])
+    ),
     rewrites=(ZERO_PATCH_BIAS, ZERO_QKV_BIAS),
     output_expression=lambda a: "last_hidden_state.mean((2, 3))" if a.global_pool else "last_hidden_state",
 )

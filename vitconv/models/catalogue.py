@@ -14,13 +14,15 @@ import importlib.metadata
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vitconv import mapping
 from vitconv.architecture import Architecture, Shapes, fit_to_weights
 from vitconv.errors import ArchitectureError, InputError, VitconvError
+from vitconv.mapping.family import is_classifier
 
 FILE = Path(__file__).with_name("catalogue.json")
 
@@ -45,12 +47,14 @@ class Entry:
         name: timm's, without a tag.
         architecture: what it is, with timm's own classes and image size; ``None`` if it is refused.
         refusal: why no Transformers class computes the same; ``None`` if one does.
+        facts: what it is, also if it is refused; ``None`` if it has a module that vitconv does not know.
         tags: for each pretrained tag, the default first, how it wants its images prepared.
     """
 
     name: str
     architecture: Architecture | None
     refusal: str | None
+    facts: Architecture | None
     tags: Mapping[str, Mapping[str, Any]]
 
     def __repr__(self) -> str:
@@ -95,7 +99,8 @@ def _entry(name: str, facts: Mapping[str, Any]) -> Entry:
         fields_by_name: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in architecture.items()}
         architecture = Architecture(**fields_by_name)
     tags = {tag: {**values, "tag": tag or None} for tag, values in facts["tags"].items()}
-    return Entry(name, architecture, facts.get("refusal"), tags)
+    refusal = facts.get("refusal")
+    return Entry(name, architecture if refusal is None else None, refusal, architecture, tags)
 
 
 #: How other projects and papers write a part of a name: ``ViT-S/16``, ``vit_b_16``.
@@ -190,6 +195,38 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+class Becomes(NamedTuple):
+    """The class that a model becomes, and what it takes.
+
+    Attributes:
+        class_name: the class.
+        option: what must be given for it: nothing, ``--head code`` or ``--target timm_wrapper``.
+        pipeline: whether ``pipeline("image-classification")`` loads it.
+    """
+
+    class_name: str
+    option: str
+    pipeline: bool
+
+
+def with_classes(entry: Entry, count: int | None) -> Becomes:
+    """What one of timm's architectures becomes with so many classes.
+
+    Args:
+        entry: the architecture.
+        count: 0 for a model without a head; ``None`` for timm's own.
+    """
+    if entry.facts is not None:
+        architecture = entry.facts if count is None else replace(entry.facts, num_labels=count)
+        for target, option in ((None, ""), (mapping.HEAD_CODE, "--head code")):
+            with suppress(ArchitectureError):
+                name = mapping.class_name(architecture, target)
+                return Becomes(name, option, is_classifier(name))
+    headless = count == 0 or (count is None and entry.facts is not None and not entry.facts.classifier)
+    name = "TimmWrapperModel" if headless else "TimmWrapperForImageClassification"
+    return Becomes(name, "--target timm_wrapper", not headless)
+
+
 @dataclass(frozen=True, repr=False)
 class Verdict:
     """What becomes of one of timm's architectures.
@@ -202,6 +239,7 @@ class Verdict:
             constants, or timm's in another arrangement; ``"folded"``: some were worked into others, and rounded once;
             empty if it is refused.
         refusal: why no class computes the same.
+        own_head: what it becomes with a head of one's own: :func:`with_classes`.
     """
 
     name: str
@@ -209,6 +247,7 @@ class Verdict:
     output_expression: str | None
     exactness: str
     refusal: str | None
+    own_head: Becomes
 
     def to_dict(self) -> dict[str, Any]:
         """The verdict as plain data, for JSON."""
@@ -248,18 +287,21 @@ def verdicts(target: str | None = None, name: str | None = None) -> list[Verdict
         )
     found = []
     for entry in wanted:
+        own = with_classes(entry, 7)
         if entry.architecture is None:
-            found.append(Verdict(entry.name, None, None, "", entry.refusal))
+            found.append(Verdict(entry.name, None, None, "", entry.refusal, own))
             continue
         try:
             family = mapping.family_for(entry.architecture, target)
         except ArchitectureError as error:
-            found.append(Verdict(entry.name, None, None, "", error.problem))
+            found.append(Verdict(entry.name, None, None, "", error.problem, own))
             continue
         known = entry.architecture
         found.append(
             Verdict(
-                entry.name, family.class_name(known), family.output_expression(known), family.exactness(known), None
+                *(entry.name, family.class_name(known), family.output_expression(known), family.exactness(known)),
+                None,
+                own,
             )
         )
     return found
@@ -292,7 +334,7 @@ def generate() -> dict[str, Any]:
         facts[name] = catalogue_entry(name, model)
         tensors[name] = _fixed_shapes({key: tuple(tensor.shape) for key, tensor in model.state_dict().items()})
     for refused in (name for name in names if "refusal" in facts[name]):
-        twins = [name for name in names if "architecture" in facts[name] and tensors[name] == tensors[refused]]
+        twins = [name for name in names if "refusal" not in facts[name] and tensors[name] == tensors[refused]]
         if twins:
             # Then weights alone could not tell one from the other, and `candidates` must not choose.
             raise NotImplementedError(f"{refused} is refused, but has the tensors of {twins}.")
@@ -314,7 +356,7 @@ def catalogue_entry(name: str, model: Any) -> dict[str, Any]:
     import timm
 
     from vitconv.models.data_config import tag_config
-    from vitconv.models.timm import from_timm
+    from vitconv.models.timm import understand
 
     configs = {model.pretrained_cfg.get("tag") or "": model.pretrained_cfg}
     for full in timm.list_pretrained(f"{name}.*"):
@@ -323,10 +365,14 @@ def catalogue_entry(name: str, model: Any) -> dict[str, Any]:
         raise NotImplementedError(f"A tag of {name} changes its architecture.")
     data = {tag: tag_config(config) for tag, config in configs.items()}
     data = {tag: {key: value for key, value in config.items() if key != "tag"} for tag, config in data.items()}
+    found: dict[str, Any] = {}
     try:
-        return {"architecture": _unusual(from_timm(model)), "tags": data}
+        known = understand(model)
+        found["architecture"] = _unusual(known)
+        mapping.family_for(known)
     except ArchitectureError as error:
-        return {"refusal": error.problem, "tags": data}
+        found["refusal"] = error.problem
+    return {**found, "tags": data}
 
 
 def _unusual(architecture: Architecture) -> dict[str, Any]:

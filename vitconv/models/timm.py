@@ -440,6 +440,17 @@ def from_timm(model: nn.Module) -> Architecture:
             that stands in the way, and its module. Or a model that was edited contradicts itself; the message names
             the attributes and buffers.
     """
+    architecture = understand(model)
+    mapping.check_any_family(architecture)
+    return architecture
+
+
+def understand(model: nn.Module) -> Architecture:
+    """The same for a model that no class may compute, as far as its modules are known.
+
+    Raises:
+        ArchitectureError: a module or a setting is none that vitconv knows, or the model contradicts itself.
+    """
     try:
         obstacles = _unsupported_modules(model) or _unsupported_behaviour(model) or _unsupported_settings(model)
         if obstacles:
@@ -448,8 +459,7 @@ def from_timm(model: nn.Module) -> Architecture:
                 f"{WAY_OUT} `vitconv models` lists the architectures that convert.",
             )
         _check_state(model)
-        architecture = read(model)
-        mapping.check_any_family(architecture)
+        return read(model)
     except VitconvError:
         raise
     except Exception as error:  # an edited model may hold anything
@@ -457,7 +467,6 @@ def from_timm(model: nn.Module) -> Architecture:
         raise ArchitectureError(
             f"The model's parts do not fit together: {type(error).__name__}: {str(error)[:200]}.", _REBUILD
         ) from error
-    return architecture
 
 
 _REBUILD = "Build the model anew with timm and load its weights, or keep it in timm."
