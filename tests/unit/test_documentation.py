@@ -46,10 +46,15 @@ def anchors(path):
 
 
 def test_how_many_architectures_convert():
-    converting = sum(verdict.class_name is not None for verdict in verdicts())
-    text = f"{converting} of the {len(entries())} Vision Transformers that timm"
-    for name in ("README.md", "CHANGELOG.md"):
-        assert text in (ROOT / name).read_text("utf-8"), text
+    listed = sum(verdict.class_name is not None for verdict in verdicts())
+    options = [verdict.own_head.option for verdict in verdicts()]
+    native, code = options.count(""), options.count("") + options.count("--head code")
+    total = f"of the {len(entries())} Vision Transformers that timm"
+    readme, changelog = ((ROOT / name).read_text("utf-8") for name in ("README.md", "CHANGELOG.md"))
+    assert f"With a head of your own, {native} {total}" in readme and f"and {code} with `--head code`" in readme
+    assert f"many without a head, {listed} convert:" in readme
+    assert f"{listed} {total}" in changelog
+    assert f"{native} with a head of your own, and {code} with `--head code`" in changelog
 
 
 @pytest.mark.slow

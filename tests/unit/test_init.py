@@ -38,11 +38,11 @@ COMMANDS = {
     "convert": (
         ["SRC", "DST"],
         [
-            *(*SOURCE, "--target", "--labels", "--image", "--no-ema", "--dtype", "--license"),
+            *(*SOURCE, "--target", "--head", "--labels", "--image", "--no-ema", "--dtype", "--license"),
             *("--no-verify", "--overwrite", *PRINTED),
         ],
     ),
-    "inspect": (["SRC"], [*SOURCE, "--target", "--no-ema", *PRINTED]),
+    "inspect": (["SRC"], [*SOURCE, "--target", "--head", "--no-ema", *PRINTED]),
     "verify": (["SRC", "DST"], [*SOURCE, "--no-ema", "--labels", "--image", "--dtype", "--device", *PRINTED]),
     "revert": (["SRC", "DST"], ["--arch", "--drop", "--image", "--no-verify", "--overwrite", *PRINTED]),
     "models": (["NAME"], ["--target", "--refused", "--json"]),
@@ -118,6 +118,7 @@ def test_the_commands():
         "predict",
         "timm",
         "evaluate",
+        "demo",
     ]
 
 
