@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import transformers
 from models import full_model, pixels_for
@@ -149,3 +150,32 @@ def test_float32_logits_are_equal_bit_for_bit(name, arguments):
         else:
             assert torch.equal(output.last_hidden_state, model.forward_features(pixels))
             assert torch.equal(output.pooler_output, model(pixels))
+
+
+# ---- heads of one's own, hybrids, timm inside Transformers ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "target", "class_name"),
+    [
+        ("vit_base_patch16_clip_224", 1000, None, "CLIPVisionModelWithProjection"),
+        ("vit_base_r50_s16_224", 7, None, "DPTModel"),
+        ("vit_small_patch16_dinov3", 7, "head_code", "DINOv3ViTWithTimmHeadForImageClassification"),
+        ("eva02_tiny_patch14_224", 7, "timm_wrapper", "TimmWrapperForImageClassification"),
+    ],
+)
+def test_fine_tuned_classifiers_of_full_size(name, classes, target, class_name, tmp_path):
+    """Converted, verified from the files, and back: timm's logits."""
+    model = timm.create_model(name, num_classes=classes).eval()  # full_model would leave its constants unset
+    model.load_state_dict(full_model(name, num_classes=classes).state_dict())
+    torch.save(model.state_dict(), tmp_path / "tuned.pth")
+    given = {"architecture": name, "target": target}
+    done = convert_checkpoint(tmp_path / "tuned.pth", tmp_path / "hf", **given)
+    assert done.class_name == class_name and len(done.labels) == classes
+    assert verify_checkpoint(tmp_path / "tuned.pth", tmp_path / "hf", architecture=name).parity.matches
+    revert_checkpoint(tmp_path / "hf", tmp_path / "back")
+    back = timm.create_model(f"local-dir:{tmp_path / 'back'}", pretrained=True).eval()
+    pixels = torch.randn(1, 3, *done.data.image_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, actual = model(pixels), back(pixels)
+    assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
