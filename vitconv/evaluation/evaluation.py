@@ -233,8 +233,9 @@ def evaluate(
         skipped = tuple(name for name in DEFAULT_THRESHOLDS if name not in found)
         thresholds = {name: limits for name, limits in DEFAULT_THRESHOLDS.items() if name in found}
     checked = check_thresholds(thresholds, found, outcomes)
+    warnings = (*outcomes.warnings, *warnings)
     found["thresholds_missed"] = sum(not threshold.passed for threshold in checked)
-    return Evaluation(outcomes, found, ranges, checked, skipped, _per_class(outcomes), about or {}, tuple(warnings))
+    return Evaluation(outcomes, found, ranges, checked, skipped, _per_class(outcomes), about or {}, warnings)
 
 
 def _nothing_compared(outcomes: Outcomes) -> str:

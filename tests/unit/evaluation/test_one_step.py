@@ -153,6 +153,19 @@ def test_subfolders_that_are_no_classes_are_no_labels(model, photos, tmp_path):
     assert evaluate_model(model, photos, tmp_path / "report").outcomes.labels is None
 
 
+def test_a_subfolder_that_is_no_class_is_named_where_others_are(model, photos, tmp_path):
+    (photos / "oak").rename(photos / "oaks")
+    done = evaluate_model(model, photos, tmp_path / "report")
+    (warning,) = done.warnings
+    assert warning.startswith(
+        "The names of the subfolders are not taken as labels: not all of them are classes of the model (oaks). Rename"
+    )
+    assert warning in done.sentences() and warning in summary_of(tmp_path / "report")["sentences"]
+    assert evaluate_model(model, photos, tmp_path / "report", labels_from="nothing").warnings == ()
+    (photos / "ash").rename(photos / "holidays")
+    assert evaluate_model(model, photos, tmp_path / "report").warnings == ()
+
+
 def test_subfolders_must_be_classes_where_that_is_said(model, photos, tmp_path):
     (photos / "oak").rename(photos / "holidays")
     with pytest.raises(InputError, match="name a class that the model does not have: 'holidays'"):
@@ -179,6 +192,13 @@ def test_unreadable_images_of_both_models_are_no_missing_answers(model, small_ch
     done = evaluate_model(model, photos, tmp_path / "report", source=small_checkpoint, max_errors=1)
     assert (done.metrics["errors"], done.metrics["not_compared"]) == (1, 0)
     assert done.passed
+
+
+def test_where_no_image_can_be_read_that_is_what_is_said(model, small_checkpoint, photos, tmp_path):
+    for path in photos.rglob("*.*"):
+        path.write_bytes(b"no image")
+    with pytest.raises(InputError, match="No image in '.*photos' could be read, so there is nothing to compare"):
+        evaluate_model(model, photos, tmp_path / "report", source=small_checkpoint, max_errors=3)
 
 
 def test_a_source_and_expected_answers_are_one_too_many(model, small_checkpoint, photos, tmp_path):
