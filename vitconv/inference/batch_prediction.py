@@ -356,6 +356,5 @@ class _Count:
             raise InputError(
                 f"{self.errors:,} of {first}{self.done:,} images could not be read, and max_errors is "
                 f"{self._max_errors:,}: {' '.join(self._first)}",
-                "Repair them, remove them from the list, or allow more with --max-errors N. "
-                "The rows written so far are kept.",
+                "Repair them, remove them from the list, or allow more with --max-errors N.",
             )
