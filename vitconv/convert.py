@@ -474,7 +474,7 @@ def convert_checkpoint(
     check_destination(destination, overwrite=overwrite, source=local, inputs=named)
     names = _read_names(labels)
     picture = load_image(os.fspath(image)) if image else None
-    license = check_license(license) if license else None
+    license = None if license is None else check_license(license)
     on_step("Reading the checkpoint")
     opened = identify(source, SourceOptions(architecture, image_size, data, target, ema, ignore, headless))
     check_destination(destination, overwrite=overwrite, inputs=opened.source.files)  # an index's, the Hub's cache's

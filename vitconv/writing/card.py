@@ -66,7 +66,7 @@ def _metadata(family: Family, architecture: Architecture, license: str | None, b
     task = "image-classification" if is_classifier(family.class_name(architecture)) else "image-feature-extraction"
     lines = [
         "---",
-        *([f"license: {license}"] if license else []),
+        *([f"license: {json.dumps(license)}"] if license else []),  # YAML reads no, null and 1.0 as other types
         *([f"base_model: {json.dumps(base_model)}"] if base_model else []),
         "library_name: transformers",
         f"pipeline_tag: {task}",
