@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from vitconv.cli.options import Architecture, AsJson, DataConfigFile, Ignore, Quiet, Verbose, one_of
 from vitconv.cli.output import print_json, print_rich, print_warnings, printable, show_count, show_counted_steps
-from vitconv.cli.process import errors_for_people
+from vitconv.cli.process import attentive, end_in_order, errors_for_people
 from vitconv.errors import VitconvError
 from vitconv.evaluation import LABELS_FROM, LabelsFrom
 from vitconv.inference import ENGINES, EngineName
@@ -70,6 +70,7 @@ def predict(
     with errors_for_people(lambda: _what_is_kept(folders), as_json=as_json), ExitStack() as stack:
         from vitconv.inference import predict
 
+        end_in_order()
         folder = destination or Path(stack.enter_context(TemporaryDirectory()))
         with show_count("Predicting", quiet) as on_progress:
             done = predict(
@@ -83,7 +84,7 @@ def predict(
                 max_errors=max_errors,
                 check_content=check_content,
                 overwrite=overwrite,
-                on_progress=on_progress,
+                on_progress=attentive(on_progress),
             )
         from vitconv.inference.predictions import read_predictions
 
@@ -172,6 +173,7 @@ def evaluate(
         from vitconv.evaluation import evaluate_model
         from vitconv.source import SourceOptions
 
+        end_in_order()
         done = evaluate_model(
             model,
             images,
@@ -184,8 +186,8 @@ def evaluate(
             batch_size=batch_size,
             device=device,
             max_errors=max_errors,
-            on_step=on_step,
-            on_progress=on_progress,
+            on_step=attentive(on_step),
+            on_progress=attentive(on_progress),
         )
     print_warnings(done.warnings)
     page = out / "index.html"
@@ -229,6 +231,7 @@ def report(
         from vitconv.evaluation import report
         from vitconv.files import read_json
 
+        end_in_order()
         missed = report(evaluation, destination, last=last, verification=verification)
         page = destination / "index.html"
         if missed:
