@@ -495,7 +495,7 @@ def convert_checkpoint(
     check_destination(destination, overwrite=overwrite, source=local, inputs=named)
     names = _read_names(labels)
     picture = load_image(os.fspath(image)) if image else None
-    license = check_license(license) if license else None
+    license = None if license is None else check_license(license)
     on_step("Reading the checkpoint")
     opened = identify(source, SourceOptions(architecture, image_size, data, target, ema, ignore, headless))
     check_destination(destination, overwrite=overwrite, inputs=opened.source.files)  # an index's, the Hub's cache's
@@ -591,27 +591,20 @@ def verify_checkpoint(
         raise CheckpointError(
             absent(folder / CONFIG_FILE), "Pass the source first, and then the folder that was converted from it."
         )
-    recorded = read_record(folder)
-    names = _read_names(labels) or recorded.labels
     pictures = [load_image(os.fspath(image)) for image in images] or [sample_image()]
-    options = SourceOptions(
-        architecture or recorded.architecture,
-        image_size or recorded.image_size,
-        data or recorded.data,
-        mapping.WRAPPER.name if is_wrapper(folder) else recorded.target,
-        recorded.ema if ema is None else ema,
-        recorded.ignore if ignore is None else ignore,
-        recorded.headless if headless is None else headless,
-    )
     on_step("Reading the checkpoint")
-    try:
-        opened = identify(source, options)
-    except (ArchitectureError, CheckpointError, WeightsError, InputError) as error:
-        other = _of_another_source(error, folder, recorded, open_source(source))
-        raise other or _of_the_record(error, folder, recorded, options) or error from None
-    if labels is not None:
-        names = _labels_for(names, opened.inspection.architecture, labels)
-    _refuse_contradicting_record(folder, recorded, opened, labels=labels is None, ignore=ignore is None)
+    origin = open_origin(
+        source,
+        folder,
+        architecture=architecture,
+        labels=labels,
+        image_size=image_size,
+        data=data,
+        ema=ema,
+        ignore=ignore,
+        headless=headless,
+    )
+    opened = origin.opened
     for file in opened.source.files:
         check_checksums(file)
     try:
@@ -623,7 +616,7 @@ def verify_checkpoint(
             opened.inspection.data,
             pictures,
             target=opened.inspection.target,
-            labels=names or opened.labels(),
+            labels=origin.labels,
             probes=True,
             dtypes=dtypes,
             device=device,
@@ -636,12 +629,77 @@ def verify_checkpoint(
             raise ParityError(
                 error.problem, "Leave the image size out (--img-size), or convert the source with it.", stage="config"
             ) from error.__cause__
-        raise _of_another_source(error, folder, recorded, opened.source) or error from error.__cause__
-    unproved = [
+        raise _of_another_source(error, folder, origin.recorded, opened.source) or error from error.__cause__
+    return replace(verification, warnings=(*origin.warnings, *verification.warnings))
+
+
+@dataclass(frozen=True, repr=False)
+class Origin:
+    """The source of a folder, opened as the folder's record says that it was converted.
+
+    Attributes:
+        opened: the source.
+        recorded: what the folder's ``parity.json`` says.
+        labels: the class names that the folder must have: those given, recorded, or stated by the source; ``None`` if
+            there are none.
+        warnings: they name what only the record states.
+    """
+
+    opened: Identified
+    recorded: ConversionRecord
+    labels: tuple[str, ...] | None
+    warnings: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"Origin({self.opened!r}, {len(self.labels or ())} labels)"
+
+
+def open_origin(
+    source: str | os.PathLike[str],
+    folder: Path,
+    *,
+    architecture: nn.Module | str | None = None,
+    labels: Sequence[str] | str | os.PathLike[str] | None = None,
+    image_size: tuple[int, int] | None = None,
+    data: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    ema: bool | None = None,
+    ignore: Collection[str] | None = None,
+    headless: bool | None = None,
+) -> Origin:
+    """Open the source of a folder. What is not given is taken from the record, unless the source contradicts it.
+
+    Args:
+        source, folder, architecture, labels, image_size, data, ema, ignore, headless: as for
+            :func:`verify_checkpoint`.
+
+    Raises:
+        ParityError: the record contradicts the source, or the folder was made from another one.
+        VitconvError: the source or the record cannot be read.
+    """
+    recorded = read_record(folder)
+    names = _read_names(labels) or recorded.labels
+    options = SourceOptions(
+        architecture or recorded.architecture,
+        image_size or recorded.image_size,
+        data or recorded.data,
+        mapping.WRAPPER.name if is_wrapper(folder) else recorded.target,
+        recorded.ema if ema is None else ema,
+        recorded.ignore if ignore is None else ignore,
+        recorded.headless if headless is None else headless,
+    )
+    try:
+        opened = identify(source, options)
+    except (ArchitectureError, CheckpointError, WeightsError, InputError) as error:
+        other = _of_another_source(error, folder, recorded, open_source(source))
+        raise other or _of_the_record(error, folder, recorded, options) or error from None
+    if labels is not None:
+        names = _labels_for(names, opened.inspection.architecture, labels)
+    _refuse_contradicting_record(folder, recorded, opened, labels=labels is None, ignore=ignore is None)
+    warnings = (
         *_only_recorded(recorded, opened, labels=labels is None, data=not data),
         *_weights_only_recorded(recorded, opened, image_size=image_size, ema=ema, headless=headless),
-    ]
-    return replace(verification, warnings=(*unproved, *verification.warnings))
+    )
+    return Origin(opened, recorded, names or opened.labels(), warnings)
 
 
 def _other_labels(opened: Identified, names: Sequence[str]) -> list[str]:

@@ -13,10 +13,11 @@ import nbformat
 import numpy as np
 import papermill
 import pytest
+import timm
 import torch
-from families import CLASSIFIERS, HEADLESS, save_folder
+from families import CLASSIFIERS, HEADLESS, SMALL, save_folder
 from markdown_it import MarkdownIt
-from models import full_model
+from models import full_model, perturbed
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from PIL import Image
@@ -25,6 +26,7 @@ from transformers.utils import logging
 
 from vitconv.errors import InputError
 from vitconv.inference.predictions import Parts, Run, make_rows
+from vitconv.models.images import sample_image
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("ash", "beech", "cedar", "elm", "larch", "oak", "pine")
@@ -88,6 +90,20 @@ def test_a_classifier_of_every_family_gives_the_same_answer(family, run, tmp_pat
     assert f"{config['architectures'][0]}: " in told
     head = {"clip": "visual_projection", "deit": "distillation_classifier"}.get(family, "classifier")
     assert f"→ {head}.weight" in told
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "vit_base_patch16_siglip_224"])
+def test_a_head_of_code_gives_the_same_answer(name, run, tmp_path):
+    model = perturbed(timm.create_model(name, num_classes=7, **SMALL))
+    labels = {"label_names": list(CLASSES)}
+    timm.models.save_for_hf(model, tmp_path / "timm", labels, model_args=SMALL, safe_serialization=True)
+    run("convert", **BARE, checkpoint=str(tmp_path / "timm"), output=str(tmp_path / "hf"), target="head_code")
+    (tmp_path / "photos").mkdir()
+    sample_image((96, 96)).save(tmp_path / "photos" / "photo.png")
+    paths = {"model": "hf", "images": "photos", "source": "timm", "output": "evaluation", "scores": "metrics.json"}
+    paths = {name: str(tmp_path / path) for name, path in paths.items()}
+    told = run("evaluate", **paths, expected="", metrics=[], thresholds={"agreement": {"min": 1.0}})
+    assert "✓ Images that get the expected answer" in told
 
 
 @pytest.mark.parametrize("family", HEADLESS)

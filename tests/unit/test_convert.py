@@ -9,7 +9,7 @@ import timm
 import torch
 import transformers
 from families import CLASSIFIERS, HEADLESS, save_folder
-from models import FOLDED, KINDS, full_model, perturbed, pixels_for, small_model
+from models import FOLDED, KINDS, full_model, perturbed, pixels_for, reduced, small_model
 from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_transform
@@ -25,6 +25,9 @@ from vitconv.convert import (
     verify_checkpoint,
 )
 from vitconv.errors import ArchitectureError, CheckpointError, DestinationError, InputError, ParityError, WeightsError
+from vitconv.models.catalogue import entries, with_classes
+from vitconv.models.images import sample_image
+from vitconv.models.pixels import timm_pixels
 from vitconv.models.timm import from_timm
 
 
@@ -523,3 +526,33 @@ def test_timms_model_of_another_size_has_resampled_positions(small_checkpoint):
     model = load_timm(small_checkpoint, "vit_tiny_patch16_224", image_size=(192, 160))
     assert (model.patch_embed.img_size, model.pos_embed.shape) == ((192, 160), (1, 1 + 12 * 10, 192))
     assert not model.training and all(parameter.is_contiguous() for parameter in model.parameters())
+
+
+def every_classifier():
+    """For each of Transformers' classes that pipelines load: one of timm's names."""
+    found = {}
+    for entry in entries().values():
+        becomes = with_classes(entry, 5)
+        if becomes.pipeline and not becomes.option:
+            found.setdefault(becomes.class_name, entry.name)
+    return found
+
+
+@pytest.mark.parametrize(("class_name", "name"), every_classifier().items())
+def test_a_pipeline_answers_as_timm_does(class_name, name, tmp_path):
+    """From the image file. With a head of code: tests/unit/mapping/test_timm_head.py."""
+    model = reduced(name, num_classes=5).float()
+    torch.save(model.state_dict(), tmp_path / "timm.pth")
+    given = {"architecture": model, "labels": CLASSES, "data": {"crop_pct": 1.0, "crop_mode": "center"}}
+    done = convert_checkpoint(tmp_path / "timm.pth", tmp_path / "hf", verify=False, **given)
+    assert done.class_name == class_name
+    photo = sample_image(tuple(2 * side for side in reversed(done.data.image_size)))
+    photo.save(tmp_path / "photo.png")
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "hf", backend="pil")
+    ask = transformers.pipeline("image-classification", str(tmp_path / "hf"), image_processor=processor)
+    answers = ask(str(tmp_path / "photo.png"), top_k=5)
+    with torch.no_grad():
+        expected = model(timm_pixels(photo, done.data)[None])[0].softmax(-1)
+    assert [answer["label"] for answer in answers] == [CLASSES[i] for i in expected.argsort(descending=True)]
+    scores = torch.tensor([answer["score"] for answer in answers])
+    assert torch.allclose(scores, expected.sort(descending=True).values, atol=1e-5)

@@ -99,6 +99,7 @@ def convert(
         return
     folder, original = shlex.quote(str(destination)), shlex.quote(str(source))
     following = f"evaluate {folder} photos --source {original}" if done.labels else f"verify {original} {folder}"
+    following += "".join(f" --ignore {shlex.quote(name)}" for name in ignore or ())
     then = ["load it:", *(f"  {line}" for line in done.loading_lines), "next:", f"  vitconv {following}"]
     print_done(headline, done.facts, then)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -15,7 +17,25 @@ _TYPE = re.compile(r" <(?:path|str|bool)>$")
 
 
 class Command(TyperCommand):
-    """A command whose help fits a terminal of 80 columns, and names types only where they are a choice."""
+    """A command whose help fits a terminal of 80 columns, and names types only where they are a choice.
+
+    It takes no empty values: a script may have left a variable empty, and an empty path is the current folder.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with _of_command(ctx):
+            if not ctx.resilient_parsing:
+                given, _, _ = self.make_parser(ctx).parse_args(list(args))
+                params: list[Any] = self.get_params(ctx)
+                for param in params:
+                    value = given.get(param.name)
+                    if value == "" or (isinstance(value, (list, tuple)) and "" in value):
+                        raise typer.BadParameter("It is empty.", ctx, param)
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _of_command(ctx):
+            return super().invoke(ctx)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
@@ -37,16 +57,38 @@ class Group(TyperGroup):
 
     command_class = Command
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with _as_json_too(), _of_command(ctx):
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _as_json_too():
             return super().invoke(ctx)
-        except Exception as error:
-            if type(error).__name__ == "BadOptionUsage" and getattr(error, "option_name", "") == "--img-size":
-                error.message = "Option '--img-size' takes height and width, as in --img-size 224 224."  # type: ignore[attr-defined]
-            if getattr(error, "exit_code", 0) == 2 and hasattr(error, "format_message") and "--json" in sys.argv:
-                path = getattr(getattr(error, "ctx", None), "command_path", "vitconv")
-                print_json_error(error.format_message(), f"See {path} --help.")
-            raise
+
+
+@contextmanager
+def _of_command(ctx: Any) -> Iterator[None]:
+    """Give usage errors the command that they are of, which the parser's own errors lack."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "exit_code", 0) == 2 and getattr(error, "ctx", ctx) is None:
+            error.ctx = ctx  # type: ignore[attr-defined]
+        raise
+
+
+@contextmanager
+def _as_json_too() -> Iterator[None]:
+    """Print a usage error as JSON, too, where JSON was asked for."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ == "BadOptionUsage" and getattr(error, "option_name", "") == "--img-size":
+            error.message = "Option '--img-size' takes height and width, as in --img-size 224 224."  # type: ignore[attr-defined]
+        if getattr(error, "exit_code", 0) == 2 and hasattr(error, "format_message") and "--json" in sys.argv:
+            path = getattr(getattr(error, "ctx", None), "command_path", "vitconv")
+            print_json_error(error.format_message(), f"See {path} --help.")
+        raise
 
 
 def print_json_error(problem: str, remedy: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -12,8 +13,8 @@ import typer
 from rich.markup import escape
 
 from vitconv.cli.options import Architecture, AsJson, DataConfigFile, Ignore, Quiet, Verbose, one_of
-from vitconv.cli.output import print_json, print_rich, printable, show_count, show_counted_steps
-from vitconv.cli.process import errors_for_people
+from vitconv.cli.output import print_json, print_rich, print_warnings, printable, show_count, show_counted_steps
+from vitconv.cli.process import attentive, end_in_order, errors_for_people
 from vitconv.errors import VitconvError
 from vitconv.evaluation import LABELS_FROM, LabelsFrom
 from vitconv.inference import ENGINES, EngineName
@@ -65,14 +66,11 @@ def predict(
 ) -> None:
     """Predict the class of every image in a list; a run that was cut off goes on where it stopped."""
 
-    def what_is_kept() -> str:
-        from vitconv.inference.predictions import parts
-
-        return _KEPT if destination and parts(destination) else "Nothing was written."
-
-    with errors_for_people(what_is_kept, as_json=as_json), ExitStack() as stack:
+    folders = [destination] if destination else []
+    with errors_for_people(lambda: _what_is_kept(folders), as_json=as_json), ExitStack() as stack:
         from vitconv.inference import predict
 
+        end_in_order()
         folder = destination or Path(stack.enter_context(TemporaryDirectory()))
         with show_count("Predicting", quiet) as on_progress:
             done = predict(
@@ -86,7 +84,7 @@ def predict(
                 max_errors=max_errors,
                 check_content=check_content,
                 overwrite=overwrite,
-                on_progress=on_progress,
+                on_progress=attentive(on_progress),
             )
         from vitconv.inference.predictions import read_predictions
 
@@ -99,6 +97,13 @@ def predict(
         return
     found = f", {done.found:,} of them by an earlier run" if done.found else ""
     typer.echo(f"{printable(folder)}: {done.rows:,} images on {done.device}{found}; {done.errors:,} could not be read")
+
+
+def _what_is_kept(folders: Iterable[Path]) -> str:
+    """What an interrupt leaves in folders of predictions, in a sentence."""
+    from vitconv.inference.predictions import parts
+
+    return _KEPT if any(map(parts, folders)) else "Nothing was written."
 
 
 def _print_answers(rows: list[dict[str, Any]]) -> None:
@@ -155,10 +160,20 @@ def evaluate(
     IMAGES is a CSV file with the column `path` and, where known, `label`; a folder of images, perhaps with a subfolder
     for each class; or one image. Exit code 1 if a threshold is missed.
     """
-    with errors_for_people(lambda: _KEPT, as_json=as_json), show_counted_steps(quiet) as (on_step, on_progress):
+    for name, value in (("--arch", arch), ("--data-config", data_config), ("--ignore", ignore)):
+        if value and source is None:
+            raise typer.BadParameter("It describes the checkpoint, so it needs --source SRC.", param_hint=f"'{name}'")
+
+    def what_is_kept() -> str:
+        from vitconv.evaluation.destination import PREDICTIONS, TIMM
+
+        return _what_is_kept([out / PREDICTIONS, out / TIMM])
+
+    with errors_for_people(what_is_kept, as_json=as_json), show_counted_steps(quiet) as (on_step, on_progress):
         from vitconv.evaluation import evaluate_model
         from vitconv.source import SourceOptions
 
+        end_in_order()
         done = evaluate_model(
             model,
             images,
@@ -171,9 +186,10 @@ def evaluate(
             batch_size=batch_size,
             device=device,
             max_errors=max_errors,
-            on_step=on_step,
-            on_progress=on_progress,
+            on_step=attentive(on_step),
+            on_progress=attentive(on_progress),
         )
+    print_warnings(done.warnings)
     page = out / "index.html"
     missed = " ".join(str(one) for one in done.thresholds if not one.passed)
     if as_json:
@@ -187,11 +203,17 @@ def evaluate(
             raise VitconvError(missed, f"{page} shows it.")
     if as_json:
         return
+    for line in () if quiet else done.sentences():
+        if line not in done.warnings:
+            typer.echo(printable(line))
+    _print_verdict(page, done.summary())
+
+
+def _print_verdict(page: Path, summary: dict[str, Any]) -> None:
+    """The last line on an evaluation: where the report is, and whether it says that the model passed."""
     from vitconv.evaluation.reporting import verdict
 
-    for line in () if quiet else done.sentences():
-        typer.echo(printable(line))
-    typer.echo(f"{printable(page)}: {verdict(done.summary())[1].lower()}")
+    typer.echo(f"{printable(page)}: {verdict(summary)[1].lower()}")
 
 
 def report(
@@ -207,9 +229,11 @@ def report(
     """Write the report on an evaluation, and fail if a threshold is missed."""
     with errors_for_people():
         from vitconv.evaluation import report
+        from vitconv.files import read_json
 
+        end_in_order()
         missed = report(evaluation, destination, last=last, verification=verification)
         page = destination / "index.html"
         if missed:
             raise VitconvError(" ".join(missed), f"{page} shows it.")
-    typer.echo(f"{printable(page)}: passed")
+        _print_verdict(page, read_json(evaluation / "evaluation.json"))

@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import typer
 
@@ -51,7 +52,7 @@ def run(command: Callable[[], object] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):  # a character that the terminal lacks must not end what is done
             stream.reconfigure(errors="backslashreplace")
     if command is None:
-        ends_at_once = True  # until one of the commands begins, nothing is open
+        ends_at_once = True  # until a command calls end_in_order(), nothing is open
         from vitconv.cli.commands import app
 
         command = app
@@ -90,11 +91,10 @@ def errors_for_people(interrupted: Callable[[], str] = _what_was_written, *, as_
         interrupted: returns a sentence on what an interrupt leaves behind.
         as_json: print the error as JSON on stdout, too: a program reads that, and people the lines on stderr.
     """
-    global ends_at_once
-    ends_at_once = False
     forget_published()
     try:
         yield
+        _look_again()
     except (VitconvError, KeyboardInterrupt) as error:
         if isinstance(error, VitconvError) and not received_signal:
             _tell(error.problem, error.remedy, as_json)
@@ -115,6 +115,33 @@ def errors_for_people(interrupted: Callable[[], str] = _what_was_written, *, as_
         name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else str(error.filename)
         _tell(f"'{name}' cannot be used: {error.strerror}.", "Check it, and its permissions.", as_json)
         raise typer.Exit(1) from None
+
+
+def end_in_order() -> None:
+    """Have a signal raise an exception from here on, as there are files, threads or processes to close.
+
+    Call it behind the imports: code that is being imported may swallow the exception.
+    """
+    global ends_at_once
+    ends_at_once = False
+
+
+def attentive(callback: Callable[..., None]) -> Callable[..., None]:
+    """A callback that first ends the work if a signal came whose exception was swallowed.
+
+    C code that looks for an attribute may clear whatever is raised meanwhile, and so may a bare ``except``.
+    """
+
+    def look_and_call(*arguments: Any) -> None:
+        _look_again()
+        callback(*arguments)
+
+    return look_and_call
+
+
+def _look_again() -> None:
+    if received_signal:
+        raise KeyboardInterrupt
 
 
 def _tell(problem: str, remedy: str, as_json: bool) -> None:
@@ -147,6 +174,16 @@ def _listen() -> None:
         # A shell's background job inherits Ctrl-C ignored, and one under nohup SIGHUP: they are to go on.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
+    signal.signal(signal.SIGALRM, lambda number, frame: _stop(received_signal, frame))
+    sys.unraisablehook = _after_unraisable
+
+
+def _after_unraisable(error: sys.UnraisableHookArgs) -> None:
+    """Stop again, a moment later, if Python could not raise a signal's exception, as it came within a finaliser."""
+    if received_signal and error.exc_type is KeyboardInterrupt:
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+    else:
+        sys.__unraisablehook__(error)
 
 
 def _stop(number: int, frame: object) -> None:
@@ -168,6 +205,7 @@ def _stop(number: int, frame: object) -> None:
 
 
 def _end(code: int) -> None:
+    signal.setitimer(signal.ITIMER_REAL, 0)
     if not _flush():
         code = code or 1
     if ends_at_once:

@@ -22,7 +22,7 @@ from vitconv.checkpoints.checkpoint import HUB_PREFIX
 from vitconv.checkpoints.digests import write_digests
 from vitconv.cli import predict as predict_command
 from vitconv.cli import verify as verify_command
-from vitconv.cli.output import show_count
+from vitconv.cli.output import print_warnings, show_count
 from vitconv.cli.process import errors_for_people
 from vitconv.errors import InputError, VitconvError, shown
 from vitconv.files import check_file, new_file, open_file
@@ -264,7 +264,7 @@ def predict() -> None:
 @app.command()
 def timm() -> None:
     """Run the timm model over the images into build/timm, if the parameters name no expected answers."""
-    names = ("checkpoint", "architecture", "data_config", "img_size", "no_ema", "ignore", "headless")
+    names = ("checkpoint", "architecture", "labels", "data_config", "img_size", "no_ema", "ignore", "headless")
     given = _given(*names, "expected", "model", "images", "batch_size", "device", "max_errors")
     with errors_for_people():
         from vitconv.evaluation import run_timm
@@ -283,18 +283,20 @@ def timm() -> None:
             headless=given["headless"],
         )
         with show_count("Running the timm model") as on_progress:
-            run_timm(
+            warnings = run_timm(
                 given["checkpoint"],
                 given["model"],
                 given["images"],
                 _TIMM,
                 options=options,
+                labels=given["labels"] or None,
                 batch_size=given["batch_size"],
                 device=given["device"],
                 max_errors=given["max_errors"],
                 overwrite=True,
                 on_progress=on_progress,
             )
+        print_warnings(warnings)
 
 
 _TIMM = "build/timm"

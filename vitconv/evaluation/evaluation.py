@@ -41,6 +41,7 @@ class Evaluation:
         skipped: the names of the default thresholds for which there is nothing to judge.
         per_class: a row for each class, with its metrics.
         about: what was evaluated, by name, for people.
+        warnings: what to know before the result is believed, a sentence each.
     """
 
     outcomes: Outcomes
@@ -50,6 +51,7 @@ class Evaluation:
     skipped: tuple[str, ...]
     per_class: pa.Table
     about: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -129,7 +131,7 @@ class Evaluation:
             sentences.append(f"{found['errors']:,} of {image_count(int(found['images']))} could not be read.")
         if self.skipped:
             sentences.append(f"Not judged: {', '.join(map(in_words, self.skipped))}. {why_skipped(found)}")
-        return sentences
+        return [*sentences, *self.warnings]
 
     def summary(self) -> dict[str, Any]:
         """The result as plain data for JSON, with the first 20 images that disagree or cannot be read."""
@@ -190,6 +192,7 @@ def evaluate(
     thresholds: Mapping[str, Mapping[str, float]] | None = None,
     labels_from: LabelsFrom | None = None,
     about: Mapping[str, str] | None = None,
+    warnings: Sequence[str] = (),
 ) -> Evaluation:
     """Compare predictions with expected answers and with true labels.
 
@@ -205,6 +208,7 @@ def evaluate(
         labels_from: ``"folders"`` if the names of the subfolders must be classes, ``"nothing"`` to take no labels; by
             default they are labels if all of them are classes.
         about: what the report tells of the model, by name: see :func:`vitconv.evaluation.about.describe`.
+        warnings: what else the report tells of how the answers were made, a sentence each.
 
     Returns:
         the metrics. An image with an expected answer that could not be read counts as a disagreement; the other
@@ -229,8 +233,9 @@ def evaluate(
         skipped = tuple(name for name in DEFAULT_THRESHOLDS if name not in found)
         thresholds = {name: limits for name, limits in DEFAULT_THRESHOLDS.items() if name in found}
     checked = check_thresholds(thresholds, found, outcomes)
+    warnings = (*outcomes.warnings, *warnings)
     found["thresholds_missed"] = sum(not threshold.passed for threshold in checked)
-    return Evaluation(outcomes, found, ranges, checked, skipped, _per_class(outcomes), about or {})
+    return Evaluation(outcomes, found, ranges, checked, skipped, _per_class(outcomes), about or {}, warnings)
 
 
 def _nothing_compared(outcomes: Outcomes) -> str:

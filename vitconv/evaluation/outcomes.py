@@ -48,6 +48,7 @@ class Outcomes:
         expected_logits: float64, (images, classes), NaN where there are none; ``None`` without any.
         notes: how timm is known to prepare an image differently, in a sentence; ``None`` for other images.
         splits: what each image was used for, such as ``fit``; ``None`` where the list does not say.
+        warnings: why the names of subfolders are no labels, where most would expect them to be.
     """
 
     classes: tuple[str, ...]
@@ -62,6 +63,7 @@ class Outcomes:
     expected_logits: NDArray[np.float64] | None
     notes: tuple[str | None, ...]
     splits: tuple[str, ...] | None = None
+    warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"Outcomes({len(self.paths):,} images, {len(self.classes):,} classes, {len(self.errors):,} unreadable)"
@@ -117,8 +119,12 @@ def read_outcomes(
     """
     made, listed = read_predictions(predictions), read_images(images)
     _check_same_list(made, listed, predictions, images)
-    listed = replace(listed, labels=_labels(listed, images, made.classes, labels_from))
-    return _align(made, listed, _read_expected(expected, made.classes) if expected else None, str(images))
+    labels = _labels(listed, images, made.classes, labels_from)
+    answers = _read_expected(expected, made.classes) if expected else None
+    outcomes = _align(made, replace(listed, labels=labels), answers, str(images))
+    if labels_from is None and labels is None:
+        outcomes = replace(outcomes, warnings=_why_no_labels(listed, made.classes))
+    return outcomes
 
 
 def _labels(
@@ -137,6 +143,18 @@ def _labels(
     if listed.by_folder and not pc.all(pc.is_in(pc.drop_null(listed.labels), value_set=pa.array(classes))).as_py():
         return None
     return listed.labels
+
+
+def _why_no_labels(listed: ImageList, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """A sentence, if some subfolders are named as classes and others are not: one of the names may be mistaken."""
+    names = [] if listed.labels is None else pc.unique(pc.drop_null(listed.labels)).to_pylist()
+    others = [name for name in names if name not in classes]
+    if not others or len(others) == len(names):
+        return ()
+    return (
+        "The names of the subfolders are not taken as labels: not all of them are classes of the model "
+        f"({first_few(others)}). Rename or move them, or pass --labels-from nothing.",
+    )
 
 
 def _check_same_list(made: Predictions, listed: ImageList, predictions: str | Path, images: str | Path) -> None:
@@ -243,6 +261,11 @@ def _align(made: Predictions, listed: ImageList, expected: _Expected | None, ima
         known = pc.is_valid(places).to_numpy()
         places = pc.fill_null(places, 0).to_numpy()
         classes = np.where(known, expected.classes[places], -1)
+        if (classes < 0).all() and known.any() and made.rows["error"].null_count == 0:
+            raise InputError(
+                f"No image in '{images}' could be read, so there is nothing to compare.",
+                "Check the images: the rows of the predictions say what is wrong with each.",
+            )
         if (classes < 0).all():
             raise InputError(
                 f"No expected answer has the path of an image in '{images}'.",

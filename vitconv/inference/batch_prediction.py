@@ -67,12 +67,14 @@ class Summary:
         errors: the number of images that could not be read.
         found: the number of rows that an earlier run had written.
         device: the device that the model ran on.
+        run: what made the rows, as a SHA-256: :attr:`.predictions.Run.fingerprint`.
     """
 
     rows: int
     errors: int
     found: int
     device: str
+    run: str
 
 
 def predict(
@@ -237,7 +239,7 @@ def _predict(
         model.watch.check()
         parts.write(number, rows, keys[number])
         count.check()
-    return Summary(count.done, count.errors, found, runner.device)
+    return Summary(count.done, count.errors, found, runner.device, run.fingerprint)
 
 
 def _check_positive(batch_size: int) -> None:
@@ -354,6 +356,5 @@ class _Count:
             raise InputError(
                 f"{self.errors:,} of {first}{self.done:,} images could not be read, and max_errors is "
                 f"{self._max_errors:,}: {' '.join(self._first)}",
-                "Repair them, remove them from the list, or allow more with --max-errors N. "
-                "The rows written so far are kept.",
+                "Repair them, remove them from the list, or allow more with --max-errors N.",
             )

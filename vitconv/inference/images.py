@@ -64,6 +64,7 @@ def read_images(path: str | Path) -> ImageList:
     Args:
         path: a CSV file, of whose columns only ``path``, ``label`` and ``split`` are read; a folder, with all images
             in it and in its subfolders, whose names are their labels; or one image. An image is told by its suffix.
+            Of a link to a list or to an image, the folder is the one that holds the link.
 
     Raises:
         InputError: there is no such file, it is not CSV, has no column ``path``, or a row has no path; or the folder
@@ -72,7 +73,7 @@ def read_images(path: str | Path) -> ImageList:
     if os.path.isdir(path):
         return _read_folder(Path(path))
     if Path(path).suffix.lower() in image_suffixes():
-        return _of_paths([Path(path).name], Path(path).resolve().parent)
+        return _of_paths([Path(path).name], _folder_of(path))
     what = "list of images"
     columns = [name for name in read_header(path, what, "label") if name in ("path", "label", "split")]
     table = read_table(path, what, columns)
@@ -82,7 +83,12 @@ def read_images(path: str | Path) -> ImageList:
     if not len(paths):
         raise InputError(f"The list of images '{path}' is empty.", _LIST)
     labels, splits = (table[name] if name in table.column_names else None for name in ("label", "split"))
-    return ImageList(paths, labels, Path(path).resolve().parent, splits)
+    return ImageList(paths, labels, _folder_of(path), splits)
+
+
+def _folder_of(path: str | Path) -> Path:
+    """The folder that holds a file, as the system finds it; where the file is a link, the folder of the link."""
+    return Path(os.path.realpath(Path(path).absolute().parent))
 
 
 def _read_folder(folder: Path) -> ImageList:
@@ -106,14 +112,16 @@ def _images_in(folder: Path) -> Iterator[str]:
     def stop(error: OSError) -> NoReturn:
         raise InputError(f"The folder '{error.filename}' cannot be read: {error.strerror}.", "Check its permissions.")
 
-    suffixes, entered = image_suffixes(), set()
+    suffixes = image_suffixes()
+    above: dict[str, frozenset[tuple[int, int]]] = {}  # of each folder to enter, those that it was reached through
     for place, folders, files in os.walk(folder, onerror=stop, followlinks=True):
         status = os.stat(place)
-        if (status.st_dev, status.st_ino) in entered:  # a link to a folder that holds it
+        identity, through = (status.st_dev, status.st_ino), above.pop(place, frozenset())
+        if identity in through:  # a link to a folder that holds it
             folders.clear()
             continue
-        entered.add((status.st_dev, status.st_ino))
         folders[:] = [name for name in folders if not name.startswith(".")]
+        above |= {os.path.join(place, name): through | {identity} for name in folders}
         for name in files:
             if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
                 yield Path(place, name).relative_to(folder).as_posix()

@@ -91,9 +91,10 @@ def _fingerprint(content: Any) -> str:
 def _stat(file: Path) -> tuple[str, int, int, int]:
     try:
         stat = file.stat()
+        name = os.path.realpath(file) if file.is_symlink() else str(file)  # a link may lead elsewhere the next time
     except (OSError, ValueError):
         return str(file), -1, -1, -1
-    return str(file), stat.st_size, stat.st_mtime_ns, stat.st_mode
+    return name, stat.st_size, stat.st_mtime_ns, stat.st_mode
 
 
 def _content(file: Path) -> tuple[str, str] | tuple[str, int, int, int]:

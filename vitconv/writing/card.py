@@ -71,7 +71,7 @@ def _metadata(family: Family, architecture: AnyArchitecture, license: str | None
     kind = family.vision if isinstance(family, FamilyWithTimmHead) else family
     lines = [
         "---",
-        *([f"license: {license}"] if license else []),
+        *([f"license: {json.dumps(license)}"] if license else []),  # YAML reads no, null and 1.0 as other types
         *([f"base_model: {json.dumps(base_model)}"] if base_model else []),
         "library_name: transformers",
         f"pipeline_tag: {task}",

@@ -137,10 +137,10 @@ def check_destination(
         raise DestinationError(
             f"'{path}' holds files that no conversion writes ({first_few(others)}), so it is not overwritten.", _KEEP
         )
-    if source is not None and any(_holds(place, file) for file in (Path(source), *_entries(Path(source)))):
+    if source is not None and any(holds(place, file) for file in (Path(source), *_entries(Path(source)))):
         raise DestinationError(f"'{path}' holds the source, so it is not overwritten.", _KEEP)
     for file in inputs:
-        if _holds(place, Path(file)):
+        if holds(place, Path(file)):
             raise DestinationError(f"'{path}' holds '{file}', which is read, so it is not overwritten.", _KEEP)
 
 
@@ -162,8 +162,8 @@ def _located(destination: str | os.PathLike[str]) -> Path:
     return Path(os.path.realpath(path.parent), path.name)
 
 
-def _holds(folder: Path, file: Path) -> bool:
-    """Whether a file, or what it leads to by links, lies in a folder."""
+def holds(folder: Path, file: Path) -> bool:
+    """Whether a file or a folder, or what it leads to by links, lies in a folder."""
     try:
         return file.resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError, ValueError):  # links in a circle, a NUL: reading the file reports it

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from models import full_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -538,6 +539,54 @@ def test_wrong_usage_is_json_where_it_was_asked_for():
     done = run_process("convert", "a", "--json")
     assert done.returncode == 2
     assert json.loads(done.stdout) == {"error": "Missing argument 'DST'.", "remedy": "See vitconv convert --help."}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["convert", "a", "b", "--json", "--img-size", "32"], "vitconv convert"),
+        (["convert", "a", "b", "--json", "--no-such-option"], "vitconv convert"),
+        (["--json"], "vitconv"),
+        (["no-such-command", "--json"], "vitconv"),
+        (["evaluate", "a", "b", "--json", "--arch", "vit_tiny_patch16_224"], "vitconv evaluate"),
+        (["evaluate", "a", "b", "--json", "--source", ""], "vitconv evaluate"),
+    ],
+)
+def test_every_wrong_usage_is_json_and_names_its_command(arguments, command, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["vitconv", *arguments])
+    code, out, err = run(*arguments)
+    assert code == 2
+    assert json.loads(out)["remedy"] == f"See {command} --help." and json.loads(out)["error"]
+    assert err.startswith(f"Usage: {command} ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["convert", "a.pth", "b", "--license", ""], "'--license'"),
+        (["convert", "a.pth", ""], "'DST'"),
+        (["evaluate", "a", "b", "--source", ""], "'--source'"),
+        (["evaluate", "a", "b", "--expected", ""], "'--expected'"),
+        (["evaluate", "a", "b", "--out", ""], "'--out'"),
+        (["evaluate", "a", "b", "--source", "c", "--ignore", "mean", "--ignore", ""], "'--ignore'"),
+        (["predict", "a", ""], "'IMAGES'"),
+    ],
+)
+def test_an_empty_value_is_wrong_usage(arguments, name):
+    """An empty path is the current folder, which is not what a script with an empty variable means."""
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert f"Invalid value for {name}: It is empty." in err
+
+
+def test_the_next_step_repeats_what_was_ignored(save):
+    weights = full_model("vit_tiny_patch16_224", num_classes=5).state_dict()
+    cfg = {"mean": [0.5] * 3, "num_classes": 5}
+    path = save({"state_dict": weights, "architecture": "vit_tiny_patch16_224", "pretrained_cfg": cfg})
+    ignoring = ("--ignore", "mean")
+    code, out, err = run("convert", path, path.parent / "model", "--no-verify", *ignoring)
+    assert code == 0, err
+    assert out.splitlines()[-1].endswith(f"photos --source {path} --ignore mean")
 
 
 def test_a_quiet_conversion_prints_one_line_and_warnings(small_checkpoint, tmp_path):

@@ -1,6 +1,7 @@
 """The commands that use a converted folder, in words and exit codes."""
 
 import json
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from vitconv.cli import app
 from vitconv.convert import convert_checkpoint
+from vitconv.inference import local
 from vitconv.inference.predictions import read_predictions
 
 
@@ -93,10 +95,53 @@ def test_evaluate_fails_where_a_threshold_is_missed(model, photos, tmp_path):
 
 
 def test_evaluate_says_where_nothing_was_judged(model, photos, tmp_path):
+    """And so does the report that is written again."""
     code, out, err = run("evaluate", model, photos / "ash", "--out", tmp_path / "r")
     assert code == 0
     assert "There was nothing to compare with: no expected answers, and no labels." in out
     assert out.endswith("index.html: nothing to judge\n")
+    code, out, err = run("report", tmp_path / "r", tmp_path / "again")
+    assert (code, out) == (0, f"{tmp_path / 'again' / 'index.html'}: nothing to judge\n")
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_evaluate_warns_once_also_where_it_is_quiet(quiet, model, photos, tmp_path):
+    (photos / "oak").rename(photos / "oaks")
+    code, out, err = run("evaluate", model, photos, "--out", tmp_path / "r", *["-q"] * quiet)
+    assert code == 0
+    assert err.count("warning: The names of the subfolders are not taken as labels") == 1
+    assert "subfolders" not in out
+
+
+@pytest.mark.parametrize("option", ["--arch", "--data-config", "--ignore"])
+def test_what_describes_a_source_needs_one(option, model, photos, tmp_path):
+    code, out, err = run("evaluate", model, photos, "--out", tmp_path / "r", option, "mean")
+    assert (code, out) == (2, "")
+    assert f"Invalid value for '{option}'" in err and "needs --source SRC" in err
+    assert not (tmp_path / "r").exists()
+
+
+def test_an_interrupted_evaluation_says_what_it_leaves(model, small_checkpoint, photos, tmp_path, monkeypatch):
+    right = local.LocalEngine.run
+
+    def interrupt(self, open_runtime, batches, todo):
+        yield from islice(right(self, open_runtime, batches, todo), done)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(local.LocalEngine, "run", interrupt)
+    for done, said in ((0, "Nothing was written."), (1, "What has been written is kept: run it again to go on.")):
+        arguments = ("evaluate", model, photos, "--out", tmp_path / "r", "--batch-size", 1, "--source")
+        code, out, err = run(*arguments, small_checkpoint)
+        assert (code, out) == (130, "")
+        assert err.endswith(f"error: Interrupted.\n{said}\n")
+        assert (tmp_path / "r").exists() == bool(done)
+        monkeypatch.setattr("vitconv.inference.batch_prediction.ROWS_PER_PART", 1)
+
+
+def test_nothing_is_said_to_be_kept_where_answers_are_printed(model, photos):
+    (photos / "x.png").write_bytes(b"no image")
+    code, out, err = run("predict", model, photos)
+    assert (code, out) == (1, "") and "kept" not in err
 
 
 @pytest.mark.parametrize("given", ["subfolders", "folders,nothing"])

@@ -66,14 +66,16 @@ def test_a_signal_around_the_renaming(moment, at_once, overwrite, source, tmp_pa
         convert_checkpoint(source, destination, architecture=ARCH, verify=False)
     before = os.stat(destination).st_ino if overwrite else None
     code = (
-        "import contextlib, os, signal; from vitconv.cli import convert, run; from vitconv.writing import staging\n"
+        "import contextlib, os, signal; from vitconv.cli import convert, process, run\n"
+        "from vitconv.writing import staging\n"
         "rename, stop = staging._rename, lambda: os.kill(os.getpid(), signal.SIGINT)\n"
         "def renamed(*arguments):\n"
         f"    {'stop()' if moment == 'before' else ''}\n"
         "    rename(*arguments)\n"
         "    stop()\n"
         "staging._rename = renamed\n"
-        f"{'' if at_once else 'convert.without_garbage_collection = contextlib.nullcontext'}\n"
+        "in_order = lambda: contextlib.nullcontext(process.end_in_order())\n"
+        f"{'' if at_once else 'convert.without_garbage_collection = in_order'}\n"
         "run()"
     )
     command = [sys.executable, "-c", code, "convert", source, destination, "--arch", ARCH, "--no-verify"]
@@ -103,6 +105,49 @@ def test_a_signal_that_an_import_turns_into_another_error(number, word, error):
     )
     assert done.returncode == 128 + number
     assert done.stderr.startswith(f"error: {word}.") and "Traceback" not in done.stderr
+
+
+SWALLOWED = {
+    "in a finaliser": "Finalised(); time.sleep(9)",
+    "by a bare except": "swallow(); on_progress(1, 0, 2); time.sleep(9)",
+    "until the end": "swallow()",
+}
+
+
+@pytest.mark.parametrize(("number", "word"), [(1, "Hangup"), (2, "Interrupted"), (15, "Terminated")])
+@pytest.mark.parametrize("work", SWALLOWED.values(), ids=SWALLOWED)
+def test_a_signal_whose_exception_is_swallowed_ends_the_command(work, number, word, tmp_path):
+    code = (
+        "import os, time; from vitconv import inference; from vitconv.cli import run\n"
+        f"def stop(): os.kill(os.getpid(), {number}); time.sleep(1)\n"
+        "class Finalised:\n"
+        "    def __del__(self): stop()\n"
+        "def swallow():\n"
+        "    try: stop()\n"
+        "    except BaseException: pass\n"
+        f"def predict(*arguments, on_progress, **options): {work}; print('done')\n"
+        "inference.predict = predict; run()"
+    )
+    command = [sys.executable, "-c", code, "predict", tmp_path, tmp_path, tmp_path / "out", "-q"]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=not_ignored)
+    assert (done.returncode, done.stderr) == (128 + number, f"error: {word}.\nNothing was written.\n")
+    assert done.stdout == ("done\n" if work == "swallow()" else "")
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_a_signal_while_modules_are_imported_is_not_swallowed(command, tmp_path):
+    code = (
+        "import os, signal, time; from vitconv import evaluation, inference; from vitconv.cli import run\n"
+        "def load(name):\n"
+        "    try: os.kill(os.getpid(), signal.SIGTERM); time.sleep(1)\n"
+        "    except BaseException: pass\n"
+        "    return lambda *arguments, **options: print('went on')\n"
+        "inference.__getattr__ = evaluation.__getattr__ = load; run()"
+    )
+    command = [sys.executable, "-c", code, command, tmp_path, tmp_path, "-q"]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=not_ignored, cwd=tmp_path)
+    said = (done.returncode, done.stdout, done.stderr)
+    assert said == (143, "", "error: Terminated.\nNothing was written.\n")
 
 
 def test_an_ignored_interrupt_stays_ignored():

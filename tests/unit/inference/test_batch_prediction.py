@@ -457,7 +457,7 @@ def test_the_command_counts_and_goes_on(folder, tmp_path, write_images):
     assert code == 1
     assert err.endswith(
         "error: 1 of 6 images could not be read, and max_errors is 0: 'images/00001.png' is not an image that can be read.\n"
-        "Repair them, remove them from the list, or allow more with --max-errors N. The rows written so far are kept.\n"
+        "Repair them, remove them from the list, or allow more with --max-errors N.\n"
     )
     code, stdout, err = run_command(folder, images, out, "--max-errors", 1)
     assert code == 0

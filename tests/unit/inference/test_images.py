@@ -255,6 +255,43 @@ def test_links_to_folders_are_followed_once(photos):
     assert read_images(photos.parent / "linked").labels.to_pylist() == ["ash", "ash"]
 
 
+def test_links_to_one_folder_are_all_followed(photos):
+    """Only a link to a folder that holds it leads nowhere new: which of two links is met first is chance."""
+    (photos.parent / "linked").mkdir()
+    for name in ("ash", "beech", "cedar"):
+        (photos.parent / "linked" / name).symlink_to(photos / "ash")
+    (photos / "ash" / "up").symlink_to("..")
+    (photos / "oak" / "other").symlink_to("../ash")
+    found = read_images(photos.parent / "linked")
+    own = [path for path in found.paths.to_pylist() if path.count("/") == 1]
+    assert own == [f"{name}/{image}" for name in ("ash", "beech", "cedar") for image in ("a.png", "b.JPG")]
+    assert set(found.labels.to_pylist()) == {"ash", "beech", "cedar"}
+    assert "oak/other/a.png" in read_images(photos).paths.to_pylist()
+    assert not any("up/oak/other/up" in path for path in found.paths.to_pylist())
+
+
+def test_a_linked_image_is_the_one_that_the_link_leads_to(photos, cut):
+    """Beside the target lies another image of the link's name."""
+    Image.new("RGB", (40, 40), "red").save(photos / "ash" / "latest.png")
+    (photos / "pick").mkdir()
+    (photos / "pick" / "latest.png").symlink_to("../ash/a.png")
+    (photos / "there").symlink_to("pick")
+    for path in (photos / "pick" / "latest.png", photos / "there" / "latest.png", photos / "there" / ".." / "pick"):
+        path = path if path.suffix else path / "latest.png"
+        found = read_images(path)
+        assert (found.paths.to_pylist(), found.folder) == (["latest.png"], photos / "pick")
+        black = cut(photos / "ash" / "a.png", 1)[0].values
+        assert np.array_equal(cut(path, 1)[0].values, black)
+
+
+def test_the_paths_of_a_linked_list_begin_where_the_link_lies(photos, tmp_path):
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "all.csv").write_text("path\na.png\n")
+    (photos / "ash" / "list.csv").symlink_to("../../lists/all.csv")
+    found = read_images(photos / "ash" / "list.csv")
+    assert found.folder == photos / "ash" and (found.folder / "a.png").is_file()
+
+
 def test_one_image_is_told_by_its_suffix(photos):
     found = read_images(photos / "ash" / "b.JPG")
     assert (found.paths.to_pylist(), found.labels, found.folder) == (["b.JPG"], None, photos / "ash")

@@ -236,6 +236,19 @@ def test_the_key_takes_any_time(tmp_path):
     assert len(keys) == 4
 
 
+def test_a_link_that_leads_elsewhere_has_another_key(tmp_path):
+    """Although both images are of one size and time."""
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"1234")
+        os.utime(tmp_path / name, (1, 1))
+    link, keys = tmp_path / "latest.png", []
+    for name in ("a.png", "b.png", "a.png"):
+        link.unlink(missing_ok=True)
+        link.symlink_to(name)
+        keys.append(RUN.key([link]))
+    assert keys[0] == keys[2] != keys[1]
+
+
 def test_a_killed_writers_remains_are_removed(tmp_path):
     with suppress(KeyboardInterrupt), new_file(tmp_path / "part-00000000.parquet") as file:
         shutil.copyfile(__file__, tmp_path / "half")

@@ -118,6 +118,19 @@ def test_the_license_may_be_in_the_source_s_config(tmp_path):
     assert stated(tmp_path, license="mit") == "mit"
 
 
+@pytest.mark.parametrize("name", ["no", "null", "1.0"])
+def test_a_license_is_text_whatever_yaml_would_read(name, tmp_path):
+    assert stated(tmp_path, license=name) == name
+    torch.save(full_model("vit_tiny_patch16_224", num_classes=2).state_dict(), tmp_path / "w.pth")
+    given = {"architecture": "vit_tiny_patch16_224", "verify": False, "license": name}
+    assert card(convert_checkpoint(tmp_path / "w.pth", tmp_path / "given", **given)).data.license == name
+
+
+def test_an_empty_license_is_refused(tmp_path):
+    with pytest.raises(InputError, match="The license '' is not an identifier"):
+        convert_checkpoint(tmp_path / "w.pth", tmp_path / "hf", license="")
+
+
 @pytest.mark.parametrize("readme", [None, "no metadata", "---\nlicense: [a, b]\n---\n", "---\n: : :\n---\n", "\xff"])
 def test_no_license_is_invented(readme, tmp_path):
     """Of timm's tag, apache-2.0 is known: it is that of timm's weights."""
