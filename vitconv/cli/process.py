@@ -205,7 +205,7 @@ def _stop(number: int, frame: object) -> None:
 
 
 def _end(code: int) -> None:
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)  # Python takes its handlers down first: an alarm would kill it
     if not _flush():
         code = code or 1
     if ends_at_once:

@@ -134,6 +134,20 @@ def test_a_signal_whose_exception_is_swallowed_ends_the_command(work, number, wo
     assert done.stdout == ("done\n" if work == "swallow()" else "")
 
 
+def test_a_second_signal_while_python_ends_keeps_the_exit_code():
+    """Its exception is swallowed, too, and Python takes its handlers down before it is raised again."""
+    code = (
+        "import atexit, os, signal, time; from vitconv.cli import process\n"
+        "class Slow:\n"
+        "    def __del__(self, sleep=time.sleep): sleep(0.5)\n"
+        "slow = Slow()\n"
+        "def stop(): os.kill(os.getpid(), signal.SIGINT); time.sleep(1)\n"
+        "atexit.register(stop); process.run(stop)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, preexec_fn=not_ignored)
+    assert (done.returncode, done.stderr) == (130, "error: Interrupted.\n")
+
+
 @pytest.mark.parametrize("command", ["predict", "evaluate"])
 def test_a_signal_while_modules_are_imported_is_not_swallowed(command, tmp_path):
     code = (
