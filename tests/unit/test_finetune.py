@@ -1,6 +1,9 @@
 """Training goes on where timm stopped: the same gradients, and adapters on the converted model."""
 
 import argparse
+import copy
+import re
+from pathlib import Path
 
 import pytest
 import timm
@@ -124,3 +127,63 @@ def test_what_the_training_script_recorded_is_reported(tmp_path):
         tmp_path / "last.pth.tar", tmp_path / "hf", architecture="vit_tiny_patch16_224", verify=False
     )
     assert any("trained with stochastic depth (rate 0.1)" in note for note in done.notes)
+
+
+SETTINGS = (
+    *("hidden_dropout_prob", "hidden_dropout", "projection_dropout"),
+    *("attention_probs_dropout_prob", "attention_dropout"),
+    "drop_path_rate",
+)
+
+
+def documented(class_name):
+    """The row on a class in docs/converting.md: what stands there on dropout, attention weights, stochastic depth."""
+    text = (Path(__file__).parents[2] / "docs" / "converting.md").read_text()
+    _, _, table = text.partition("### Dropout and stochastic depth")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| `")]
+    (row,) = [
+        row for row in rows if re.match(row[0].replace("`", "").replace("…", ".*").replace(", ", "|"), class_name)
+    ]
+    return row[1:]
+
+
+def with_settings(hf_model, **settings):
+    """The same weights with other settings, in training."""
+    config = copy.deepcopy(hf_model.config)
+    for name, value in settings.items():
+        setattr(getattr(config, "vision_config", config), name, value)
+    model = type(hf_model)(config)
+    model.load_state_dict(hf_model.state_dict())
+    return model.train()
+
+
+@pytest.mark.parametrize("name", sorted(ONE_EACH.values()))
+def test_the_documented_settings_drop_in_training_and_no_others_do(name):
+    timm_model = reduced(name).float()
+    hf_model, pixels = to_huggingface(timm_model), pixels_for(timm_model)
+    row = documented(type(hf_model).__name__)
+    config = getattr(hf_model.config, "vision_config", hf_model.config)
+    found = set()
+    for setting in SETTINGS:
+        if hasattr(config, setting):
+            model = with_settings(hf_model, **{setting: 0.5})
+            with torch.no_grad():
+                one, other = (model(pixels)[0] for _ in range(2))
+                assert torch.equal(model.eval()(pixels)[0], hf_model.eval()(pixels)[0])
+            if not torch.equal(one, other):
+                found.add(setting)
+    assert found == {setting for setting in SETTINGS if any(f"`{setting}`" in cell for cell in row)}
+
+    depth = row[2]
+    model = with_settings(hf_model, **({} if depth == "none" else {"drop_path_rate": 0.2}))
+    rates = [
+        getattr(module, "drop_prob", 0.0)
+        for module_name, module in model.named_modules()
+        if module_name.endswith(".drop_path") and "backbone" not in module_name  # a hybrid's ResNet has its own
+    ]
+    expected = {
+        "none": [],
+        "`drop_path_rate`, as in timm": [0.0, 0.2],
+        "`drop_path_rate`, the same in every block": [0.2, 0.2],
+    }
+    assert rates == pytest.approx(expected[depth])
