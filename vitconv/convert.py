@@ -198,7 +198,7 @@ def convert_state_dict(
             ``"hub"`` for the names in files, which every transformers reads.
         target: Transformers' name of the family to convert to, such as ``"dinov2"``; by default the simplest that
             computes the same. ``"head_code"``: Transformers' vision model, and timm's head in a file of code that the
-            folder holds (:mod:`vitconv.models.modeling_vitconv`).
+            folder holds (``modeling_vitconv.py``).
 
     Raises:
         ArchitectureError: no Transformers class can express the architecture.
@@ -461,7 +461,7 @@ def convert_checkpoint(
             weights fit.
         target: Transformers' name of the family to convert to, such as ``"dinov2"``; by default the simplest that
             computes the same. ``"head_code"``: Transformers' vision model, and timm's head in a file of code that the
-            folder holds (:mod:`vitconv.models.modeling_vitconv`).
+            folder holds (``modeling_vitconv.py``).
             computes the same. ``"timm_wrapper"`` writes a folder in which Transformers runs timm's own model, for
             any of timm's Vision Transformers.
         labels: class names, or a file of them (one per line, or JSON); by default what the checkpoint says.

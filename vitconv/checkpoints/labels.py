@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,7 +30,7 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
     """
     path = Path(path)
     _log.info("reading '%s'", path)
-    if path.is_dir():
+    if os.path.isdir(path):  # of a path that cannot be, too
         return check_labels(_from_subfolders(path), f"The folder '{path}'")
     check_file(path, "label file", most=MOST_TEXT)
     try:

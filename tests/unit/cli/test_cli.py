@@ -400,7 +400,7 @@ def test_models_lists_what_converts():
 def test_models_says_why_the_others_are_refused():
     code, out, _ = run("models", "--refused")
     assert code == 0
-    assert "parallel blocks (`blocks.0`)" in out
+    assert "norms after attention and MLP (`blocks.0`)" in out
     assert "of timm's 297 Vision Transformers are refused." in out
     code, out, _ = run("models", "--refused", "--json")
     assert all(verdict["refusal"] and not verdict["class_name"] for verdict in json.loads(out))

@@ -664,7 +664,10 @@ def test_other_weights_beside_those_that_are_compared(name, copied):
     [
         ({"torch_dtype": "float16"}, "`torch_dtype` in config.json is 'float16', and `dtype` is 'float32'"),
         ({"transformers_weights": "x.safetensors"}, "`transformers_weights` in config.json is 'x.safetensors'"),
-        ({"auto_map": {"AutoModel": "own.Own"}}, "has a setting `auto_map`"),
+        (
+            {"auto_map": {"AutoModel": "own.Own"}},
+            "`auto_map` in the config.json in '.*' is {'AutoModel': 'own.Own'} instead of None",
+        ),
         ({"num_labels": 4}, "`num_labels` is 4, and `id2label` names 5 classes"),
         ({"hidden_size": 10**6}, "`hidden_size` in the config.json in '.*' is 1000000, and its weights have no side"),
         ({"hidden_size": 10**12}, "`hidden_size` in config.json is 1000000000000, which is not a size"),

@@ -164,9 +164,9 @@ def each_way_to_use_a_model():
     """For each class, and each way to read timm's answer off its output: (class, timm's name, classes, target)."""
     found = {}
     for entry in entries().values():
-        counts = () if entry.architecture is None else (5, 0) if entry.architecture.classifier else (0,)
+        counts = () if entry.facts is None else (5, 0) if entry.facts.classifier else (0,)
         for classes in counts:
-            architecture = replace(entry.architecture, num_labels=classes)
+            architecture = replace(entry.facts, num_labels=classes)
             try:
                 family = family_for(architecture)
             except ArchitectureError:
@@ -214,7 +214,7 @@ def assert_timm_s(done, model, namespace, pixels):
 @pytest.mark.parametrize(("name", "timm_name", "classes", "target"), each_way_to_use_a_model())
 def test_every_example_of_every_class_gives_what_timm_returns(name, timm_name, classes, target, tmp_path):
     """On a photo that both processors prepare alike; and with timm's, on one that Transformers crops otherwise."""
-    model = reduced(timm_name, **({"num_classes": classes} if entries()[timm_name].architecture.classifier else {}))
+    model = reduced(timm_name, **({"num_classes": classes} if entries()[timm_name].facts.classifier else {}))
     model = model.float()
     torch.save(model.state_dict(), tmp_path / "timm.pth")
     done = convert_checkpoint(
