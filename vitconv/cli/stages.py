@@ -270,10 +270,12 @@ def timm() -> None:
         from vitconv.evaluation import run_timm
         from vitconv.source import SourceOptions
 
+        not_run = Path(_TIMM) / "not-run.txt"
         if given["expected"]:
-            with new_file(Path(_TIMM) / "not-run.txt") as file:  # DVC warns of an empty folder
+            with new_file(not_run) as file:  # DVC warns of an empty folder
                 file.write_text("The parameters name expected answers.\n")
             return
+        not_run.unlink(missing_ok=True)  # DVC keeps the folder, and predictions have one of their own
         options = SourceOptions(
             given["architecture"] or None,
             tuple(given["img_size"]) or None,
