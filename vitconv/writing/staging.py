@@ -20,6 +20,7 @@ from vitconv.files import umask, unwritable
 #: What a conversion may leave in a folder, and the Hub's own file.
 _WRITTEN = re.compile(
     r"config\.json|preprocessor_config\.json|timm_processor\.json|parity\.json|README\.md|\.gitattributes"
+    r"|modeling_vitconv\.py"
     r"|model(-[0-9]{5}-of-[0-9]{5})?\.safetensors|model\.safetensors\.index\.json"
 )
 _KEEP = "Choose another destination, or remove it yourself."

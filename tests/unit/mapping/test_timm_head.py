@@ -203,6 +203,12 @@ def test_training_goes_on(family, tmp_path):
     assert merged(pixels).logits.shape == (2, 7)
 
 
+def test_a_folder_with_code_is_replaced_like_any_other(tmp_path):
+    convert("dinov3", tmp_path, verify=False)
+    _, done = convert("dinov3", tmp_path, verify=False, overwrite=True)
+    assert (done.destination / "modeling_vitconv.py").exists()
+
+
 def test_predictions_are_timms(tmp_path):
     model, done = convert("siglip", tmp_path)
     sample_image((96, 96)).save(tmp_path / "photo.png")
