@@ -630,7 +630,8 @@ def verify_checkpoint(
                 error.problem, "Leave the image size out (--img-size), or convert the source with it.", stage="config"
             ) from error.__cause__
         raise _of_another_source(error, folder, origin.recorded, opened.source) or error from error.__cause__
-    return replace(verification, warnings=(*origin.warnings, *verification.warnings))
+    unproved = (f"{what}: {remedy}." for what, remedy in origin.unproved)
+    return replace(verification, warnings=(*unproved, *verification.warnings))
 
 
 @dataclass(frozen=True, repr=False)
@@ -642,13 +643,13 @@ class Origin:
         recorded: what the folder's ``parity.json`` says.
         labels: the class names that the folder must have: those given, recorded, or stated by the source; ``None`` if
             there are none.
-        warnings: they name what only the record states.
+        unproved: what only the record states, in words, and which option of ``vitconv verify`` would state it.
     """
 
     opened: Identified
     recorded: ConversionRecord
     labels: tuple[str, ...] | None
-    warnings: tuple[str, ...]
+    unproved: tuple[tuple[str, str], ...]
 
     def __repr__(self) -> str:
         return f"Origin({self.opened!r}, {len(self.labels or ())} labels)"
@@ -695,11 +696,11 @@ def open_origin(
     if labels is not None:
         names = _labels_for(names, opened.inspection.architecture, labels)
     _refuse_contradicting_record(folder, recorded, opened, labels=labels is None, ignore=ignore is None)
-    warnings = (
+    unproved = (
         *_only_recorded(recorded, opened, labels=labels is None, data=not data),
         *_weights_only_recorded(recorded, opened, image_size=image_size, ema=ema, headless=headless),
     )
-    return Origin(opened, recorded, names or opened.labels(), warnings)
+    return Origin(opened, recorded, names or opened.labels(), unproved)
 
 
 def _other_labels(opened: Identified, names: Sequence[str]) -> list[str]:
@@ -741,24 +742,25 @@ def _refuse_contradicting_record(
         )
 
 
-def _only_recorded(recorded: ConversionRecord, opened: Identified, *, labels: bool, data: bool) -> list[str]:
-    """Warnings that name what was taken from the folder's own record, because nothing else states it.
+def _only_recorded(
+    recorded: ConversionRecord, opened: Identified, *, labels: bool, data: bool
+) -> list[tuple[str, str]]:
+    """What was taken from the folder's own record, because nothing else states it: :attr:`Origin.unproved`.
 
     Args:
         labels, data: whether they were not given.
     """
-    warnings, description = [], opened.description
+    found, description = [], opened.description
     unnamed = _labels_for(None, opened.inspection.architecture)
     if labels and unnamed and recorded.labels != unnamed and opened.labels() is None:
-        warnings.append("The class names are not proved, as the source does not state them: pass --labels FILE.")
+        found.append(("The class names are not proved, as the source does not state them", "pass --labels FILE"))
     stated = {**description.pretrained_cfg, **description.data}
     taken = {name: value for name, value in (recorded.data or {}).items() if name in DATA and not stated.get(name)}
     if data and taken:
         listed = ", ".join(f"`{name}` {shown(value)}" for name, value in taken.items())
-        warnings.append(
-            f"The preprocessing {listed} is only stated by the folder's own {PARITY_FILE}: pass --data-config FILE."
-        )
-    return warnings
+        what = f"The preprocessing {listed} is only stated by the folder's own {PARITY_FILE}"
+        found.append((what, "pass --data-config FILE"))
+    return found
 
 
 def _weights_only_recorded(
@@ -768,8 +770,8 @@ def _weights_only_recorded(
     image_size: tuple[int, int] | None,
     ema: bool | None,
     headless: bool | None,
-) -> list[str]:
-    """Warnings that name which weights count, and at what size, where nothing but the folder's own record states it.
+) -> list[tuple[str, str]]:
+    """Which weights count, and at what size, where nothing but the folder's own record states it.
 
     Args:
         recorded, opened: the record and the source.
@@ -784,7 +786,7 @@ def _weights_only_recorded(
     if headless is None and recorded.headless:
         taken["--headless"] = "That the model has no head"
     return [
-        f"{what} is only stated by the folder's own {PARITY_FILE}: pass {option} if it is right."
+        (f"{what} is only stated by the folder's own {PARITY_FILE}", f"pass {option} if it is right")
         for option, what in taken.items()
     ]
 

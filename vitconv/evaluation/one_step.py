@@ -100,7 +100,7 @@ def evaluate_model(
             thresholds=thresholds,
             labels_from=labels_from,
             about=about,
-            warnings=origin.warnings if origin else (),
+            warnings=_caveats(origin) if origin else (),
         )
         for name, fingerprint in runs.items():
             _check_run(folder / name, fingerprint)
@@ -152,7 +152,7 @@ def run_timm(
         run: what else :func:`vitconv.inference.batch_prediction.predict_timm` takes.
 
     Returns:
-        warnings that name what only the folder's record states: see :func:`vitconv.convert.verify_checkpoint`.
+        sentences on what only the folder's record states.
 
     Raises:
         ParityError: the folder has other class names than the checkpoint, or its record contradicts it.
@@ -161,7 +161,12 @@ def run_timm(
     classes = read_info(model).classes
     origin = _open_origin(source, model, classes, options or SourceOptions(), labels)
     predict_timm(source, images, destination, classes=classes, options=origin.opened.options, **run)
-    return origin.warnings
+    return _caveats(origin)
+
+
+def _caveats(origin: Origin) -> tuple[str, ...]:
+    """What only the folder's record states, in sentences; but for the class names, which name both models' answers."""
+    return tuple(f"{what}." for what, remedy in origin.unproved if "--labels" not in remedy)
 
 
 def _open_origin(
