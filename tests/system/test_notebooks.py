@@ -88,7 +88,9 @@ def test_a_classifier_of_every_family_gives_the_same_answer(family, run, tmp_pat
     assert "It has a head of 7 classes" in told
     assert str(list(CLASSES)) in told
     assert f"{config['architectures'][0]}: " in told
-    head = {"clip": "visual_projection", "deit": "distillation_classifier"}.get(family, "classifier")
+    head = {"clip": "visual_projection", "deit": "distillation_classifier", "dpt": "pooler.dense"}.get(
+        family, "classifier"
+    )
     assert f"→ {head}.weight" in told
 
 
