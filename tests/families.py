@@ -45,13 +45,13 @@ def save_folder(folder: Path, family: str, classes: Sequence[str] = ()) -> nn.Mo
 
     Args:
         folder: to write.
-        family: of ``CLASSIFIERS`` if there are classes, else of ``HEADLESS``.
+        family: of ``CLASSIFIERS`` if there are classes, else of ``HEADLESS``; of these with a head of code, too.
         classes: their names.
 
     Returns:
         the model that was saved.
     """
-    name, more = (CLASSIFIERS if classes else HEADLESS)[family]
+    name, more = (CLASSIFIERS if classes and family in CLASSIFIERS else HEADLESS)[family]
     arguments = {**SMALL, **more}
     model = perturbed(timm.create_model(name, num_classes=len(classes), **arguments))
     labels = {"label_names": list(classes)} if classes else {}

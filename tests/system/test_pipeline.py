@@ -164,7 +164,7 @@ def family_project(project):
     def set_up(family, classes, **parameters):
         folder = project / "families" / family
         timm_model = save_folder(folder / "timm", family, classes)
-        data = inspect(folder / "timm", None).data
+        data = inspect(folder / "timm", None, target=parameters.get("target")).data
         rows = []
         for i in range(8):
             pixels = timm_pixels(load_image(project / "artifacts" / "images" / f"{i}.png"), data)[None]
@@ -208,6 +208,17 @@ def test_every_family_with_a_head_passes(family, project, family_project):
     assert figures["images"] == figures["compared"] == 8
     assert figures["agreement"] == figures["accuracy"] == 1
     assert "<h1>Passed</h1>" in (project / "build" / "report" / "index.html").read_text()
+
+
+def test_a_head_of_code_passes_again_and_again(project, family_project):
+    """Also where DVC lets the conversion replace its folder; without expected answers, timm's model is run."""
+    for seed, expected in enumerate(("families/dinov3/outputs.csv", "")):
+        family_project("dinov3", SEVEN, target="head_code", expected=expected, batch_size=4 + seed)
+        done = run(project, "dvc repro")
+        assert done.returncode == 0, done.stderr
+        assert (project / "converted" / "dinov3" / "modeling_vitconv.py").exists()
+        figures = json.loads((project / "metrics.json").read_text())
+        assert figures["agreement"] == figures["accuracy"] == 1
 
 
 def test_a_folder_of_photos_without_answers_is_compared_with_the_timm_model(project, family_project):
