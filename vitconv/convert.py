@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -48,7 +49,6 @@ from vitconv.files import absent, sha256, write_json
 from vitconv.mapping.plan import Plan, check_tensors, convert_tensors, shapes_of
 from vitconv.mapping.rewrites import Made
 from vitconv.mapping.summary import rewritten, summarise_architecture, summarise_rewrites
-from vitconv.mapping.timm_head import FamilyWithTimmHead
 from vitconv.markdown import code, escape, table
 from vitconv.models.data_config import DataConfig
 from vitconv.models.huggingface import HEAD_FILE, build_model, installed_dialect, make_config
@@ -615,7 +615,6 @@ def verify_checkpoint(
             opened.inspection.architecture,
             opened.inspection.data,
             pictures,
-            target=opened.inspection.target,
             labels=origin.labels,
             probes=True,
             dtypes=dtypes,
@@ -904,7 +903,7 @@ def _write(folder: Path, opened: Identified, labels: tuple[str, ...], dtype: str
     write_weights(tensors, folder)
     if family is mapping.WRAPPER:
         return  # its image processor is in config.json
-    if isinstance(family, FamilyWithTimmHead):
+    if family.code_module:
         shutil.copyfile(HEAD_FILE, folder / HEAD_FILE.name)
     processor = processor_config(inspection.data)
     if processor:
@@ -938,16 +937,14 @@ def _write_and_prove(
             timm_model = opened.timm_model()
             for running in (writing, *checking):
                 running.result()
-            verification = _prove(opened)(
+            verification = _prove(opened, tokens=FLOAT64_TOKENS)(
                 folder,
                 opened.state_dict,
                 timm_model,
                 opened.inspection.architecture,
                 opened.inspection.data,
                 [image],
-                target=opened.inspection.target,
                 labels=labels,
-                tokens=FLOAT64_TOKENS,
                 on_step=on_step,
             )
             return verification, {file: running.result() for file, running in hashing.items()}
@@ -955,9 +952,16 @@ def _write_and_prove(
             stopping.set()
 
 
-def _prove(opened: Identified) -> Callable[..., Verification]:
-    """The proof of a folder: native models are compared stage by stage, wrapped ones by what they return."""
-    return verify_wrapper if opened.inspection.target == mapping.WRAPPER.name else verify_folder
+def _prove(opened: Identified, *, tokens: int | None = None) -> Callable[..., Verification]:
+    """The proof of a folder: native models are compared stage by stage, wrapped ones by what they return.
+
+    Args:
+        tokens: as for :func:`vitconv.parity.verification.verify_folder`; of wrapped models, all are compared.
+    """
+    target = opened.inspection.target
+    if target == mapping.WRAPPER.name:
+        return verify_wrapper
+    return partial(verify_folder, target=target, tokens=tokens)
 
 
 def _widest(tensors: Mapping[str, StoredTensor | Tensor]) -> str:

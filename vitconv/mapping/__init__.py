@@ -89,8 +89,6 @@ def family_for(architecture: AnyArchitecture, target: str | None = None) -> Fami
         ArchitectureError: no family expresses the architecture, or not the wanted one; the message names what the
             nearest has no place for.
     """
-    if target == WRAPPER.name:
-        return WRAPPER
     wanted = _wanted(target)
     for family in wanted:
         if not family.obstacles(architecture):
@@ -131,7 +129,7 @@ def _wanted(target: str | None) -> tuple[Family, ...]:
         return FAMILIES
     if target == HEAD_CODE:
         return FAMILIES_WITH_TIMM_HEAD
-    wanted = tuple(family for family in (*FAMILIES, *FAMILIES_WITH_TIMM_HEAD) if family.name == target)
+    wanted = tuple(family for family in (*FAMILIES, *FAMILIES_WITH_TIMM_HEAD, WRAPPER) if family.name == target)
     if not wanted:
         raise InputError(f"There is no target '{target}'.", f"Choose one of {', '.join(TARGETS)}.")
     return wanted

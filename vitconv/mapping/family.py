@@ -103,6 +103,7 @@ class Family:
         norms_every_token: whether the last norm sees all tokens, as timm's does, so that it is a stage to compare.
         placeholders: how many tokens the model has in front of timm's, to which no patch attends.
         logits: where in the output of a classifier the logits are.
+        code_module: the module in the folder that has the classes, where Transformers does not; else empty.
     """
 
     name: str
@@ -122,6 +123,7 @@ class Family:
     random_in_auto_model: str = ""
     placeholders: Callable[[Architecture], int] = lambda architecture: 0
     logits: str = "logits"
+    code_module: str = ""
     from_config: Callable[[Architecture, Any], dict[str, Any]] = width_from_config
     num_labels: Callable[[str, Any], int] = num_labels
     vision_config: Callable[[Any], Any] = lambda config: config
@@ -135,6 +137,11 @@ class Family:
         dict(tensors),
         [],
     )
+
+    @property
+    def tag(self) -> str:
+        """What the Hub calls it."""
+        return self.name
 
     def obstacles(self, architecture: Any) -> list[str]:
         """What the architecture has that the family does not express; empty if it expresses all."""

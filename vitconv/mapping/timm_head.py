@@ -16,7 +16,7 @@ from vitconv.mapping.aimv2 import AIMV2
 from vitconv.mapping.clip import CLIP
 from vitconv.mapping.dinov3 import DINOV3
 from vitconv.mapping.dpt import DPT
-from vitconv.mapping.family import Family, Row
+from vitconv.mapping.family import Family, Row, num_labels
 from vitconv.mapping.internvl import INTERNVL
 from vitconv.mapping.radio import RADIO
 from vitconv.mapping.rewrites import ZERO_HEAD_BIAS, Rewrite
@@ -63,6 +63,11 @@ class FamilyWithTimmHead(Family):
     vision: Family = field(kw_only=True)
     attribute: str = field(kw_only=True)
     one_dialect: bool = field(kw_only=True, default=False)
+
+    @property
+    def tag(self) -> str:
+        """What the Hub calls the vision models."""
+        return self.vision.name
 
     def obstacles(self, architecture: Architecture) -> list[str]:
         """What the vision model does not express of the architecture without its head."""
@@ -152,7 +157,8 @@ def _with_timm_head(
         "output_expression": lambda a: "logits",
         "placeholders": lambda a: vision.placeholders(headless(vision, a)),
         "logits": "logits",
-        "num_labels": lambda class_name, config: config.num_labels,
+        "code_module": HEAD_MODULE,
+        "num_labels": num_labels,
         "base_classes": (),
         "random_in_auto_model": "",
     }

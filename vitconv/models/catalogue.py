@@ -223,8 +223,8 @@ def with_classes(entry: Entry, count: int | None) -> Becomes:
                 name = mapping.class_name(architecture, target)
                 return Becomes(name, option, is_classifier(name))
     headless = count == 0 or (count is None and entry.facts is not None and not entry.facts.classifier)
-    name = "TimmWrapperModel" if headless else "TimmWrapperForImageClassification"
-    return Becomes(name, "--target timm_wrapper", not headless)
+    classifier, model = mapping.WRAPPER.classes
+    return Becomes(model if headless else classifier, f"--target {mapping.WRAPPER.name}", not headless)
 
 
 @dataclass(frozen=True, repr=False)

@@ -16,7 +16,7 @@ from vitconv.errors import CheckpointError, ParityError, VitconvError, WeightsEr
 from vitconv.files import MOST_TEXT, absent, check_file, read_json, sha256
 from vitconv.mapping.family import is_classifier
 from vitconv.mapping.plan import shapes_of
-from vitconv.mapping.timm_head import HEAD_MODULE, FamilyWithTimmHead, auto_map_of
+from vitconv.mapping.timm_head import HEAD_MODULE, auto_map_of
 from vitconv.models.wrapper import check_size, check_wrapper
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def class_named(name: str) -> Any:
 
     ``None`` if the installed Transformers does not have it.
     """
-    if isinstance(mapping.LOADED_CLASSES[name], FamilyWithTimmHead):
+    if mapping.LOADED_CLASSES[name].code_module:
         from vitconv.models import modeling_vitconv
 
         return getattr(modeling_vitconv, name, None)
@@ -73,7 +73,7 @@ def _check_head(folder: Path, name: str, auto_map: object) -> None:
     remedy = "Do not load this folder with trust_remote_code=True. Convert the source again."
     family = mapping.LOADED_CLASSES[name]
     file = folder / HEAD_FILE.name
-    expected = auto_map_of(name) if isinstance(family, FamilyWithTimmHead) else None
+    expected = auto_map_of(name) if family.code_module else None
     if auto_map != expected:
         raise CheckpointError(
             f"`auto_map` in the config.json in '{folder}' is {shown(auto_map)} instead of {expected}.", remedy

@@ -52,12 +52,10 @@ def verify_wrapper(
     data: DataConfig,
     images: Sequence[Image],
     *,
-    target: str | None = None,
     labels: Sequence[str] | None = None,
     probes: bool = False,
     dtypes: Sequence[str] = (),
     device: str = "cpu",
-    tokens: int | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Verification:
     """Prove ``folder``, or raise :class:`~vitconv.errors.ParityError` naming what differs.
@@ -66,9 +64,7 @@ def verify_wrapper(
         folder, state_dict, timm_model, data, images, labels, dtypes, device, on_step: as for
             :func:`vitconv.parity.verification.verify_folder`.
         architecture: what the weights were converted as.
-        target: ``"timm_wrapper"``.
         probes: also compare the pixels of images of every kind of shape.
-        tokens: not used: all tokens are compared.
     """
     import torch
 

@@ -10,7 +10,6 @@ from vitconv import __version__
 from vitconv.mapping import WRAPPER, family_for
 from vitconv.mapping.family import is_classifier
 from vitconv.mapping.summary import summarise_rewrites
-from vitconv.mapping.timm_head import HEAD_MODULE, FamilyWithTimmHead
 from vitconv.mapping.wrapper import WARNING
 from vitconv.markdown import code, escape
 from vitconv.models.data_config import makes_pixels
@@ -68,7 +67,6 @@ def model_card(
 
 def _metadata(family: Family, architecture: AnyArchitecture, license: str | None, base_model: str | None) -> str:
     task = "image-classification" if is_classifier(family.class_name(architecture)) else "image-feature-extraction"
-    kind = family.vision if isinstance(family, FamilyWithTimmHead) else family
     lines = [
         "---",
         *([f"license: {json.dumps(license)}"] if license else []),  # YAML reads no, null and 1.0 as other types
@@ -76,7 +74,7 @@ def _metadata(family: Family, architecture: AnyArchitecture, license: str | None
         "library_name: transformers",
         f"pipeline_tag: {task}",
         "tags:",
-        *(f"- {tag}" for tag in ("vision", kind.name, "timm", "vitconv")),
+        *(f"- {tag}" for tag in ("vision", family.tag, "timm", "vitconv")),
         "---",
     ]
     return "\n".join(lines)
@@ -84,7 +82,7 @@ def _metadata(family: Family, architecture: AnyArchitecture, license: str | None
 
 def _auto_model(family: Family, architecture: AnyArchitecture) -> str:
     """What `AutoModel`, which ignores the head, makes of a classifier that is not of one of its own classes."""
-    if not architecture.classifier or isinstance(family, FamilyWithTimmHead):
+    if not architecture.classifier or family.code_module:
         return ""
     if family.class_name(architecture).endswith("Model"):
         return ""
@@ -141,16 +139,16 @@ def loading_lines(architecture: AnyArchitecture, target: str | None, data: DataC
 
 def _trust(family: Family) -> str:
     """The argument with which Transformers runs the folder's code, if it has any."""
-    return ", trust_remote_code=True" if isinstance(family, FamilyWithTimmHead) else ""
+    return ", trust_remote_code=True" if family.code_module else ""
 
 
 def _head_code(family: Family) -> str:
-    if not isinstance(family, FamilyWithTimmHead):
+    if not family.code_module:
         return ""
     return (
-        f"Transformers has no classifier that pools as this model does. The head is in `{HEAD_MODULE}.py`, which "
-        "Transformers runs only with `trust_remote_code=True`: read it before. `AutoModel.from_pretrained(folder)` "
-        "loads the vision model alone, and runs no code of this folder."
+        f"Transformers has no classifier that pools as this model does. The head is in `{family.code_module}.py`, "
+        "which Transformers runs only with `trust_remote_code=True`: read it before. "
+        "`AutoModel.from_pretrained(folder)` loads the vision model alone, and runs no code of this folder."
     )
 
 
