@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
@@ -12,18 +12,21 @@ from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 import vitconv
-from vitconv.errors import CheckpointError, InputError, VitconvError, shown
-from vitconv.files import sha256
+from vitconv.errors import InputError, VitconvError, check_flag, shown
+from vitconv.files import real_path, sha256
 from vitconv.inference import EngineName
+from vitconv.inference.certainty import Certainty, read_certainty
 from vitconv.inference.images import Batches, BatchOutput, read_images
 from vitconv.inference.local import LocalEngine
 from vitconv.inference.pixels import Preprocessor, open_preprocessor
 from vitconv.inference.predictions import Parts, Run, make_rows
 from vitconv.inference.ray import RayEngine
-from vitconv.inference.runtime import ModelInfo, Runtime, opener, read_info
+from vitconv.inference.runtime import ModelInfo, Runtime, opener, read_info, wanted_device
 from vitconv.inference.timm import TimmRuntime, read_timm_info
+from vitconv.inference.watch import Watch, watch_model
 from vitconv.models.processors import ProcessorName
 from vitconv.source import SourceOptions, identify
 
@@ -68,6 +71,7 @@ class Summary:
         found: the number of rows that an earlier run had written.
         device: the device that the model ran on.
         run: what made the rows, as a SHA-256: :attr:`.predictions.Run.fingerprint`.
+        reliable: the number of reliable answers; ``None`` if the model is not calibrated.
     """
 
     rows: int
@@ -75,6 +79,7 @@ class Summary:
     found: int
     device: str
     run: str
+    reliable: int | None = None
 
 
 def predict(
@@ -89,6 +94,7 @@ def predict(
     max_errors: int = 0,
     check_content: bool = False,
     overwrite: bool = False,
+    judge: bool = True,
     on_progress: Callable[[int, int, int], None] = lambda done, errors, rows: None,
 ) -> Summary:
     """Predict the class of every image, and write a row for each: see :data:`.predictions.SCHEMA`.
@@ -110,23 +116,25 @@ def predict(
         check_content: whether to detect changed images by their SHA-256 instead of their size, time and permissions.
             One ``destination`` cannot mix both methods.
         overwrite: whether predictions of other weights, images or settings may be replaced in ``destination``.
+        judge: whether to say how far each answer may be believed, where the model is calibrated.
         on_progress: called with the number of images done, of unreadable ones among them, and of images in the list.
 
     Raises:
-        CheckpointError, ParityError: the folder was not written by vitconv, lacks weights, or changes during the run.
+        CheckpointError, ParityError: the folder was not written by vitconv, lacks weights, changes during the run, or
+            its calibration is damaged or of another model.
         InputError: the list or an argument is invalid, the model has no classes, the folder lacks the processor, timm
             is needed but not installed, or too many images cannot be read.
         DestinationError: the destination holds something else, or cannot be written.
     """
     if engine not in _ENGINES:
         raise InputError(f"There is no engine '{engine}'.", f"Choose one of {', '.join(_ENGINES)}.")
-    folder = Path(model).resolve()
-    watch = _Watch(folder, folder.iterdir)  # before anything in it is read
-    _check_positive(batch_size)
+    folder = real_path(model)
+    watch = watch_model(folder)  # before anything in it is read
     info = read_info(folder)
-    _check_batch(batch_size, info)
-    opened = _Opened(info, open_preprocessor(info, processor), opener(info), watch)
-    runner = _ENGINES[engine](device)
+    check_batch(batch_size, info)
+    certainty = read_certainty(info, processor) if judge else None
+    opened = _Opened(info, open_preprocessor(info, processor), opener(info), watch, certainty=certainty)
+    runner = _ENGINES[engine](wanted_device(info, device))
     return _predict(opened, images, destination, runner, batch_size, max_errors, check_content, overwrite, on_progress)
 
 
@@ -159,13 +167,12 @@ def predict_timm(
     Raises:
         VitconvError: what :func:`predict` raises, and what the conversion of this source would.
     """
-    _check_positive(batch_size)
     options = options or SourceOptions()
     found = identify(source, options)
-    watch = _Watch(source, lambda: found.source.files)
+    watch = Watch(source, lambda: found.source.files)
     digests = [sha256(file) for file in found.source.files]
     info, preprocessor = read_timm_info(source, found, classes, digests)
-    _check_batch(batch_size, info)
+    check_batch(batch_size, info)
     settings = {"source": str(source), "source_sha256": digests}
     opened = _Opened(info, preprocessor, partial(TimmRuntime, info, source, options), watch, settings)
     return _predict(
@@ -183,13 +190,15 @@ class _Opened:
         open_runtime: opens it on a device.
         watch: tells whether its files have changed since they were read.
         settings: what else is written of the run.
+        certainty: how far its answers may be believed; ``None`` if that is not known, or not asked for.
     """
 
     info: ModelInfo
     preprocessor: Preprocessor
     open_runtime: Callable[[str], Runtime]
-    watch: _Watch
+    watch: Watch
     settings: Mapping[str, object] = field(default_factory=dict)
+    certainty: Certainty | None = None
 
 
 def _predict(
@@ -203,11 +212,14 @@ def _predict(
     overwrite: bool,
     on_progress: Callable[[int, int, int], None],
 ) -> Summary:
+    check_flag("overwrite", overwrite)
+    if not isinstance(max_errors, int) or max_errors < 0:
+        raise InputError(f"max_errors is {shown(max_errors)}.", "Write an integer that is at least 0.")
     info = model.info
-    batches = Batches(read_images(images), batch_size, model.preprocessor)
+    batches = Batches(read_images(images), batch_size, model.preprocessor, look=model.certainty is not None)
     settings = _settings(info, model.preprocessor, batch_size, runner.device)
     settings |= {"check_content": check_content, "folder": str(batches.images.folder)}  # where relative paths start
-    settings |= model.settings
+    settings |= {"calibration": model.certainty and model.certainty.digest, **model.settings}
     run = Run(settings, info.classes)
     cut = _cut(len(batches), batch_size)
     parts = Parts(destination, run, len(cut), overwrite=overwrite)
@@ -231,7 +243,7 @@ def _predict(
     for number in todo:
         tables = []
         for output in islice(outputs, len(cut[number])):
-            tables.append(_rows(output, batches, info.classes))
+            tables.append(_rows(output, batches, model))
             count.add(tables[-1])
         rows = pa.concat_tables(tables)
         if rows["row"].to_pylist() != [row for batch in cut[number] for row in batches.rows(batch)]:
@@ -239,54 +251,17 @@ def _predict(
         model.watch.check()
         parts.write(number, rows, keys[number])
         count.check()
-    return Summary(count.done, count.errors, found, runner.device, run.fingerprint)
+    reliable = None if model.certainty is None else count.reliable
+    return Summary(count.done, count.errors, found, runner.device, run.fingerprint, reliable)
 
 
-def _check_positive(batch_size: int) -> None:
-    if batch_size < 1:
-        raise InputError(
-            f"batch_size must be at least 1, got {shown(batch_size)}.", "Choose a batch size of 1 or more."
-        )
-
-
-class _Watch:
-    """Tells whether files have changed since it was made.
-
-    Args:
-        name: what they are of, for people.
-        list_files: lists them; a folder may have others later.
-    """
-
-    def __init__(self, name: str | Path, list_files: Callable[[], Iterable[Path]]) -> None:
-        self._name, self._list_files = name, list_files
-        self._before = self._state()
-
-    def check(self) -> None:
-        """Raise :class:`CheckpointError` if a file was written or replaced."""
-        if self._state() != self._before:
-            raise CheckpointError(
-                f"The files in '{self._name}' have changed while the model ran.",
-                "Run it again when nothing else writes to it.",
-            )
-
-    def _state(self) -> dict[str, tuple[int, int, int, int]]:
-        """What changes when a file is written or replaced: device, inode, size and time, by its name."""
-        found = {}
-        try:
-            for file in self._list_files():
-                if file.is_file():
-                    stat = file.stat()
-                    found[file.name] = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
-        except OSError:  # no folder, or one that is being replaced: whoever reads it says so
-            return {}
-        return found
-
-
-def _check_batch(size: int, model: ModelInfo) -> None:
-    """Raise :class:`InputError` if the pixels of a batch take too much memory.
+def check_batch(size: int, model: ModelInfo) -> None:
+    """Raise :class:`InputError` if it is no number of images, or if the pixels of a batch take too much memory.
 
     It has this size whatever the length of the list: the rows depend on it.
     """
+    if type(size) is not int or size < 1:
+        raise InputError(f"batch_size must be at least 1, got {shown(size)}.", "Choose an integer of 1 or more.")
     most = MOST_BATCH // (4 * math.prod(model.input_shape))
     if not most:
         raise InputError(
@@ -307,6 +282,7 @@ def _settings(info: ModelInfo, preprocessor: Preprocessor, batch_size: int, devi
     return {
         "model": info.fingerprint,
         "runtime": info.runtime,
+        "runtime_settings": dict(info.settings),
         "processor": preprocessor.name,
         "batch_size": batch_size,
         "device": device.partition(":")[0],
@@ -327,18 +303,20 @@ def _cut(batches: int, batch_size: int) -> list[range]:
     return [range(start, min(start + step, batches)) for start in range(0, batches, step)]
 
 
-def _rows(output: BatchOutput, batches: Batches, classes: Sequence[str]) -> pa.Table:
+def _rows(output: BatchOutput, batches: Batches, model: _Opened) -> pa.Table:
     rows = batches.rows(output.batch)
-    return make_rows(
-        rows.start, batches.images.slice(rows), output.logits[: len(rows)], output.errors, classes, output.notes
-    )
+    logits, paths = output.logits[: len(rows)], batches.images.slice(rows)
+    judge = None
+    if model.certainty is not None and output.appearance is not None:
+        judge = partial(model.certainty.judge, appearance=output.appearance[: len(rows)])
+    return make_rows(rows.start, paths, logits, output.errors, model.info.classes, output.notes, judge)
 
 
 class _Count:
-    """Counts rows and errors, reports them, and ends the run if there are too many errors."""
+    """Counts rows, errors and reliable answers, reports them, and ends the run if there are too many errors."""
 
     def __init__(self, total: int, max_errors: int, on_progress: Callable[[int, int, int], None]) -> None:
-        self.done, self.errors = 0, 0
+        self.done, self.errors, self.reliable = 0, 0, 0
         self._total, self._max_errors, self._on_progress = total, max_errors, on_progress
         self._first: list[str] = []
 
@@ -346,6 +324,7 @@ class _Count:
         self.done += len(rows)
         errors = rows["error"].drop_null()
         self.errors += len(errors)
+        self.reliable += pc.sum(rows["reliable"]).as_py() or 0
         self._first += errors[: 3 - len(self._first)].to_pylist()
         self._on_progress(self.done, self.errors, self._total)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import codecs
 import csv as python_csv
 import errno
+import hashlib
 import io
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,12 +22,18 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from vitconv.errors import InputError, VitconvError, brief, shown
-from vitconv.files import check_file, open_file
+from vitconv.files import check_file, open_file, sha256
+from vitconv.inference.appearance import describe
 from vitconv.inference.pixels import Preprocessor
 from vitconv.models.images import image_suffixes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+#: The names of the splits of a list whose images a model was fitted on.
+FITTED = ("fit", "train")
+#: How many ways of links may lead to one folder. All of them count, since each may be another class.
+_MOST_WAYS = 1000
 
 
 @dataclass(frozen=True, repr=False)
@@ -86,6 +94,35 @@ def read_images(path: str | Path) -> ImageList:
     return ImageList(paths, labels, _folder_of(path), splits)
 
 
+def image_digests(folder: Path, paths: Sequence[str], where: str | Path) -> list[str]:
+    """The SHA-256 of each image's file.
+
+    Args:
+        folder: what relative paths start from.
+        paths: of the images.
+        where: what lists them, for errors.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    found = []
+    for path in paths:
+        try:
+            found.append(sha256(folder / path))
+        except (OSError, ValueError) as error:  # ValueError: a NUL in its name
+            reason = error.strerror if isinstance(error, OSError) else None
+            raise InputError(
+                f"The image '{path}' in '{where}' cannot be read: {reason or error}.",
+                "Check it, or take it off the list.",
+            ) from error
+    return found
+
+
+def digest_of_all(digests: Sequence[str]) -> str:
+    """One SHA-256 of images by those of their files, whatever their order."""
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
+
+
 def _folder_of(path: str | Path) -> Path:
     """The folder that holds a file, as the system finds it; where the file is a link, the folder of the link."""
     return Path(os.path.realpath(Path(path).absolute().parent))
@@ -113,6 +150,7 @@ def _images_in(folder: Path) -> Iterator[str]:
         raise InputError(f"The folder '{error.filename}' cannot be read: {error.strerror}.", "Check its permissions.")
 
     suffixes = image_suffixes()
+    visits: Counter[tuple[int, int]] = Counter()
     above: dict[str, frozenset[tuple[int, int]]] = {}  # of each folder to enter, those that it was reached through
     for place, folders, files in os.walk(folder, onerror=stop, followlinks=True):
         status = os.stat(place)
@@ -120,6 +158,12 @@ def _images_in(folder: Path) -> Iterator[str]:
         if identity in through:  # a link to a folder that holds it
             folders.clear()
             continue
+        visits[identity] += 1
+        if visits[identity] > _MOST_WAYS:  # links that fan out: each level doubles the ways
+            raise InputError(
+                f"Links lead to the folder '{Path(place).resolve()}' in more than {_MOST_WAYS:,} ways.",
+                "Remove some of the links, or list the images in a CSV file.",
+            )
         folders[:] = [name for name in folders if not name.startswith(".")]
         above |= {os.path.join(place, name): through | {identity} for name in folders}
         for name in files:
@@ -252,12 +296,14 @@ class Pixels(NamedTuple):
             last row of the list: so a batch always has the same shape, and a row always its place in it.
         errors: for each image, what is wrong with it, or ``None``.
         notes: for each image, how timm is known to prepare it differently, or ``None``.
+        appearance: what each image looks like, (batch_size, numbers), if that is asked for.
     """
 
     batch: int
     values: NDArray[np.float32]
     errors: list[str | None]
     notes: list[str | None]
+    appearance: NDArray[np.float64] | None = None
 
 
 class BatchOutput(NamedTuple):
@@ -266,13 +312,14 @@ class BatchOutput(NamedTuple):
     Attributes:
         batch: the batch's number.
         logits: float32, (batch_size, classes); anything where there is an error, and behind the last row.
-        errors, notes: as in :class:`Pixels`.
+        errors, notes, appearance: as in :class:`Pixels`.
     """
 
     batch: int
     logits: NDArray[np.float32]
     errors: list[str | None]
     notes: list[str | None]
+    appearance: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -286,11 +333,13 @@ class Batches:
         images: the list.
         size: images in a batch.
         preprocessor: makes the pixels of an image.
+        look: whether also to say what each image looks like: :func:`vitconv.inference.appearance.describe`.
     """
 
     images: ImageList
     size: int
     preprocessor: Preprocessor
+    look: bool = False
 
     def __len__(self) -> int:
         return -(-len(self.images) // self.size)
@@ -303,7 +352,8 @@ class Batches:
         values = np.zeros((self.size, *self.preprocessor.shape), np.float32)
         paths = self.images.slice(self.rows(batch))
         found = [self._read(path, place) for path, place in zip(paths, values, strict=False)]
-        return Pixels(batch, values, [error for error, _ in found], [note for _, note in found])
+        appearance = describe(values) if self.look else None
+        return Pixels(batch, values, [error for error, _ in found], [note for _, note in found], appearance)
 
     def _read(self, path: str, place: NDArray[np.float32]) -> tuple[str | None, str | None]:
         """Put an image's pixels into its place of the batch; return what is wrong with it, and the note on it."""
@@ -339,8 +389,3 @@ _MACHINE = (
     "Check the permissions, the disk or the network and run it again, to go on where it stopped; or take the image "
     "off the list."
 )
-
-
-def cores() -> int:
-    """How many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

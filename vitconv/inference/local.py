@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from vitconv.errors import VitconvError, in_traceback
-from vitconv.inference.images import Batches, BatchOutput, Pixels, cores
+from vitconv.inference.images import Batches, BatchOutput, Pixels
+from vitconv.inference.machine import cores
 from vitconv.inference.runtime import Runtime, choose_device
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ class LocalEngine:
         try:
             _check_descriptors()
             for pixels in loader:
-                yield BatchOutput(pixels.batch, runtime(pixels.values.numpy()), pixels.errors, pixels.notes)
+                logits = runtime(pixels.values.numpy())
+                yield BatchOutput(pixels.batch, logits, pixels.errors, pixels.notes, pixels.appearance)
         except torch.OutOfMemoryError as error:
             raise VitconvError(
                 f"The device '{self.device}' has too little memory for a batch of {batches.size} images.",

@@ -9,11 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from vitconv.errors import InputError
+from vitconv.errors import CheckpointError, InputError, VitconvError, shown
 from vitconv.models.data_config import DataConfig
-from vitconv.models.images import load_image
-from vitconv.models.pixels import always_shifted, known_difference, process, timm_pixels
-from vitconv.models.processors import PROCESSOR_FILE, ProcessorName, load_processor, timm_data_config
+from vitconv.models.huggingface import first_line
+from vitconv.models.images import load_image, sample_image
+from vitconv.models.pixels import always_shifted, known_difference, process, resize_first, timm_pixels
+from vitconv.models.processors import PROCESSOR_FILE, PROCESSORS, ProcessorName, load_processor, timm_data_config
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,14 +79,32 @@ class Preprocessor:
             InputError: as when it is called.
         """
         loaded = load_image(image)
-        pixels = self.compute(loaded)
+        pixels = self.pixels(loaded, "The image" if isinstance(image, bytes) else f"'{image}'")
+        return Prepared(pixels.numpy(), known_difference(loaded, self.reference) if self.reference else None)
+
+    def pixels(self, image: Image, name: str) -> Tensor:
+        """The pixels of an image that is read: float32, (channels, height, width).
+
+        Args:
+            image: of Pillow.
+            name: what errors call it.
+
+        Raises:
+            InputError: it is too large, or its pixels have another shape than the model takes.
+        """
+        try:
+            pixels = self.compute(image)
+        except ValueError as error:  # such as of a grey image, where Transformers is told to convert no colours
+            raise InputError(f"{name} cannot be prepared: {first_line(error)}", _CHECK) from error
         if pixels.shape != self.shape:  # numpy would broadcast one channel to three
-            name = "The image" if isinstance(image, bytes) else f"'{image}'"
             raise InputError(
                 f"{name} becomes pixels of shape {tuple(pixels.shape)}, the model takes {self.shape}.",
-                "Check the image processor's configuration in the model's folder.",
+                _CHECK,
             )
-        return Prepared(pixels.numpy(), known_difference(loaded, self.reference) if self.reference else None)
+        return pixels
+
+
+_CHECK = "Check the image processor's configuration in the model's folder."
 
 
 def open_preprocessor(info: ModelInfo, name: ProcessorName = "transformers") -> Preprocessor:
@@ -97,11 +116,30 @@ def open_preprocessor(info: ModelInfo, name: ProcessorName = "transformers") -> 
 
     Raises:
         InputError: the folder does not have it, or timm is not installed.
+        CheckpointError: it cannot prepare a plain image.
     """
     processor = load_processor(info.folder, name)
     compute = partial(_first_pixels, processor=processor, num_channels=info.input_shape[0])
     reference = timm_data_config(info.folder) if name == "transformers" else None
-    return Preprocessor(compute, info.input_shape, name, reference)
+    preprocessor = Preprocessor(compute, info.input_shape, name, reference)
+    _try(preprocessor, info.folder)
+    return preprocessor
+
+
+def _try(preprocessor: Preprocessor, folder: Path) -> None:
+    """Raise :class:`CheckpointError` if the preprocessor fails at a plain image, for which no other is to blame."""
+    try:
+        pixels = preprocessor.pixels(sample_image((64, 48)), "It")
+        if not pixels.isfinite().all():  # such as by a standard deviation of 0
+            raise InputError("It becomes pixels that are not finite.", _CHECK)
+    except MemoryError:
+        raise
+    except Exception as error:  # of any kind: its settings may be anything
+        why = error.problem if isinstance(error, VitconvError) else f"{type(error).__name__}: {error}"
+        raise CheckpointError(
+            f"The image processor in '{folder}' cannot prepare a plain image: {shown(why.rstrip('.'))}.",
+            f"Restore {PROCESSORS[preprocessor.name]}, or convert the source again.",
+        ) from error
 
 
 def why_timm_pixels(folder: Path) -> str:
@@ -115,7 +153,7 @@ def why_timm_pixels(folder: Path) -> str:
 
 
 def _first_pixels(image: Image, processor: BaseImageProcessor, num_channels: int) -> Tensor:
-    return process(image, processor, num_channels)[0]
+    return process(resize_first(image, processor, num_channels), processor, num_channels)[0]
 
 
 def timm_preprocessor(config: DataConfig) -> Preprocessor:

@@ -12,12 +12,12 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,11 +27,16 @@ from pyarrow import parquet
 
 from vitconv.errors import DestinationError, InputError, first_few
 from vitconv.files import new_file, open_file, sha256_of, unwritable
+from vitconv.inference.answers import NOT_CALIBRATED, softmax
 from vitconv.models.images import MOST_BYTES
+
+if TYPE_CHECKING:
+    from vitconv.inference.certainty import Judgement
 
 #: The columns. ``row`` is the row's number in the list of images, from 0. Of an image that could not be read,
 #: ``error`` says why and the others are null; ``probability`` is the softmax, in float64, of the largest logit.
-#: ``note`` says how timm is known to prepare the image differently; it is null for most images.
+#: ``note`` says how timm is known to prepare the image differently; it is null for most images. The last four say how
+#: far the answer may be believed: see :class:`.answers.Answer`; of a model that is not calibrated, only ``why_not``.
 SCHEMA = pa.schema(
     [
         ("row", pa.int64()),
@@ -41,8 +46,14 @@ SCHEMA = pa.schema(
         ("logits", pa.list_(pa.float32())),
         ("error", pa.string()),
         ("note", pa.string()),
+        ("calibrated_probability", pa.float64()),
+        ("prediction_set", pa.list_(pa.string())),
+        ("reliable", pa.bool_()),
+        ("why_not", pa.string()),
     ]
 )
+#: Those that are null of a model that is not calibrated.
+_CALIBRATED = ("calibrated_probability", "prediction_set", "reliable")
 _PART = "part-{:08}.parquet"
 #: A part, or what a killed writer left: see :func:`vitconv.files.new_file`.
 _WRITTEN = re.compile(r"part-\d{8}\.parquet|\.part-\d{8}\.[a-z0-9_]{8}\.vitconv-new\.parquet")
@@ -108,11 +119,9 @@ def _content(file: Path) -> tuple[str, str] | tuple[str, int, int, int]:
     return _stat(file)
 
 
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Probabilities, in float64, of logits of shape (images, classes)."""
-    values = logits.astype(np.float64)
-    exponentials = np.exp(values - values.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
+def not_finite(path: str) -> str:
+    """The error of an image of which the model's logits are not finite."""
+    return f"The model's logits of '{path}' are not finite."
 
 
 def make_rows(
@@ -122,6 +131,7 @@ def make_rows(
     errors: Sequence[str | None],
     classes: Sequence[str],
     notes: Sequence[str | None] | None = None,
+    judge: Callable[[NDArray[np.float32]], Judgement] | None = None,
 ) -> pa.Table:
     """The rows of consecutive images.
 
@@ -132,10 +142,11 @@ def make_rows(
         errors: for each image, what is wrong with it, or ``None``.
         classes: the names of the classes.
         notes: for each image, how timm is known to prepare it differently, or ``None``; by default of no image.
+        judge: says of logits how far the answers may be believed; ``None`` if the model is not calibrated.
     """
     finite: NDArray[np.bool_] = np.asarray(np.isfinite(logits).all(axis=1))
     errors = [
-        f"The model's logits of '{path}' are not finite." if error is None and not fine else error
+        not_finite(path) if error is None and not fine else error
         for path, error, fine in zip(paths, errors, finite, strict=True)
     ]
     logits = np.where(finite[:, None], logits, 0)
@@ -154,8 +165,33 @@ def make_rows(
         ),
         "error": pa.array(errors, pa.string()),
         "note": pa.array(notes or [None] * len(paths), pa.string()),
+        **_judged(logits, best, unreadable, classes, judge),
     }
     return pa.table(columns, SCHEMA)
+
+
+def _judged(
+    logits: NDArray[np.float32],
+    best: NDArray[np.int64],
+    unreadable: NDArray[np.bool_],
+    classes: Sequence[str],
+    judge: Callable[[NDArray[np.float32]], Judgement] | None,
+) -> dict[str, pa.Array]:
+    """The columns that say how far each answer may be believed."""
+    count = len(logits)
+    if judge is None:
+        columns = {name: pa.nulls(count, SCHEMA.field(name).type) for name in _CALIBRATED}
+        return columns | {"why_not": pa.array([NOT_CALIBRATED] * count, pa.string(), mask=unreadable)}
+    judged = judge(logits)
+    readable = [None if lost else image for image, lost in enumerate(unreadable)]
+    sets = [None if image is None else judged.names(image, classes) for image in readable]
+    reasons = [None if image is None else judged.why_not(image, classes) for image in readable]
+    return {
+        "calibrated_probability": pa.array(judged.probabilities[np.arange(count), best], mask=unreadable),
+        "prediction_set": pa.array(sets, pa.list_(pa.string())),
+        "reliable": pa.array(judged.reliable, mask=unreadable),
+        "why_not": pa.array(reasons, pa.string()),
+    }
 
 
 class Parts:
@@ -267,7 +303,7 @@ class Parts:
         target = self._folder / _PART.format(part)
         with self._locked(), new_file(target) as file:
             # Logits hardly repeat. Statistics would put paths where _ARROW is looked for.
-            options = {"use_dictionary": ["class", "error", "note"], "write_statistics": False, "store_schema": False}
+            options = {"use_dictionary": _REPEATING, "write_statistics": False, "store_schema": False}
             with file.open("wb") as stream, parquet.ParquetWriter(stream, table.schema, **options) as writer:
                 writer.write_table(table)
                 writer.add_key_value_metadata(metadata | {_SEAL: _seal(table, metadata)})
@@ -312,6 +348,10 @@ class Parts:
 
 
 _OTHER = "Choose another destination, or remove it yourself."
+#: Parquet's name of the texts in the lists of a column.
+_SET = "prediction_set.list.element"
+#: The columns of few different values.
+_REPEATING = ["class", "error", "note", _SET, "why_not"]
 
 
 @dataclass(frozen=True)
@@ -407,11 +447,15 @@ def _read(file: Path) -> _Part:
         raise _NoPartError(_OTHERS) from error
     if columns != _columns(SCHEMA) or not {_KEY, _SETTINGS, _CLASSES, _SEAL} <= metadata.keys():
         raise _NoPartError(_OTHERS)
-    rows = _read_rows(content)
+    try:
+        rows = _read_rows(data)
+    except KeyError as error:  # a column of another name within
+        raise _NoPartError(_OTHERS) from error
     try:
         if _seal(rows, metadata) != metadata[_SEAL]:
             raise _NoPartError(_EDITED)
         run = Run(json.loads(json.loads(metadata[_SETTINGS])), tuple(json.loads(metadata[_CLASSES])))
+        json.dumps([run.settings, run.classes], ensure_ascii=False).encode()  # JSON can hold what UTF-8 cannot
         part = _Part(rows, metadata[_KEY].decode(), run)
     except (ValueError, TypeError, RecursionError) as error:  # such as of a path that is not UTF-8
         raise _NoPartError(_EDITED) from error
@@ -434,15 +478,29 @@ def _columns(schema: pa.Schema) -> list[tuple[str, pa.DataType]]:
     return [(field.name, field.type) for field in schema]
 
 
-def _read_rows(content: parquet.ParquetFile) -> pa.Table:
-    """All rows, little by little: a small file may become rows that no memory holds."""
+def _read_rows(data: bytes) -> pa.Table:
+    """All rows, little by little: a small file may become rows that no memory holds.
+
+    A text that many rows have is kept once until it is known how large all of them are together.
+    """
+    texts = [field.name for field in SCHEMA if pa.types.is_string(field.type)]
+    content = parquet.ParquetFile(pa.BufferReader(data), read_dictionary=[*texts, _SET])
+    groups = [content.metadata.row_group(number) for number in range(content.num_row_groups)]
+    columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+    if sum(max(one.total_uncompressed_size, 4 * one.num_values) for one in columns) > MOST_PART:
+        raise _NoPartError(_OTHERS)
     batches, size = [], 0
     for batch in content.iter_batches(256):
         batches.append(batch)
-        size += batch.nbytes
+        size += batch.nbytes + sum(map(_size_of_texts, (*map(batch.column, texts), batch["prediction_set"].flatten())))
         if size > MOST_PART:
             raise _NoPartError(_OTHERS)
     return pa.Table.from_batches(batches, content.schema_arrow).cast(SCHEMA).combine_chunks()
+
+
+def _size_of_texts(column: pa.DictionaryArray) -> int:
+    """The bytes of all its rows, each with a text of its own."""
+    return pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0
 
 
 def _seal(rows: pa.Table, metadata: dict[bytes, bytes]) -> bytes:
@@ -452,21 +510,36 @@ def _seal(rows: pa.Table, metadata: dict[bytes, bytes]) -> bytes:
         sha.update(len(content).to_bytes(8, "little") + content)
     for column in rows.columns:
         sha.update(column.is_valid().to_numpy().data)
-        values = column.drop_null().combine_chunks()
-        if pa.types.is_string(values.type):
-            texts = [text.encode() for text in values.to_pylist()]
-            sha.update(np.array([len(text) for text in texts], np.int64).data)
-            sha.update(b"".join(texts))
-        elif pa.types.is_list(values.type):
-            sha.update(pc.list_value_length(values).to_numpy().data)
-            sha.update(np.ascontiguousarray(values.flatten().to_numpy(zero_copy_only=False)).data)
-        else:
-            sha.update(np.ascontiguousarray(values.to_numpy()).data)
+        for values in _contents(column.drop_null().combine_chunks()):
+            sha.update(values)
     return sha.hexdigest().encode()
 
 
+def _contents(values: pa.Array) -> Iterator[bytes | memoryview]:
+    """What a column without nulls holds: how long its values are, where they have a length, and their bytes.
+
+    Raises:
+        ValueError: a list in it has a null.
+    """
+    if pa.types.is_string(values.type):
+        texts = [text.encode() for text in values.to_pylist()]
+        yield np.array([len(text) for text in texts], np.int64).data
+        yield b"".join(texts)
+    elif pa.types.is_list(values.type):
+        yield pc.list_value_length(values).to_numpy().data
+        within = values.flatten()
+        if pa.types.is_string(within.type) and within.null_count:
+            raise ValueError("There is a null in a list of names.")
+        yield from _contents(within)
+    else:
+        yield np.ascontiguousarray(values.to_numpy(zero_copy_only=False)).data
+
+
 def _is_sound(part: _Part) -> bool:
-    """Whether every row has an error, or else finite logits for all classes and the class of the largest."""
+    """Whether every row has an error, or else finite logits for all classes and the class of the largest.
+
+    What is said of how far an answer may be believed is of all such rows, or of none.
+    """
     rows, classes = part.rows, part.run.classes
     if not classes or not all(isinstance(name, str) for name in classes) or not isinstance(part.run.settings, dict):
         return False
@@ -476,6 +549,12 @@ def _is_sound(part: _Part) -> bool:
     for name in ("class", "probability", "logits"):
         if fine[name].null_count or rows[name].null_count != len(rows) - len(fine):
             return False
+    lost = len(rows) - len(fine)
+    nulls = {(fine[name].null_count, rows[name].null_count) for name in _CALIBRATED}
+    if nulls not in ({(0, lost)}, {(len(fine), len(rows))}):
+        return False
+    if not pc.all(pc.is_in(fine["prediction_set"].combine_chunks().flatten(), pa.array(classes)), min_count=0).as_py():
+        return False
     lists = fine["logits"].combine_chunks()
     if not pc.all(pc.equal(pc.list_value_length(lists), len(classes)), min_count=0).as_py():
         return False

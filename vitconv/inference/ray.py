@@ -8,6 +8,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from vitconv.errors import InputError, VitconvError, how_to_install, in_traceback
@@ -32,33 +33,9 @@ class RayEngine:
     """
 
     def __init__(self, device: str) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it warns of how Ray Data itself starts actors
-        address = os.environ.get("RAY_ADDRESS") or "local"
-        if address == "local" and "ray" not in sys.modules:  # which reads these when it is imported
-            # No other machine has anything to do here: with this, named after where it is the default, every port of
-            # Ray's is one of 127.0.0.1. A token keeps out other users of this machine.
-            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        try:
-            import ray
-            import ray.data
-        except ImportError as error:
-            raise InputError(
-                "The engine 'ray' needs Ray Data, which is not installed.",
-                f"Install it with {how_to_install('ray')}, or choose the engine 'local'.",
-            ) from error
-        if not ray.is_initialized():
-            alone = {"include_dashboard": False} if address == "local" else {}
-            try:
-                _check_listens(address)
-                ray.init(address, log_to_driver=False, logging_level="error", **alone)
-            except Exception as error:  # Ray has no class of its own for this: a time-out is a bare Exception
-                raise InputError(
-                    f"The Ray cluster at '{address}' cannot be reached, or started: {str(error).strip()[:200]}",
-                    "Check RAY_ADDRESS and Ray's logs, in /tmp/ray/session_latest/logs.",
-                ) from error
+        join_cluster("data")
+        import ray
+
         logger = logging.getLogger("ray.data")
         logger.setLevel("ERROR")
         for handler in logger.handlers:
@@ -80,7 +57,8 @@ class RayEngine:
         # moment. What is raised here is of the pipeline, whatever its class: what takes the outputs is outside.
         try:
             for row in self._rows(open_runtime, batches, todo):
-                yield BatchOutput(row["batch"], row["logits"], list(row["errors"]), list(row["notes"]))
+                errors, notes = list(row["errors"]), list(row["notes"])
+                yield BatchOutput(row["batch"], row["logits"], errors, notes, row.get("appearance"))
         except Exception as error:
             raise _failed(error) from error
 
@@ -109,6 +87,47 @@ class RayEngine:
             )
         )
         yield from outputs.iter_rows()
+
+
+def join_cluster(part: str, extra: str = "ray") -> None:
+    """Use the cluster that this process or ``RAY_ADDRESS`` names, or else start one on this machine, for it alone.
+
+    Args:
+        part: what of Ray is needed, as its package is called: ``"data"``, ``"serve"``.
+        extra: the extra of pyproject.toml that installs it.
+
+    Raises:
+        InputError: that part of Ray is not installed, or the cluster cannot be reached, or started.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it warns of how Ray Data itself starts actors
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    if address == "local" and "ray" not in sys.modules:  # which reads these when it is imported
+        # No other machine has anything to do here: with this, named after where it is the default, every port of
+        # Ray's is one of 127.0.0.1. A token keeps out other users of this machine.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    try:
+        import ray
+
+        import_module(f"ray.{part}")
+    except ImportError as error:
+        raise InputError(
+            f"The engine 'ray' needs Ray {part.capitalize()}, which is not installed.",
+            f"Install it with {how_to_install(extra)}, or choose the engine 'local'.",
+        ) from error
+    if ray.is_initialized():
+        return
+    alone = {"include_dashboard": False} if address == "local" else {}
+    try:
+        _check_listens(address)
+        ray.init(address, log_to_driver=False, logging_level="error", **alone)
+    except Exception as error:  # Ray has no class of its own for this: a time-out is a bare Exception
+        raise InputError(
+            f"The Ray cluster at '{address}' cannot be reached, or started: {str(error).strip()[:200]}",
+            "Check RAY_ADDRESS and Ray's logs, in /tmp/ray/session_latest/logs.",
+        ) from error
 
 
 def _check_listens(address: str) -> None:
@@ -168,7 +187,8 @@ class _Prepare:
         self._batches, self._todo = batches, todo
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return self._batches[self._todo[row["id"]]]._asdict()
+        fields = self._batches[self._todo[row["id"]]]._asdict()
+        return {name: value for name, value in fields.items() if value is not None}  # Arrow has no type for None
 
 
 class _Predict:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from vitconv.errors import CheckpointError, brief
-from vitconv.inference import transformers
+from vitconv.errors import CheckpointError, brief, shown
+from vitconv.files import real_path
+from vitconv.inference import aotinductor, onnxruntime, openvino, optimized, tensorrt, torchscript, transformers
+from vitconv.inference.watch import unchanged
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +29,8 @@ class ModelInfo:
         input_shape: (channels, height, width) of an image's pixels.
         fingerprint: the SHA-256 of what decides the numbers: the weight files and the configurations.
         versions: of the packages that the logits depend on, by name.
+        settings: what else the logits depend on, such as the precision that an optimised folder computes in.
+        device: the only kind of device that runs it, such as ``"cpu"``; empty for any.
     """
 
     runtime: str
@@ -35,6 +39,8 @@ class ModelInfo:
     input_shape: tuple[int, int, int]
     fingerprint: str
     versions: Mapping[str, str]
+    settings: Mapping[str, str] = field(default_factory=dict)
+    device: str = ""
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.input_shape))
@@ -78,26 +84,53 @@ class RuntimeKind:
     open: Callable[[ModelInfo, str], Runtime]
 
 
-#: The kinds that :func:`open_model` knows besides a converted folder, by the runtime's name.
-RUNTIMES: dict[str, RuntimeKind] = {}
+def _wants(runtime: str, folder: Path) -> bool:
+    return optimized.runtime_of(folder) == runtime
+
+
+def _optimized(name: str, open: Callable[[ModelInfo, str], Runtime], *packages: str) -> RuntimeKind:
+    return RuntimeKind(partial(_wants, name), partial(optimized.read_info, packages=packages), open)
+
+
+_TRANSFORMERS = RuntimeKind(Path.is_dir, transformers.read_info, transformers.TransformersRuntime)
+#: The kinds that :func:`open_model` knows besides a folder that Transformers loads, by the runtime's name.
+RUNTIMES: dict[str, RuntimeKind] = {
+    "onnxruntime": _optimized("onnxruntime", onnxruntime.OnnxRuntime, "onnxruntime"),
+    "openvino": _optimized("openvino", openvino.OpenVINORuntime, "openvino"),
+    "torchscript": _optimized("torchscript", torchscript.TorchScriptRuntime, "torch"),
+    "aotinductor": _optimized("aotinductor", aotinductor.AOTInductorRuntime, "torch"),
+    "tensorrt": _optimized("tensorrt", tensorrt.TensorRTRuntime, "onnxruntime", "tensorrt"),
+}
 
 
 def find_kind(folder: Path) -> RuntimeKind:
-    """How to run a folder: the kind that recognises it, else as a folder of Transformers."""
-    found = (kind for kind in RUNTIMES.values() if kind.recognises(folder))
-    default = RuntimeKind(Path.is_dir, transformers.read_info, transformers.TransformersRuntime)
-    return next(found, default)
+    """How to run a folder: the kind that recognises it, else as a folder of Transformers.
+
+    Raises:
+        CheckpointError: it was optimised for a runtime that this vitconv does not know.
+    """
+    for kind in RUNTIMES.values():
+        if kind.recognises(folder):
+            return kind
+    wanted = optimized.runtime_of(folder) or "transformers"
+    if wanted != "transformers":
+        raise CheckpointError(
+            f"The model in '{folder}' is run by {shown(wanted)}, which this vitconv does not know.",
+            "Install the vitconv that wrote it.",
+        )
+    return _TRANSFORMERS
 
 
 def read_info(folder: str | Path) -> ModelInfo:
     """What a folder says of its model, without loading it.
 
     Raises:
-        CheckpointError: it is not a folder that vitconv writes, or a file cannot be read.
+        CheckpointError: it is not a folder that vitconv writes, a file cannot be read, or one changes meanwhile.
         InputError: its model has no classes, or two with the same name.
     """
-    folder = Path(folder).resolve()
-    return find_kind(folder).read_info(folder)
+    folder = real_path(folder)
+    with unchanged(folder, "they were read"):
+        return find_kind(folder).read_info(folder)
 
 
 def opener(info: ModelInfo) -> Callable[[str], Runtime]:
@@ -135,7 +168,15 @@ def open_model(folder: str | Path, device: str = "auto") -> Runtime:
     """
     import torch
 
-    return opener(read_info(folder))(choose_device(device, torch.cuda.device_count()))
+    folder = real_path(folder)
+    with unchanged(folder, "the model was loaded"):
+        info = read_info(folder)
+        return opener(info)(choose_device(wanted_device(info, device), torch.cuda.device_count()))
+
+
+def wanted_device(info: ModelInfo, name: str) -> str:
+    """The device for a model: for ``"auto"``, the only kind that runs it, if there is only one."""
+    return info.device if name == "auto" and info.device else name
 
 
 def choose_device(name: str, gpus: float) -> str:

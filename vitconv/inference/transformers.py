@@ -8,10 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitconv.checkpoints.checkpoint import PARITY_FILE, read_state_dict
+from vitconv.checkpoints.checkpoint import CALIBRATION_FILE, PARITY_FILE, read_state_dict
 from vitconv.checkpoints.labels import check_labels
 from vitconv.errors import CheckpointError, InputError, ParityError
 from vitconv.files import sha256
+from vitconv.inference.optimized import OPTIMIZATION_FILE, check_files, check_machine, is_optimized, read_artefact
 from vitconv.mapping import LOADED_CLASSES, WRAPPER
 from vitconv.models.huggingface import first_line, load_config, load_folder
 from vitconv.parity.comparison import check_device
@@ -32,6 +33,25 @@ def read_info(folder: Path) -> ModelInfo:
     """
     from vitconv.inference.runtime import ModelInfo
 
+    classes, shape = read_classes_and_shape(folder)
+    device = ""
+    if is_optimized(folder):
+        artefact = read_artefact(folder)
+        check_files(folder, artefact)
+        device = artefact.device
+    read_state_dict(folder)  # checks that its files are whole
+    wraps_timm = LOADED_CLASSES[load_config(folder).architectures[0]] is WRAPPER
+    packages = ("torch", "transformers", *(["timm"] if wraps_timm else []))
+    versions = {name: version(name) for name in packages}
+    return ModelInfo("transformers", folder, classes, shape, _fingerprint(folder), versions, device=device)
+
+
+def read_classes_and_shape(folder: Path) -> tuple[tuple[str, ...], tuple[int, int, int]]:
+    """The names of a model's classes, in the order of the logits, and (channels, height, width) of its input.
+
+    Raises:
+        CheckpointError, InputError: as :func:`read_info`.
+    """
     config = load_config(folder)
     name, count = config.architectures[0], len(config.id2label)
     family = LOADED_CLASSES[name]
@@ -45,23 +65,27 @@ def read_info(folder: Path) -> ModelInfo:
     vision = family.vision_config(config)
     size = vision.image_size
     height, width = (size, size) if isinstance(size, int) else size
-    read_state_dict(folder)  # checks that its files are whole
-    packages = ("torch", "transformers", *(["timm"] if family is WRAPPER else []))
-    versions = {name: version(name) for name in packages}
-    shape = (vision.num_channels, height, width)
-    return ModelInfo("transformers", folder, classes, shape, _fingerprint(folder), versions)
+    return classes, (vision.num_channels, height, width)
 
 
 def _fingerprint(folder: Path) -> str:
-    """One SHA-256 of the weight files and the configurations. The record of the conversion decides no number."""
+    """One SHA-256 of the weight files and the configurations.
+
+    The records of how they were made, and of what was found out about them, decide no logit; nor do hidden files, such
+    as a record that is being written.
+    """
     files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors", ".bin"))
+    files = [file for file in files if not file.name.startswith(".")]
     try:
-        digests = {file.name: sha256(file) for file in files if file.name != PARITY_FILE and file.is_file()}
+        digests = {file.name: sha256(file) for file in files if file.name not in _RECORDS and file.is_file()}
     except OSError as error:
         raise CheckpointError(
             f"'{error.filename}' cannot be read: {error.strerror or error}.", "Check the file and its permissions."
         ) from error
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+
+_RECORDS = (PARITY_FILE, OPTIMIZATION_FILE, CALIBRATION_FILE)
 
 
 class TransformersRuntime:
@@ -73,12 +97,14 @@ class TransformersRuntime:
 
     Raises:
         ParityError: weights are missing.
-        InputError: there is no such device here.
+        InputError: there is no such device here, or an optimised folder is for another one.
     """
 
     def __init__(self, info: ModelInfo, device: str) -> None:
         import torch
 
+        if is_optimized(info.folder):
+            check_machine(info.folder, read_artefact(info.folder), device)
         check_device(device)
         torch.backends.cudnn.allow_tf32 = False  # the embedding's convolution would move logits by 1e-3
         self.info, self._device = info, device

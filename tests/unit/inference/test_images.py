@@ -270,6 +270,21 @@ def test_links_to_one_folder_are_all_followed(photos):
     assert not any("up/oak/other/up" in path for path in found.paths.to_pylist())
 
 
+def test_links_that_fan_out_are_refused(photos):
+    """Each folder holds two links to the next: of 40, as many ways lead to the last as no one can wait for."""
+    way = photos.parent / "ways"
+    for i in range(40):
+        (way / str(i)).mkdir(parents=True)
+        if i:
+            for name in "ab":
+                (way / str(i - 1) / name).symlink_to(f"../{i}")
+    (way / "39" / "ash").symlink_to(photos / "ash")
+    with pytest.raises(InputError, match=r"Links lead to the folder '.*' in more than 1,000 ways\.") as refused:
+        read_images(way / "0")
+    assert refused.value.remedy == "Remove some of the links, or list the images in a CSV file."
+    assert len(read_images(way / "31")) == 2 * 2**8
+
+
 def test_a_linked_image_is_the_one_that_the_link_leads_to(photos, cut):
     """Beside the target lies another image of the link's name."""
     Image.new("RGB", (40, 40), "red").save(photos / "ash" / "latest.png")

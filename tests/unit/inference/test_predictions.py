@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import resource
 import shutil
@@ -13,18 +14,27 @@ from pyarrow import parquet
 
 from vitconv.errors import DestinationError, InputError
 from vitconv.files import new_file
-from vitconv.inference.predictions import SCHEMA, Parts, Run, make_rows, read_predictions
+from vitconv.inference.certainty import LEVELS, Certainty, Oddness
+from vitconv.inference.predictions import SCHEMA, Parts, Run, _seal, make_rows, read_predictions
 
 CLASSES = ("a", "b", "c")
 PATHS = ["0.jpg", "1.jpg"]
 RUN = Run({"batch_size": 8}, CLASSES)
 
 
-def rows(start, count, error=()):
+NO_CERTAINTY = {"calibrated_probability": None, "prediction_set": None, "reliable": None}
+CERTAINTY = Certainty(0.5, 0.9, 0.2, Oddness("max-logit", -0.5, np.empty((0, 0)), np.empty((0, 0)), -9 + 9 * LEVELS))
+
+
+def judged(logits):
+    return CERTAINTY.judge(logits, np.empty((len(logits), 0)))
+
+
+def rows(start, count, error=(), judge=None):
     logits = np.random.default_rng(start).standard_normal((count, 3), np.float32)
     errors = ["broken" if i in error else None for i in range(count)]
     notes = [None if i in error or i % 2 else "cropped one pixel earlier" for i in range(count)]
-    return make_rows(start, [f"{start + i}.jpg" for i in range(count)], logits, errors, CLASSES, notes)
+    return make_rows(start, [f"{start + i}.jpg" for i in range(count)], logits, errors, CLASSES, notes, judge)
 
 
 def test_a_row_has_the_largest_logits_class_and_its_softmax():
@@ -45,7 +55,23 @@ def test_a_row_has_the_largest_logits_class_and_its_softmax():
         "logits": None,
         "error": "broken",
         "note": None,
+        **NO_CERTAINTY,
+        "why_not": None,
     }
+    assert {name: first[name] for name in NO_CERTAINTY} == NO_CERTAINTY
+    assert first["why_not"] == "The model is not calibrated: run `vitconv calibrate`."
+
+
+def test_the_columns_of_a_calibrated_model():
+    logits = np.array([[1, 3, 2.9], [0, 9, 0], [0, 0.1, 0], [0, 0, 0]], np.float32)
+    table = make_rows(0, list("wxyz"), logits, [None, None, None, "broken"], CLASSES, judge=judged)
+    assert table.schema.equals(SCHEMA)
+    two, sure, odd, broken = table.to_pylist()
+    assert two["prediction_set"] == ["b", "c"] and two["reliable"] is False
+    assert two["calibrated_probability"] == pytest.approx(np.exp(6) / np.exp([2, 6, 5.8]).sum(), abs=1e-7)
+    assert sure["prediction_set"] == ["b"] and sure["reliable"] is True and sure["why_not"] is None
+    assert odd["reliable"] is False and odd["why_not"].startswith("The image is unlike those")
+    assert {name: broken[name] for name in NO_CERTAINTY} == NO_CERTAINTY and broken["why_not"] is None
 
 
 def test_logits_that_are_no_numbers_are_an_error_of_the_image():
@@ -56,13 +82,17 @@ def test_logits_that_are_no_numbers_are_an_error_of_the_image():
     assert "'y'" in table["error"][1].as_py()
 
 
-@given(counts=st.lists(st.integers(1, 9), min_size=1, max_size=5), data=st.data())
-def test_what_is_written_is_read(tmp_path_factory, counts, data):
+@given(
+    counts=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    judge=st.sampled_from([None, judged]),
+    data=st.data(),
+)
+def test_what_is_written_is_read(tmp_path_factory, counts, judge, data):
     folder = tmp_path_factory.mktemp("predictions")
     parts = Parts(folder, RUN, len(counts), overwrite=False)
     tables, start = [], 0
     for number, count in enumerate(counts):
-        tables.append(rows(start, count, data.draw(st.sets(st.integers(0, count - 1)))))
+        tables.append(rows(start, count, data.draw(st.sets(st.integers(0, count - 1))), judge))
         parts.write(number, tables[-1], "key")
         start += count
     made = read_predictions(folder)
@@ -502,6 +532,84 @@ def test_a_part_that_would_fill_the_memory_is_refused(tmp_path):
     parquet.write_table(table, tmp_path / "part-00000000.parquet", store_schema=False)
     assert (tmp_path / "part-00000000.parquet").stat().st_size < 10**6
     with pytest.raises(InputError, match="part-00000000.parquet' was not written by this version"):
+        read_predictions(tmp_path)
+
+
+@pytest.mark.parametrize("column", ["path", "prediction_set"])
+def test_a_text_that_all_rows_share_is_counted_for_each(tmp_path, column):
+    """Two kilobytes, of which four gigabytes become: a part has no more than 256 rows, which are read at once."""
+    shared = pa.DictionaryArray.from_arrays(pa.array(np.zeros(256, np.int32)), pa.array(["x" * 2**24]))
+    if column == "prediction_set":
+        shared = pa.ListArray.from_arrays(pa.array(range(257), pa.int32()), shared)
+    columns = {name: pa.nulls(256, SCHEMA.field(name).type) for name in SCHEMA.names}
+    table = pa.table({**columns, "row": pa.array(range(256)), column: shared})
+    settings = {"dictionary_pagesize_limit": 2**30, "compression": "zstd", "write_statistics": False}
+    with parquet.ParquetWriter(
+        tmp_path / "part-00000000.parquet", table.schema, store_schema=False, **settings
+    ) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata(
+            {"vitconv.key": "", "vitconv.settings": "", "vitconv.classes": "", "vitconv.seal": ""}
+        )
+    assert (tmp_path / "part-00000000.parquet").stat().st_size < 10**4
+    del table, shared
+    held = pa.total_allocated_bytes()
+    most = []
+
+    class Watched(parquet.ParquetFile):
+        def iter_batches(self, *arguments):
+            for batch in super().iter_batches(*arguments):
+                most.append(pa.total_allocated_bytes() - held)
+                yield batch
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="was not written by this version"):
+        patch.setattr(parquet, "ParquetFile", Watched)
+        read_predictions(tmp_path)
+    assert most and max(most) < 2**27
+
+
+def test_numbers_that_would_fill_the_memory_are_refused(tmp_path, monkeypatch):
+    parts = Parts(tmp_path, RUN, 1, overwrite=False)
+    parts.write(0, edited(rows(0, 2), "logits", [[0] * 10**6, [0] * 10**6]), "key")
+    (file,) = tmp_path.iterdir()
+    assert file.stat().st_size < 10**6
+    with pytest.raises(InputError, match="has been edited"):
+        read_predictions(tmp_path)
+    monkeypatch.setattr("vitconv.inference.predictions.MOST_PART", 7 * 10**6)
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", lambda *_: pytest.fail("They were read."))
+    with pytest.raises(InputError, match="was not written by this version"):
+        read_predictions(tmp_path)
+
+
+def test_a_part_that_another_writer_has_written_again(tmp_path):
+    """The values of lists have another name then."""
+    Parts(tmp_path, RUN, 1, overwrite=False).write(0, rows(0, 2), "key")
+    (file,) = tmp_path.iterdir()
+    metadata = parquet.read_table(file).schema.metadata
+    table = parquet.read_table(file).cast(SCHEMA)
+    with parquet.ParquetWriter(file, table.schema, store_schema=False, use_compliant_nested_type=False) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata(metadata)
+    with pytest.raises(InputError, match="was not written by this version"):
+        read_predictions(tmp_path)
+    assert Parts(tmp_path, RUN, 1, overwrite=True).find(0, "key", PATHS) is None
+
+
+@pytest.mark.parametrize("place", ["settings", "classes"])
+def test_text_that_utf_8_has_not_is_an_edit(tmp_path, place):
+    """Of settings, and of a class that no image has, also with a seal that was written anew."""
+    Parts(tmp_path, RUN, 1, overwrite=False).write(0, rows(0, 2), "key")
+    (file,) = tmp_path.iterdir()
+    table = parquet.read_table(file)
+    if place == "settings":
+        value = json.dumps(json.dumps({"device": "\ud800"}))
+    else:
+        value = json.dumps([name if name in table["class"].to_pylist() else "\ud800" for name in CLASSES])
+    assert "ud800" in value
+    metadata = {**table.schema.metadata, f"vitconv.{place}".encode(): value.encode()}
+    metadata[b"vitconv.seal"] = _seal(table, metadata)
+    store(table.replace_schema_metadata(metadata), file)
+    with pytest.raises(InputError, match="has been edited"):
         read_predictions(tmp_path)
 
 

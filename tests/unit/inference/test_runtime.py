@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from vitconv.convert import convert_checkpoint, revert_checkpoint
 from vitconv.errors import CheckpointError, InputError, ParityError, WeightsError
 from vitconv.inference import RUNTIMES, open_preprocessor, predict
+from vitconv.inference import transformers as transformers_runtime
 from vitconv.inference.predictions import read_predictions
 from vitconv.inference.runtime import choose_device, open_model, read_info
 
@@ -33,7 +34,8 @@ def test_a_folder_says_what_it_takes_and_gives(folder):
 
 
 @pytest.mark.parametrize(
-    ("names", "message"), [(["oak"] * 5, "names 'oak' more than once"), (["\ud800", *"abcd"], "unprintable name")]
+    ("names", "message"),
+    [(["oak"] * 5, "names 'oak' more than once"), (["\ud800", *"abcd"], "characters that cannot be printed")],
 )
 def test_a_class_has_a_name_of_its_own_that_can_be_written(folder, tmp_path, names, message):
     mine = shutil.copytree(folder, tmp_path / "mine")
@@ -42,6 +44,47 @@ def test_a_class_has_a_name_of_its_own_that_can_be_written(folder, tmp_path, nam
     (mine / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=message):
         read_info(mine)
+
+
+def test_a_folder_that_is_replaced_while_it_is_read_is_refused(folder, tmp_path, monkeypatch):
+    """The names of the classes would be of the old model, and its fingerprint that of the new one."""
+    mine = shutil.copytree(folder, tmp_path / "mine")
+    real = transformers_runtime.read_classes_and_shape
+
+    def read(place):
+        found = real(place)
+        settings = json.loads((mine / "config.json").read_text())
+        settings["id2label"] = {number: f"new {name}" for number, name in settings["id2label"].items()}
+        settings["label2id"] = {name: int(number) for number, name in settings["id2label"].items()}
+        (mine / "config.json").write_text(json.dumps(settings))
+        return found
+
+    monkeypatch.setattr(transformers_runtime, "read_classes_and_shape", read)
+    with pytest.raises(CheckpointError, match="mine' have changed while they were read"):
+        read_info(mine)
+
+
+def test_a_model_that_is_replaced_and_put_back_while_it_is_loaded_is_refused(folder, tmp_path, monkeypatch):
+    mine, other = (shutil.copytree(folder, tmp_path / name) for name in ("mine", "other"))
+    real = transformers_runtime.load_folder
+
+    def load(place, *arguments, **more):
+        os.rename(mine, tmp_path / "away")
+        os.rename(other, mine)
+        loaded = real(place, *arguments, **more)
+        os.rename(mine, other)
+        shutil.copytree(tmp_path / "away", mine)
+        return loaded
+
+    monkeypatch.setattr(transformers_runtime, "load_folder", load)
+    with pytest.raises(CheckpointError, match="mine' have changed while the model was loaded"):
+        open_model(mine, "cpu")
+
+
+def test_links_in_a_circle_are_no_folder(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(CheckpointError, match="There is no folder '.*loop'"):
+        read_info(tmp_path / "loop")
 
 
 @pytest.mark.parametrize("kind", ["plain", "not square", "one channel", "one class", "deit3"])
@@ -173,6 +216,7 @@ def test_bytes_and_a_file_give_the_same_pixels(folder, write_images):
         preprocess(b"GIF89a but no more")
 
 
+@pytest.mark.slow
 def test_logits_of_bytes_need_no_other_package(folder, write_images):
     """In a fresh interpreter. Transformers itself imports jinja2 where it is installed (its chat_template_utils)."""
     script = (

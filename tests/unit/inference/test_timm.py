@@ -72,6 +72,7 @@ def test_a_run_continues_where_it_stopped(small_checkpoint, photos, tmp_path):
     assert predict_timm(small_checkpoint, photos, tmp_path / "out", **options).found == 3
 
 
+@pytest.mark.slow
 def test_other_weights_are_another_run(small_checkpoint, photos, tmp_path):
     checkpoint = tmp_path / "mine.pth"
     checkpoint.write_bytes(small_checkpoint.read_bytes())

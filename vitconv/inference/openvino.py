@@ -1,0 +1,89 @@
+"""The runtime of folders with an OpenVINO model, run on the processor."""
+
+from __future__ import annotations
+
+import threading
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitconv.errors import CheckpointError, shown
+from vitconv.inference.machine import cores
+from vitconv.inference.optimized import check_logits, check_machine, loading, read_artefact, running
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from vitconv.inference.optimized import Artefact
+    from vitconv.inference.runtime import ModelInfo
+
+
+@cache
+def core() -> Any:
+    """The process's only ``openvino.Core``.
+
+    Each one gives the thread a stack for signals. Of two that overlap, the first to go leaves the thread with a stack
+    that is freed, and the next signal ends the process with a segmentation fault (OpenVINO 2026.4).
+    """
+    import openvino
+
+    return openvino.Core()
+
+
+class OpenVINORuntime:
+    """An OpenVINO model: see :class:`vitconv.inference.runtime.Runtime`.
+
+    Args:
+        info: what its folder says of it.
+        device: ``"cpu"``.
+
+    Raises:
+        InputError, CheckpointError: what :func:`vitconv.inference.optimized.check_machine` raises.
+        CheckpointError: OpenVINO cannot load the file.
+    """
+
+    def __init__(self, info: ModelInfo, device: str) -> None:
+        artefact = read_artefact(info.folder)
+        check_machine(info.folder, artefact, device)
+        self.info, self._output = info, artefact.output
+        # Without the hint, OpenVINO takes bfloat16 by itself where the processor has AMX.
+        options = {
+            "INFERENCE_PRECISION_HINT": _precision(info.folder, artefact),
+            "INFERENCE_NUM_THREADS": cores(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        file = info.folder / artefact.file
+        with loading("OpenVINO", file):
+            self._model = core().compile_model(file, "CPU", options)
+        self._of_thread = threading.local()  # a request holds one call's input and output
+
+    def __call__(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The logits of a batch: float32, (batch, classes).
+
+        Args:
+            pixels: float32, (batch, channels, height, width).
+
+        Raises:
+            ParityError: the model cannot be run.
+        """
+        with running("OpenVINO", self.info):
+            found = self._request().infer({"pixel_values": pixels})
+            logits = found[self._model.output(self._output)].copy()  # the next call writes into the same memory
+        return check_logits(logits, pixels, self.info)
+
+    def _request(self) -> Any:
+        if not hasattr(self._of_thread, "request"):
+            self._of_thread.request = self._model.create_infer_request()
+        return self._of_thread.request
+
+
+def _precision(folder: Path, artefact: Artefact) -> str:
+    """The precision that the model was judged in; OpenVINO would choose one by itself."""
+    precision = artefact.settings.get("precision")
+    if precision not in ("f32", "bf16"):
+        raise CheckpointError(
+            f"The model in '{folder}' is to be computed in the precision {shown(precision)}, which no recipe has.",
+            "Run `vitconv optimize` again.",
+        )
+    return precision
