@@ -1,0 +1,262 @@
+"""Real connections to a server in this process: slow, broken, and many."""
+
+import http.client
+import json
+import logging
+import socket
+import threading
+import time
+
+import pytest
+
+from vitconv.errors import InputError
+from vitconv.serving.classifier import Classifier
+from vitconv.serving.rest import Settings, bind, create_app, server
+
+
+@pytest.fixture
+def start(classifier, monkeypatch):
+    """Start a server with these settings; its address."""
+    ends = []
+
+    def start(**settings):
+        settings = Settings(**{"workers": 1, **settings})
+        listener = bind("127.0.0.1", 0)
+        made = []
+        serve = server.uvicorn.Server
+
+        class Kept(serve):
+            def __init__(self, config):
+                super().__init__(config)
+                made.append(self)
+
+        monkeypatch.setattr(server.uvicorn, "Server", Kept)
+        thread = threading.Thread(target=server.serve, args=(create_app(classifier, settings), settings, listener))
+        thread.start()
+        while not (made and made[0].started):
+            assert thread.is_alive()
+            time.sleep(0.01)
+        ends.append((made[0], thread, listener))
+        return listener.getsockname()
+
+    yield start
+    for running, thread, listener in ends:
+        running.should_exit = True
+        thread.join(30)
+        listener.close()
+        assert not thread.is_alive()
+
+
+def closed(connection, seconds=10):
+    """What the server sends until it closes the connection."""
+    connection.settimeout(seconds)
+    received = b""
+    while chunk := connection.recv(2**16):
+        received += chunk
+    return received
+
+
+def post(address, content, **headers):
+    connection = http.client.HTTPConnection(*address, timeout=30)
+    connection.request("POST", "/v1/predict", content, {"Content-Type": "image/jpeg", **headers})
+    answer = connection.getresponse()
+    return answer.status, answer.headers, answer.read()
+
+
+def drip(connection, first, then):
+    """Send a little now and then, until the server has closed the connection."""
+    for i in range(30):
+        try:
+            connection.sendall(then if i else first)
+        except OSError:
+            return
+        time.sleep(0.1)
+    pytest.fail("It is still listened to.")
+
+
+def test_addresses():
+    with bind("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        with socket.socket() as other, pytest.raises(ConnectionRefusedError):
+            other.connect(("127.0.0.1", port))  # it listens only when it can answer
+        listener.listen()
+        with pytest.raises(InputError, match=rf"cannot have port {port} of 127\.0\.0\.1: Address already in use"):
+            bind("127.0.0.1", port)
+    for host in ("203.0.113.1", "no such host", "a" * 300, ""):
+        with pytest.raises(InputError, match="cannot have port") as refused:
+            bind(host or "x.invalid", 0)
+        assert refused.value.remedy == "Choose another with --port or --host."
+
+
+def test_a_client_that_says_nothing_is_left(start):
+    address = start(header_seconds=0.3)
+    with socket.create_connection(address) as connection:
+        assert closed(connection) == b""
+
+
+def test_a_client_that_does_not_end_its_head_is_left(start, photo):
+    address = start(header_seconds=0.5)
+    with socket.create_connection(address) as connection:
+        connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(2**16).startswith(b"HTTP/1.1 200")
+        drip(connection, b"GET /he", b"a")
+    assert post(address, photo)[0] == 200
+
+
+def test_a_client_that_sends_slowly_is_told(start, photo):
+    address = start(body_seconds=0.5)
+    with socket.create_connection(address) as connection:
+        connection.sendall(
+            b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 99\r\n\r\nab"
+        )
+        said = closed(connection)
+    assert said.startswith(b"HTTP/1.1 408") and b"within 0.5 s" in said
+    assert post(address, photo)[0] == 200
+
+
+def test_a_client_that_leaves_in_its_body(start, photo):
+    address = start()
+    for _ in range(20):
+        with socket.create_connection(address) as connection:
+            connection.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nab")
+    assert post(address, photo)[0] == 200
+
+
+def test_what_is_not_http(start, photo):
+    address = start()
+    for junk in (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 9, b"GET / HTTP/9.9\r\n\r\n", b"\r\n\r\n\0\0\0"):
+        with socket.create_connection(address) as connection:
+            connection.sendall(junk)
+            connection.shutdown(socket.SHUT_WR)
+            assert closed(connection)[:12] in (b"", b"HTTP/1.1 400", b"HTTP/1.1 404")
+    assert post(address, photo)[0] == 200
+
+
+def test_an_answer_to_a_body_that_is_too_large_arrives(start, photo):
+    address = start(body_bytes=2**20)
+    for size in (2**20 + 1, 2**21, 2**22):
+        try:
+            status, headers, content = post(address, bytes(size))
+        except OSError:  # the client was still sending, long after it was told
+            assert size == 2**22
+            continue
+        assert status == 413 and headers["Connection"] == "close" and b"1 MiB" in content
+    assert post(address, photo)[0] == 200
+
+
+def test_an_answer_is_the_classifier_s(start, classifier, photo):
+    status, headers, content = post(start(), photo)
+    assert status == 200 and json.loads(content)["logits"] == classifier(photo).logits.tolist()
+    assert "server" not in headers
+
+
+def test_what_is_logged_is_json(start, photo, capsys):
+    address = start()
+    post(address, photo)
+    post(address, b"x")
+    printed, end = "", time.monotonic() + 10
+    while printed.count('"request"') < 2 and time.monotonic() < end:  # a line is written after its answer was sent
+        printed += capsys.readouterr().err
+        time.sleep(0.01)
+    lines = [json.loads(line) for line in printed.splitlines()]
+    assert [line["status"] for line in lines if line["message"] == "request"] == [200, 400]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [b"GET /health/live HTTP/1.1\r\nHost: x\r\n" + b"a:b\r\n" * 200_000, b"GET / HTTP/1.1\r\na: " + b"b" * 10**6],
+    ids=["many short", "one long"],
+)
+def test_a_head_is_bounded(start, photo, head):
+    address = start(header_seconds=60)
+    with socket.create_connection(address) as connection:
+        try:
+            connection.sendall(head)
+            said = closed(connection)
+        except ConnectionError:  # not that the server still waits for the rest
+            said = b""
+    assert said == b""
+    assert post(address, photo)[0] == 200
+
+
+def test_what_follows_a_body_is_bounded(start, photo):
+    address = start()
+    with socket.create_connection(address) as connection:
+        connection.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
+        with pytest.raises(OSError):
+            for _ in range(1000):
+                connection.sendall(b"a: b\r\n" * 1000)
+                time.sleep(0.001)
+    assert post(address, photo)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("asked", "dripped"),
+    [
+        (b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n", b"\r\n"),
+        (b"GET /health/live HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n", b"a"),
+        (b"POST /none HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\na\r\n"),
+    ],
+    ids=["lines", "a body", "chunks"],
+)
+def test_a_client_that_was_answered_does_not_stay_by_a_byte_now_and_then(start, photo, asked, dripped):
+    address = start(header_seconds=0.5)
+    with socket.create_connection(address) as connection:
+        connection.sendall(asked)
+        assert connection.recv(2**16).startswith(b"HTTP/1.1 ")
+        drip(connection, dripped, dripped)
+    assert post(address, photo)[0] == 200
+
+
+def test_a_request_that_waits_behind_another_is_not_cut_off(start, photo, monkeypatch):
+    """One connection, several requests at once: the second is computed when the time for a head is over."""
+    answer = Classifier.__call__
+
+    def slowly(classifier, image):
+        time.sleep(0.6)
+        return answer(classifier, image)
+
+    address = start(header_seconds=0.3)
+    monkeypatch.setattr(Classifier, "__call__", slowly)
+    head = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(
+        photo
+    )
+    with socket.create_connection(address) as connection:
+        connection.sendall((head + photo) * 3)
+        connection.settimeout(30)
+        received = b""
+        while received.count(b"HTTP/1.1 200") < 3:
+            assert (more := connection.recv(2**16)), received
+            received += more
+
+
+def test_connections_are_bounded(start, photo, monkeypatch):
+    monkeypatch.setattr(server, "_most_connections", lambda: 3)
+    address = start()
+    waiting = [socket.create_connection(address) for _ in range(6)]
+    time.sleep(0.2)
+    left = 0
+    for connection in waiting:
+        connection.settimeout(0.2)
+        try:
+            left += connection.recv(1) != b""
+        except TimeoutError:
+            left += 1
+        except OSError:
+            pass
+    assert left == 3
+    for connection in waiting:
+        connection.close()
+    time.sleep(0.2)
+    assert post(address, photo)[0] == 200
+
+
+def test_what_asyncio_repeats_is_logged_once_a_second(capsys):
+    server.log_as_json("asyncio")
+    try:
+        for _ in range(100):
+            logging.getLogger("asyncio").error("socket.accept() out of system resource")
+    finally:
+        logging.getLogger("asyncio").handlers, logging.getLogger("asyncio").propagate = [], True
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line)["message"] == "socket.accept() out of system resource"
