@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,19 @@ HEADLESS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def save_folder(folder: Path, family: str, classes: Sequence[str] = ()) -> nn.Module:
+def save_folder(
+    folder: Path,
+    family: str,
+    classes: Sequence[str] = (),
+    prepare: Callable[[nn.Module], object] = lambda model: None,
+) -> nn.Module:
     """Write a folder as timm saves it for the Hub, whose ``config.json`` says all that there is to say of the model.
 
     Args:
         folder: to write.
         family: of ``CLASSIFIERS`` if there are classes, else of ``HEADLESS``; of these with a head of code, too.
         classes: their names.
+        prepare: changes the model before it is saved.
 
     Returns:
         the model that was saved.
@@ -54,6 +60,7 @@ def save_folder(folder: Path, family: str, classes: Sequence[str] = ()) -> nn.Mo
     name, more = (CLASSIFIERS if classes and family in CLASSIFIERS else HEADLESS)[family]
     arguments = {**SMALL, **more}
     model = perturbed(timm.create_model(name, num_classes=len(classes), **arguments))
+    prepare(model)
     labels = {"label_names": list(classes)} if classes else {}
     data = {"input_size": (3, *read(model).image_size)}
     timm.models.save_for_hf(model, folder, labels, model_args=arguments, data_config=data, safe_serialization=True)

@@ -132,6 +132,20 @@ def each(names, few=None):
     return [name if name in few else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
+def full_but(kept, names):
+    """Parameters for a test that takes long: `make test-all` takes those that are kept, `make test-full` the others."""
+    return [name if name in kept else pytest.param(name, marks=pytest.mark.full) for name in names]
+
+
+def full_but_each(first, second):
+    """Two parameters for such a test: `make test-all` takes the first of each with all of the other, `make test-full` all."""
+    return [
+        pytest.param(one, other, marks=[] if one == first[0] or other == second[0] else [pytest.mark.full])
+        for one in first
+        for other in second
+    ]
+
+
 #: Architectures that timm lists with a head, and that become something else without it.
 WITHOUT_HEAD = (
     *("vit_srelpos_small_patch16_224", "vit_srelpos_medium_patch16_224", "vit_relpos_base_patch16_plus_240"),

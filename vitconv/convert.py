@@ -25,6 +25,7 @@ from vitconv.checkpoints.checkpoint import (
     Source,
     check_checksums,
     open_source,
+    refuse_optimized,
     widest_dtype,
 )
 from vitconv.checkpoints.description import (
@@ -49,7 +50,7 @@ from vitconv.files import absent, sha256, write_json
 from vitconv.mapping.plan import Plan, check_tensors, convert_tensors, shapes_of
 from vitconv.mapping.rewrites import Made
 from vitconv.mapping.summary import rewritten, summarise_architecture, summarise_rewrites
-from vitconv.markdown import code, escape, table
+from vitconv.markdown import code, escape, prose, table
 from vitconv.models.data_config import DataConfig
 from vitconv.models.huggingface import HEAD_FILE, build_model, installed_dialect, make_config
 from vitconv.models.images import load_image, sample_image
@@ -63,7 +64,7 @@ from vitconv.models.timm import (
 from vitconv.models.timm_state import patch_embedding
 from vitconv.models.wrapper import is_wrapper, wrapper_config
 from vitconv.parity.comparison import compare
-from vitconv.parity.verification import Verification, verify_folder
+from vitconv.parity.verification import Verification, load_weights, verify_folder
 from vitconv.parity.wrapper import verify_wrapper
 from vitconv.revert import Reversion, revert_checkpoint, to_timm
 from vitconv.source import Identified, Inspection, SourceOptions, facts, identify, sized, timm_reference
@@ -170,8 +171,8 @@ class Conversion:
         parts = [
             f"**{escape(self.destination)}**: {escape(summarise_architecture(self.architecture, self.target))}",
             f"preprocessing: {escape(self.data.values)}: {escape(self.data.origin)}",
-            *(f"Note: {escape(note)}" for note in self.notes),
-            *(f"**Warning:** {escape(warning)}" for warning in self.warnings),
+            *(f"Note: {prose(note)}" for note in self.notes),
+            *(f"**Warning:** {prose(warning)}" for warning in self.warnings),
             *([table(("rewritten before it was moved", "how"), rewrites)] if rewrites else []),
             self.verification._repr_markdown_() if self.verification else "not verified",
         ]
@@ -398,8 +399,7 @@ def load_timm(
     opened = identify(source, options)
     model = opened.timm_model()
     # Copies are aligned in memory, as torch's kernels need it for speed, and do not keep the file open.
-    tensors = {name: tensor.clone() for name, tensor in opened.state_dict.items()}
-    model.load_state_dict(tensors, strict=True, assign=True)
+    load_weights(model, {name: tensor.clone() for name, tensor in opened.state_dict.items()})
     make_buffers(model)
     return model.eval()
 
@@ -461,9 +461,8 @@ def convert_checkpoint(
             weights fit.
         target: Transformers' name of the family to convert to, such as ``"dinov2"``; by default the simplest that
             computes the same. ``"head_code"``: Transformers' vision model, and timm's head in a file of code that the
-            folder holds (``modeling_vitconv.py``).
-            computes the same. ``"timm_wrapper"`` writes a folder in which Transformers runs timm's own model, for
-            any of timm's Vision Transformers.
+            folder holds (``modeling_vitconv.py``). ``"timm_wrapper"``: a folder in which Transformers runs timm's own
+            model, for any of timm's Vision Transformers.
         labels: class names, or a file of them (one per line, or JSON); by default what the checkpoint says.
         image: an image file to verify on; by default a built-in picture.
         image_size: (height, width), if the weights do not determine it; another size resamples the position
@@ -539,7 +538,7 @@ def convert_checkpoint(
         labels=names,
         data=inspection.data,
         warnings=warnings,
-        notes=inspection.notes,
+        notes=(*inspection.notes, *_of_names(names)),
         verification=verification,
     )
 
@@ -587,6 +586,9 @@ def verify_checkpoint(
         VitconvError: the source, the folder, or an image cannot be read.
     """
     folder = Path(folder)
+    refuse_optimized(
+        folder, "Pass the converted folder that it was made from, or compare the two with `vitconv evaluate`."
+    )
     if not os.path.isfile(folder / CONFIG_FILE):
         raise CheckpointError(
             absent(folder / CONFIG_FILE), "Pass the source first, and then the folder that was converted from it."
@@ -859,6 +861,17 @@ def _read_names(labels: Sequence[str] | str | os.PathLike[str] | None) -> tuple[
     return read_labels(os.fspath(labels)) if isinstance(labels, (str, os.PathLike)) else check_labels(labels)
 
 
+def _of_names(names: Sequence[str]) -> list[str]:
+    """A note where classes have no names but numbers."""
+    if not names or names != _numbered(len(names)):
+        return []
+    return [f"The classes have no names: they are {first_few(names)}. --labels FILE names them, one a line, in order."]
+
+
+def _numbered(count: int) -> tuple[str, ...]:
+    return tuple(f"LABEL_{i}" for i in range(count))
+
+
 def _labels_for(
     labels: Sequence[str] | None,
     architecture: AnyArchitecture,
@@ -873,9 +886,11 @@ def _labels_for(
     """
     count = architecture.num_labels
     if labels is None:
-        return tuple(f"LABEL_{i}" for i in range(count))
+        return _numbered(count)
     if len(labels) != count:
-        where = f"The label file '{given}' has" if isinstance(given, (str, os.PathLike)) else "There are"
+        where = "There are"
+        if isinstance(given, (str, os.PathLike)):
+            where = f"The folder '{given}' has" if os.path.isdir(given) else f"The label file '{given}' has"
         raise InputError(
             f"{where} {len(labels)} labels, but the weights have {count or 'no'} classes.",
             "Give one label per class, in the order of the classes." if count else "Leave the labels out.",

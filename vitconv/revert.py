@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from vitconv import mapping
 from vitconv.architecture import AnyArchitecture, Architecture, check_image_size, plain_facts
-from vitconv.checkpoints.checkpoint import CONFIG_FILE, PARITY_FILE
+from vitconv.checkpoints.checkpoint import CONFIG_FILE, PARITY_FILE, refuse_optimized
 from vitconv.errors import ArchitectureError, CheckpointError, InputError, ParityError, WeightsError, brief, first_few
 from vitconv.files import absent, write_json
 from vitconv.mapping import Family
 from vitconv.mapping.plan import make_plan, shapes_of
 from vitconv.mapping.rewrites import FOLD_LAYER_SCALE, Rewrite, Rewritten
-from vitconv.markdown import escape
+from vitconv.markdown import escape, prose
 from vitconv.models.catalogue import entries
 from vitconv.models.data_config import DataConfig, data_config, makes_pixels, tag_config
 from vitconv.models.huggingface import installed_dialect, load_folder, load_for_timm
@@ -41,7 +41,7 @@ from vitconv.models.wrapper import is_wrapper, read_wrapped
 from vitconv.parity.comparison import Parity, compare, compare_outputs
 from vitconv.parity.verification import check_bytes, check_timm_processor, pixels_for, usual_dtype
 from vitconv.writing.record import recorded_architecture, reversion_record
-from vitconv.writing.staging import check_destination, staged_folder
+from vitconv.writing.staging import check_apart, check_destination, staged_folder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -80,7 +80,7 @@ class Reversion:
     @property
     def loading_line(self) -> str:
         """The Python that loads the folder."""
-        return f'timm.create_model("local-dir:{self.destination}", pretrained=True)'
+        return f"timm.create_model({json.dumps(f'local-dir:{self.destination}', ensure_ascii=False)}, pretrained=True)"
 
     @property
     def facts(self) -> list[str]:
@@ -116,7 +116,7 @@ class Reversion:
         parts = [
             f"**{escape(self.destination)}**",
             *map(escape, self.facts),
-            *(f"Note: {escape(note)}" for note in self.notes),
+            *(f"Note: {prose(note)}" for note in self.notes),
             self.parity._repr_markdown_() if self.parity else "not verified",
         ]
         return "\n\n".join(parts)
@@ -178,15 +178,18 @@ def revert_checkpoint(
     check_drop(drop)
     check_destination(destination, overwrite=overwrite, source=source, inputs=[image] if image else [])
     picture = load_image(Path(image)) if image else sample_image()
+    refuse_optimized(source, "Pass the converted folder that it was made from.")
     if not os.path.isfile(source / CONFIG_FILE):
         raise CheckpointError(absent(source / CONFIG_FILE), "Pass a folder with a Transformers model.")
+    check_apart(destination, [source])
     on_step("Reading the folder")
     if is_wrapper(source):
         return _unwrap(source, destination, architecture, picture, verify=verify, overwrite=overwrite, on_step=on_step)
     hf_model, extra = load_for_timm(source, pooler="pooler" not in drop)
-    dropped = _allowed(_family(hf_model), extra, drop)
+    family = _family(hf_model)
+    dropped = _allowed(family, extra, drop)
     recorded = recorded_architecture(source) if architecture is None else None
-    if recorded is not None and not _converts(recorded):
+    if recorded is not None and not _facts(recorded, family):
         recorded = None  # only without its head, which no folder for timm says
     try:
         found = _revert(hf_model, architecture or recorded, drop, any_epsilon=False)
@@ -401,22 +404,23 @@ def _candidates(
     """timm's architectures that become this model, those that need the fewest arguments first."""
     found = []
     base = name.partition(".")[0] if name else None
-    if base and not _converts(base):
+    if base and not _facts(base, family):
         build_timm(base)  # says so if timm does not know it
         raise ArchitectureError(f"'{base}' does not convert, so there is no way back to it.", "Name another one.")
     for entry in entries().values():
-        if entry.architecture is None or base not in (None, entry.name):
+        facts = _facts(entry.name, family)
+        if facts is None or base not in (None, entry.name):
             continue
-        known = entry.architecture if base else _pooled(entry.architecture, family)
+        known = facts if base or family.code_module else _pooled(facts, family)  # `timm_head` says how it pools
         sized = _sized(known, family, hf_model, any_epsilon)
         if family.obstacles(sized) or not _same_settings(family, sized, hf_model):
             continue
-        more = arguments(entry.architecture, sized)
+        more = arguments(facts, sized)
         chosen = ("img_size", "num_classes", "in_chans")
         rank = (
             len([argument for argument in more if argument not in chosen]),
             ("moved", "made", "folded").index(family.exactness(sized)),
-            sized.image_size != entry.architecture.image_size,
+            sized.image_size != facts.image_size,
             not entry.name.startswith("vit_"),
             len(entry.name),
             entry.name,
@@ -425,9 +429,12 @@ def _candidates(
     yield from sorted(found, key=lambda candidate: candidate.rank)
 
 
-def _converts(name: str) -> bool:
+def _facts(name: str, family: Family) -> Architecture | None:
+    """What an architecture of timm's is; ``None`` if nothing of its kind becomes a model of this family."""
     entry = entries().get(name.partition(".")[0])
-    return entry is not None and entry.architecture is not None
+    if entry is None:
+        return None
+    return entry.facts if family.code_module else entry.architecture  # with timm's head, more convert
 
 
 def _pooled(known: Architecture, family: Family) -> Architecture:

@@ -49,13 +49,21 @@ from vitconv.checkpoints.description import (
 from vitconv.checkpoints.labels import check_labels, in_order, read_labels
 from vitconv.checkpoints.tensorfile import StoredTensor, load_tensors
 from vitconv.checkpoints.unwrap import unwrap
-from vitconv.errors import ArchitectureError, CheckpointError, InputError, VitconvError, first_few, shown
+from vitconv.errors import (
+    ArchitectureError,
+    CheckpointError,
+    InputError,
+    VitconvError,
+    check_flag,
+    first_few,
+    shown,
+)
 from vitconv.files import read_json
 from vitconv.mapping.plan import Plan, check_names, check_tensors, make_plan, shapes_of
 from vitconv.mapping.rewrites import Made
 from vitconv.mapping.summary import rewritten, summarise_architecture, summarise_rewrites
 from vitconv.mapping.wrapper import WARNING, WRAPPER
-from vitconv.markdown import code, escape, table
+from vitconv.markdown import code, escape, prose, table
 from vitconv.models import catalogue, position_embedding
 from vitconv.models.data_config import DataConfig, data_config, makes_pixels, read_data_config, tag_config
 from vitconv.models.images import MODES
@@ -88,6 +96,16 @@ class SourceOptions:
     ema: bool = True
     ignore: Collection[str] = ()
     headless: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise :class:`InputError` for a value of another type."""
+        check_flag("ema", self.ema)
+        check_flag("headless", self.headless)
+        size = self.image_size
+        if size is not None and not (isinstance(size, (tuple, list)) and len(size) == 2):
+            raise InputError(f"image_size is {shown(size)}.", "Pass (height, width), such as (224, 224).")
+        if isinstance(self.ignore, str) or not isinstance(self.ignore, Collection):
+            raise InputError(f"ignore is {shown(self.ignore)}.", "Pass a list of names, such as ['mean'].")
 
     @property
     def read(self) -> Callable[[nn.Module], AnyArchitecture]:
@@ -153,8 +171,8 @@ class Inspection:
         parts = [
             f"**{escape(summarise_architecture(self.architecture, self.target))}**",
             f"preprocessing: {escape(self.data.values)}: {escape(self.data.origin)}",
-            *(f"Note: {escape(note)}" for note in self.notes),
-            *(f"**Warning:** {escape(warning)}" for warning in self.warnings),
+            *(f"Note: {prose(note)}" for note in self.notes),
+            *(f"**Warning:** {prose(warning)}" for warning in self.warnings),
             self.plan._repr_markdown_(),
             *([table(("rewritten before it is moved", "how"), rewrites)] if rewrites else []),
         ]
@@ -539,7 +557,7 @@ def _own_description(source: Source, ignore: Collection[str]) -> tuple[SelfDescr
         description = together(own, description, ignore=ignore)
     description = description.without(ignore)
     description.check_readable()
-    said = [f"The checkpoint says of itself: {description}."] if description.statements else []
+    said = [f"The checkpoint says of itself: {description}."] if str(description) else []  # labels are not listed
     stated = description.get("architecture")
     if stated is None:
         return description, said
@@ -566,9 +584,10 @@ def _only_candidate(source: Source, options: SourceOptions) -> tuple[str, str]:
     if not found:
         told = describe_shapes(shapes)
         raise ArchitectureError(
-            "The architecture is not given, and no convertible timm architecture has tensors with these names and "
-            "shapes" + (f"; the tensors show: {told}." if told else "."),
-            "Name the timm architecture, as in --arch vit_base_patch16_384.",
+            "The architecture is not given, and no timm architecture that converts to a class of Transformers as timm "
+            "lists it has tensors with these names and shapes" + (f"; the tensors show: {told}." if told else "."),
+            "Name the timm architecture, as in --arch vit_base_patch16_384: one that converts with --head code or "
+            "--target timm_wrapper only is never guessed.",
         )
     names = [candidate.name for candidate in found]
     differing = catalogue.differences(found)

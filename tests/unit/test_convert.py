@@ -31,6 +31,7 @@ from vitconv.models.pixels import timm_pixels
 from vitconv.models.timm import from_timm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["deit3_small_patch16_224", "vit_small_patch14_dinov2"])
 def test_folded_models_agree_in_float64(name):
     model = full_model(name, img_size=224).double()
@@ -296,6 +297,26 @@ def test_refusals_write_nothing(changes, error, message, small_checkpoint, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"headless": "no"}, "headless is 'no'"),
+        ({"ema": None}, "ema is None"),
+        ({"overwrite": "no"}, "overwrite is 'no'"),
+        ({"image_size": 224}, r"image_size is 224.\nPass \(height, width\)"),
+        ({"image_size": (224,)}, "image_size is "),
+        ({"ignore": None}, "ignore is None"),
+        ({"ignore": "mean"}, "ignore is 'mean'"),
+        ({"labels": 5}, "The list of labels is 5"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(arguments, message, small_checkpoint, tmp_path):
+    """A text such as "no" would count as true, and the head would be left out, or the folder replaced."""
+    with pytest.raises(InputError, match=message):
+        convert_checkpoint(small_checkpoint, tmp_path / "model", architecture="vit_tiny_patch16_224", **arguments)
+    assert not (tmp_path / "model").exists()
+
+
 def test_an_existing_destination_is_refused_before_any_work(converted, monkeypatch):
     monkeypatch.setattr(convert, "open_source", lambda path: pytest.fail("work was done"))
     with pytest.raises(DestinationError, match="exists already"):
@@ -309,6 +330,15 @@ def test_models_that_disagree_leave_nothing(small_checkpoint, tmp_path, monkeypa
     with pytest.raises(ParityError, match="diverge at `blocks.0` in float64"):
         convert_checkpoint(small_checkpoint, tmp_path / "model", architecture="vit_tiny_patch16_224")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_classes_without_names_are_noted(small_checkpoint, tmp_path):
+    given = {"architecture": "vit_tiny_patch16_224", "verify": False}
+    nameless = convert_checkpoint(small_checkpoint, tmp_path / "nameless", **given)
+    said = "The classes have no names: they are LABEL_0, LABEL_1, LABEL_2, LABEL_3 and 1 more."
+    assert any(note.startswith(said) and "--labels FILE" in note for note in nameless.notes)
+    named = convert_checkpoint(small_checkpoint, tmp_path / "named", labels=CLASSES, **given)
+    assert not any("no names" in note for note in named.notes)
 
 
 def test_inspect_reads_and_writes_nothing(small_checkpoint):
@@ -350,6 +380,7 @@ def test_verify_passes_on_every_kind(kind, save, tmp_path):
     assert found.elements.source == sum(tensor.numel() for tensor in model.state_dict().values())
 
 
+@pytest.mark.slow
 def test_verify_takes_what_the_folder_records(small_checkpoint, tmp_path, picture):
     picture.save(tmp_path / "photo.png")
     data = {"crop_pct": 0.875, "mean": [0.4, 0.4, 0.4]}
@@ -374,10 +405,16 @@ def test_verify_takes_what_the_folder_records(small_checkpoint, tmp_path, pictur
         InputError, match=r"The label file '.*labels.txt' has 2 labels, but the weights have 5 classes"
     ):
         verify_checkpoint(small_checkpoint, tmp_path / "model", labels=tmp_path / "labels.txt")
+    for name in CLASSES[:2]:
+        (tmp_path / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (2, 2)).save(tmp_path / "train" / name / "1.png")
+    with pytest.raises(InputError, match=r"The folder '.*train' has 2 labels, but the weights have 5 classes"):
+        verify_checkpoint(small_checkpoint, tmp_path / "model", labels=tmp_path / "train")
     with pytest.raises(ParityError, match="does not make the pixels"):
         verify_checkpoint(small_checkpoint, tmp_path / "model", data={"mean": [0.5, 0.5, 0.5]})
 
 
+@pytest.mark.slow
 def test_verify_of_a_folder_that_transformers_saved_again(small_checkpoint, converted, tmp_path):
     """save_pretrained writes neither parity.json nor the same file, but the same model."""
     for part in (transformers.AutoModelForImageClassification, transformers.AutoImageProcessor):
@@ -386,6 +423,15 @@ def test_verify_of_a_folder_that_transformers_saved_again(small_checkpoint, conv
     assert found.parity.matches
     with pytest.raises(ArchitectureError, match="The architecture is not given"):
         verify_checkpoint(small_checkpoint, tmp_path / "again")
+
+
+def test_what_only_an_option_converts_is_never_guessed(tmp_path):
+    torch.save(timm.create_model("eva02_tiny_patch14_224", num_classes=3, depth=1).state_dict(), tmp_path / "timm.pth")
+    with pytest.raises(
+        ArchitectureError, match="no timm architecture that converts to a class of Transformers"
+    ) as caught:
+        convert_checkpoint(tmp_path / "timm.pth", tmp_path / "hf", target="timm_wrapper")
+    assert "--target timm_wrapper only is never guessed" in caught.value.remedy and not (tmp_path / "hf").exists()
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "{", '{"image_size": 3, "architecture": null}'])
@@ -489,6 +535,7 @@ def test_a_convolution_in_another_order_of_memory(memory_format, tmp_path):
     assert done.verification.parity["float32"].same_bits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family, classes", [*((name, "ab") for name in CLASSIFIERS), *((name, "") for name in HEADLESS)]
 )
@@ -526,6 +573,18 @@ def test_timms_model_of_another_size_has_resampled_positions(small_checkpoint):
     model = load_timm(small_checkpoint, "vit_tiny_patch16_224", image_size=(192, 160))
     assert (model.patch_embed.img_size, model.pos_embed.shape) == ((192, 160), (1, 1 + 12 * 10, 192))
     assert not model.training and all(parameter.is_contiguous() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_clip_head_s_bias_is_worked_in_where_weights_are_rounded_most(dtype, tmp_path):
+    """The norm's constant is so small that it would multiply the weight's rounding thirty times."""
+    model = reduced("vit_base_patch16_clip_224", num_classes=100).float()
+    gamma, beta = model.norm.weight.data, model.norm.bias.data
+    beta += gamma * (1 / 30 - (beta / gamma).mean())
+    model.head.bias.data *= 10
+    torch.save({name: tensor.to(dtype) for name, tensor in model.state_dict().items()}, tmp_path / "timm.pth")
+    done = convert_checkpoint(tmp_path / "timm.pth", tmp_path / "hf", architecture=model)
+    assert done.verification.parity.matches
 
 
 def every_classifier():

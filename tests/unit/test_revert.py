@@ -14,7 +14,15 @@ from safetensors.torch import load_file, save_file
 from vitconv import mapping
 from vitconv.architecture import Architecture
 from vitconv.convert import convert_checkpoint, revert_checkpoint, to_huggingface, to_timm
-from vitconv.errors import ArchitectureError, CheckpointError, InputError, ParityError, VitconvError, WeightsError
+from vitconv.errors import (
+    ArchitectureError,
+    CheckpointError,
+    DestinationError,
+    InputError,
+    ParityError,
+    VitconvError,
+    WeightsError,
+)
 from vitconv.models.catalogue import entries
 from vitconv.models.data_config import DataConfig, data_config, tag_config
 from vitconv.models.images import sample_image
@@ -199,6 +207,7 @@ def hybrid(**settings):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_hybrid_s_pooler_is_a_head(tmp_path):
     source = foreign(
         tmp_path / "hf", transformers.DPTModel(hybrid(pooler_act="linear", pooler_output_size=3, num_labels=3))
@@ -208,6 +217,7 @@ def test_a_hybrid_s_pooler_is_a_head(tmp_path):
     assert done.parity.matches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
@@ -290,7 +300,7 @@ def test_code_in_the_folder_is_neither_run_nor_asked_about(converted, tmp_path, 
     (source / "evil.py").write_text(f"open({str(tmp_path / 'RUN')!r}, 'w')\nclass Foo: pass\n")
     (source / "preprocessor_config.json").write_text('{"auto_map": {"AutoImageProcessor": "evil.Foo"}}')
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
-    with pytest.raises(InputError, match="preprocessor_config.json in '.*' asks for code from the folder"):
+    with pytest.raises(CheckpointError, match="`auto_map` in '.*preprocessor_config.json' names code"):
         revert_checkpoint(source, tmp_path / "back")
     assert not (tmp_path / "RUN").exists()
 
@@ -341,6 +351,7 @@ def test_a_class_position_beside_registers_is_added_to_the_token(dtype, tmp_path
     assert torch.equal(stored["pos_embed"], model.embeddings.position_embeddings[:, 1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("alias", "name"),
     [
@@ -375,6 +386,7 @@ def test_every_activation_of_transformers_is_accepted_or_named(name):
     assert (transformers.activations.ACT2FN[name](x) - back.blocks[0].mlp.act(x)).abs().max() < 1e-14
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", [{"return_dict": False}, {"_attn_implementation": "eager"}, {"output_hidden_states": True}])  # fmt: skip
 def test_how_a_model_answers_is_no_part_of_it(converted, setting, tmp_path):
     copy = tmp_path / "hf"
@@ -421,6 +433,20 @@ def test_what_is_no_separate_part_of_the_class_is_kept():
 def test_an_unknown_part_to_drop(converted, tmp_path):
     with pytest.raises(InputError, match="There is no part 'head' to drop"):
         revert_checkpoint(converted[0], tmp_path / "back", drop=["head"])
+
+
+def test_a_destination_in_the_source_is_refused(converted):
+    folder, _, _ = converted
+    before = sorted(folder.iterdir())
+    with pytest.raises(DestinationError, match="lies in '.*hf', which is read"):
+        revert_checkpoint(folder, folder / "back", verify=False)
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\\b", "a'b", "é"])
+def test_the_loading_line_is_python_whatever_the_name(converted, tmp_path, name):
+    line = revert_checkpoint(converted[0], tmp_path / name, verify=False).loading_line
+    assert isinstance(eval(line, {"timm": timm}), torch.nn.Module)
 
 
 def test_missing_weights(converted, tmp_path):
@@ -501,6 +527,7 @@ SIZES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SIZES)
 @pytest.mark.parametrize("verify", [True, False])
 def test_a_size_that_timm_does_not_know_is_named(kind, verify, edited, tmp_path):
@@ -714,6 +741,16 @@ def test_weights_that_transformers_would_round_are_refused(stored, dtype, tmp_pa
     config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": dtype}))
     with pytest.raises(WeightsError, match=f"is stored as {stored}, and Transformers rounds it to {dtype}"):
         revert_checkpoint(tmp_path / "hf", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_weights_of_a_wrapper_that_transformers_would_round_are_refused(wrapped, dtype, tmp_path):
+    folder = shutil.copytree(wrapped[1], tmp_path / "hf")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": dtype}))
+    with pytest.raises(WeightsError, match=f"is stored as float32, and Transformers rounds it to {dtype}"):
+        revert_checkpoint(folder, tmp_path / "back")
     assert not (tmp_path / "back").exists()
 
 

@@ -32,7 +32,7 @@ from vitconv.checkpoints.tensorfile import (
     read_header,
 )
 from vitconv.errors import CheckpointError, brief, first_few
-from vitconv.files import read_json
+from vitconv.files import check_name, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config.json"
 PARITY_FILE = "parity.json"
+#: In the folders that `vitconv optimize` writes.
+OPTIMIZATION_FILE = "optimization.json"
+#: In any folder for which `vitconv calibrate` was run.
+CALIBRATION_FILE = "calibration.json"
 #: Weights in torch's format in a folder: one file, or the index of several.
 TORCH_FILE = "pytorch_model.bin"
 TORCH_INDEX_FILE = "pytorch_model.bin.index.json"
@@ -131,6 +135,7 @@ def open_source(path: str | os.PathLike[str]) -> Source:
         note = f"The checkpoint is {path} at revision {folder.name}."
         return replace(_open_folder(folder), notes=(note,))
     path = Path(path)
+    check_name(path, CheckpointError)
     if os.path.isdir(path):  # `Path.is_dir` raises an error if the name is too long
         return _open_folder(path)
     if path.name in (INDEX_FILE, TORCH_INDEX_FILE) and os.path.isfile(path):
@@ -140,6 +145,7 @@ def open_source(path: str | os.PathLike[str]) -> Source:
 
 
 def _open_folder(path: Path, weights: str | None = None) -> Source:
+    refuse_optimized(path, "Pass the timm weights that its model was converted from.")
     config = read_json(path / CONFIG_FILE) if os.path.exists(path / CONFIG_FILE) else {}
     if "model_type" in config:
         raise CheckpointError(
@@ -151,6 +157,24 @@ def _open_folder(path: Path, weights: str | None = None) -> Source:
             f"'{path}' is a PEFT adapter, not a model.", "Merge it into its model with `merge_and_unload()` first."
         )
     return replace(_read_folder(path, weights), config=path / CONFIG_FILE if config else None)
+
+
+def is_optimized(folder: Path) -> bool:
+    """Whether a folder says that `vitconv optimize` has written it; also where its record cannot be read."""
+    return os.path.lexists(folder / OPTIMIZATION_FILE)
+
+
+def refuse_optimized(folder: Path, remedy: str) -> None:
+    """Raise :class:`CheckpointError` if a folder says that `vitconv optimize` has written it.
+
+    Its numbers are not those of the checkpoint, and are not meant to be.
+    """
+    if is_optimized(folder):
+        raise CheckpointError(
+            f"'{folder}' is an optimised folder, whose answers are near those of the model that it was made from: its "
+            f"{OPTIMIZATION_FILE} says how near.",
+            remedy,
+        )
 
 
 def _read_folder(path: Path, weights: str | None = None) -> Source:
@@ -328,8 +352,12 @@ def _check_zip(path: Path) -> tuple[dict[int, int], dict[str, int]]:
                 raise _damaged(path, "a record's name has capital letters, which only torch would overlook")
             records = {_data_start(file, entry): entry.file_size for entry in entries}
             # What is read at once; the tensors' bytes are left to :func:`check_checksums`.
-            _compare_checksums(path, file, entries, [entry for entry in entries if not _is_tensor_data(entry)])
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OverflowError, EOFError) as error:
+            read_at_once = [entry for entry in entries if not _is_tensor_data(entry)]
+            for entry in read_at_once:
+                archive.open(entry).close()  # compares the entry's own header with the table of contents
+            _compare_checksums(path, file, entries, read_at_once)
+    # RuntimeError is what zipfile raises for an entry that is encrypted.
+    except (zipfile.BadZipFile, RuntimeError, ValueError, struct.error, OverflowError, EOFError) as error:
         raise _damaged(path, "its table of contents cannot be read") from error
     folder = entries[0].filename.partition("/")[0] + "/data/" if entries else ""
     return records, {entry.filename.removeprefix(folder): entry.file_size for entry in entries}

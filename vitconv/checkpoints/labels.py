@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from vitconv.errors import InputError, shown
 from vitconv.files import MOST_TEXT, RepeatedKeyError, check_file, parse_json, repeated_key
@@ -25,8 +25,8 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
     A folder of images, such as that of the training images, names the classes by its subfolders.
 
     Raises:
-        InputError: the file does not exist, has neither format, or contradicts itself; or a folder's subfolders have
-            no order that all training scripts share.
+        InputError: the file does not exist, has neither format, or contradicts itself; or timm and torchvision do not
+            make the same classes, in the same order, of a folder.
     """
     path = Path(path)
     _log.info("reading '%s'", path)
@@ -50,27 +50,85 @@ def _from_text(text: str) -> list[str]:
 def _from_subfolders(folder: Path) -> list[str]:
     """The names of the subfolders, in the order in which timm and torchvision number the classes.
 
-    timm sorts numbers in names by their value, and ignores case (``timm.utils.misc.natural_key``).
+    To timm, every folder below that holds an image itself is a class of that folder's own name, and numbers in names
+    are sorted by their value (``timm.data.readers.reader_image_folder.find_images_and_targets``). To torchvision, the
+    classes are the subfolders, in plain order, and each needs an image (``torchvision.datasets.ImageFolder``).
     """
-    try:
-        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
+    from timm.data import get_img_extensions  # here: timm takes seconds to import
+    from timm.utils import natural_key
+
+    subfolders, with_images = _subfolders_and_image_folders(folder, tuple(get_img_extensions()))
+    write = "write the names into a file, one a line, in the order of the model's classes."
+    if not subfolders:
+        raise InputError(f"The folder '{folder}' has no subfolders, which would name the classes.", _FORMATS)
+    if "" in with_images:
         raise InputError(
-            f"The folder '{folder}' cannot be read: {error.strerror}.", "Check its permissions."
-        ) from error
-    natural = sorted(reversed(names), key=_natural_key)  # reversed: names that are the same for timm show, too
-    if names != natural:
-        one, other = next(pair for pair in zip(natural, names, strict=True) if pair[0] != pair[1])
+            f"The folder '{folder}' has images beside its subfolders, which timm takes for one more class.",
+            f"Move them away, or {write}",
+        )
+    empty = next((name for name in subfolders if not with_images.get(name)), None)
+    if empty is not None:
+        raise InputError(
+            f"The subfolder {shown(empty)} of '{folder}' has no image that timm reads "
+            f"({', '.join(get_img_extensions())}): timm and torchvision number no such class.",
+            f"Remove the subfolder if it is none of the classes, or {write}",
+        )
+    classes = set().union(*with_images.values())
+    if classes != set(subfolders):
+        other = min(classes ^ set(subfolders))
+        reader = "timm" if other in classes else "torchvision"
+        raise InputError(
+            f"The subfolders of '{folder}' have subfolders with images, so its classes are not clear: {shown(other)} "
+            f"is a class for {reader} only.",
+            f"Pass the folder whose subfolders hold the images themselves, such as its 'train', or {write}",
+        )
+    try:
+        natural = sorted(reversed(subfolders), key=natural_key)  # reversed: names that are equal for timm show, too
+    except ValueError as error:  # a superscript two is a digit, and no number
+        raise InputError(f"timm cannot number the subfolders of '{folder}': {error}.", f"W{write[1:]}") from error
+    if subfolders != natural:
+        one, other = next(pair for pair in zip(natural, subfolders, strict=True) if pair[0] != pair[1])
         raise InputError(
             f"The order of the subfolders of '{folder}' is not clear: where timm has {shown(one)}, torchvision has "
             f"{shown(other)}.",
-            "Write the names into a file, one a line, in the order of the model's classes.",
+            f"W{write[1:]}",
         )
-    return names
+    return subfolders
 
 
-def _natural_key(name: str) -> list[int | str]:
-    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", name.lower()))]
+def _subfolders_and_image_folders(folder: Path, suffixes: tuple[str, ...]) -> tuple[list[str], dict[str, set[str]]]:
+    """The names of the subfolders, sorted; and for each, the names of the folders in it (or itself) with images.
+
+    The entry ``""`` is there if the folder itself has images.
+    """
+
+    def refuse(error: OSError) -> NoReturn:
+        raise InputError(
+            f"The folder '{error.filename}' cannot be read: {error.strerror}.", "Check its permissions."
+        ) from error
+
+    subfolders: list[str] = []
+    with_images: dict[str, set[str]] = {}
+    seen: set[tuple[object, ...]] = set()
+    for root, inside, files in os.walk(folder, followlinks=True, onerror=refuse):
+        parts = Path(root).relative_to(folder).parts
+        if not parts:
+            subfolders = sorted(inside)
+        if any(os.path.splitext(file)[1].lower() in suffixes for file in files):
+            with_images.setdefault(parts[0] if parts else "", set()).add(parts[-1] if parts else "")
+        # A link may lead back up: each folder is walked once under each of its names.
+        try:
+            ways = {name: (*parts[:1], name, *_identity(os.path.join(root, name))) for name in inside}
+        except OSError as error:
+            refuse(error)
+        inside[:] = [name for name in inside if ways[name] not in seen]
+        seen.update(ways.values())
+    return subfolders, with_images
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    found = os.stat(folder)
+    return found.st_dev, found.st_ino
 
 
 def check_labels(labels: Iterable[Any], where: str = "The list of labels") -> tuple[str, ...]:
@@ -79,9 +137,18 @@ def check_labels(labels: Iterable[Any], where: str = "The list of labels") -> tu
     Raises:
         InputError: one is empty or not text, or occurs twice.
     """
+    if not isinstance(labels, Iterable):
+        raise InputError(f"{where} is {shown(labels)}.", "Pass the names of the classes, or a file of them.")
     names = tuple(labels)
-    if not names or not all(isinstance(name, str) and name and name.isprintable() for name in names):
-        raise InputError(f"{where} is empty, or has an empty or unprintable name.", _FORMATS)
+    if not names:
+        raise InputError(f"{where} is empty.", _FORMATS)
+    for number, name in enumerate(names):
+        if not isinstance(name, str) or not name:
+            raise InputError(
+                f"{where} gives class number {number} the name {shown(name)}, which is empty or not text.", _FORMATS
+            )
+        if not name.isprintable():
+            raise InputError(f"{where} has a name with characters that cannot be printed: {shown(name)}.", _FORMATS)
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise InputError(

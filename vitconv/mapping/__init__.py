@@ -90,9 +90,16 @@ def family_for(architecture: AnyArchitecture, target: str | None = None) -> Fami
             nearest has no place for.
     """
     wanted = _wanted(target)
+    with_code = target is not None and target.endswith(HEAD_CODE)
+    if with_code and not architecture.classifier:
+        _refuse_needless_code(architecture)  # where Transformers pools as timm does, it is not asked to run code
     for family in wanted:
         if not family.obstacles(architecture):
             return family
+    if with_code:
+        _refuse_needless_code(architecture)
+    if target == HEAD_CODE:
+        return family_for(architecture)  # raises: no class computes it, and code for the head changes nothing
     nearest = min(
         wanted, key=lambda family: (len(family.unsupported(architecture)), len(family.obstacles(architecture)))
     )
@@ -102,6 +109,22 @@ def family_for(architecture: AnyArchitecture, target: str | None = None) -> Fami
     which = f"; the nearest, {name}, has no place for that" if target is None else ""
     raise ArchitectureError(
         f"{who} what this model computes: it has {listed}{which}.", _ways_out(architecture, target)
+    )
+
+
+def _refuse_needless_code(architecture: AnyArchitecture) -> None:
+    """Raise :class:`ArchitectureError` where a file of code with the head was asked for, and the model needs none."""
+    native = next((family for family in FAMILIES if not family.obstacles(architecture)), None)
+    if native is None:
+        return
+    name = native.class_name(architecture)
+    why = (
+        f"it becomes {name}, a class of Transformers with its head"
+        if architecture.classifier
+        else f"it has no classification head (`head`) and becomes {name}"
+    )
+    raise ArchitectureError(
+        f"This model needs no code for a head: {why}.", "Leave out --head code (in Python target='head_code')."
     )
 
 
@@ -138,9 +161,10 @@ def _wanted(target: str | None) -> tuple[Family, ...]:
 def _ways_out(architecture: Any, target: str | None) -> str:
     """What to do with a model that no class of Transformers computes."""
     if target is None and not all(family.obstacles(architecture) for family in FAMILIES_WITH_TIMM_HEAD):
+        part, instead = ("head", " Or without its head: --headless.") if architecture.classifier else ("pooling", "")
         return (
-            "Convert it with --head code (in Python target='head_code'): Transformers' vision model, and the head in "
-            "a file of code that Transformers runs if it is trusted. Or without its head: --headless."
+            f"Convert it with --head code (in Python target='head_code'): Transformers' vision model, and the {part} "
+            f"in a file of code that Transformers runs if it is trusted.{instead}"
         )
     return f"{WAY_OUT} `vitconv models` lists the architectures that convert."
 

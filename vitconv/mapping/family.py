@@ -3,11 +3,11 @@
 A table has a row for each tensor: timm's name, the name in files (what every Transformers reads and what 5.x still
 writes), and what 5.x calls the parameter in memory; in 4.x it is called as in files. ``=`` means the same name as in
 files, ``-`` that the row does not hold there; a fourth column names facts (see :mod:`vitconv.mapping.timm`) without
-which the row does not hold at all. ``{i}`` is the block's number, ``{s}`` and ``{j}`` are those of a stage and a
-block of the ResNet before the patches. Behind timm's name may stand, in brackets,
-the part of the rows that the row is about (``[q]``, ``[k]``, ``[v]``: thirds, ``[gate]``, ``[up]``: halves) or, as in
-Python, an index of leading dimensions of length 1 (``pos_embed[0]``). A row whose tensor a model does not have is
-skipped; that nothing is left over is proved by :mod:`vitconv.mapping.plan`.
+which the row does not hold at all. ``{i}`` is the block's number, ``{s}`` and ``{j}`` are those of a stage and a block
+of the ResNet before the patches. Behind timm's name may stand, in brackets, the part of the rows that the row is about
+(``[q]``, ``[k]``, ``[v]``: thirds, ``[gate]``, ``[up]``: halves) or, as in Python, an index of leading dimensions of
+length 1 (``pos_embed[0]``). A row whose tensor a model does not have is skipped; that nothing is left over is proved
+by :mod:`vitconv.mapping.plan`.
 """
 
 from __future__ import annotations
@@ -283,4 +283,4 @@ def tokens_only_headless(a: Architecture) -> list[str]:
 
 def headless_only(a: Architecture) -> list[str]:
     """The obstacle of a classification head, for families that have none."""
-    return ["a classification head (`head`)"] if a.classifier else []
+    return tokens_only_headless(a) or (["a classification head (`head`)"] if a.classifier else [])

@@ -88,9 +88,7 @@ SAM = Family(
         "patch_bias": None,
         "qkv_bias": None,
     },
-    limits=lambda a: (
-        square(a) + headless_only(a) + ([] if a.neck_channels else ["no convolutions after the blocks (`neck`)"])
-    ),
+    limits=_limits,
     rewrites=(ZERO_PATCH_BIAS, ZERO_QKV_BIAS),
     output_expression=lambda a: "last_hidden_state.mean((2, 3))" if a.global_pool else "last_hidden_state",
 )

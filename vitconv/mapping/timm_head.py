@@ -1,12 +1,11 @@
-"""A vision model of Transformers with timm's head: classifiers of a class that Transformers does not have.
+"""A vision model of Transformers with timm's head, or its pooling alone: classes that Transformers does not have.
 
-The class is in ``vitconv/models/modeling_vitconv.py``, which is written into the folder as it is: Transformers runs it
-if the user trusts it (``trust_remote_code=True``). Without that, the folder is the vision model alone.
+They are in ``vitconv/models/modeling_vitconv.py``, which is written into the folder as it is: Transformers runs it if
+the user trusts it (``trust_remote_code=True``). Without that, the folder is the vision model alone.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -16,7 +15,7 @@ from vitconv.mapping.aimv2 import AIMV2
 from vitconv.mapping.clip import CLIP
 from vitconv.mapping.dinov3 import DINOV3
 from vitconv.mapping.dpt import DPT
-from vitconv.mapping.family import Family, Row, num_labels
+from vitconv.mapping.family import Family, Row, is_classifier, num_labels, tokens_only_headless
 from vitconv.mapping.internvl import INTERNVL
 from vitconv.mapping.radio import RADIO
 from vitconv.mapping.rewrites import ZERO_HEAD_BIAS, Rewrite
@@ -31,6 +30,14 @@ HEAD_MODULE = "modeling_vitconv"
 HEAD_CODE = "head_code"
 
 _HEAD = {
+    "attn_pool.latent": "head_pool.latent",
+    **{
+        f"attn_pool.{layer}.{kind}": f"head_pool.{layer}.{kind}"
+        for layer in ("q", "kv", "proj", "norm", "mlp.fc1", "mlp.fc2")
+        for kind in ("weight", "bias")
+    },
+    "norm.weight": "head_norm.weight",
+    "norm.bias": "head_norm.bias",
     "fc_norm.weight": "head_norm.weight",
     "fc_norm.bias": "head_norm.bias",
     "head.fc.weight": "classifier.weight",
@@ -38,15 +45,16 @@ _HEAD = {
     "head.weight": "classifier.weight",
     "head.bias": "classifier.bias",
 }
-#: What the head reads, by the expression for what timm returns without a head.
-_POOLING = {
+#: Where the vision model's output has the pooled features, for the head: by the expression for what timm returns.
+_POOLED = {
     "pooler_output": "pooler_output",
     "summary": "summary",
-    "last_hidden_state[:, 0]": "class_token",
-    "last_hidden_state.mean(1)": "mean",
-    "features.mean(1)": "mean",
     "last_hidden_state.mean((2, 3))": "mean_2d",
 }
+#: How the head pools tokens itself, by timm's name for it.
+_OF_TOKENS = {"token": "class_token", "avg": "mean", "map": "attention"}
+#: All that ``pooling`` in ``timm_head`` may be.
+POOLINGS = (*_POOLED.values(), *_OF_TOKENS.values())
 
 
 @dataclass(frozen=True)
@@ -71,9 +79,9 @@ class FamilyWithTimmHead(Family):
 
     def obstacles(self, architecture: Architecture) -> list[str]:
         """What the vision model does not express of the architecture without its head."""
-        if not architecture.classifier:
-            return ["no classification head (`head`)"]
-        return self.vision.obstacles(headless(self.vision, architecture))
+        if not architecture.classifier and architecture.global_pool == "":
+            return ["no head (`head`), and no pooling"]
+        return tokens_only_headless(architecture) or self.vision.obstacles(headless(self.vision, architecture))
 
     def unsupported(self, architecture: Architecture) -> list[str]:
         """The facts that the vision model has no place for."""
@@ -81,12 +89,13 @@ class FamilyWithTimmHead(Family):
 
     def rows(self, architecture: Architecture, shapes: Shapes) -> Iterator[Row]:
         """The vision model's rows, within the attribute, and the head's."""
-        inside = {name: shape for name, shape in shapes.items() if name not in _HEAD}
-        for row in self.vision.rows(headless(self.vision, architecture), inside):
+        bare = headless(self.vision, architecture)
+        inside = _inside_vision_model(architecture, bare, shapes)
+        for row in self.vision.rows(bare, inside):
             hub = row.transformers5 if self.one_dialect else row.hub
             yield replace(row, hub=self._inside(hub), transformers5=self._inside(row.transformers5))
         for timm, name in _HEAD.items():
-            if timm in shapes:
+            if timm in shapes and timm not in inside:
                 yield Row(timm, None, 0, name, name)
 
     def _inside(self, name: str | None) -> str | None:
@@ -95,50 +104,63 @@ class FamilyWithTimmHead(Family):
 
 def headless(vision: Family, architecture: Architecture) -> Architecture:
     """The vision model's part of an architecture: without the head, and where the model does not pool as timm does,
-    without the pooling and the norm behind it.
+    without the pooling and the norm behind it, or before it where the pooling is attention.
     """
     bare = replace(architecture, num_labels=0)
+    if architecture.global_pool == "map" and architecture.fc_norm:
+        return bare  # the head has no norm behind its attention
     tokens = replace(bare, global_pool="", fc_norm=False)
+    if architecture.global_pool == "map":
+        tokens = replace(tokens, final_norm=False)
     return tokens if vision.obstacles(bare) and not vision.obstacles(tokens) else bare
+
+
+def _inside_vision_model(architecture: Architecture, bare: Architecture, shapes: Shapes) -> Shapes:
+    """Of timm's tensors those that the vision model has; what it leaves out is the head's."""
+    moved: tuple[str, ...] = ("fc_norm.", "head.")
+    if bare.final_norm != architecture.final_norm:
+        moved += ("norm.",)
+    if bare.global_pool != "map":
+        moved += ("attn_pool.",)
+    return {name: shape for name, shape in shapes.items() if not name.startswith(moved)}
 
 
 def _head_settings(vision: Family, architecture: Architecture) -> dict[str, Any]:
     """``timm_head`` in ``config.json``: see ``modeling_vitconv.py``."""
     bare = headless(vision, architecture)
-    expression = vision.output_expression(bare)
-    first = 0
-    pooled = not (architecture.global_pool and not bare.global_pool)
-    if not pooled:
-        pooling = "class_token" if architecture.global_pool == "token" else "mean"
-        first = architecture.num_prefix_tokens if pooling == "mean" else 0
-    elif match := re.fullmatch(r"last_hidden_state\[:, (\d+):\]\.mean\(1\)", expression):
-        pooling, first = "mean", int(match[1])
-    else:
-        pooling = _POOLING[expression]
-        first = architecture.num_prefix_tokens if expression == "features.mean(1)" else 0
-    return {
+    pooling = _POOLED.get(vision.output_expression(bare)) or _OF_TOKENS[architecture.global_pool]
+    has_norm = (architecture.fc_norm and not bare.fc_norm) or (architecture.final_norm and not bare.final_norm)
+    settings = {
         "pooling": pooling,
-        "first_patch": first,
+        "first_patch": architecture.num_prefix_tokens if pooling in ("mean", "attention") else 0,
         "num_features": architecture.neck_channels or architecture.hidden_size,
-        "norm_eps": architecture.layer_norm_eps if architecture.fc_norm and not pooled else None,
+        "norm_eps": architecture.layer_norm_eps if has_norm else None,
     }
+    return settings | ({"intermediate_size": architecture.intermediate_size} if pooling == "attention" else {})
 
 
 def auto_map_of(class_name: str) -> dict[str, str]:
     """The setting by which Transformers finds the class in the folder's file."""
-    return {"AutoModelForImageClassification": f"{HEAD_MODULE}.{class_name}"}
+    auto = "AutoModelForImageClassification" if is_classifier(class_name) else "AutoModel"
+    return {auto: f"{HEAD_MODULE}.{class_name}"}
 
 
 def _with_timm_head(
     vision: Family, vision_class: str, attribute: str, *, one_dialect: bool = False
 ) -> FamilyWithTimmHead:
-    """The family of this family's models of this class with timm's head."""
-    name = f"{vision_class.removesuffix('Model')}WithTimmHeadForImageClassification"
+    """The family of this family's models of this class with timm's head, or its pooling alone."""
+    with_head, with_pooling = (
+        vision_class.removesuffix("Model") + kind
+        for kind in ("WithTimmHeadForImageClassification", "WithTimmPoolingModel")
+    )
+
+    def class_name(a: Architecture) -> str:
+        return with_head if a.classifier else with_pooling
 
     def config(a: Architecture) -> dict[str, Any]:
         return {
             **vision.config(headless(vision, a)),
-            "auto_map": auto_map_of(name),
+            "auto_map": auto_map_of(class_name(a)),
             "timm_head": _head_settings(vision, a),
         }
 
@@ -149,12 +171,12 @@ def _with_timm_head(
     same |= {
         "name": f"{vision.name}_{HEAD_CODE}",
         "model_type": lambda a: vision.model_type(headless(vision, a)),
-        "class_name": lambda a: name,
-        "classes": (name,),
+        "class_name": class_name,
+        "classes": (with_head, with_pooling),
         "config": config,
         "from_config": lambda known, config: vision.from_config(headless(vision, known), config),
         "rewrites": (*map(needed_without_head, vision.rewrites), ZERO_HEAD_BIAS),
-        "output_expression": lambda a: "logits",
+        "output_expression": lambda a: "logits" if a.classifier else "pooler_output",
         "placeholders": lambda a: vision.placeholders(headless(vision, a)),
         "logits": "logits",
         "code_module": HEAD_MODULE,

@@ -48,6 +48,7 @@ class Entry:
         architecture: what it is, with timm's own classes and image size; ``None`` if it is refused.
         refusal: why no Transformers class computes the same; ``None`` if one does.
         facts: what it is, also if it is refused; ``None`` if it has a module that vitconv does not know.
+        classifier: whether it has a classification head as timm lists it.
         tags: for each pretrained tag, the default first, how it wants its images prepared.
     """
 
@@ -55,6 +56,7 @@ class Entry:
     architecture: Architecture | None
     refusal: str | None
     facts: Architecture | None
+    classifier: bool
     tags: Mapping[str, Mapping[str, Any]]
 
     def __repr__(self) -> str:
@@ -100,7 +102,8 @@ def _entry(name: str, facts: Mapping[str, Any]) -> Entry:
         architecture = Architecture(**fields_by_name)
     tags = {tag: {**values, "tag": tag or None} for tag, values in facts["tags"].items()}
     refusal = facts.get("refusal")
-    return Entry(name, architecture if refusal is None else None, refusal, architecture, tags)
+    classifier = architecture.classifier if architecture else facts["num_classes"] > 0
+    return Entry(name, architecture if refusal is None else None, refusal, architecture, classifier, tags)
 
 
 #: How other projects and papers write a part of a name: ``ViT-S/16``, ``vit_b_16``.
@@ -195,12 +198,16 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+#: The options of the commands that take a model which no class of Transformers computes with its head, or at all.
+WITH_HEAD_CODE, WITH_WRAPPER = "--head code", f"--target {mapping.WRAPPER.name}"
+
+
 class Becomes(NamedTuple):
     """The class that a model becomes, and what it takes.
 
     Attributes:
         class_name: the class.
-        option: what must be given for it: nothing, ``--head code`` or ``--target timm_wrapper``.
+        option: what must be given for it: nothing, :data:`WITH_HEAD_CODE` or :data:`WITH_WRAPPER`.
         pipeline: whether ``pipeline("image-classification")`` loads it.
     """
 
@@ -218,13 +225,13 @@ def with_classes(entry: Entry, count: int | None) -> Becomes:
     """
     if entry.facts is not None:
         architecture = entry.facts if count is None else replace(entry.facts, num_labels=count)
-        for target, option in ((None, ""), (mapping.HEAD_CODE, "--head code")):
+        for target, option in ((None, ""), (mapping.HEAD_CODE, WITH_HEAD_CODE)):
             with suppress(ArchitectureError):
                 name = mapping.class_name(architecture, target)
                 return Becomes(name, option, is_classifier(name))
-    headless = count == 0 or (count is None and entry.facts is not None and not entry.facts.classifier)
+    headed = entry.classifier if count is None else count > 0
     classifier, model = mapping.WRAPPER.classes
-    return Becomes(model if headless else classifier, f"--target {mapping.WRAPPER.name}", not headless)
+    return Becomes(classifier if headed else model, WITH_WRAPPER, headed)
 
 
 @dataclass(frozen=True, repr=False)
@@ -372,6 +379,8 @@ def catalogue_entry(name: str, model: Any) -> dict[str, Any]:
         mapping.family_for(known)
     except ArchitectureError as error:
         found["refusal"] = error.problem
+    if "architecture" not in found:
+        found["num_classes"] = model.num_classes
     return {**found, "tags": data}
 
 

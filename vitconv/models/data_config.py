@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -203,21 +203,34 @@ def _resizes(crop_pct: Any, size: tuple[int, int]) -> bool:
     return _are_numbers([crop_pct]) and min(size) >= crop_pct >= 0.01
 
 
-def _check_given(
-    given: Mapping[str, Any], architecture: AnyArchitecture, stated: SelfDescription | None = None
-) -> None:
-    channels = architecture.num_channels
+def _checks(channels: int, image_size: tuple[int, int]) -> dict[str, Callable[[Any], bool]]:
+    """Whether a value is what :data:`GIVEN` says, by its name, for a model of these sizes."""
     # No image file has another number of channels than those in MODES, so mean and std are then never used.
     lengths = (channels,) if channels in MODES else (channels, 3)
-    checks = {
+    return {
         # With these bounds a pixel is at most about 1e12. The square of a larger one, in a layer norm, can overflow.
         "mean": lambda value: _are_numbers(value) and len(value) in lengths and max(map(abs, value)) <= 1e6,
         "std": lambda value: _are_numbers(value) and len(value) in lengths and min(value) >= 1e-6,
         "interpolation": lambda value: isinstance(value, str) and value in RESAMPLE,
-        "crop_pct": lambda value: _resizes(value, architecture.image_size),
+        "crop_pct": lambda value: _resizes(value, image_size),
         "crop_mode": lambda value: value in ("center", "squash", "border"),
-        "input_size": lambda value: _are_numbers(value) and list(value) == [channels, *architecture.image_size],
+        "input_size": lambda value: _are_numbers(value) and list(value) == [channels, *image_size],
     }
+
+
+def wrong_value(values: Mapping[str, Any], channels: int, image_size: tuple[int, int]) -> str | None:
+    """The first of :data:`~vitconv.checkpoints.description.DATA` that is none or missing; ``None`` if all are right.
+
+    An interpolation that Transformers does not have is right.
+    """
+    checks = _checks(channels, image_size) | {"interpolation": lambda value: isinstance(value, str)}
+    return next((name for name in DATA if not checks[name](values.get(name))), None)
+
+
+def _check_given(
+    given: Mapping[str, Any], architecture: AnyArchitecture, stated: SelfDescription | None = None
+) -> None:
+    checks = _checks(architecture.num_channels, architecture.image_size)
     for name, value in given.items():
         if name not in checks:
             raise InputError(f"The data configuration has an unknown name '{name}'.", _WRITE_JSON)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from vitconv import mapping
 from vitconv.architecture import check_image_size
 from vitconv.checkpoints.checkpoint import CONFIG_FILE, read_state_dict
-from vitconv.errors import CheckpointError, ParityError, VitconvError, WeightsError, first_few
-from vitconv.files import MOST_TEXT, absent, check_file, read_json, sha256
+from vitconv.errors import CheckpointError, ParityError, VitconvError, WeightsError, first_few, shown
+from vitconv.files import MOST_TEXT, absent, check_file, check_name, read_json, sha256
 from vitconv.mapping.family import is_classifier
 from vitconv.mapping.plan import shapes_of
-from vitconv.mapping.timm_head import HEAD_MODULE, auto_map_of
+from vitconv.mapping.timm_head import HEAD_MODULE, POOLINGS, auto_map_of
 from vitconv.models.wrapper import check_size, check_wrapper
 
 if TYPE_CHECKING:
@@ -56,11 +58,14 @@ def class_named(name: str) -> Any:
 
 #: The file of code that a folder with timm's head holds. vitconv never runs the folder's file: it uses this one.
 HEAD_FILE = Path(__file__).with_name(f"{HEAD_MODULE}.py")
-#: The SHA-256 of that file in earlier versions of vitconv.
+#: The SHA-256 of that file in earlier versions of vitconv: whoever changes it after a release adds that release's.
 _EARLIER_HEADS: tuple[str, ...] = ()
 
 
-def _check_head(folder: Path, name: str, auto_map: object) -> None:
+_DISTRUST = "Do not load this folder with trust_remote_code=True. Convert the source again."
+
+
+def _check_head(folder: Path, name: str, content: Mapping[str, Any]) -> None:
     """Raise :class:`CheckpointError` if a folder has code that vitconv did not write.
 
     vitconv does not run it, but would vouch for a folder that computes something else for those who trust it.
@@ -68,23 +73,77 @@ def _check_head(folder: Path, name: str, auto_map: object) -> None:
     Args:
         folder: the folder.
         name: the class that its configuration names.
-        auto_map: the setting by which Transformers finds the code.
+        content: the contents of its ``config.json``.
+
+    Raises:
+        CheckpointError: it has other code.
+        ParityError: it tells the code something that no conversion writes.
     """
-    remedy = "Do not load this folder with trust_remote_code=True. Convert the source again."
-    family = mapping.LOADED_CLASSES[name]
+    family, auto_map = mapping.LOADED_CLASSES[name], content.get("auto_map")
     file = folder / HEAD_FILE.name
     expected = auto_map_of(name) if family.code_module else None
     if auto_map != expected:
         raise CheckpointError(
-            f"`auto_map` in the config.json in '{folder}' is {shown(auto_map)} instead of {expected}.", remedy
+            f"`auto_map` in the config.json in '{folder}' is {shown(auto_map)} instead of {expected}.", _DISTRUST
         )
+    for other in sorted(folder.glob("*.json")):
+        if other.name != CONFIG_FILE:
+            _check_names_no_code(other)
     if expected is None:
         return
     if not file.is_file():
-        raise CheckpointError(f"'{folder}' has no {file.name}, which its class {name} is in.", remedy)
+        raise CheckpointError(f"'{folder}' has no {file.name}, which its class {name} is in.", _DISTRUST)
     check_file(file, "file", most=MOST_TEXT, error=CheckpointError)
     if file.read_bytes() != HEAD_FILE.read_bytes() and sha256(file) not in _EARLIER_HEADS:
-        raise CheckpointError(f"'{file}' is not a file that vitconv wrote.", remedy)
+        raise CheckpointError(f"'{file}' is not a file that vitconv wrote.", _DISTRUST)
+    _check_head_settings(content.get("timm_head"))
+
+
+def _check_names_no_code(file: Path) -> None:
+    """Raise :class:`CheckpointError` if a file has a setting by which Transformers finds code, however deep in it.
+
+    Processors and tokenizers are loaded by it, too. A file that is not JSON names nothing: Transformers cannot read it
+    either.
+    """
+    found: list[str] = []
+
+    def keep(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found.extend(name for name, value in pairs if name in ("auto_map", "custom_pipelines") and value is not None)
+        return dict(pairs)
+
+    try:
+        json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=keep)
+    except (OSError, ValueError):
+        return
+    except RecursionError as error:  # how deep is too deep depends on the caller, so Transformers may read it
+        raise CheckpointError(f"'{file}' is nested too deeply.", "Restore the file, or remove it.") from error
+    if found:
+        raise CheckpointError(f"`{found[0]}` in '{file}' names code, which no conversion writes.", _DISTRUST)
+
+
+def _check_head_settings(head: Any) -> None:
+    """Raise :class:`ParityError` unless ``timm_head`` is what the code understands; its sizes are checked before."""
+    if not isinstance(head, dict):
+        raise _wrong_head("timm_head", head)
+    epsilon, by_attention = head.get("norm_eps"), head.get("pooling") == "attention"
+    right = {
+        "pooling": head.get("pooling") in POOLINGS,
+        "first_patch": head.get("first_patch") is not None,
+        "num_features": head.get("num_features") is not None,
+        "norm_eps": not by_attention if epsilon is None else type(epsilon) in (int, float) and 0 < epsilon < math.inf,
+        "intermediate_size": not by_attention or head.get("intermediate_size") is not None,
+    }
+    for name, is_right in right.items():
+        if not is_right:
+            raise _wrong_head(f"timm_head.{name}", head.get(name))
+
+
+def _wrong_head(name: str, value: object) -> ParityError:
+    return ParityError(
+        f"`{name}` in config.json is {shown(value)}, which no conversion writes.",
+        "Correct this setting, or convert the source again.",
+        stage="config",
+    )
 
 
 def make_config(content: Mapping[str, Any]) -> PreTrainedConfig:
@@ -147,7 +206,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
             _CONVERT,
         )
     _refuse_settings(config)
-    _check_head(folder, names[0], content.get("auto_map"))
+    _check_head(folder, names[0], content)
     return config
 
 
@@ -159,6 +218,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         ParityError: a size in it is none, or larger than that of any model; or Transformers would load other code.
         InputError: its images are too large.
     """
+    check_name(folder, CheckpointError)
     for file in sorted(folder.glob("*.json")):  # whichever of them Transformers reads
         check_file(file, "file", most=MOST_TEXT, error=CheckpointError)
     if (folder / ADAPTER_FILE).exists():
@@ -174,7 +234,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         part = parts.pop()
         if isinstance(part, dict):
             for name, value in part.items():
-                _check_code(name, value)
+                _check_code(name, value, nested=part is not content)
                 _check_size(name, value)
             parts += [value for name, value in part.items() if name not in ("id2label", "label2id")]
     return content
@@ -191,12 +251,16 @@ _CODE: dict[str, tuple[object, ...]] = {
     **dict.fromkeys(("kernel_config", "quantization_config", "fusion_config", "distributed_config"), (None,)),
     **dict.fromkeys(("backbone", "backbone_kwargs"), (None,)),  # the name of one in timm or on the Hub
     "configuration_files": (None,),  # with it, Transformers reads another file, which is not checked
+    "custom_pipelines": (None,),  # with it, pipelines run code of the folder where they are told to trust it
 }
 
 
-def _check_code(name: str, value: object) -> None:
-    """Raise :class:`ParityError` for a setting with which Transformers loads other code than its own."""
-    if value not in _CODE.get(name, (value,)):
+def _check_code(name: str, value: object, *, nested: bool) -> None:
+    """Raise :class:`ParityError` for a setting with which Transformers loads other code than its own.
+
+    A whole configuration may have one: :func:`_check_head`.
+    """
+    if value not in _CODE.get(name, (value,)) or (nested and name == "auto_map" and value is not None):
         raise _not_as_trained(name, value)
 
 
@@ -216,14 +280,16 @@ _IMAGES = ("image_size", "pretrain_image_size")
 #: The settings that are sizes, and the most of each: some ten times what any model has, so that a configuration and a
 #: model without weights are made in no time. The weights' own sizes are the bound after that: :func:`_check_weights`.
 _SIZES = {
-    **dict.fromkeys((*_IMAGES, "patch_size"), 10**5),
+    **dict.fromkeys((*_IMAGES, "max_img_size", "patch_size"), 10**5),
     **dict.fromkeys(("hidden_size", "intermediate_size"), 10**6),
     **{name: 10**6 for family in mapping.FAMILIES for name in family.widths},
     **dict.fromkeys(("num_hidden_layers", "num_attention_heads"), 10**4),
-    **dict.fromkeys(("num_channels", "num_labels"), 10**6),
+    **dict.fromkeys(("num_channels", "num_labels", "num_features"), 10**6),
 }
 #: These may be 0, where there is none.
-_COUNTS = {name: 10**5 for family in mapping.FAMILIES for name in ("num_register_tokens", *family.counts)}
+_COUNTS = {
+    name: 10**5 for family in mapping.FAMILIES for name in ("num_register_tokens", "first_patch", *family.counts)
+}
 
 
 def _check_size(name: str, value: Any) -> None:
@@ -252,8 +318,8 @@ def _check_weights(folder: Path, content: Mapping[str, Any], tensors: Mapping[st
         tensors: the weights.
     """
     largest = max((side for tensor in tensors.values() for side in tensor.shape), default=0)
-    vision = content.get("vision_config")
-    settings = {**content, **(vision if isinstance(vision, dict) else {})}
+    parts = (content, content.get("vision_config"), content.get("timm_head"))
+    settings = {name: value for part in parts if isinstance(part, dict) for name, value in part.items()}
     for name in (*_SIZES, *_COUNTS):
         value = settings.get(name)
         most = len(tensors) if name == "num_hidden_layers" else largest
@@ -262,6 +328,13 @@ def _check_weights(folder: Path, content: Mapping[str, Any], tensors: Mapping[st
         found = f"are {most} tensors" if name == "num_hidden_layers" else f"have no side larger than {most}"
         raise CheckpointError(
             f"`{name}` in the config.json in '{folder}' is {shown(value)}, and its weights {found}.",
+            "Check that the folder is whole.",
+        )
+    side, patch = (settings.get(name) or usual for name, usual in (("max_img_size", 2048), ("patch_size", 16)))
+    if content.get("model_type") == "radio" and type(patch) is int and (side // patch) ** 2 > largest:
+        raise CheckpointError(
+            f"By the `max_img_size` in the config.json in '{folder}', {side}, the model has {(side // patch) ** 2:,} "
+            f"positions, and its weights have no side larger than {largest}.",
             "Check that the folder is whole.",
         )
 
@@ -312,6 +385,7 @@ _CONVERT = "Pass a folder that `vitconv convert` has written."
 def _refuse_settings(config: PreTrainedConfig) -> None:
     """Raise :class:`ParityError` for a setting that keeps a model from running, or changes the form of its output."""
     import torch
+    import transformers
 
     for name, usual in (
         ("transformers_weights", (None,)),  # another file than the usual
@@ -326,6 +400,8 @@ def _refuse_settings(config: PreTrainedConfig) -> None:
             what = "per_layer_config" if name == "is_heterogeneous" else name  # as the file calls it
             raise _not_as_trained(what, found)
     part = getattr(config, "vision_config", config)
+    if not isinstance(part, transformers.PreTrainedConfig):  # of a family without one, it is what the file says
+        raise _not_as_trained("vision_config", part)
     for name in _SIZES:
         found = getattr(part, name, 1)
         if found is not None or name not in _MAY_FOLLOW:
@@ -336,17 +412,12 @@ def _refuse_settings(config: PreTrainedConfig) -> None:
 _MAY_FOLLOW = ("intermediate_size", "mlp_dim", "num_labels")
 
 
-def shown(value: object) -> str:
-    """A value from a file for people, not longer than a line."""
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}…"
-
-
 def load_folder(folder: Path) -> PreTrainedModel:
     """Load a folder with ``from_pretrained``, and refuse what Transformers only warns about.
 
     Raises:
         ParityError: Transformers cannot load it; or weights are missing, unexpected or misshapen.
+        WeightsError: it rounds the weights, or some are stored twice.
     """
 
     config = load_config(folder)
@@ -376,6 +447,7 @@ def load_folder(folder: Path) -> PreTrainedModel:
                 stage="loading",
             )
     _check_once(folder, stored, info["unexpected_keys"], model)
+    _check_stored_dtype(folder, stored, model)
     return model.eval()
 
 
@@ -406,7 +478,7 @@ def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[
 
     Raises:
         CheckpointError: Transformers cannot load it, or it is of another class.
-        WeightsError: weights are missing or misshapen.
+        WeightsError: weights are missing or misshapen, or Transformers rounds them.
         ParityError: it has a setting with which no model runs, or its weights are quantised.
     """
     import transformers
@@ -430,7 +502,7 @@ def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[
                 "converted to timm.",
                 f"Pass one of {', '.join(mapping.CLASSES)}.",
             )
-        _check_head(folder, names[0], content.get("auto_map"))
+        _check_head(folder, names[0], content)
         options = {}
         if names[0] == "ViTModel":  # which creates a pooler with random weights if the file has none
             options["add_pooling_layer"] = pooler and any(".pooler." in f".{name}" for name in stored)

@@ -58,7 +58,9 @@ def load_image(source: str | Path | bytes) -> Image:
                 _check_effort(image, stream, name)
                 image.load()
                 check_size(image, name=name)  # the size in the header may be wrong
-                loaded = image.copy()  # without the reader, which for WebP holds the picture three more times
+                # A copy is without the reader, which for WebP holds the picture three more times. That of a JPEG holds
+                # nothing large.
+                loaded = image if image.format in ("JPEG", "MPO") else image.copy()
                 if not isinstance(source, bytes):
                     loaded.filename = os.fspath(source)  # type: ignore[attr-defined]  # as Image.open sets it
                 return loaded
@@ -76,6 +78,22 @@ def load_image(source: str | Path | bytes) -> Image:
         raise InputError(f"{name} has {count} pixels; at most {MOST_PIXELS:,} are allowed.", _SMALLER) from error
     except Exception as error:  # Pillow's readers raise errors of many kinds
         raise _unreadable(name) from error
+
+
+def pixel_count(content: bytes) -> int:
+    """How many pixels an image has, by its header; 0 where Pillow cannot read that.
+
+    Args:
+        content: of a file.
+    """
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(content), formats=_formats()) as image:
+            warnings.simplefilter("ignore")
+            return image.width * image.height
+    except Exception:  # Pillow's readers raise errors of many kinds
+        return 0
 
 
 @contextmanager
@@ -215,11 +233,13 @@ def check_size(image: Image, resized: tuple[int, int] | None = None, name: str |
 
 
 def convert_colors(image: Image, num_channels: int) -> Image:
-    """The image in Pillow's mode for 1 or 3 channels: :data:`MODES`.
+    """The image in Pillow's mode for 1 or 3 channels (:data:`MODES`): itself, if it has this mode.
 
     Raises:
         InputError: Pillow cannot convert its colours.
     """
+    if image.mode == MODES[num_channels]:
+        return image
     try:
         return image.convert(MODES[num_channels])
     except ValueError as error:

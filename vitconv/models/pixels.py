@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from vitconv.architecture import MOST_PIXELS
 from vitconv.models.data_config import DataConfig
-from vitconv.models.images import check_size, convert_colors, sample_image
-from vitconv.models.processors import TIMM_CLASS, ProcessorName, load_processor
+from vitconv.models.images import MODES, check_size, convert_colors, sample_image
+from vitconv.models.processors import PIL_CLASS, TIMM_CLASS, ProcessorName, load_processor
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -70,12 +70,37 @@ def process(image: Image, processor: BaseImageProcessor, num_channels: int) -> T
     Raises:
         InputError: the image, also resized, is too large (:data:`MOST_PIXELS`), or Pillow cannot convert its colours.
     """
-    for size in _processors_sizes(image, processor):
-        check_size(image, size)
+    _check_sizes(image, processor)
     # Transformers' own processor converts to RGB, but never to grey; timm's processor converts nothing.
     if num_channels == 1 or type(processor).__name__ == TIMM_CLASS:
         image = convert_colors(image, num_channels)
     return processor(image, return_tensors="pt")["pixel_values"]
+
+
+def resize_first(image: Image, processor: BaseImageProcessor, num_channels: int) -> Image:
+    """The image as the processor will resize it, where :func:`process` then makes the same pixels; else the image.
+
+    ``CLIPImageProcessorPil`` copies an image into a NumPy array, and from there into a new Pillow image, before Pillow
+    resizes it. For 12 megapixels the copies take half of the processor's time. Here Pillow resizes the image itself;
+    the processor copies the small one, and finds that it has the right size. The proof of a conversion does without
+    this function, so that it judges what the processor does by itself.
+
+    Raises:
+        InputError: the image, also resized, is too large (:data:`MOST_PIXELS`).
+    """
+    _check_sizes(image, processor)
+    known = type(processor).__name__ == PIL_CLASS and processor.do_resize and processor.resample is not None
+    # Colours that the processor converts, it converts before it resizes.
+    if not known or image.mode != MODES[num_channels] or image.has_transparency_data:
+        return image
+    sides = {name: side for name, side in dict(processor.size).items() if side}
+    if sides.keys() == {"shortest_edge"}:
+        height, width = _resized((image.height, image.width), (sides["shortest_edge"],) * 2, "center")
+    elif sides.keys() == {"height", "width"}:
+        height, width = sides["height"], sides["width"]
+    else:
+        return image
+    return image.resize((width, height), processor.resample)
 
 
 def _resized(image_size: tuple[int, int], resize: tuple[int, int], crop_mode: str) -> tuple[int, int]:
@@ -93,21 +118,30 @@ def _resized(image_size: tuple[int, int], resize: tuple[int, int], crop_mode: st
     return math.floor(image_size[0] * scale), math.floor(image_size[1] * scale)
 
 
+def _check_sizes(image: Image, processor: BaseImageProcessor) -> None:
+    """Raise :class:`InputError` if the image, or what the processor makes of it, is too large."""
+    for size in _processors_sizes(image, processor):
+        check_size(image, size)
+
+
 def _processors_sizes(image: Image, processor: BaseImageProcessor) -> list[tuple[int, int]]:
-    """(height, width) of the images that a processor makes: resized, and cropped, which may be larger."""
+    """(height, width) of the images that a processor makes: resized, cropped and padded, which may be larger."""
     if type(processor).__name__ == TIMM_CLASS:
         data = processor.data_config
         crop = data["input_size"][1:]
         resize = [math.floor(side / data["crop_pct"]) for side in crop]
         return [_resized((image.height, image.width), (resize[0], resize[1]), data["crop_mode"]), tuple(crop)]
     sizes = []
-    size, crop = (
-        {name: side for name, side in dict(sides or {}).items() if side}
-        for sides in (processor.do_resize and processor.size, processor.do_center_crop and processor.crop_size)
+    size, crop, pad = (
+        {name: side for name, side in dict(getattr(processor, sides, None) or {}).items() if side}
+        if getattr(processor, does, False)
+        else {}
+        for does, sides in (("do_resize", "size"), ("do_center_crop", "crop_size"), ("do_pad", "pad_size"))
     )
     if "shortest_edge" in size:
         sizes.append(_resized((image.height, image.width), (size["shortest_edge"],) * 2, "center"))
-    return sizes + [(sides["height"], sides["width"]) for sides in (size, crop) if {"height", "width"} <= sides.keys()]
+    fixed = (size, crop, pad)
+    return sizes + [(sides["height"], sides["width"]) for sides in fixed if {"height", "width"} <= sides.keys()]
 
 
 def known_difference(image: Image, config: DataConfig) -> str | None:
@@ -119,11 +153,19 @@ def known_difference(image: Image, config: DataConfig) -> str | None:
     down, right = crop_shift((image.height, image.width), config)
     if down or right:
         return f"Transformers begins the crop one pixel earlier than timm (image {image.width}x{image.height})."
-    if config.num_channels == 3 and image.has_transparency_data:
+    if config.num_channels == 3 and _is_transparent(image):
         return (
             "Transformers blends transparency with white, timm drops it: pass it image.convert('RGBA').convert('RGB')."
         )
     return None
+
+
+def _is_transparent(image: Image) -> bool:
+    """Whether any pixel lets through what is behind it: many a screenshot has transparency, and is opaque."""
+    if not image.has_transparency_data:
+        return False
+    alpha = image.getchannel("A") if "A" in image.getbands() else image.convert("RGBA").getchannel("A")
+    return alpha.tobytes().strip(b"\xff") != b""
 
 
 def without_transparency(image: Image, config: DataConfig) -> Image:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitconv.architecture import Architecture
+from vitconv.checkpoints.checkpoint import CONFIG_FILE
 from vitconv.errors import InputError, VitconvError, first_few, shown
 from vitconv.files import MOST_TEXT, check_file, read_json
 from vitconv.models.data_config import RESAMPLE, DataConfig, makes_pixels
@@ -39,6 +40,8 @@ ProcessorName = Literal["transformers", "timm"]
 #: The image processors that a folder may have, each with its file: Transformers' own, and timm's transform.
 PROCESSORS: dict[str, str] = {"transformers": PROCESSOR_FILE, "timm": TIMM_PROCESSOR_FILE}
 TIMM_CLASS = "TimmWrapperImageProcessor"
+#: What Transformers makes of the processor that vitconv writes, with the PIL backend.
+PIL_CLASS = "CLIPImageProcessorPil"
 
 
 def obstacle(config: DataConfig) -> str | None:
@@ -243,7 +246,7 @@ def load_any_processor(folder: Path) -> BaseImageProcessor:
     Raises:
         InputError: the folder has no image processor that Transformers can read.
     """
-    file = processor_file(folder) or PROCESSOR_FILE
+    file = processor_file(folder) or (CONFIG_FILE if is_wrapper(folder) else PROCESSOR_FILE)
     return _from_pretrained(folder, folder, file)
 
 

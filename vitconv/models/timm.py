@@ -68,6 +68,7 @@ def build_timm(name: str, *, pretrained_cfg: Mapping[str, Any] | None = None, **
             f"Use '{base}' alone" + (f", or one of its tags: {first_few(tags, 8)}." if tags else "."),
         )
     try:
+        overrides.pop("device", None)  # where it was built; here it is built nowhere, so that it takes no memory
         with torch.device("meta"):
             cfg = None if pretrained_cfg is None else dict(pretrained_cfg)
             return timm.create_model(name, pretrained=False, pretrained_cfg=cfg, **overrides)

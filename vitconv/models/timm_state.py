@@ -267,6 +267,14 @@ _SEPARATE_BIAS: dict[str, Rule] = {
     "qkv_bias_separate": _free,
 }
 _MLP: dict[str, Rule] = dict.fromkeys(("act", "drop1", "drop2", "fc1", "fc2", "norm"), PART)
+_ROTARY: dict[str, Rule] = {
+    "dim": _equals(lambda rope, model: _head_width(model.blocks[0].attn, model)),
+    "feat_shape": lambda value, rope, model: model.dynamic_img_size or _is_equal(value, _grid(rope, model)),
+    "temperature": _number,
+    **dict.fromkeys(("grid_indexing", "rotate_half"), _read),
+    # In training only.
+    **dict.fromkeys(("aug_active", "shift_coords", "jitter_coords", "rescale_coords"), _free),
+}
 _MODEL: dict[str, Rule] = {
     **dict.fromkeys(
         ("attn_pool", "blocks", "cls_token", "fc_norm", "head", "head_drop", "norm", "norm_pre", "patch_drop",
@@ -427,28 +435,20 @@ SETTINGS: dict[str, dict[str, Rule]] = {
         "out_features": _equals(lambda pool, model: pool.proj.weight.shape[0]),
     },
     "timm.RotaryEmbeddingDinoV3": {
-        "dim": _equals(lambda rope, model: _head_width(model.blocks[0].attn, model)),
-        "feat_shape": lambda value, rope, model: model.dynamic_img_size or _is_equal(value, _grid(rope, model)),
+        **_ROTARY,
         "periods": CONSTANT,
         "pos_embed_cached": CONSTANT,
-        "temperature": _number,
-        **dict.fromkeys(("grid_indexing", "grid_offset", "normalize_coords", "rotate_half"), _read),
-        # In training only.
-        **dict.fromkeys(("aug_active", "shift_coords", "jitter_coords", "rescale_coords"), _free),
+        **dict.fromkeys(("grid_offset", "normalize_coords"), _read),
     },
     "timm.RotaryEmbeddingCat": {
-        "dim": _equals(lambda rope, model: _head_width(model.blocks[0].attn, model)),
-        "feat_shape": lambda value, rope, model: model.dynamic_img_size or _is_equal(value, _grid(rope, model)),
+        **_ROTARY,
         "ref_feat_shape": _pair,
         "bands": CONSTANT,
         "pos_embed": CONSTANT,
-        "temperature": _number,
         "_use_cached_embed": _equals(lambda rope, model: rope.feat_shape is not None),
-        **dict.fromkeys(("in_pixels", "grid_type", "grid_indexing", "rotate_half"), _read),
+        **dict.fromkeys(("in_pixels", "grid_type"), _read),
         "grid_offset": _number,
         "normalize_coords": _free,  # of a grid of another type
-        # In training only.
-        **dict.fromkeys(("aug_active", "shift_coords", "jitter_coords", "rescale_coords"), _free),
     },
     "timm.Block": {**_RESIDUAL, **_LS},
     "timm.ParallelThingsBlock": dict.fromkeys(("attns", "ffns"), PART),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitconv.architecture import Shapes, WrappedArchitecture, check_image_size
+from vitconv.architecture import HEADS, Shapes, WrappedArchitecture, check_image_size
 from vitconv.checkpoints.checkpoint import CONFIG_FILE
 from vitconv.checkpoints.description import is_image_size
 from vitconv.errors import ArchitectureError, CheckpointError, InputError, ParityError, VitconvError, first_few, shown
@@ -20,21 +20,19 @@ from vitconv.files import read_json
 from vitconv.mapping.plan import check_names, check_tensors, shapes_of
 from vitconv.mapping.wrapper import WRAPPER
 from vitconv.models import catalogue
-from vitconv.models.data_config import DataConfig
+from vitconv.models.data_config import GIVEN, DataConfig, wrong_value
 from vitconv.models.timm import build_timm
 
 if TYPE_CHECKING:
     from torch import nn
 
-#: The tensors whose rows are the classes, by timm's names.
-_HEADS = ("head.weight", "head.fc.weight")
 #: Arguments by which timm loads something else than the model, or builds another one. ``num_classes`` has a place of
 #: its own.
 NOT_ARGUMENTS = (
     *("model_name", "num_classes", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"),
     *("cache_dir", "scriptable", "exportable", "no_jit", "kwargs", "variant", "model_cls", "model_cfg", "feature_cfg"),
     *("pretrained_strict", "pretrained_filter_fn", "pretrained_model_args", "kwargs_filter", "pruned"),
-    *("features_only", "out_indices", "feature_cls", "output_fmt"),
+    *("features_only", "out_indices", "feature_cls", "output_fmt", "device", "dtype"),
 )
 #: What ``pretrained_cfg`` of a folder may hold: how images are prepared. Nothing in it says where weights are.
 _DATA = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode", "num_classes")
@@ -60,7 +58,8 @@ def read_wrapped(model: Any) -> WrappedArchitecture:
             f"A {type(model).__name__} without the name of one of timm's Vision Transformers cannot be wrapped.",
             "Build it with `timm.create_model`, or pass the name.",
         )
-    arguments = {key: value for key, value in get_model_args(model).items() if key != "num_classes"}
+    known = ("num_classes", "device")  # where it was built says nothing of what it is
+    arguments = {key: value for key, value in get_model_args(model).items() if key not in known}
     if hasattr(model, "patch_embed"):
         arguments["img_size"] = tuple(model.patch_embed.img_size)
     for key, value in arguments.items():
@@ -94,25 +93,37 @@ def _is_plain(value: Any) -> bool:
 
 
 def _check_rebuilt(model: nn.Module, rebuilt: nn.Module) -> None:
-    """Raise :class:`ArchitectureError` if the modules of two models differ, but for dropout.
-
-    As timm itself does when it saves a model, the arguments leave out the rates of dropout and stochastic depth.
-    """
-    one, other = (
-        {
-            path: f"{type(module).__name__}({module.extra_repr()})"
-            for path, module in each.named_modules(remove_duplicate=False)
-            if "drop" not in path.rpartition(".")[2]
-        }
-        for each in (model, rebuilt)
-    )
-    odd = [path for path in {**one, **other} if one.get(path) != other.get(path)]
+    """Raise :class:`ArchitectureError` if two models differ, but for their weights and what training alone uses."""
+    one, other = _facts(model), _facts(rebuilt)
+    odd = [name for name in {**one, **other} if one.get(name) != other.get(name)]
     if odd or shapes_of(model.state_dict()) != shapes_of(rebuilt.state_dict()):
-        what = f": {first_few(f'`{path}`' for path in odd)}" if odd else ""
+        what = f": {first_few(f'`{name}`' for name in odd)}" if odd else ""
         raise ArchitectureError(
             f"timm does not rebuild this model from its name and arguments{what}.",
             "Keep this model in timm, or pass it as timm has built it.",
         )
+
+
+#: Attributes of timm's modules that change nothing in evaluation.
+_OF_TRAINING = ("training", "grad_checkpointing", "distilled_training", "pretrained_cfg", "default_cfg")
+
+
+def _facts(model: Any) -> dict[str, Any]:
+    """What decides what a model computes, besides its weights: each module's class and attributes, and edits of it.
+
+    As when timm itself saves a model, dropout and stochastic depth are left out.
+    """
+    facts: dict[str, Any] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if "drop" in path.rpartition(".")[2]:
+            continue
+        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        replaced = [name for name in vars(module) if callable(getattr(type(module), name, None))]
+        facts[path or type(module).__name__] = (type(module), hooks, replaced)
+        for name, value in vars(module).items():
+            if not name.startswith("_") and "drop" not in name and name not in _OF_TRAINING and _is_plain(value):
+                facts[f"{path}.{name}".lstrip(".")] = value
+    return facts
 
 
 def _sizes(model: Any) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -179,7 +190,7 @@ def sized_wrapped(
         WeightsError: the weights do not fit the architecture at any size.
         InputError: the image size is needed.
     """
-    classes = next((shapes[name][0] for name in _HEADS if shapes.get(name)), 0)
+    classes = next((shapes[name][0] for name in HEADS if shapes.get(name)), 0)
 
     def at(channels: int, size: tuple[int, int]) -> WrappedArchitecture:
         return read_wrapped(build(num_classes=classes, in_chans=channels, img_size=size))
@@ -284,8 +295,9 @@ def check_wrapper(folder: Path, content: Mapping[str, Any]) -> None:
         if key in NOT_ARGUMENTS or not _is_plain(value):
             raise _wrong(f"model_args.{key}", value)
     size = (arguments or {}).get("img_size")
-    if isinstance(size, list) and is_image_size(tuple(size)):
-        check_image_size((size[0], size[1]))
+    sides = tuple(size) if isinstance(size, list) else (size, size)
+    if is_image_size(sides):
+        check_image_size(sides)
     _check_classes(content)
     cfg = content.get("pretrained_cfg")
     if not isinstance(cfg, dict):
@@ -297,6 +309,16 @@ def check_wrapper(folder: Path, content: Mapping[str, Any]) -> None:
     if not (isinstance(size, list) and len(size) == 3 and is_image_size(tuple(size[1:])) and _is_count(size[0], 1)):
         raise _wrong("pretrained_cfg.input_size", size)
     check_image_size((size[1], size[2]))
+    count = content["num_classes"]
+    if cfg.get("num_classes", count) != count:
+        raise _contradiction("pretrained_cfg.num_classes", cfg["num_classes"], f"`num_classes` is {count}")
+    wrong = wrong_value(cfg, size[0], (size[1], size[2]))
+    if wrong is not None:
+        raise ParityError(
+            f"`pretrained_cfg.{wrong}` in config.json is {shown(cfg.get(wrong))}. It must be {GIVEN[wrong]}.",
+            "Correct this setting, or convert the source again.",
+            stage="config",
+        )
 
 
 def _check_classes(content: Mapping[str, Any]) -> None:
@@ -326,12 +348,41 @@ def _wrong(name: str, value: Any) -> ParityError:
     )
 
 
+def _contradiction(name: str, value: object, other: str) -> ParityError:
+    return ParityError(
+        f"`{name}` in config.json is {shown(value)}, but {other}.",
+        "Correct this setting, or convert the source again.",
+        stage="config",
+    )
+
+
 def check_size(folder: Path, content: Mapping[str, Any], stored: Shapes) -> None:
-    """Raise :class:`CheckpointError` if a model is larger than its weights, before Transformers makes room for it."""
-    model = build_timm(content["architecture"], num_classes=content["num_classes"], **(content["model_args"] or {}))
-    wanted, found = (sum(map(math.prod, shapes.values())) for shapes in (shapes_of(model.state_dict()), stored))
+    """Check the sizes of a model, before Transformers makes room for it.
+
+    Raises:
+        CheckpointError: it is larger than its weights, or they have other shapes.
+        ParityError: images are prepared in another size than its own.
+    """
+    model: Any = build_timm(
+        content["architecture"], num_classes=content["num_classes"], **(content.get("model_args") or {})
+    )
+    given = content["pretrained_cfg"]["input_size"]
+    own = [model.in_chans, *(_sizes(model)[0] if hasattr(model, "patch_embed") else given[1:])]
+    if given != own:
+        raise _contradiction("pretrained_cfg.input_size", given, f"the model's is {own}")
+    shapes = shapes_of(model.state_dict())
+    wanted, found = (sum(map(math.prod, each.values())) for each in (shapes, stored))
     if wanted > found:
         raise CheckpointError(
             f"The model in the config.json in '{folder}' has {wanted:,} elements, and its weights have {found:,}.",
+            "Check that the folder is whole.",
+        )
+    # Smaller patches have smaller weights, but more positions, whose rotary angles are in no file.
+    both = {name: stored.get(name, stored.get(f"timm_model.{name}", shape)) for name, shape in shapes.items()}
+    odd = [name for name, shape in shapes.items() if both[name] != shape]
+    if odd:
+        raise CheckpointError(
+            f"The model in the config.json in '{folder}' has tensors of other shapes than its weights: "
+            f"{first_few(odd)}.",
             "Check that the folder is whole.",
         )

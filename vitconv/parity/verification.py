@@ -41,7 +41,7 @@ from vitconv.errors import ParityError, VitconvError, first_few
 from vitconv.files import read_json, write_json
 from vitconv.mapping.plan import convert_tensors, make_plan, shapes_of
 from vitconv.mapping.rewrites import Made
-from vitconv.markdown import escape
+from vitconv.markdown import escape, prose
 from vitconv.models.data_config import DataConfig, makes_pixels
 from vitconv.models.huggingface import (
     build_model,
@@ -153,7 +153,7 @@ class Verification:
         parts = [
             f"**bytes**: {escape(self.bytes_line)}",
             f"**pixels**: {escape(self.pixels_line)}",
-            *(f"**Warning:** {escape(warning)}" for warning in self.warnings),
+            *(f"**Warning:** {prose(warning)}" for warning in self.warnings),
             self.parity._repr_markdown_(),
         ]
         return "\n\n".join(parts)
@@ -368,7 +368,7 @@ def verify_numbers(
     Raises:
         ParityError: they differ by more than the criterion allows.
     """
-    timm_model.load_state_dict(dict(state_dict), strict=True, assign=True)
+    load_weights(timm_model, state_dict)
     make_buffers(timm_model)
     parity = Parity(())
     for dtype in dtypes:
@@ -382,6 +382,16 @@ def verify_numbers(
     parity = exact + parity
     parity.assert_match()
     return parity
+
+
+def load_weights(timm_model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    """Give timm's model the source's weights, in the order of memory in which timm computes with them.
+
+    Only what lies in another order is copied. A file may hold a convolution channels-last. timm copies it into its own
+    order; a model that takes it as it is sums in another order on some processors, and its last bits differ.
+    """
+    weights = {name: tensor.contiguous() for name, tensor in state_dict.items()}
+    timm_model.load_state_dict(weights, strict=True, assign=True)
 
 
 def treats_tokens_alike(architecture: Architecture) -> bool:
@@ -425,7 +435,7 @@ def _compare_in_float64(
     try:
         return compare(timm_model, twin, pixels, dtypes=["float64"], device=device)
     finally:
-        timm_model.load_state_dict(dict(state_dict), strict=True, assign=True)
+        load_weights(timm_model, state_dict)
 
 
 def nonfinite_weights(state_dict: Mapping[str, Tensor]) -> tuple[str, ...]:

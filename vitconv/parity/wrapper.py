@@ -27,6 +27,7 @@ from vitconv.parity.verification import (
     check_files,
     check_timm_processor,
     compare_settings,
+    load_weights,
     nonfinite_values,
     nonfinite_weights,
     usual_dtype,
@@ -78,7 +79,7 @@ def verify_wrapper(
     # If the folder's weights are rounded, timm's model gets the same: bytes of both are compared above.
     widest = widest_dtype(written)
     rounded = {name: one.to(widest) if one.is_floating_point() else one for name, one in state_dict.items()}
-    timm_model.load_state_dict(rounded, strict=True, assign=True)
+    load_weights(timm_model, rounded)
     make_buffers(timm_model)
     timm_model.eval().to(widest)  # the constants, too
     check_buffers(timm_model, wrapper.timm_model)

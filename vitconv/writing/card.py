@@ -55,7 +55,7 @@ def model_card(
         WARNING if family is WRAPPER else "",
         _loading(family, architecture, data),
         _auto_model(family, architecture),
-        _head_code(family),
+        _head_code(family, architecture),
         _timm_pixels(family, architecture, data),
         _preprocessing(data, tuple(warning for warning in warnings if warning != WARNING)),
         _classes(labels),
@@ -122,8 +122,6 @@ def loading_lines(architecture: AnyArchitecture, target: str | None, data: DataC
     where = json.dumps(folder, ensure_ascii=False)
     if not makes_pixels(data):
         return [f"from transformers import {auto}", f"model = {auto}.from_pretrained({where}{trust})"]
-    if processor_config(data) is None:
-        return [f"from transformers import {auto}", f"model = {auto}.from_pretrained({where})"]
     if target == WRAPPER.name:
         processor, option = "AutoImageProcessor", ""
     elif processor_config(data) is None:
@@ -142,11 +140,12 @@ def _trust(family: Family) -> str:
     return ", trust_remote_code=True" if family.code_module else ""
 
 
-def _head_code(family: Family) -> str:
+def _head_code(family: Family, architecture: AnyArchitecture) -> str:
     if not family.code_module:
         return ""
+    kind, part = ("classifier", "head") if architecture.classifier else ("class", "pooling")
     return (
-        f"Transformers has no classifier that pools as this model does. The head is in `{family.code_module}.py`, "
+        f"Transformers has no {kind} that pools as this model does. The {part} is in `{family.code_module}.py`, "
         "which Transformers runs only with `trust_remote_code=True`: read it before. "
         "`AutoModel.from_pretrained(folder)` loads the vision model alone, and runs no code of this folder."
     )
@@ -154,7 +153,9 @@ def _head_code(family: Family) -> str:
 
 def _auto_class(family: Family, architecture: AnyArchitecture) -> str:
     name = family.class_name(architecture)
-    return "AutoModelForImageClassification" if name.endswith("ForImageClassification") else name
+    if name.endswith("ForImageClassification"):
+        return "AutoModelForImageClassification"
+    return "AutoModel" if family.code_module else name
 
 
 def _timm_pixels(family: Family, architecture: AnyArchitecture, data: DataConfig) -> str:

@@ -7,6 +7,7 @@ the same names in both.
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ from vitconv.architecture import MOST_PIXELS
 from vitconv.checkpoints.checkpoint import PARITY_FILE
 from vitconv.checkpoints.labels import check_labels
 from vitconv.errors import CheckpointError, InputError, shown
-from vitconv.files import read_json
+from vitconv.files import is_unicode, read_json
 from vitconv.models.catalogue import entries
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def conversion_record(
     return {
         "schema": SCHEMA,
         "source": [
-            {"file": file.name, "bytes": file.stat().st_size, "sha256": hashes.get(file)}
+            {"file": _as_text(file.name), "bytes": file.stat().st_size, "sha256": hashes.get(file)}
             for file in opened.source.files
         ],
         "notes": list(inspection.notes),
@@ -148,13 +149,22 @@ def _not_a_record(path: Path, why: str) -> CheckpointError:
     )
 
 
+def _as_text(name: str) -> str:
+    """The name of a file, with U+FFFD for what is not UTF-8."""
+    return os.fsencode(name).decode(errors="replace")
+
+
 def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= _LONGEST_NAME
+    return isinstance(value, str) and 0 < len(value) <= _LONGEST_NAME and is_unicode(value)
 
 
 def _are_sides(value: Any) -> bool:
     fits = isinstance(value, list) and len(value) == 2 and all(type(side) is int and side > 0 for side in value)
     return fits and value[0] * value[1] <= MOST_PIXELS
+
+
+def _is_sha256(value: Any) -> bool:
+    return isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{64}", value))
 
 
 def _is_file(value: Any) -> bool:
@@ -164,7 +174,7 @@ def _is_file(value: Any) -> bool:
         and type(value.get("bytes")) is int
         and 0 <= value["bytes"] < 2**63
         and "sha256" in value
-        and (value["sha256"] is None or bool(re.fullmatch("[0-9a-f]{64}", str(value["sha256"]))))
+        and (value["sha256"] is None or _is_sha256(value["sha256"]))
     )
 
 

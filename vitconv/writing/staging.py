@@ -14,15 +14,20 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vitconv.errors import DestinationError, first_few
-from vitconv.files import umask, unwritable
+from vitconv.errors import DestinationError, check_flag, first_few
+from vitconv.files import check_name, umask, unwritable
 
-#: What a conversion may leave in a folder, and the Hub's own file.
+#: What a conversion, an optimisation or a calibration may leave in a folder, also if it is killed, and the Hub's own
+#: file.
 _WRITTEN = re.compile(
     r"config\.json|preprocessor_config\.json|timm_processor\.json|parity\.json|README\.md|\.gitattributes"
-    r"|modeling_vitconv\.py"
+    r"|modeling_vitconv\.py|optimization\.json|calibration\.json|\.calibration\.[^./]+\.vitconv-new\.json"
     r"|model(-[0-9]{5}-of-[0-9]{5})?\.safetensors|model\.safetensors\.index\.json"
+    r"|model\.pt2?"
+    r"|onnx|onnx/model(_quantized|_fp16)?\.onnx(\.data)?|openvino|openvino/openvino_model\.(xml|bin)"
 )
+#: The folders in one that `vitconv optimize` has written, which hold its model.
+MODEL_FOLDERS = ("onnx", "openvino")
 _KEEP = "Choose another destination, or remove it yourself."
 
 
@@ -49,7 +54,7 @@ def staged_folder(destination: str | os.PathLike[str], *, overwrite: bool = Fals
         mask = umask()
         staging.chmod(0o777 & ~mask)
         yield staging
-        for file in filter(Path.is_file, staging.iterdir()):  # some libraries make private files, too
+        for file in filter(Path.is_file, staging.rglob("*")):  # some libraries make private files, too
             file.chmod(0o666 & ~mask)
         _publishing[destination] = _identity(staging)
         _publish(staging, destination, overwrite)
@@ -110,8 +115,10 @@ def check_destination(
         inputs: other files that are read.
     """
     path = Path(destination)
+    check_flag("overwrite", overwrite)
     if "\0" in str(path):
         raise DestinationError("The destination's name has a NUL character.", "Choose another destination.")
+    check_name(path, DestinationError)
     for parent in path.parents:
         if os.path.lexists(parent) and not os.path.isdir(parent):
             raise DestinationError(
@@ -145,10 +152,27 @@ def check_destination(
             raise DestinationError(f"'{path}' holds '{file}', which is read, so it is not overwritten.", _KEEP)
 
 
+def check_apart(destination: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Raise :class:`DestinationError` if one of the files and folders that are read holds the destination, or lies in
+    it."""
+    for path in inputs:
+        if holds(Path(destination), Path(path)):
+            raise DestinationError(f"'{path}' lies in the destination '{destination}'.", "Choose another destination.")
+        if Path(path).is_dir() and holds(Path(path), Path(destination)):
+            raise DestinationError(
+                f"The destination '{destination}' lies in '{path}', which is read.", "Choose another destination."
+            )
+
+
 def _others(folder: Path) -> list[str]:
     """The names of what no conversion writes."""
-    entries = folder.iterdir()
-    return sorted(entry.name for entry in entries if not _WRITTEN.fullmatch(entry.name) or not entry.is_file())
+    found = {entry.relative_to(folder).as_posix(): entry for entry in folder.rglob("*")}
+    return sorted(name for name, entry in found.items() if not _WRITTEN.fullmatch(name) or not _is_ours(name, entry))
+
+
+def _is_ours(name: str, entry: Path) -> bool:
+    """Whether it is a file, or one of the folders that hold an optimised model's files."""
+    return (entry.is_dir() and not entry.is_symlink()) if name in MODEL_FOLDERS else entry.is_file()
 
 
 def _located(destination: str | os.PathLike[str]) -> Path:

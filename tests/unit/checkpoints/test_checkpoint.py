@@ -307,6 +307,7 @@ def test_a_pickle_that_would_run_a_command_is_refused_without_advice_to_open_it(
     assert "Do not open this file" in caught.value.remedy and "python -c" not in caught.value.remedy
 
 
+@pytest.mark.slow
 def test_a_distributed_checkpoint_is_named_with_the_command_that_joins_it(weights, tmp_path):
     import torch.distributed.checkpoint as distributed
 

@@ -118,6 +118,13 @@ def test_notes_report_what_the_checkpoint_states(tmp_path):
     assert not found.warnings  # nothing is assumed
 
 
+def test_class_names_alone_are_no_note(tmp_path, small_checkpoint):
+    content = {"state_dict": torch.load(small_checkpoint), "label_names": [f"class {i}" for i in range(5)]}
+    torch.save(content, tmp_path / "named.pth")
+    found = inspect(tmp_path / "named.pth", architecture="vit_tiny_patch16_224")
+    assert not any("says of itself" in note for note in found.notes)
+
+
 # ---- contradictions name both sides, and how to choose -----------------------------------------------------------
 
 
@@ -320,6 +327,7 @@ def test_a_name_that_is_not_timm_s(save):
     assert "The architecture is not given" in error.problem
 
 
+@pytest.mark.slow
 def test_a_name_on_timm_s_own_page_of_the_hub(save):
     weights = full_model("vit_base_patch16_224", depth=12, num_classes=5).state_dict()
     for name in ("hf-hub:timm/vit_base_patch16_224.mae", "hf_hub:timm/vit_base_patch16_224.mae"):

@@ -8,6 +8,7 @@ import json
 import os
 from pathlib import Path
 
+import pytest
 from hostile import headers, pickles
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -76,6 +77,7 @@ def check_file(path) -> bool:
     return True
 
 
+@pytest.mark.slow
 @often
 @given(files())
 def test_every_byte_of_a_safetensors_file_is_accounted_for(tmp_path_factory, content):

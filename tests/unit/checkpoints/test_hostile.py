@@ -77,6 +77,7 @@ def test_a_broken_pickle_is_refused(kind, wrap, tmp_path):
     assert_refused(path, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["\x1b[31mred\x1b[0m", "x" * 10**4, "a b", "`$(touch trap)`", "\u202eevil", "was not an allowed global"]
 )
@@ -145,6 +146,7 @@ TENSORS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TENSORS)
 def test_a_tensor_that_is_not_in_its_file_is_refused(kind, tmp_path):
     opcodes, message = TENSORS[kind]
@@ -236,6 +238,7 @@ def test_an_archive_with_two_pickles_is_refused(second, tmp_path):
     assert_refused(tmp_path / "w.pth", tmp_path, "have the same name")
 
 
+@pytest.mark.slow
 def test_an_archive_of_more_records_than_any_checkpoint_has(tmp_path):
     with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02}.")
@@ -277,12 +280,37 @@ def test_an_archive_with_flipped_bytes(seed, tmp_path):
 # ---- safetensors --------------------------------------------------------------------------------------------------
 
 
+def not_utf8(archive: bytearray) -> None:
+    """The first entry's own header says that its name is UTF-8."""
+    archive[7] |= 8
+    archive[31] = 0x89
+
+
+def renamed(archive: bytearray) -> None:
+    """The first entry's own header has another name than the table of contents."""
+    archive[31] = ord("b")
+
+
+def encrypted(archive: bytearray) -> None:
+    """The table of contents says that the first entry is encrypted."""
+    archive[archive.find(b"PK\x01\x02") + 8] |= 1
+
+
+@pytest.mark.parametrize("damage", [not_utf8, renamed, encrypted])
+def test_an_entry_that_zipfile_cannot_open_is_refused(tmp_path, damage):
+    content = bytearray(pickles.as_zip(pickles.dictionary({"a": pickles.tensor("0", (4,), (1,))}), {"0": bytes(16)}))
+    damage(content)
+    (tmp_path / "w.pth").write_bytes(content)
+    assert_refused(tmp_path / "w.pth", tmp_path, "its table of contents cannot be read")
+
+
 @pytest.mark.parametrize("kind", headers.DAMAGED)
 def test_a_damaged_header_is_refused(kind, tmp_path):
     (tmp_path / "w.safetensors").write_bytes(headers.DAMAGED[kind])
     assert_refused(tmp_path / "w.safetensors", tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [100_000, 1_000_000])
 def test_a_million_keys_take_bounded_time_and_memory(count, tmp_path):
     path = tmp_path / "w.safetensors"
@@ -301,6 +329,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
     assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["a/../../b", "\x1b[31mred\x1b[0m", "line\nfeed", "tab\t\x07", "\u202eevil", "x" * 10**6, "\x00", ""]
 )
@@ -433,6 +462,7 @@ def test_more_shards_than_files_can_be_open(kind, tmp_path):
     assert (tmp_path / "hf" / "parity.json").exists()
 
 
+@pytest.mark.slow
 def test_memory_limits_are_errors_too(tmp_path):
     """A file that is read whole, in a process with less memory than that."""
     path = tmp_path / "w.pth"

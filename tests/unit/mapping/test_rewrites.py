@@ -252,6 +252,10 @@ def test_a_norm_s_constant_is_one_for_whatever_it_computes(seed, mean, scale, ze
     beta = mean * gamma + torch.randn(32, generator=generator).double()
     beta[1:zeros] = 0
     beta = beta + rewrites_module._shift_of_norm(gamma, beta)
+    if (gamma != 0).all():
+        terms = beta / gamma
+        size = (1 + terms.square()).sqrt().sum()
+        assert size <= (1 + 1e-9) * rewrites_module._MOST_ROUNDING * terms.sum().abs()
     values = torch.nn.functional.layer_norm(torch.randn(8, 32, generator=generator).double(), (32,), gamma, beta)
     products = values @ rewrites_module._constant_of_norm(gamma, beta)
     assert (products - 1).abs().max() <= 1e-12

@@ -1,12 +1,15 @@
-"""A vision model of Transformers with timm's head in a file of code: in memory, in files, and as users load it."""
+"""A vision model of Transformers with timm's head, or pooling, in a file of code: in memory, in files, and as users
+load it.
+"""
 
+import itertools
 import json
-import os
 import shutil
-import subprocess
-import sys
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
+import commands
 import pytest
 import timm
 import torch
@@ -33,6 +36,7 @@ from vitconv.inference.predictions import read_predictions
 from vitconv.mapping.plan import make_plan, shapes_of
 from vitconv.mapping.timm_head import FAMILIES_WITH_TIMM_HEAD
 from vitconv.models import modeling_vitconv
+from vitconv.models.catalogue import entries
 from vitconv.models.images import load_image, sample_image
 from vitconv.models.pixels import timm_pixels
 from vitconv.models.timm import from_timm
@@ -52,6 +56,8 @@ ONE_OF = {
     "dpt": "vit_base_r50_s16_224",
     "sam3": "vit_pe_spatial_gigantic_patch14_448",
 }
+#: The same, and a head that pools by attention itself, as no class with registers does.
+MODELS = ONE_OF | {"attention": "vit_so150m_patch16_reg4_map_256"}
 CLASSES = ("ash", "beech", "cedar", "fir", "oak", "pine", "yew")
 
 
@@ -67,7 +73,7 @@ def code_cache(tmp_path_factory):
 
 def convert(family, folder, **more):
     """A small timm model with seven classes and the folder that it is converted to."""
-    model = reduced(ONE_OF[family], num_classes=7).float()
+    model = reduced(MODELS[family], num_classes=7).float()
     torch.save(model.state_dict(), folder / "timm.pth")
     given = {"architecture": model, "labels": CLASSES, "data": {"crop_pct": 1.0, "crop_mode": "center"}}
     done = convert_checkpoint(folder / "timm.pth", folder / "hf", target="head_code", **given, **more)
@@ -80,13 +86,13 @@ def test_every_family_has_a_model_here():
 
 @pytest.mark.parametrize("family", FAMILIES_WITH_TIMM_HEAD, ids=lambda family: family.name)
 def test_the_class_is_as_its_family_says(family):
-    (name,) = family.classes
-    head = getattr(modeling_vitconv, name)
-    vision = getattr(transformers, name.replace("WithTimmHeadForImageClassification", "Model"))
-    assert vision.__name__ in family.vision.classes
-    assert head.base_model_prefix == vision.base_model_prefix == family.attribute
-    assert head.config_class is vision.config_class and head.vision_model_class is vision
-    assert head._supports_sdpa == vision._supports_sdpa
+    for name, kind in zip(family.classes, ("WithTimmHeadForImageClassification", "WithTimmPoolingModel"), strict=True):
+        head = getattr(modeling_vitconv, name)
+        vision = getattr(transformers, name.replace(kind, "Model"))
+        assert vision.__name__ in family.vision.classes
+        assert head.base_model_prefix == vision.base_model_prefix == family.attribute
+        assert head.config_class is vision.config_class and head.vision_model_class is vision
+        assert head._supports_sdpa == vision._supports_sdpa
 
 
 def test_no_vision_model_has_a_classifier_of_its_own():
@@ -96,9 +102,9 @@ def test_no_vision_model_has_a_classifier_of_its_own():
         assert config["model_type"] not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 
-@pytest.mark.parametrize("family", ONE_OF)
+@pytest.mark.parametrize("family", MODELS)
 def test_it_computes_what_timm_computes_and_the_way_back_leads_there(family):
-    model = reduced(ONE_OF[family], num_classes=7)
+    model = reduced(MODELS[family], num_classes=7)
     twin = to_huggingface(model, target="head_code", verify=False)
     assert type(twin).__name__ == mapping.class_name(from_timm(model), "head_code")
     pixels = pixels_for(model).double()
@@ -120,9 +126,9 @@ def test_every_pooling(pool):
     compare(model, to_huggingface(model, target="head_code", verify=False), pixels_for(model).double()).assert_match()
 
 
-@pytest.mark.parametrize("family", sorted(ONE_OF.keys() - {"sapiens2"}))
+@pytest.mark.parametrize("family", sorted(MODELS.keys() - {"sapiens2"}))
 def test_the_names_in_files_are_those_that_transformers_writes(family, tmp_path):
-    model = reduced(ONE_OF[family], num_classes=7)
+    model = reduced(MODELS[family], num_classes=7)
     to_huggingface(model, target="head_code", verify=False).save_pretrained(tmp_path)
     architecture = from_timm(model)
     known = mapping.family_for(architecture, "head_code")
@@ -137,7 +143,7 @@ def test_where_automodel_does_not_find_the_names_that_transformers_writes_files_
     assert all(row.hub == row.transformers5 for row in known.rows(from_timm(model), shapes_of(model.state_dict())))
 
 
-@pytest.mark.parametrize("family", ONE_OF)
+@pytest.mark.parametrize("family", MODELS)
 def test_users_load_it_as_any_folder(family, tmp_path, monkeypatch):
     """Without trust the vision model alone, and no code; with trust the classifier; and in a pipeline, by the file."""
     model, done = convert(family, tmp_path)
@@ -148,14 +154,21 @@ def test_users_load_it_as_any_folder(family, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("transformers.dynamic_module_utils.get_class_in_module", None)  # running code would fail
+        # Transformers remembers a class that was trusted before in this process.
+        patch.setattr(AutoModelForImageClassification._model_mapping, "_extra_content", {})
         vision, info = AutoModel.from_pretrained(done.destination, output_loading_info=True)
         assert type(vision) is type(ours).vision_model_class
-        assert info["unexpected_keys"] <= {"classifier.weight", "classifier.bias"} and not info["missing_keys"]
+        assert all(name.startswith(("classifier.", "head_")) for name in info["unexpected_keys"])
+        assert not info["missing_keys"]
         expected = ours.base_model.state_dict()
         assert all(torch.equal(tensor, expected[name]) for name, tensor in vision.state_dict().items())
         with pytest.raises(ValueError, match="trust_remote_code"):
             AutoModelForImageClassification.from_pretrained(done.destination, trust_remote_code=False)
 
+    assert (
+        f'model = AutoModelForImageClassification.from_pretrained("{done.destination}", trust_remote_code=True)'
+        in (done.loading_lines)
+    )
     loaded, info = AutoModelForImageClassification.from_pretrained(
         done.destination, trust_remote_code=True, output_loading_info=True
     )
@@ -174,6 +187,95 @@ def test_users_load_it_as_any_folder(family, tmp_path, monkeypatch):
     assert [answer["label"] for answer in answers] == [CLASSES[i] for i in theirs[0].argsort(descending=True)]
 
 
+#: Without a head, what pools as no class of Transformers does: by a mean and a norm, and by attention.
+POOLED = ("vit_base_patch16_reg4_gap_256", "vit_so150m_patch16_reg4_map_256")
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_without_a_head_the_pooling_is_in_the_file_of_code(name, tmp_path, monkeypatch):
+    """With trust, timm's features are the pooled output, in a pipeline, too; without it, the vision model is loaded."""
+    model = reduced(name, num_classes=0).float()
+    torch.save(model.state_dict(), tmp_path / "timm.pth")
+    given = {"architecture": model, "data": {"crop_pct": 1.0, "crop_mode": "center"}}
+    with pytest.raises(ArchitectureError, match="No Transformers class computes") as caught:
+        convert_checkpoint(tmp_path / "timm.pth", tmp_path / "hf", **given)
+    assert "--head code" in caught.value.remedy and "the pooling in a file" in caught.value.remedy
+    assert "--headless" not in caught.value.remedy
+    done = convert_checkpoint(tmp_path / "timm.pth", tmp_path / "hf", target="head_code", **given)
+    assert done.class_name == "RadioWithTimmPoolingModel"
+    picture = sample_image(tuple(2 * side for side in reversed(done.data.image_size)))
+    pixels = timm_pixels(picture, done.data)[None]
+    with torch.no_grad():
+        expected = model(pixels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.dynamic_module_utils.get_class_in_module", None)  # running code would fail
+        vision, info = AutoModel.from_pretrained(done.destination, output_loading_info=True)
+        assert type(vision).__name__ == "RadioModel" and not info["missing_keys"]
+        assert all(key.startswith("head_") for key in info["unexpected_keys"])
+    loaded, info = AutoModel.from_pretrained(done.destination, trust_remote_code=True, output_loading_info=True)
+    assert type(loaded).__name__ == done.class_name and not any(info.values())
+    with torch.no_grad():
+        output = loaded.eval()(pixels, output_hidden_states=True)
+        assert torch.equal(output.last_hidden_state, vision.eval()(pixels).last_hidden_state)
+    assert len(output.hidden_states) == len(model.blocks) + 1
+    assert torch.allclose(output.pooler_output, expected, rtol=0, atol=1e-5 * expected.abs().max())
+    assert type(AutoModel.from_pretrained(done.destination)).__name__ == "RadioModel"  # it is not remembered
+    processor = AutoImageProcessor.from_pretrained(done.destination, backend="pil")
+    ask = pipeline(
+        "image-feature-extraction", str(done.destination), image_processor=processor, trust_remote_code=True, pool=True
+    )
+    assert torch.allclose(torch.tensor(ask(picture)), expected, rtol=0, atol=1e-5 * expected.abs().max())
+    card = (done.destination / "README.md").read_text()
+    assert "The pooling is in `modeling_vitconv.py`" in card and "pipeline_tag: image-feature-extraction" in card
+    assert "model = AutoModel.from_pretrained(folder, trust_remote_code=True)" in card
+
+    loaded.save_pretrained(tmp_path / "again")
+    back = revert_checkpoint(tmp_path / "again", tmp_path / "back", architecture=name)
+    reverted = timm.create_model(f"local-dir:{back.destination}", pretrained=True, num_classes=0).eval()
+    with torch.no_grad():
+        assert torch.allclose(reverted(pixels), expected, rtol=0, atol=1e-5 * expected.abs().max())
+
+
+@pytest.mark.parametrize("count", [7, 0])
+def test_every_pooling_of_every_architecture_has_a_configuration_or_a_refusal(count):
+    for facts in filter(None, (entry.facts for entry in entries().values())):
+        for pool, target in itertools.product(("", "avg", "token", "map"), (None, "head_code")):
+            with suppress(ArchitectureError):
+                architecture = replace(facts, num_labels=count, global_pool=pool)
+                assert mapping.config(architecture, target=target)["architectures"]
+
+
+def test_without_a_head_and_without_pooling_there_is_nothing_to_add():
+    architecture = replace(from_timm(reduced("vit_base_patch16_reg4_gap_256", num_classes=0)), global_pool="")
+    with pytest.raises(ArchitectureError, match="RadioWithTimmPoolingModel does not .* has no head"):
+        mapping.family_for(architecture, "radio_head_code")
+
+
+def test_a_norm_behind_attention_pooling_is_in_no_head():
+    model = reduced("vit_so150m_patch16_reg4_map_256", num_classes=7, fc_norm=True)
+    with pytest.raises(ArchitectureError, match="attention pooling"):
+        to_huggingface(model, target="head_code")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["vit_so150m_patch16_reg4_map_256", "naflexvit_so150m2_patch16_reg1_map", "vit_base_patch16_reg4_gap_256"],
+)
+def test_the_way_back_leads_to_an_architecture_that_converts_with_code_only(name, tmp_path):
+    model = reduced(name, num_classes=7).float()
+    torch.save(model.state_dict(), tmp_path / "timm.pth")
+    given = {"architecture": model, "labels": CLASSES, "data": {"crop_pct": 1.0, "crop_mode": "center"}}
+    done = convert_checkpoint(tmp_path / "timm.pth", tmp_path / "hf", target="head_code", **given)
+    back = revert_checkpoint(done.destination, tmp_path / "back", architecture=name)
+    assert back.timm_name == name
+    reverted = timm.create_model(f"local-dir:{back.destination}", pretrained=True).eval()
+    pixels = pixels_for(model)
+    with torch.no_grad():
+        expected = model(pixels)
+        assert torch.allclose(reverted(pixels), expected, rtol=0, atol=1e-5 * expected.abs().max())
+
+
 def test_a_loaded_classifier_is_saved_with_its_code(tmp_path):
     _, done = convert("dinov3", tmp_path)
     loaded = AutoModelForImageClassification.from_pretrained(done.destination, trust_remote_code=True)
@@ -184,7 +286,7 @@ def test_a_loaded_classifier_is_saved_with_its_code(tmp_path):
     revert_checkpoint(tmp_path / "again", tmp_path / "back")  # a folder that vitconv did not write
 
 
-@pytest.mark.parametrize("family", ["dinov3", "siglip", "radio"])
+@pytest.mark.parametrize("family", ["dinov3", "siglip", "radio", "attention"])
 def test_training_goes_on(family, tmp_path):
     """A step of Transformers' Trainer, and an adapter on the attention that is merged again."""
     model, done = convert(family, tmp_path, verify=False)
@@ -235,6 +337,22 @@ def point_elsewhere(folder):
     (folder / "other.py").write_text(f"open({str(folder / 'PWNED')!r}, 'w')\n")
 
 
+def bring_a_pipeline(folder):
+    """Which `pipeline(…, trust_remote_code=True)` would run instead of its own."""
+    config = json.loads((folder / "config.json").read_text())
+    config["custom_pipelines"] = {"image-classification": {"impl": "other.Pipe", "pt": ["AutoModel"]}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "other.py").write_text(f"open({str(folder / 'PWNED')!r}, 'w')\n")
+
+
+def bring_a_processor(folder):
+    """Which `AutoImageProcessor.from_pretrained(…, trust_remote_code=True)` would run."""
+    processor = json.loads((folder / "preprocessor_config.json").read_text())
+    processor["auto_map"] = {"AutoImageProcessor": "other.Processor"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    (folder / "other.py").write_text(f"open({str(folder / 'PWNED')!r}, 'w')\n")
+
+
 def take_away(folder):
     (folder / "modeling_vitconv.py").unlink()
 
@@ -251,11 +369,17 @@ def converted(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("edit", "message"),
+    ("edit", "message", "remedy"),
     [
-        (add_a_line, "modeling_vitconv.py' is not a file that vitconv wrote."),
-        (point_elsewhere, "`auto_map` in the config.json in"),
-        (take_away, "has no modeling_vitconv.py, which its class DINOv3ViTWithTimmHeadForImageClassification is in."),
+        (add_a_line, "modeling_vitconv.py' is not a file that vitconv wrote.", "Do not load this folder with"),
+        (point_elsewhere, "`auto_map` in the config.json in", "Do not load this folder with trust_remote_code=True."),
+        (bring_a_processor, "preprocessor_config.json' names code", "Do not load this folder with trust_remote_code"),
+        (take_away, "has no modeling_vitconv.py, which its class DINOv3ViTWithTimmHead", "Do not load this folder"),
+        (
+            bring_a_pipeline,
+            "`custom_pipelines` in config.json is",
+            "Remove this setting, or convert the source again.",
+        ),
     ],
 )
 @pytest.mark.parametrize(
@@ -267,18 +391,18 @@ def converted(tmp_path_factory):
         "revert . ../back",
     ],
 )
-def test_edited_code_is_refused_by_every_command_and_does_not_run(edit, message, command, converted, tmp_path):
+def test_other_code_is_refused_by_every_command_and_does_not_run(
+    edit, message, remedy, command, converted, tmp_path, monkeypatch
+):
     for name in ("timm", "photo.png"):
         (tmp_path / name).symlink_to(converted / name)
     folder = shutil.copytree(converted / "hf", tmp_path / "hf")
     edit(folder)
-    done = subprocess.run(
-        [sys.executable, "-m", "vitconv", *command.split()],
-        cwd=folder, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 1, done.stderr
-    assert "error: " in done.stderr and message in done.stderr and "Traceback" not in done.stderr
-    assert "Do not load this folder with trust_remote_code=True." in done.stderr
+    monkeypatch.chdir(folder)
+    code, _, said = commands.run(*command.split())
+    assert code == 1, said
+    assert "error: " in said and message in said and "Traceback" not in said
+    assert remedy in said
     assert not list(tmp_path.rglob("PWNED")) and not (tmp_path / "back").exists()
 
 
@@ -305,10 +429,46 @@ def test_it_is_an_explicit_choice_that_the_refusal_names():
     assert "Convert it with --head code" in caught.value.remedy and "--headless" in caught.value.remedy
 
 
+@pytest.mark.parametrize("family", [family for family in ONE_OF if family != "clip"])  # CLIP always pools
+def test_a_head_on_every_token_is_refused(family):
+    model = reduced(ONE_OF[family], num_classes=7, global_pool="")
+    with pytest.raises(ArchitectureError, match="it has a head on every token"):
+        to_huggingface(model, target="head_code")
+
+
 def test_without_a_head_there_is_no_code():
     model = perturbed(reduced("vit_small_patch16_dinov3"))
     with pytest.raises(ArchitectureError, match="it has no classification head"):
         to_huggingface(model, target="head_code")
+
+
+@pytest.mark.parametrize(
+    ("name", "becomes"),
+    [
+        ("vit_tiny_patch16_224", "ViTForImageClassification"),
+        ("beit_base_patch16_224", "BeitForImageClassification"),
+        ("vit_small_patch14_reg4_dinov2", "Dinov2WithRegistersForImageClassification"),
+        ("vit_relpos_small_patch16_224", "BeitForImageClassification"),
+        ("deit_tiny_distilled_patch16_224", "DeiTForImageClassificationWithTeacher"),
+    ],
+)
+@pytest.mark.parametrize("target", ["head_code", "dpt_head_code"])
+def test_a_model_whose_head_transformers_has_needs_no_code(name, becomes, target):
+    architecture = from_timm(reduced(name, num_classes=7))
+    with pytest.raises(ArchitectureError, match=f"needs no code for a head: it becomes {becomes}, a class") as caught:
+        mapping.family_for(architecture, target)
+    assert caught.value.remedy == "Leave out --head code (in Python target='head_code')."
+    assert mapping.class_name(architecture) == becomes
+
+
+def test_where_code_does_not_help_the_reason_is_that_of_the_native_classes():
+    architecture = replace(from_timm(reduced("vit_tiny_patch16_224", num_classes=7)), global_pool="max")
+    with pytest.raises(ArchitectureError) as native:
+        mapping.family_for(architecture)
+    with pytest.raises(ArchitectureError) as caught:
+        mapping.family_for(architecture, "head_code")
+    assert (caught.value.problem, caught.value.remedy) == (native.value.problem, native.value.remedy)
+    assert "another pooling" in caught.value.problem and "timm_wrapper" in caught.value.remedy
 
 
 def test_the_target_may_name_the_vision_model_s_family():

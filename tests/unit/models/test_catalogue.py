@@ -35,6 +35,16 @@ def test_the_catalogue_is_not_used_with_another_timm(monkeypatch):
     catalogue.is_current.cache_clear()
 
 
+@pytest.mark.parametrize(("count", "headed"), [(7, True), (None, False), (0, False)])
+def test_a_model_that_vitconv_cannot_read_has_a_head_where_timm_lists_it_with_one(count, headed):
+    """timm lists EVA-02 for 224 pixels without a head, and for 336 with one."""
+    own = catalogue.with_classes(entries()["eva02_tiny_patch14_224"], count)
+    assert (own.class_name, own.pipeline) == (
+        ("TimmWrapperForImageClassification", True) if headed else ("TimmWrapperModel", False)
+    )
+    assert catalogue.with_classes(entries()["eva02_tiny_patch14_336"], None).pipeline
+
+
 @pytest.mark.parametrize("name", CONVERTIBLE)
 def test_every_architecture_is_a_candidate_for_its_own_weights(name):
     shapes = timm_shapes(entries()[name].architecture)

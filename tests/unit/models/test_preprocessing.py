@@ -13,10 +13,11 @@ import pytest
 import timm
 import torch
 import transformers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from models import small_model
 from PIL import Image, ImageOps
+from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
 
 from vitconv.errors import InputError
 from vitconv.files import write_json
@@ -29,6 +30,7 @@ from vitconv.models.pixels import (
     known_difference,
     probe_pixels,
     process,
+    resize_first,
     timm_pixels,
     without_transparency,
 )
@@ -162,6 +164,7 @@ def test_every_kind_of_image_file_gives_timm_s_pixels(both, image_files, name, c
     assert torch.equal(ours, timm_pixels(image, config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in IMAGES if name not in ("row.png", "column.png")])
 def test_every_kind_of_image_file_is_cropped_alike(both, image_files, name):
     image, config = load_image(image_files / name), config_for()
@@ -179,6 +182,26 @@ def test_transparency_is_a_known_difference(both, image_files, name):
     white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
     assert torch.equal(theirs, timm_pixels(white, config))
     assert "blends transparency" in known_difference(image, config)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
+def test_an_image_that_could_be_transparent_and_is_not_has_timms_pixels(both, image_files, mode, tmp_path):
+    """As many a screenshot."""
+    image = load_image(image_files / "alpha.png").convert("RGB")
+    if mode in ("PA", "P"):
+        image = image.quantize(16)
+        if mode == "P":  # a colour that no pixel has is transparent
+            unused = max(set(range(256)) - set(image.get_flattened_data()))
+            image.save(tmp_path / "unused.png", transparency=unused)
+            image = load_image(tmp_path / "unused.png")
+        else:
+            image = image.convert("PA")
+    else:
+        image = image.convert(mode)
+    assert image.has_transparency_data
+    config = config_for()
+    ours, theirs = both(image, config)
+    assert torch.equal(ours, theirs) and known_difference(image, config) is None
 
 
 def test_both_ignore_the_exif_orientation_as_timm_does(both, image_files):
@@ -476,6 +499,7 @@ def test_another_file_than_the_folder_s_own_may_not_change_the_settings(tmp_path
         load_processor(tmp_path)
 
 
+@pytest.mark.slow
 def test_without_timm_it_says_what_to_install(tmp_path):
     """Transformers' own processor does not need it."""
     write_json(processor_config(config_for()), tmp_path / PROCESSOR_FILE)
@@ -656,6 +680,63 @@ def test_up_to_the_bound_an_image_has_timms_pixels(tmp_path, monkeypatch, change
         monkeypatch.setattr(images, "MOST_PIXELS", bound - 1)
         with pytest.raises(InputError, match="at most"):
             process(image, processor, 3) if processor else timm_pixels(image, config)
+
+
+@st.composite
+def resizes(draw):
+    """Settings of a processor of Transformers', and an image: its size, mode and transparency."""
+    crop, side = draw(st.integers(1, 40)), draw(st.integers(1, 48))
+    other = draw(st.integers(1, 48))
+    options = {
+        "size": draw(st.sampled_from([{"shortest_edge": side}, {"height": side, "width": other}])),
+        "crop_size": {"height": crop, "width": draw(st.integers(1, 40))},
+        "resample": draw(st.integers(0, 5)),
+        "do_center_crop": draw(st.booleans()),
+        "do_resize": draw(st.sampled_from([True, True, True, False])),
+    }
+    size = draw(st.integers(1, 90)), draw(st.integers(1, 90))
+    return options, size, draw(st.sampled_from(["RGB", "RGB", "L", "RGBA", "LA", "P", "1", "CMYK", "transparent"]))
+
+
+@given(resizes(), st.sampled_from([3, 1]))
+@example(({"size": {"shortest_edge": 20}, "do_center_crop": False}, (40, 30), "transparent"), 3)
+@settings(deadline=None, max_examples=300)
+def test_an_image_resized_first_has_the_pixels_of_the_processor(case, channels):
+    options, size, mode = case
+    processor = CLIPImageProcessorPil(
+        image_mean=MEAN[:channels], image_std=STD[:channels], do_convert_rgb=channels == 3, **options
+    )
+    image = noise_image(*size).convert("RGB" if mode == "transparent" else mode)
+    if mode == "transparent":
+        image.info["transparency"] = image.getpixel((0, 0))
+    assert torch.equal(
+        process(resize_first(image, processor, channels), processor, channels), process(image, processor, channels)
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "mode", "expected"),
+    [
+        ({"size": {"shortest_edge": 32}}, "RGB", (40, 32)),
+        ({"size": {"height": 32, "width": 32}}, "RGB", (32, 32)),
+        ({"size": {"shortest_edge": 32}, "do_resize": False}, "RGB", (100, 80)),
+        ({"size": {"shortest_edge": 32, "longest_edge": 35}}, "RGB", (100, 80)),
+        ({"size": {"shortest_edge": 32}, "resample": None}, "RGB", (100, 80)),
+        ({"size": {"shortest_edge": 32}}, "RGBA", (100, 80)),
+        ({"size": {"shortest_edge": 32}}, "L", (100, 80)),
+    ],
+)
+def test_an_image_is_resized_first_only_where_the_pixels_are_known_to_be_the_same(options, mode, expected):
+    processor = CLIPImageProcessorPil(**options)
+    image = Image.new(mode, (100, 80))
+    assert resize_first(image, processor, 3).size == expected
+    assert resize_first(image, ViTImageProcessorPil(**options), 3) is image  # not the class that vitconv writes
+
+
+def test_resizing_first_has_the_bounds_of_the_processor():
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 96}, crop_size={"height": 96, "width": 96})
+    with pytest.raises(InputError, match="The image is 200000x1 pixels, and 19200000x96 while it is resized"):
+        resize_first(Image.new("RGB", (200_000, 1)), processor, 3)
 
 
 def test_a_crop_that_is_too_large_is_refused_before(tmp_path):

@@ -225,3 +225,9 @@ def test_an_unknown_tag_gets_the_known_ones():
         build_timm("vit_base_patch16_384.none")
     assert "no pretrained tag 'none'" in caught.value.problem
     assert "augreg_in21k_ft_in1k" in caught.value.remedy
+
+
+def test_a_device_among_the_arguments_takes_no_memory():
+    """They come from files; a small one could ask for a huge model."""
+    model = build_timm("vit_base_patch16_224", embed_dim=49152, num_heads=64, device="cpu")
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}

@@ -7,12 +7,14 @@ import pytest
 import timm
 import torch
 from models import perturbed, small_model, wrapped_arguments
+from safetensors.torch import load_file, save_file
 from timm.models import _builder, _factory
 from torch import nn
 
-from vitconv.convert import convert_checkpoint, inspect_checkpoint
+from vitconv.convert import convert_checkpoint, inspect_checkpoint, revert_checkpoint
 from vitconv.errors import ArchitectureError, CheckpointError, InputError, ParityError, WeightsError
 from vitconv.models.huggingface import load_folder
+from vitconv.models.processors import load_processor
 from vitconv.models.wrapper import NOT_ARGUMENTS, is_wrapper, read_wrapped
 
 NAME = "eva02_tiny_patch14_224"
@@ -28,6 +30,7 @@ def found(save, model, name=NAME, **options):
     return inspect_checkpoint(path, target="timm_wrapper", **options).architecture
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, sizes",
     [
@@ -107,17 +110,33 @@ def test_arguments_that_json_cannot_hold_are_refused_by_name():
         read_wrapped(model)
 
 
-@pytest.mark.parametrize("edit", ["epsilon", "head", "bias"])
-def test_an_edited_model_is_refused(edit):
+EDITS = {
+    "`blocks.1.norm1.eps`": lambda model: setattr(model.blocks[1].norm1, "eps", 1e-3),
+    "`head`": lambda model: setattr(model, "head", nn.Sequential(nn.Linear(64, 3))),
+    "timm does not rebuild": lambda model: setattr(model.blocks[0].mlp.fc1, "bias", None),
+    "`blocks.0.attn.scale`": lambda model: setattr(model.blocks[0].attn, "scale", 0.3),
+    "`pool_include_prefix`": lambda model: setattr(model, "pool_include_prefix", True),
+    "`VisionTransformer`": lambda model: setattr(model, "forward_head", model.forward_features),
+    "`blocks.0`": lambda model: model.blocks[0].register_forward_hook(lambda module, given, found: 2 * found),
+}
+
+
+@pytest.mark.parametrize("named", EDITS)
+def test_an_edited_model_is_refused(named):
     model = build("vit_tiny_patch16_224", num_classes=3)
-    if edit == "epsilon":
-        model.blocks[1].norm1.eps = 1e-3
-    elif edit == "head":
-        model.head = nn.Sequential(nn.Linear(64, 3))
-    else:
-        model.blocks[0].mlp.fc1.bias = None
-    with pytest.raises(ArchitectureError, match="timm does not rebuild this model"):
+    EDITS[named](model)
+    with pytest.raises(ArchitectureError, match="timm does not rebuild this model from") as caught:
         read_wrapped(model)
+    assert named in caught.value.problem
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", NAME])
+def test_what_training_alone_uses_is_no_edit(name):
+    model = build(name, num_classes=3, drop_rate=0.1, drop_path_rate=0.1)
+    model.set_grad_checkpointing()
+    model.reset_classifier(4, global_pool="avg")
+    known = read_wrapped(model)
+    assert (known.num_labels, known.model_args["global_pool"]) == (4, "avg")
 
 
 def test_a_model_that_timm_did_not_build_is_refused():
@@ -169,6 +188,7 @@ def test_a_folder_names_one_of_timm_s_vision_transformers(wrapped, tmp_path, nam
         ({"model_args": {"pretrained": True}}, "model_args.pretrained"),
         ({"model_args": {"pretrained_cfg_overlay": {"file": "evil.pth"}}}, "model_args.pretrained_cfg_overlay"),
         ({"model_args": {"features_only": True}}, "model_args.features_only"),
+        ({"model_args": {"device": "cpu"}}, "model_args.device"),
         ({"model_args": {"num_classes": 5}}, "model_args.num_classes"),
         ({"model_args": "depth"}, "model_args"),
         ({"pretrained_cfg": {"hf_hub_id": "org/name"}}, "pretrained_cfg.hf_hub_id"),
@@ -194,8 +214,48 @@ def test_without_its_names_a_folder_is_refused(wrapped, tmp_path, labels):
         load_folder(folder)
 
 
-def test_images_that_are_too_large_are_refused(wrapped, tmp_path):
-    folder = changed(wrapped, tmp_path, lambda content: content["model_args"].update(img_size=[10**5, 10**5]))
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"std": [0, 0, 0]}, r"`pretrained_cfg.std` in config.json is \[0, 0, 0\]. It must be a list of numbers from"),
+        ({"std": None}, "`pretrained_cfg.std` in config.json is None"),
+        ({"mean": [0.5]}, r"`pretrained_cfg.mean` in config.json is \[0.5\]. It must be .*, one per channel"),
+        ({"mean": "x"}, "`pretrained_cfg.mean` in config.json is 'x'"),
+        ({"mean": [float("nan")] * 3}, "`pretrained_cfg.mean` in config.json is"),
+        ({"crop_pct": 0}, "`pretrained_cfg.crop_pct` in config.json is 0"),
+        ({"crop_pct": "a"}, "`pretrained_cfg.crop_pct` in config.json is 'a'"),
+        ({"crop_pct": 1e-9}, "`pretrained_cfg.crop_pct` in config.json is 1e-09"),
+        ({"crop_mode": "zz"}, "`pretrained_cfg.crop_mode` in config.json is 'zz'. It must be 'center'"),
+        ({"interpolation": 3}, "`pretrained_cfg.interpolation` in config.json is 3"),
+        ({"num_classes": 3}, "`pretrained_cfg.num_classes` in config.json is 3, but `num_classes` is 5"),
+        (
+            {"input_size": [3, 64, 64]},
+            r"`pretrained_cfg.input_size` .* \[3, 64, 64\], but the model's is \[3, 56, 56\]",
+        ),
+        (
+            {"input_size": [1, 56, 56], "mean": [0.5], "std": [0.5]},
+            r"`pretrained_cfg.input_size` .* \[1, 56, 56\], but the model's is \[3, 56, 56\]",
+        ),
+    ],
+)
+def test_how_images_are_prepared_is_checked_before_any_is(wrapped, tmp_path, change, message):
+    folder = changed(wrapped, tmp_path, lambda content: content["pretrained_cfg"].update(change))
+    for load in (load_folder, lambda folder: revert_checkpoint(folder, tmp_path / "back")):
+        with pytest.raises(ParityError, match=message) as caught:
+            load(folder)
+        assert "Correct this setting" in caught.value.remedy
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_folder_that_tells_no_processor_is_named_by_its_file(wrapped, tmp_path):
+    folder = changed(wrapped, tmp_path, lambda content: content["pretrained_cfg"].update(interpolation="zz"))
+    with pytest.raises(InputError, match="has no config.json that Transformers can read"):
+        load_processor(folder)
+
+
+@pytest.mark.parametrize("size", [[10**5, 10**5], 10**5, 20_000])
+def test_images_that_are_too_large_are_refused(wrapped, tmp_path, size):
+    folder = changed(wrapped, tmp_path, lambda content: content["model_args"].update(img_size=size))
     with pytest.raises(InputError, match="too large"):
         load_folder(folder)
 
@@ -203,6 +263,25 @@ def test_images_that_are_too_large_are_refused(wrapped, tmp_path):
 def test_a_model_larger_than_its_weights_is_refused_before_it_is_built(wrapped, tmp_path):
     folder = changed(wrapped, tmp_path, lambda content: content["model_args"].update(depth=20))
     with pytest.raises(CheckpointError, match=r"has [\d,]+ elements, and its weights have"):
+        load_folder(folder)
+
+
+@pytest.mark.parametrize("prefix", ["", "timm_model."])
+def test_a_model_of_other_shapes_is_refused_before_it_is_built(wrapped, tmp_path, prefix):
+    """Its positions may take much more room than its weights."""
+    folder = changed(wrapped, tmp_path, lambda content: content["model_args"].update(patch_size=1))
+    tensors = load_file(folder / "model.safetensors")
+    named = {prefix + name: tensor for name, tensor in tensors.items() if name != "pos_embed"}
+    named["pos_embed"] = torch.zeros(1, 56 * 56 + 1, 48)
+    save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="tensors of other shapes than its weights: patch_embed.proj.weight"):
+        load_folder(folder)
+
+
+def test_without_arguments_of_its_own_a_model_is_timm_s(wrapped, tmp_path):
+    """A configuration may leave them out; here that is another model than the one of the weights."""
+    folder = changed(wrapped, tmp_path, lambda content: content.pop("model_args"))
+    with pytest.raises(ParityError, match=r"input_size` in config.json is .*, but the model's is \[3, 224, 224\]"):
         load_folder(folder)
 
 

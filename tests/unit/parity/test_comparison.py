@@ -162,6 +162,29 @@ def test_float32_allows_another_order_of_summation_and_no_more(pair):
     assert compare(timm_model, hf_model, pixels, dtypes=["float32"])["float32"].diverges_at.name == "blocks.1"
 
 
+def test_float32_allows_twice_what_the_original_itself_is_off():
+    """Where a processor sums up a patch in one go, timm's convolution rounds by more than another order explains."""
+    exact = torch.tensor([1.0, 0.5], dtype=torch.float64)
+    original = exact - torch.tensor([0, 3e-6], dtype=torch.float64)
+    criterion = CRITERIA["float32"]
+    assert not measure_stage("embeddings", [original, exact], criterion, []).within
+    assert measure_stage("embeddings", [exact, original, exact + 2e-6], criterion, []).within
+    assert not measure_stage("embeddings", [exact, original, exact + 4e-6], criterion, []).within
+
+
+def test_a_second_look_beside_float64_decides_in_float32(monkeypatch):
+    model = reduced("vit_base_patch16_radio_v3")  # Transformers multiplies matrices where timm convolves
+    twin = to_huggingface(model, verify=False)
+    pixels = pixels_for(model)
+    strict = dataclasses.replace(CRITERIA["float32"], tolerance=1e-9)
+    monkeypatch.setitem(CRITERIA, "float32", strict)
+    compare(model, twin, pixels, dtypes=["float32"]).assert_match()
+    with torch.no_grad():
+        twin.encoder.layer[1].mlp.fc1.bias[0] += 1e-3
+    with pytest.raises(ParityError, match=r"diverge at `blocks\.1` in float32: .* rounding explains"):
+        compare(model, twin, pixels, dtypes=["float32"]).assert_match()
+
+
 def test_eager_attention_is_compared_with_sdpa_in_float64(pair):
     timm_model, hf_model, pixels = pair
     hf_model.set_attn_implementation("eager")

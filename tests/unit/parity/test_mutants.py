@@ -18,7 +18,7 @@ def test_there_are_sixty_and_no_two_alike():
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
 
 
-@pytest.fixture(params=["verify", "convert"])
+@pytest.fixture(params=["convert", pytest.param("verify", marks=pytest.mark.slow)])
 def converting(request):
     """Whether a mutant is judged by the proof that ``vitconv convert`` makes, or by ``vitconv verify``."""
     return request.param == "convert"

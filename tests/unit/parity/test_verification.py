@@ -296,6 +296,7 @@ def test_check_bytes_knows_nan_and_minus_zero():
         check_bytes({"a": nan}, {"a": torch.tensor([float("nan"), -0.0])})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 @pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "deit3_small_patch16_224"])
 def test_other_dtypes_are_proved_too(name, dtype, tmp_path, save):
@@ -749,6 +750,7 @@ RECORDED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", RECORDED)
 def test_what_decides_which_weights_count_is_named_if_only_the_record_states_it(kind, tmp_path):
     given, begins = RECORDED[kind]

@@ -211,6 +211,7 @@ def assert_timm_s(done, model, namespace, pixels):
     assert torch.allclose(answer, expected, rtol=0, atol=1e-4 * expected.abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "timm_name", "classes", "target"), each_way_to_use_a_model())
 def test_every_example_of_every_class_gives_what_timm_returns(name, timm_name, classes, target, tmp_path):
     """On a photo that both processors prepare alike; and with timm's, on one that Transformers crops otherwise."""
@@ -270,6 +271,31 @@ def test_every_example_of_every_kind_of_input_gives_what_timm_returns(kind, data
     for namespace in examples:
         assert_timm_s(done, model, namespace, timm_pixels(photo, done.data)[None])
     assert ("No preprocessor_config.json: " in card(done).text) == (count == 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        ("plain", {"crop_pct": 1.0}),
+        ("one channel", {"crop_pct": 1.0}),
+        ("not square", {}),
+        ("plain", {"crop_mode": "border"}),
+        ("six channels", {}),
+    ],
+)
+def test_the_lines_that_a_conversion_prints_load_what_there_is(kind, data, tmp_path):
+    """Also where only timm's transform makes the pixels."""
+    model = small_model(kind)
+    torch.save(model.state_dict(), tmp_path / "timm.pth")
+    done = convert_checkpoint(tmp_path / "timm.pth", tmp_path / "hf", architecture=model, data=data, verify=False)
+    namespace = {}
+    exec("\n".join(done.loading_lines), namespace)
+    assert type(namespace["model"]).__name__ == done.class_name
+    assert ("processor" in namespace) == (kind != "six channels")
+    if "processor" in namespace:
+        photo = sample_image((96, 96)).convert("L" if kind == "one channel" else "RGB")
+        pixels = namespace["processor"](photo, return_tensors="pt")["pixel_values"]
+        assert torch.equal(pixels, timm_pixels(photo, done.data)[None])
 
 
 def test_a_model_that_no_image_file_fits_has_an_example_too(tmp_path):

@@ -64,6 +64,20 @@ def test_a_record_of_schema_1_is_reverted(old_folder, tmp_path):
     assert revert_checkpoint(old_folder, tmp_path / "back", verify=False).timm_name == "vit_tiny_patch16_224"
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"architecture": "\ud800"},
+        {"source": [{"file": "\ud800", "bytes": 1, "sha256": None}]},
+        {"source": [{"file": "a.pth", "bytes": 1, "sha256": int("1" * 64)}]},
+    ],
+)
+def test_a_record_with_what_vitconv_does_not_write_is_refused(tmp_path, change):
+    (tmp_path / "parity.json").write_text(json.dumps({**json.loads(SCHEMA_1.read_text()), **change}))
+    with pytest.raises(CheckpointError, match=f"`{next(iter(change))}`"):
+        read_record(tmp_path)
+
+
 def test_a_folder_without_a_record(tmp_path):
     assert read_record(tmp_path) == ConversionRecord()
     assert recorded_architecture(tmp_path) is None

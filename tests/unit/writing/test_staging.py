@@ -104,6 +104,14 @@ def test_only_a_model_folder_is_overwritten(tmp_path):
     assert (tmp_path / "photos" / "1.jpg").exists()
 
 
+def test_what_a_killed_calibration_left_is_overwritten(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / ".calibration.a_9bcdef.vitconv-new.json").touch()
+    with staged_folder(tmp_path / "model", overwrite=True) as staging:
+        (staging / "config.json").touch()
+    assert [file.name for file in (tmp_path / "model").iterdir()] == ["config.json"]
+
+
 def test_an_unwritable_destination(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DestinationError, match="cannot be written"), staged_folder(tmp_path / "file" / "model"):
@@ -153,6 +161,13 @@ def test_a_parent_that_may_not_be_written(tmp_path):
     (tmp_path / "parent").mkdir(mode=0o500)
     with pytest.raises(DestinationError, match="cannot be written: Permission denied"):
         staged_folder(tmp_path / "parent" / "model").__enter__()
+
+
+def test_a_destination_that_could_not_be_read_again(tmp_path):
+    with pytest.raises(DestinationError, match="is not UTF-8"), staged_folder(tmp_path / "\udcff"):
+        pass
+    with pytest.raises(DestinationError, match="is not UTF-8"):
+        check_destination(tmp_path / "\udcff" / "x")
 
 
 def test_a_name_that_no_file_system_allows(tmp_path):
