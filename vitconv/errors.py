@@ -108,6 +108,12 @@ def shown(value: object) -> str:
     return text if len(text) <= 100 else f"{text[:100]}…"
 
 
+def check_flag(name: str, value: object) -> None:
+    """Raise :class:`InputError` unless a value is true or false: a text such as ``"no"`` would count as true."""
+    if not isinstance(value, bool):
+        raise InputError(f"{name} is {shown(value)}.", "Pass True or False.")
+
+
 def brief(text: str) -> str:
     """A text as Python writes it, with the middle left out where it is long: for a repr that fits a line.
 

@@ -158,8 +158,30 @@ def umask() -> int:
 
 
 def write_json(content: Any, path: Path) -> None:
-    """Write JSON for people and diffs: indented, keys in the order given, UTF-8."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write JSON for people and diffs: indented, keys in the order given, UTF-8.
+
+    A lone surrogate, which UTF-8 has not, becomes JSON's own escape.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def is_unicode(text: str) -> bool:
+    """Whether text can be written as UTF-8: JSON and the names of files may hold lone surrogates, which cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def check_name(path: str | os.PathLike[str], error: type[VitconvError]) -> None:
+    """Raise ``error`` for a path that libraries in other languages cannot open: one that is not UTF-8."""
+    try:
+        whole = os.path.abspath(path)
+    except FileNotFoundError:  # the working folder is gone
+        whole = os.fspath(path)
+    if not is_unicode(whole):
+        raise error(
+            f"The name of '{path}' is not UTF-8, or that of a folder that holds it; libraries that open it need that.",
+            "Rename it, or choose another path.",
+        )
 
 
 class RepeatedKeyError(ValueError):
@@ -198,14 +220,18 @@ def repeated_key(what: str, error: RepeatedKeyError, kind: type[VitconvError] = 
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, most: int = MOST_TEXT) -> dict[str, Any]:
     """Read a JSON object.
 
+    Args:
+        path: the file.
+        most: the most bytes.
+
     Raises:
-        CheckpointError: the file is not one, or an object in it has a key twice.
+        CheckpointError: the file is not one, or too large, or an object in it has a key twice.
     """
     _log.info("reading '%s'", path)
-    check_file(path, "JSON file", most=MOST_TEXT, error=CheckpointError)
+    check_file(path, "JSON file", most=most, error=CheckpointError)
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
     except RepeatedKeyError as error:
@@ -233,6 +259,11 @@ def absent(path: Path) -> str:
     if os.path.isdir(folder):
         return f"'{folder}' has no {path.name}."
     return f"'{folder}' is a file, not a folder." if os.path.exists(folder) else f"There is no folder '{folder}'."
+
+
+def real_path(path: str | os.PathLike[str]) -> Path:
+    """The absolute path to which all links lead. Of links in a circle, one stays: opening it says what is wrong."""
+    return Path(os.path.realpath(path))
 
 
 def sha256(file: Path, stopped: Callable[[], bool] = lambda: False) -> str:

@@ -25,6 +25,8 @@ _SPECIAL = re.compile(
 _NUMBER = r"-?(?:[\d,]+(?:\.\d+)?(?:e[+-]?\d+)?|nan|inf)(?: ?%)?"
 _NUMBERS = re.compile(rf"(?:{_NUMBER}(?: to {_NUMBER})?|\*\*{_NUMBER}\*\*)?")
 _NUMBERED = re.compile(r"^(\d+)([.)])(?=\s|$)")
+# An option of a command, in escaped text. Beside a backslash or a backtick, it is part of something else.
+_OPTION = re.compile(r"(?<![\w`\\-])--[a-z][a-z0-9]*(?:-[a-z0-9]+)*(?![\w`\\-])")
 
 
 def escape(text: object) -> str:
@@ -34,6 +36,15 @@ def escape(text: object) -> str:
     \\<b\\>\\*oak\\*\\</b\\> \\| max_logit_difference 0.5
     """
     return _NUMBERED.sub(r"\1\\\2", _SPECIAL.sub(r"\\\g<0>", _one_line(str(text))))
+
+
+def prose(text: object) -> str:
+    """Text of vitconv's own, with its options as code, which the pages of notebooks do not break after a hyphen.
+
+    >>> print(prose("Pass --data-config FILE, or <none>."))
+    Pass `--data-config` FILE, or \\<none\\>.
+    """
+    return _OPTION.sub(r"`\g<0>`", escape(text))
 
 
 def code(text: object) -> str:

@@ -6,7 +6,16 @@ import pytest
 
 from vitconv.checkpoints.labels import read_labels
 from vitconv.errors import CheckpointError, DestinationError, InputError
-from vitconv.files import NoRegularFileError, check_file, new_file, open_file, read_json
+from vitconv.files import (
+    NoRegularFileError,
+    check_file,
+    check_name,
+    is_unicode,
+    new_file,
+    open_file,
+    read_json,
+    write_json,
+)
 from vitconv.models.data_config import read_data_config
 
 
@@ -169,6 +178,33 @@ def test_new_files_have_the_permissions_of_the_umask(tmp_path):
             pass
         os.umask(before)
         assert (tmp_path / "a.txt").stat().st_mode & 0o777 == mode
+
+
+def test_json_is_written_whatever_the_text(tmp_path):
+    """Names of files, and JSON of others, may hold what UTF-8 has not."""
+    content = {"größe": "\ud800x", "\udcff": 1}
+    write_json(content, tmp_path / "x.json")
+    assert read_json(tmp_path / "x.json") == content
+    assert "größe" in (tmp_path / "x.json").read_text(encoding="utf-8")
+    assert [is_unicode(text) for text in ("größe 😀", "", "\ud800", "x\udfff")] == [True, True, False, False]
+
+
+def test_names_that_are_not_utf_8(tmp_path, monkeypatch):
+    (tmp_path / "\udcfc").mkdir()
+    monkeypatch.chdir(tmp_path / "\udcfc")
+    for path in (tmp_path / "\udcfc", "größe", "../\udcfc/x"):
+        with pytest.raises(CheckpointError, match="The name of '.*' is not UTF-8, or that of a folder"):
+            check_name(path, CheckpointError)
+    check_name(tmp_path / "größe 😀", CheckpointError)
+
+
+def test_names_where_the_working_folder_is_gone(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    check_name("x.pth", CheckpointError)
+    with pytest.raises(CheckpointError, match="is not UTF-8"):
+        check_name("\udcfc.pth", CheckpointError)
 
 
 def test_an_unwritable_destination_is_named(tmp_path):

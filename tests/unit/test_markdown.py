@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from vitconv import markdown
-from vitconv.markdown import code, escape, table
+from vitconv.markdown import code, escape, prose, table
 
 COMMONMARK = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 PLUGINS = ["strikethrough", "footnotes", "table", "url", "task_lists", "def_list", "abbr", "mark", "insert", "superscript", "subscript", "math", "ruby", "spoiler"]  # fmt: skip
@@ -28,7 +28,7 @@ PLACES = [
 ]
 
 MARKS = st.text(st.sampled_from(list("\\`*_{}[]()<>#+-.!|&~$@^=:;/'\"%?, \n\t0123459aiwhtpéß屋")))
-TEXTS = st.one_of(MARKS, st.text(), st.lists(st.sampled_from(["http://a.b", "www.a.b", "![a](http://b.c/d)", "<script>", "&amp;", "&#58;", "---", "***", "```", "~~~", "$$", "[^1]", "[a]: b", "- ", "1. ", "# ", "> ", "a@b.c", "\n\n", "| --- |", "<!--", "-->", "*[a]: b", "__", "_", "a", " ", "\\"])).map("".join))  # fmt: skip
+TEXTS = st.one_of(MARKS, st.text(), st.lists(st.sampled_from(["http://a.b", "www.a.b", "![a](http://b.c/d)", "<script>", "&amp;", "&#58;", "---", "***", "```", "~~~", "$$", "[^1]", "[a]: b", "- ", "1. ", "# ", "> ", "a@b.c", "\n\n", "| --- |", "<!--", "-->", "*[a]: b", "--ab-c", "--a", "__", "_", "a", " ", "\\"])).map("".join))  # fmt: skip
 given_text = lambda test: given(TEXTS)(  # noqa: E731
     example("a\n# b")(example("![x](http://e.org/x.png)")(example("<script>alert(1)</script>")(example("1. a")(test))))
 )
@@ -99,6 +99,20 @@ def test_code_is_code(text):
     found = shape_and_text(COMMONMARK.parse(f"a {code(text)} b"))
     assert found[0] == [("paragraph_open", "p"), ("inline", ""), ("paragraph_close", "p")]
     assert found[1] == f"a {line(text)} b"
+
+
+@given_text
+def test_prose_reads_as_it_was_and_has_no_markup_but_code(text):
+    found = shape_and_text(COMMONMARK.parse(f"a {prose(text)} b"))
+    assert found[0] == [("paragraph_open", "p"), ("inline", ""), ("paragraph_close", "p")]
+    assert " ".join(found[1].split()) == " ".join(f"a {line(text)} b".split())
+
+
+def test_options_in_prose_are_code():
+    assert prose("pass --data-config FILE (or --no-ema).") == "pass `--data-config` FILE (or `--no-ema`)."
+    for text in ("a -- b", "x--data-config", "--data-config-", "a—b", "---"):
+        assert prose(text) == escape(text)
+    assert prose("`--out`") == escape("`--out`")
 
 
 def test_what_has_no_meaning_stays_as_it_is():

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vitconv import __version__
+from vitconv.checkpoints.checkpoint import is_optimized
 from vitconv.errors import InputError, first_few
+from vitconv.inference import optimized
 from vitconv.inference.predictions import read_predictions
 from vitconv.inference.runtime import read_info
 from vitconv.models.huggingface import load_config
@@ -40,20 +42,34 @@ def describe(
         )
     record = read_record(folder)
     classes = load_config(folder).architectures[0]
+    checkpoint = {"checkpoint": first_few(map(_name, record.files)) if record.files else "unknown"}
     return {
         "model": str(model),
         "model's SHA-256": f"{fingerprint[:16]}…",
         "class": f"{classes}, from timm's {record.architecture}" if record.architecture else classes,
-        "checkpoint": first_few(map(_name, record.files)) if record.files else "unknown",
+        **(_optimized(folder) if is_optimized(folder) else checkpoint),
         "images": str(images),
-        "compared with": _compared_with(expected, record),
+        "compared with": _compared_with(expected, record, folder),
         "predicted on": _run(settings),
         "versions": _versions({"vitconv": __version__, **dict(settings.get("versions") or {})}),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
 
-def _compared_with(expected: str | Path | None, record: ConversionRecord) -> str:
+def _optimized(folder: Path) -> dict[str, str]:
+    """What an optimised folder was made from, and how it is run."""
+    artefact, record = optimized.read_record(folder)
+    model = record.get("model")
+    name = model.get("name") if isinstance(model, dict) else None
+    precision = artefact.settings.get("precision")
+    runtime = f"run by {artefact.runtime}{f' in {precision}' if precision else ''}"
+    return {
+        "made from": f"{name or 'unknown'} (SHA-256 {artefact.model[:16]}…)",
+        "recipe": f"{artefact.recipe}, {runtime}",
+    }
+
+
+def _compared_with(expected: str | Path | None, record: ConversionRecord, folder: Path) -> str:
     """What the answers are compared with; of a timm model also whether the folder was made from its file."""
     if expected is None:
         return "nothing"
@@ -61,10 +77,12 @@ def _compared_with(expected: str | Path | None, record: ConversionRecord) -> str
         return f"the answers in {expected}"
     settings = read_predictions(expected).run.settings
     if settings.get("runtime") != "timm":
-        return f"the predictions in {expected}"
+        its_own = is_optimized(folder) and settings.get("model") == optimized.read_artefact(folder).model
+        return f"the predictions in {expected}{', of the model that it was made from' if its_own else ''}"
     text = f"the timm model of {settings.get('source')}, run with timm's own pixels"
     known = {file.sha256 for file in record.files if file.sha256}
-    if known and known.isdisjoint(settings.get("source_sha256") or ()):
+    given = settings.get("source_sha256")  # anything, in a part that was written anew
+    if known and isinstance(given, list) and known.isdisjoint(map(str, given)):
         text += "; the model was converted from another file"
     return text
 

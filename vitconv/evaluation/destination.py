@@ -46,6 +46,11 @@ def check_report_folder(folder: Path, images: str | Path, inputs: Iterable[str |
             "be taken for images.",
             _OTHER,
         )
+    for rows in (folder / PREDICTIONS, folder / TIMM):
+        if rows.is_symlink():  # the rows there are replaced, and those may be of another run
+            raise DestinationError(
+                f"'{rows}' is a link: the rows that it leads to would be replaced.", f"Remove the link. {_OTHER}"
+            )
     try:
         others = [] if (folder / MARK).is_file() else sorted(entry.name for entry in folder.iterdir())
     except FileNotFoundError:
@@ -69,14 +74,9 @@ def report_folder(folder: Path) -> Iterator[None]:
     Raises:
         DestinationError: another run writes the folder, or it cannot be written.
     """
-    made, marked = not folder.exists(), (folder / MARK).exists()
+    lock, made, marked = _locked_mark(folder)
+    _held.add(lock)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / MARK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    except OSError as error:
-        raise unwritable(folder, error) from error
-    try:
-        _lock(lock, folder)
         try:
             _clear(folder, lock)
             yield
@@ -84,18 +84,88 @@ def report_folder(folder: Path) -> Iterator[None]:
             with suppress(OSError):
                 _remove_empty(folder, made, marked)
     finally:
+        _held.discard(lock)
         os.close(lock)
 
 
-def _lock(descriptor: int, folder: Path) -> None:
-    """Lock the folder as long as this process lives; some file systems lock no files."""
+#: The marks that this process has locked.
+_held: set[int] = set()
+
+
+def _close_held() -> None:
+    """A worker that is forked does not keep the lock: it may outlive a process that is killed."""
+    for descriptor in _held:
+        with suppress(OSError):
+            os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_close_held)
+
+
+def _locked_mark(folder: Path) -> tuple[int, bool, bool]:
+    """The descriptor of the mark, locked; whether the folder is new, and whether it had a mark.
+
+    A run that wrote nothing removes its mark, and perhaps the folder, as it ends. If this happens between the steps
+    here, the lock is on a file that is gone: then they are tried again.
+    """
+    for _ in range(_TRIES):
+        made = not folder.exists()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(folder / MARK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            gone = isinstance(error, FileExistsError) and all(map(_may_be_a_folder, (folder, *folder.parents)))
+            if gone:  # after `mkdir` had found it, and before it had looked whether it was a folder
+                continue
+            raise unwritable(folder, error) from error
+        try:
+            if _lock(lock, folder):
+                return lock, made, os.fstat(lock).st_size > 0  # an empty one was made just now
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(lock)
+    raise _taken(folder)
+
+
+_TRIES = 10
+
+
+def _may_be_a_folder(path: Path) -> bool:
+    return path.is_dir() or not os.path.lexists(path)
+
+
+def _lock(descriptor: int, folder: Path) -> bool:
+    """Lock the mark as long as this process lives, and say whether it still is the folder's.
+
+    Some file systems lock no files: there, nothing is locked.
+
+    Raises:
+        DestinationError: another run has locked it, or it is another file of the user's, too.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        taken = not os.path.exists(folder / MARK)  # a run that wrote nothing has just removed it
     except OSError as error:
-        taken = error.errno in (errno.EWOULDBLOCK, errno.EACCES)
-    if taken:
-        raise DestinationError(f"Another evaluation is writing to '{folder}'.", f"Wait until it has ended. {_OTHER}")
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise _taken(folder) from error
+    locked = os.fstat(descriptor)
+    if locked.st_nlink > 1:
+        raise DestinationError(
+            f"'{folder / MARK}' is a hard link: to write it would change the file that it links to.", _OTHER
+        )
+    try:
+        return os.path.samestat(locked, os.lstat(folder / MARK))
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
+def _taken(folder: Path) -> DestinationError:
+    return DestinationError(f"Another evaluation is writing to '{folder}'.", f"Wait until it has ended. {_OTHER}")
 
 
 def _clear(folder: Path, mark: int) -> None:

@@ -15,8 +15,8 @@ from vitconv.errors import InputError, first_few, shown
 from vitconv.evaluation import LabelsFrom
 from vitconv.evaluation.metrics import BUILT_IN, compute, intervals, proportion
 from vitconv.evaluation.outcomes import Outcomes, read_outcomes, require
-from vitconv.evaluation.thresholds import DEFAULT_THRESHOLDS, Threshold, check_thresholds
-from vitconv.evaluation.words import at_most, image_count, in_words, value_of, why_skipped
+from vitconv.evaluation.thresholds import DEFAULT_THRESHOLDS, Threshold, all_passed, check_thresholds
+from vitconv.evaluation.words import at_most, image_count, in_a_sentence, value_of, why_skipped
 from vitconv.files import new_file, write_json
 from vitconv.markdown import escape
 from vitconv.markdown import table as markdown_table
@@ -54,9 +54,9 @@ class Evaluation:
     warnings: tuple[str, ...] = ()
 
     @property
-    def passed(self) -> bool:
-        """Whether every threshold is met."""
-        return all(threshold.passed for threshold in self.thresholds)
+    def passed(self) -> bool | None:
+        """Whether every threshold is met; ``None`` if there was nothing to judge."""
+        return all_passed(self.thresholds, self.metrics)
 
     def disagreements(self) -> list[dict[str, Any]]:
         """The images whose answer is not the expected one: path, expected, predicted, label, probability."""
@@ -114,14 +114,14 @@ class Evaluation:
             right = int(((outcomes.labels == outcomes.predicted) & (require(outcomes.labels) >= 0)).sum())
             parts = [f"{one['split']}: {one['right']:,} of {one['labelled']:,}" for one in self.by_split()]
             by_split = f" ({', '.join(parts)})" if len(parts) > 1 else ""
-            sentences.append(f"{right:,} of {found['labelled']:,} images get their label{by_split}.")
+            sentences.append(f"{right:,} of {found['labelled']:,} images get their label{by_split}{self._others()}.")
         if not sentences:
             sentences.append(_nothing_compared(outcomes))
         if known := self.known_differences():
             names = first_few([one["path"] for one in known], 2)
-            were = "was" if len(known) == 1 else "were"
+            were, them = ("was", "it") if len(known) == 1 else ("were", "them")
             sentences.append(
-                f"{image_count(len(known))} {were} not compared, because Transformers is known to prepare them "
+                f"{image_count(len(known))} {were} not compared, because Transformers is known to prepare {them} "
                 f"differently: {names}. With --processor timm, every image gets timm's pixels."
             )
         if found.get("not_compared"):
@@ -130,8 +130,17 @@ class Evaluation:
         if found["errors"]:
             sentences.append(f"{found['errors']:,} of {image_count(int(found['images']))} could not be read.")
         if self.skipped:
-            sentences.append(f"Not judged: {', '.join(map(in_words, self.skipped))}. {why_skipped(found)}")
+            sentences.append(f"Not judged: {', '.join(map(in_a_sentence, self.skipped))}. {why_skipped(found)}")
         return [*sentences, *self.warnings]
+
+    def _others(self) -> str:
+        """How many of the same images would get their label by the expected answers, if it is another number."""
+        a = self.outcomes
+        if a.labels is None or a.expected is None:
+            return ""
+        both = (a.labels >= 0) & (a.expected >= 0) & (a.predicted >= 0)
+        one, other = (int((answers[both] == a.labels[both]).sum()) for answers in (a.predicted, a.expected))
+        return "" if one == other or not both.all() else f"; by the expected answers, {other:,} would"
 
     def summary(self) -> dict[str, Any]:
         """The result as plain data for JSON, with the first 20 images that disagree or cannot be read."""
@@ -190,6 +199,7 @@ def evaluate(
     expected: str | Path | None = None,
     metrics: Sequence[str] = tuple(BUILT_IN),
     thresholds: Mapping[str, Mapping[str, float]] | None = None,
+    defaults: Mapping[str, Mapping[str, float]] = DEFAULT_THRESHOLDS,
     labels_from: LabelsFrom | None = None,
     about: Mapping[str, str] | None = None,
     warnings: Sequence[str] = (),
@@ -204,7 +214,8 @@ def evaluate(
             known, the logits in a column for each class; or another folder of predictions.
         metrics: what to compute if labels are known: see :mod:`vitconv.evaluation.metrics`.
         thresholds: for the name of a metric, the smallest (``"min"``) and the largest (``"max"``) value that passes;
-            ``None`` for :data:`vitconv.evaluation.thresholds.DEFAULT_THRESHOLDS`, as far as they can be judged.
+            ``None`` for ``defaults``, as far as they can be judged.
+        defaults: the thresholds if none are given: see :func:`vitconv.evaluation.thresholds.default_thresholds`.
         labels_from: ``"folders"`` if the names of the subfolders must be classes, ``"nothing"`` to take no labels; by
             default they are labels if all of them are classes.
         about: what the report tells of the model, by name: see :func:`vitconv.evaluation.about.describe`.
@@ -230,8 +241,8 @@ def evaluate(
         _measure(outcomes, names, found, ranges)
     skipped: tuple[str, ...] = ()
     if thresholds is None:
-        skipped = tuple(name for name in DEFAULT_THRESHOLDS if name not in found)
-        thresholds = {name: limits for name, limits in DEFAULT_THRESHOLDS.items() if name in found}
+        skipped = tuple(name for name in defaults if name not in found)
+        thresholds = {name: limits for name, limits in defaults.items() if name in found}
     checked = check_thresholds(thresholds, found, outcomes)
     warnings = (*outcomes.warnings, *warnings)
     found["thresholds_missed"] = sum(not threshold.passed for threshold in checked)
@@ -279,8 +290,6 @@ def _measure(
     # A view if all images are chosen: a copy for 50 000 images of 1000 classes would take 400 MB.
     which = slice(None) if chosen.all() else chosen
     labels, probabilities = truth[which], outcomes.probabilities[which]
-    for array in (labels, probabilities):
-        array.flags.writeable = False  # a custom metric must not change the input of the next one
     for name in metrics:
         new = compute(name, labels, probabilities, outcomes.classes)
         clash = sorted(new.keys() & found.keys())

@@ -201,6 +201,10 @@ def compute(name: str, labels: Labels, probabilities: Probabilities, classes: Se
     """
     metric = find_metric(name)
     short = name.rpartition(":")[2]
+    if name not in BUILT_IN:  # torch writes into arrays that are read-only, and the next metric would see it
+        labels, probabilities = labels.copy(), probabilities.copy()
+        for array in (labels, probabilities):
+            array.flags.writeable = False  # numpy then says what the metric should not do
     try:
         value = metric(labels, probabilities, classes)
         found = (
@@ -232,6 +236,8 @@ def compute(name: str, labels: Labels, probabilities: Probabilities, classes: Se
 def _number(value: Any) -> float | None:
     """A finite number of Python, NumPy or torch as a float; ``None`` for anything else."""
     try:
+        if np.ma.is_masked(value) or getattr(getattr(value, "dtype", None), "kind", "") in ("m", "M"):
+            return None  # `item` gives 0 for what is masked, and a number of nanoseconds for a time
         if getattr(value, "ndim", None) == 0:  # a NumPy scalar, or a tensor
             value = value.item()
         if isinstance(value, bool) or not isinstance(value, (numbers.Real, Decimal)):

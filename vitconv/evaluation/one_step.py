@@ -14,8 +14,10 @@ from vitconv.evaluation import LabelsFrom
 from vitconv.evaluation.about import describe
 from vitconv.evaluation.destination import PREDICTIONS, TIMM, check_report_folder, report_folder
 from vitconv.evaluation.evaluation import Evaluation, evaluate
+from vitconv.evaluation.outcomes import prepared_by
 from vitconv.evaluation.plots import save_pictures
 from vitconv.evaluation.reporting import report
+from vitconv.evaluation.thresholds import default_thresholds
 from vitconv.inference.batch_prediction import predict, predict_timm
 from vitconv.inference.images import read_images
 from vitconv.inference.pixels import why_timm_pixels
@@ -54,7 +56,8 @@ def evaluate_model(
         options: what is given beside the source; what is not, the folder's ``parity.json`` states. What was ignored
             at the conversion must be repeated.
         expected: answers from elsewhere, instead of ``source``: see :func:`vitconv.evaluation.evaluate`.
-        labels_from, thresholds: as for :func:`vitconv.evaluation.evaluate`.
+        labels_from, thresholds: as for :func:`vitconv.evaluation.evaluate`; without thresholds, an optimised folder is
+            judged by the limits that it was made with.
         processor: what makes the pixels, as for :func:`vitconv.inference.predict`; by default Transformers' processor,
             or timm's if there is something to compare with, and with the other no image could be compared.
         batch_size, device, max_errors, on_progress: as for :func:`vitconv.inference.predict`.
@@ -76,13 +79,15 @@ def evaluate_model(
     read_images(images)  # whatever is wrong with the inputs is said before anything is replaced
     origin = None if source is None else _open_origin(source, model, classes, options)
     compares = source is not None or expected is not None
-    reason = why_timm_pixels(Path(model)) if compares and not processor else ""
+    reason = ""
+    if compares and not processor and (expected is None or prepared_by(expected) == "timm"):
+        reason = why_timm_pixels(Path(model))
     processor = "timm" if reason else processor or "transformers"
     run: dict[str, Any] = {"batch_size": batch_size, "device": device, "max_errors": max_errors, "overwrite": True}
     run["on_progress"] = on_progress
     with report_folder(folder):
         on_step("Running the converted model" + (" with timm's pixels" if reason else ""))
-        runs = {PREDICTIONS: predict(model, images, folder / PREDICTIONS, processor=processor, **run).run}
+        runs = {PREDICTIONS: predict(model, images, folder / PREDICTIONS, processor=processor, judge=False, **run).run}
         if source is not None and origin is not None:
             on_step("Running the timm model")
             expected = folder / TIMM
@@ -98,6 +103,7 @@ def evaluate_model(
             images,
             expected=expected,
             thresholds=thresholds,
+            defaults=default_thresholds(model),
             labels_from=labels_from,
             about=about,
             warnings=_caveats(origin) if origin else (),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 
 from vitconv.errors import InputError, first_few
 from vitconv.evaluation import LabelsFrom
+from vitconv.inference.answers import softmax
 from vitconv.inference.images import ImageList, read_header, read_images, read_table
-from vitconv.inference.predictions import Predictions, read_predictions, softmax
+from vitconv.inference.predictions import Predictions, read_predictions
 
 T = TypeVar("T")
 
@@ -121,10 +123,38 @@ def read_outcomes(
     _check_same_list(made, listed, predictions, images)
     labels = _labels(listed, images, made.classes, labels_from)
     answers = _read_expected(expected, made.classes) if expected else None
+    if expected and prepared_by(expected) == made.run.settings.get("processor"):  # then no image has other pixels
+        nothing = pa.nulls(len(made.rows), pa.string())
+        made = replace(made, rows=made.rows.set_column(made.rows.column_names.index("note"), "note", nothing))
     outcomes = _align(made, replace(listed, labels=labels), answers, str(images))
     if labels_from is None and labels is None:
         outcomes = replace(outcomes, warnings=_why_no_labels(listed, made.classes))
     return outcomes
+
+
+def read_labels(images: str | Path, classes: tuple[str, ...]) -> tuple[ImageList, NDArray[np.int64] | None]:
+    """A list of images with its labels, for what needs them, before any model has run.
+
+    Args:
+        images: see :func:`vitconv.inference.images.read_images`; the names of subfolders are labels.
+        classes: the names of the model's classes.
+
+    Returns:
+        The list; and the indices of the true classes, -1 where none is known, or ``None`` if no label is.
+
+    Raises:
+        InputError: the list cannot be read, or a label is not a class of the model.
+    """
+    listed = read_images(images)
+    if listed.labels is None:
+        return listed, None
+    labels = _numbers(listed.labels, classes, f"The labels in '{images}'")
+    return listed, labels if (labels >= 0).any() else None
+
+
+def prepared_by(expected: str | Path) -> str:
+    """Whose pixels the model saw that gave the expected answers: ``"timm"``, also if a file does not say."""
+    return read_predictions(expected).run.settings.get("processor", "timm") if Path(expected).is_dir() else "timm"
 
 
 def _labels(
@@ -146,8 +176,16 @@ def _labels(
 
 
 def _why_no_labels(listed: ImageList, classes: tuple[str, ...]) -> tuple[str, ...]:
-    """A sentence, if some subfolders are named as classes and others are not: one of the names may be mistaken."""
+    """A sentence, if some subfolders are named as classes and others are not, or if the classes have no names at all.
+
+    One of the names may be mistaken, or the labels were forgotten at the conversion.
+    """
     names = [] if listed.labels is None else pc.unique(pc.drop_null(listed.labels)).to_pylist()
+    if names and listed.by_folder and all(re.fullmatch(r"LABEL_\d+", name) for name in classes):
+        return (
+            "The names of the subfolders are not taken as labels, because the classes of the model have no names: "
+            f"they are {first_few(classes)}. Convert it again with --labels FILE, or pass --labels-from nothing.",
+        )
     others = [name for name in names if name not in classes]
     if not others or len(others) == len(names):
         return ()

@@ -20,6 +20,7 @@ from vitconv.models.images import load_image
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
+    from PIL.Image import Image
 
 #: Okabe and Ito's colours, the first two of the style, which colour-blind people tell apart; and a red for mistakes.
 BLUE, ORANGE, GREY, RED = "#0072B2", "#D55E00", "#767676", "#B3261E"
@@ -120,6 +121,8 @@ def draw_confusion(evaluation: Evaluation) -> Figure:
     if truth is None:
         return _nothing("There are no labels and no expected answers.")
     chosen = (truth >= 0) & (outcomes.predicted >= 0)
+    if not labelled:
+        chosen &= outcomes.compared
     if not chosen.any():
         return _nothing(f"No image with {'a' if labelled else 'an'} {what} could be read.")
     truth, predicted = truth[chosen], outcomes.predicted[chosen]
@@ -243,14 +246,15 @@ def draw_images(evaluation: Evaluation) -> Figure:
     columns = min(_COLUMNS, len(chosen))
     rows = -(-len(chosen) // columns)
     figure, grid = plt.subplots(rows, columns, figsize=(_WIDTH, 0.7 + 2.1 * rows), squeeze=False)
-    figure.suptitle(_heading(evaluation, len(mislabelled), len(mistakes), len(chosen)), x=0.01, ha="left")
+    heading = _heading(evaluation, len(mislabelled), len(mistakes), len(chosen), len(readable))
+    figure.suptitle(heading, x=0.01, ha="left")
     for axes in grid.flat:
         axes.axis("off")
     for axes, i in zip(grid.flat, chosen, strict=False):
         try:
-            picture = load_image(outcomes.folder / outcomes.paths[i]).convert("RGB")
+            picture = load_image(outcomes.folder / outcomes.paths[i])
             picture.thumbnail((400, 400))  # twelve large photos would take too much memory
-            axes.imshow(picture)
+            axes.imshow(_on_white(picture))
         except Exception:  # Pillow has no common base class: see vitconv.inference.images
             axes.text(0.5, 0.5, "not readable", ha="center", va="center", transform=axes.transAxes)
         axes.axis("on")
@@ -267,10 +271,22 @@ def draw_images(evaluation: Evaluation) -> Figure:
             lines.append(f"true: {plain(outcomes.name(outcomes.labels[i]), 20)}")
         if outcomes.expected is not None and outcomes.expected[i] not in (-1, outcomes.predicted[i]):
             lines.append(f"expected: {plain(outcomes.name(outcomes.expected[i]), 16)}")
+        if outcomes.known[i]:
+            lines.append("not compared")
         axes.set_title(
             "\n".join(lines), fontsize=8.5, loc="center", parse_math=False, color=RED if wrong else "#222222"
         )
     return figure
+
+
+def _on_white(picture: Image) -> Image:
+    """What people see of a picture with transparency."""
+    import PIL.Image
+
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    picture = picture.convert("RGBA")
+    return PIL.Image.alpha_composite(PIL.Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
 def _mislabelled(outcomes: Outcomes) -> NDArray[np.int64]:
@@ -280,7 +296,7 @@ def _mislabelled(outcomes: Outcomes) -> NDArray[np.int64]:
     return np.flatnonzero((outcomes.labels >= 0) & (outcomes.predicted >= 0) & (outcomes.predicted != outcomes.labels))
 
 
-def _heading(evaluation: Evaluation, mislabelled: int, mistakes: int, shown: int) -> str:
+def _heading(evaluation: Evaluation, mislabelled: int, mistakes: int, shown: int, readable: int) -> str:
     """What the images are: how many mistakes there are, and which images are shown."""
     parts = []
     for total, wrong, what in (
@@ -292,8 +308,10 @@ def _heading(evaluation: Evaluation, mislabelled: int, mistakes: int, shown: int
             parts.append(f"{images - wrong:,} of {image_count(images)} get {what}")
     if mistakes >= shown:
         last = f"Shown: {'the mistakes' if mistakes == shown else f'the first {shown} of {mistakes} mistakes'}"
-    else:
+    elif shown < readable:
         last = f"Shown: {'the mistakes, then ' if mistakes else ''}the images with the lowest probability"
+    else:
+        last = f"Shown: {'the mistakes, then the rest' if mistakes else 'all'}"
     return "\n".join([*parts, last])
 
 

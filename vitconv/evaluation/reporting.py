@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
 from vitconv.errors import CheckpointError, InputError, shown
-from vitconv.evaluation.thresholds import Threshold
+from vitconv.evaluation.thresholds import Threshold, all_passed
 from vitconv.evaluation.words import exact, in_words, interval_of, limit_of, number, value_of, why_skipped
 from vitconv.files import MOST_TEXT, check_file, new_file, open_file, read_json
+from vitconv.inference.images import FITTED
 from vitconv.markdown import escape, visible
 
 #: The pages of a report.
@@ -37,8 +38,6 @@ _MOST_PICTURE = 2**24
 _MOST_ENTRIES = 10**5
 #: The maximum number of characters of a name in a table, so that the page stays readable.
 _MOST_NAME = 200
-#: The names of the splits of a list whose images a model was fitted on.
-_FITTED = ("fit", "train")
 #: A confidence interval on fewer images is so wide that it says nothing.
 _FEWEST_IMAGES = 10
 
@@ -80,7 +79,8 @@ def report(
     Args:
         evaluation: the folder with ``evaluation.json`` and the pictures.
         destination: the folder to write; files of these names are replaced.
-        last: a file with the metrics of an earlier run, to list what changed. It may be missing or empty.
+        last: a file with the metrics of an earlier run, to list what changed. It may be missing or empty. Without one,
+            the page says nothing of changes.
         verification: a file with the output of ``vitconv verify --json`` for the model.
 
     Returns:
@@ -101,11 +101,11 @@ def report(
     for content, form, what in ((summary, _SUMMARY, "evaluation"), (proof, _PROOF, "verification")):
         for place in _misfits(content, form, what) if content is not None else ():
             raise InputError(f"The {what} was written by another version or edited: {place}.", _AGAIN)
-    _check_thresholds(summary)
-    if summary["passed"] != all(one["passed"] for one in summary["thresholds"]):
+    thresholds = _checked_thresholds(summary)
+    if summary["passed"] is not all_passed(thresholds, summary["metrics"]):
         raise InputError(f"The evaluation in '{evaluation}' was edited: `passed` contradicts its thresholds.", _AGAIN)
     try:
-        page = _page(summary, proof, _read_last(last))
+        page = _page(summary, proof, _read_last(last)) | {"compares_runs": last is not None}
         html = _render("report.html.j2", page | {"encoded": _encode(drawn)})
         texts = {"index.html": html, "report.md": _render("report.md.j2", page)}
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError, UndefinedError) as error:
@@ -121,8 +121,13 @@ def report(
     return [one["text"] for one in summary["thresholds"] if not one["passed"]]
 
 
-def _check_thresholds(summary: dict[str, Any]) -> None:
-    """Raise :class:`InputError` if a threshold contradicts the metrics."""
+def _checked_thresholds(summary: dict[str, Any]) -> list[Threshold]:
+    """The thresholds.
+
+    Raises:
+        InputError: one contradicts the metrics.
+    """
+    thresholds = []
     for one in summary["thresholds"]:
         name = one["name"]
         threshold = Threshold(name, one["bound"], one["limit"], one["value"], one["detail"])
@@ -131,8 +136,10 @@ def _check_thresholds(summary: dict[str, Any]) -> None:
         elif (threshold.passed, str(threshold)) != (one["passed"], one["text"]):
             reason = f"the result of the threshold of '{name[:_MOST_NAME]}' contradicts its value and its limit"
         else:
+            thresholds.append(threshold)
             continue
         raise InputError(f"The evaluation was written by another version or edited: {reason}.", _AGAIN)
+    return thresholds
 
 
 _AGAIN = "Run the steps before this one again."
@@ -163,6 +170,7 @@ class _Form(NamedTuple):
 _TEXT = _Form(lambda value: isinstance(value, str), "not a string")
 _TEXT_OR_NONE = _Form(lambda value: value is None or isinstance(value, str), "neither a string nor null")
 _SWITCH = _Form(lambda value: isinstance(value, bool), "neither true nor false")
+_SWITCH_OR_NONE = _Form(lambda value: value is None or isinstance(value, bool), "neither true, false nor null")
 _NUMBER = _Form(_is_number, "not a number")
 _FINITE = _Form(lambda value: _is_number(value) and abs(value) <= sys.float_info.max, "not a finite number")
 _NUMBER_OR_NONE = _Form(lambda value: value is None or _is_number(value), "neither a number nor null")
@@ -176,7 +184,7 @@ _RANGE = _Form(
 _SUMMARY = {
     "schema": _Form(lambda value: type(value) is int and value == 2, "not 2"),
     "about": {None: _TEXT},
-    "passed": _SWITCH,
+    "passed": _SWITCH_OR_NONE,
     "sentences": [_TEXT],
     "skipped": [_TEXT],
     "splits": [{"split": _TEXT, "labelled": _COUNT, "right": _COUNT}],
@@ -264,21 +272,24 @@ def _page(summary: dict[str, Any], proof: dict[str, Any] | None, before: dict[st
         "last": before is not None,
         "changes": [_change(one, before, metrics) for one in changes(before, metrics)] if before is not None else [],
         "proof": _proof(proof) if proof else None,
-        "pictures": PICTURES,
+        "pictures": {name: title for name, title in PICTURES.items() if _drawn(name, metrics)},
     }
 
 
-def verdict(summary: dict[str, Any]) -> tuple[str, str]:
-    """The state, ``passed``, ``missed`` or ``neutral``, and its title.
+def _drawn(name: str, metrics: dict[str, float]) -> bool:
+    """Whether there is something to see in a picture."""
+    if name == "logits":
+        return "max_logit_difference" in metrics
+    if name == "reliability":
+        return metrics.get("labelled", 0) > 0
+    return name == "images" or metrics.get("labelled", 0) > 0 or metrics.get("compared", 0) > 0
 
-    That no image is without an expected answer is no verdict on a model, where none was compared.
-    """
-    if not summary["passed"]:
-        return "missed", "Not passed"
-    judged = {one["name"] for one in summary["thresholds"]}
-    if summary["metrics"].get("compared"):
-        return ("passed", "Passed") if judged else ("neutral", "Not judged")
-    return ("passed", "Passed") if judged - {"not_compared"} else ("neutral", "Nothing to judge")
+
+def verdict(summary: dict[str, Any]) -> tuple[str, str]:
+    """The state, ``passed``, ``missed`` or ``neutral``, and its title."""
+    if summary["passed"] is None:
+        return "neutral", "Not judged" if summary["metrics"].get("compared") else "Nothing to judge"
+    return ("passed", "Passed") if summary["passed"] else ("missed", "Not passed")
 
 
 def _threshold(one: dict[str, Any], metrics: dict[str, float]) -> dict[str, Any]:
@@ -294,7 +305,7 @@ def _threshold(one: dict[str, Any], metrics: dict[str, float]) -> dict[str, Any]
 
 def _fitted(summary: dict[str, Any]) -> list[str]:
     """The splits that the model was fitted on."""
-    return [one["split"] for one in summary["splits"] if one["split"] in _FITTED]
+    return [one["split"] for one in summary["splits"] if one["split"] in FITTED]
 
 
 def _interval(name: str, summary: dict[str, Any]) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from vitconv.errors import InputError, first_few, shown
+from vitconv.checkpoints.checkpoint import OPTIMIZATION_FILE, is_optimized
+from vitconv.errors import CheckpointError, InputError, first_few, shown
 from vitconv.evaluation.metrics import BUILT_IN
 from vitconv.evaluation.outcomes import Outcomes, require
 from vitconv.evaluation.words import in_words
+from vitconv.inference.optimized import read_record
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,18 @@ class Threshold:
         return f"{text}: {self.detail}" if self.detail else f"{text}."
 
 
+def all_passed(thresholds: Iterable[Threshold], metrics: Mapping[str, float]) -> bool | None:
+    """Whether every threshold is met; ``None`` if nothing was judged.
+
+    Where no image was compared, that none lacks an expected answer (``not_compared``) is no verdict on a model.
+    """
+    thresholds = tuple(thresholds)
+    if not all(one.passed for one in thresholds):
+        return False
+    no_verdict = set() if metrics.get("compared") else {"not_compared"}
+    return True if {one.name for one in thresholds} - no_verdict else None
+
+
 #: What is judged where no thresholds are given. A right conversion differs by rounding: 1e-5 and less was measured on
 #: the same machine.
 DEFAULT_THRESHOLDS: Mapping[str, Mapping[str, float]] = {
@@ -52,6 +67,32 @@ DEFAULT_THRESHOLDS: Mapping[str, Mapping[str, float]] = {
     "not_compared": {"max": 0},
     "max_logit_difference": {"max": 1e-4},
 }
+
+
+def default_thresholds(model: str | Path) -> Mapping[str, Mapping[str, float]]:
+    """What is judged of a model where no thresholds are given; of an optimised folder, by the limits that it passed.
+
+    Raises:
+        CheckpointError: its ``optimization.json`` does not state them, or cannot be read.
+    """
+    folder = Path(model)
+    if not is_optimized(folder):
+        return DEFAULT_THRESHOLDS
+    record = read_record(folder)[1]
+    try:
+        exact, limits, scale = record["exact"], record["limits"], float(record["figures"]["scale"])
+        disagreement, difference = float(limits["disagreement"]), float(limits["difference"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(
+            f"'{folder / OPTIMIZATION_FILE}' does not state the limits that the model was judged by.",
+            "Run `vitconv optimize` again, or give thresholds.",
+        ) from error
+    if exact:
+        largest = max(DEFAULT_THRESHOLDS["max_logit_difference"]["max"], difference * scale)
+        return {**DEFAULT_THRESHOLDS, "max_logit_difference": {"max": largest}}
+    return {"agreement": {"min": 1 - disagreement}, "not_compared": DEFAULT_THRESHOLDS["not_compared"]}
+
+
 _FORM = "Write {min: NUMBER}, {max: NUMBER} or both."
 
 

@@ -39,6 +39,16 @@ def in_words(name: str) -> str:
     return _NAMES.get(name, name)
 
 
+def in_a_sentence(name: str) -> str:
+    """The name of a metric within a sentence.
+
+    >>> in_a_sentence("max_logit_difference"), in_a_sentence("f1"), in_a_sentence("MyCost")
+    ('largest difference of a logit', 'F1, mean of the classes', 'MyCost')
+    """
+    words = in_words(name)
+    return words if words == name or words[1].isdigit() else words[0].lower() + words[1:]
+
+
 def number(value: float | None) -> str:
     """A number with three significant digits, but never a whole one that it is not.
 

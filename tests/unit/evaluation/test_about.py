@@ -1,8 +1,12 @@
+import json
+import shutil
+
 import pytest
 
 from vitconv.errors import InputError
 from vitconv.evaluation.about import describe
 from vitconv.inference import predict
+from vitconv.inference.predictions import Parts, Run, read_predictions
 from vitconv.inference.runtime import read_info
 
 
@@ -23,6 +27,22 @@ def test_the_model_is_told_with_its_digest_the_versions_and_the_date(folder, pre
     assert about["compared with"] == "nothing"
     assert "transformers " in about["versions"] and about["predicted on"].startswith("cpu, ")
     assert about["date"].endswith(" UTC")
+
+
+@pytest.mark.parametrize("digests", [5, {"a": 1}, [[1]], None])
+def test_the_digests_of_a_part_that_was_written_anew(folder, predicted, digests, tmp_path):
+    images, predictions = predicted
+    folder = shutil.copytree(folder, tmp_path / "mine")
+    record = json.loads((folder / "parity.json").read_text())
+    record["source"][0]["sha256"] = "0" * 64
+    (folder / "parity.json").write_text(json.dumps(record))
+    answers = read_predictions(predictions)
+    run = Run(
+        {**answers.run.settings, "runtime": "timm", "source": "a.pth", "source_sha256": digests}, answers.run.classes
+    )
+    Parts(tmp_path / "expected", run, 1, overwrite=False).write(0, answers.rows, "key")
+    found = describe(folder, images, predictions, tmp_path / "expected")["compared with"]
+    assert found.startswith("the timm model of a.pth") and ("another file" in found) == isinstance(digests, list)
 
 
 def test_a_model_that_did_not_make_the_predictions_is_refused(predicted, folder, tmp_path):

@@ -407,11 +407,23 @@ def test_a_misspelled_column_class_is_named(files, column):
 
 def test_without_labels_and_expected_answers_nothing_is_judged_and_that_is_said(files):
     result = evaluate(*files(labels=None))
+    assert result.passed is None and result.summary()["passed"] is None
     assert result.thresholds == () and "accuracy" not in result.metrics
     first, last = result.sentences()
     assert first == "There was nothing to compare with: no expected answers, and no labels."
-    assert last.startswith("Not judged: Images that get the expected answer, ")
-    assert last.endswith("Largest difference of a logit. There are no expected answers.")
+    assert last.startswith("Not judged: images that get the expected answer, ")
+    assert last.endswith("largest difference of a logit. There are no expected answers.")
+
+
+def test_where_no_image_could_be_compared_nothing_is_judged(files):
+    predictions, images, expected = files(labels=None, expected=answers(LOGITS[::-1]), notes=["Another crop."] * 6)
+    result = evaluate(predictions, images, expected=expected)
+    assert [one.name for one in result.thresholds] == ["not_compared"] and result.thresholds[0].passed
+    assert result.metrics["compared"] == 0 and result.passed is None
+    assert evaluate(predictions, images, expected=expected, thresholds={"errors": {"max": 0}}).passed is True
+    assert (
+        evaluate(predictions, images, expected=expected, thresholds={"known_differences": {"max": 0}}).passed is False
+    )
 
 
 def test_the_sentences_say_what_was_found_the_verdict_first(files):
@@ -426,7 +438,7 @@ def test_the_sentences_say_what_was_found_the_verdict_first(files):
     assert evaluate(predictions, images, expected=expected).sentences() == [
         "2 of 4 images get the expected answer; the logits differ by at most 1.5.",
         "4 of 5 images get their label (fit: 2 of 2, test: 2 of 3).",
-        "1 image was not compared, because Transformers is known to prepare them differently: images/0.jpg. "
+        "1 image was not compared, because Transformers is known to prepare it differently: images/0.jpg. "
         "With --processor timm, every image gets timm's pixels.",
         "1 image has no expected answer.",
         "1 of 6 images could not be read.",
@@ -446,7 +458,7 @@ def test_expected_answers_without_logits_leave_one_default_threshold_out_for_tha
     result = evaluate(predictions, images, expected=expected)
     assert result.passed and [one.name for one in result.thresholds] == ["agreement", "not_compared"]
     assert result.sentences()[-1] == (
-        "Not judged: Largest difference of a logit. The expected answers have no logits."
+        "Not judged: largest difference of a logit. The expected answers have no logits."
     )
 
 

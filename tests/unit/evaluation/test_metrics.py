@@ -95,9 +95,26 @@ def test_a_custom_metric(mine):
     mine.one = lambda labels, probabilities, classes=None: 3
     assert compute("mine:cost", LABELS, PROBABILITIES, CLASSES) == {"cost_low": 1.0, "cost_high": 2.5}
     assert compute("mine:one", LABELS, PROBABILITIES, CLASSES) == {"one": 3.0}
-    assert seen[0][0] is LABELS
-    assert seen[0][1] is PROBABILITIES
+    assert (seen[0][0] == LABELS).all() and (seen[0][1] == PROBABILITIES).all()
     assert seen[0][2] == CLASSES
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+def test_a_metric_that_changes_what_it_is_given_changes_no_other(mine):
+    """torch writes into read-only arrays."""
+
+    def greedy(labels, probabilities, classes):
+        torch.from_numpy(probabilities).clamp_(0.4, 0.6)
+        torch.from_numpy(labels).clamp_(max=0)
+        probabilities.flags.writeable = True
+        return 1.0
+
+    mine.greedy = greedy
+    labels, probabilities = LABELS.copy(), PROBABILITIES.copy()
+    for array in (labels, probabilities):
+        array.flags.writeable = False
+    assert compute("mine:greedy", labels, probabilities, CLASSES) == {"greedy": 1.0}
+    assert (labels == LABELS).all() and (probabilities == PROBABILITIES).all()
 
 
 @pytest.mark.parametrize("name", ["acuracy", "", ":", "mine:", ":cost", "Accuracy"])
@@ -146,7 +163,7 @@ def test_a_value_that_is_not_a_finite_number_is_refused(mine, value):
 
 @pytest.mark.parametrize(
     "value",
-    [10**400, -(10**5000), Fraction(10**400, 3), Decimal("NaN"), Decimal("sNaN"), np.float64("inf"), np.True_, np.array(1j), np.ones(1), torch.tensor(True), torch.ones(2), "1", "a" * 10**6, b"1", lambda: 1, object, float, {"a": 10**400}, {"a": {"b": 1}}],
+    [10**400, -(10**5000), Fraction(10**400, 3), Decimal("NaN"), Decimal("sNaN"), np.float64("inf"), np.True_, np.array(1j), np.ones(1), torch.tensor(True), torch.ones(2), "1", "a" * 10**6, b"1", lambda: 1, object, float, {"a": 10**400}, {"a": {"b": 1}}, np.ma.masked, {"a": np.ma.masked}, np.ma.array([1.0], mask=True).mean(), np.timedelta64(5, "ns"), np.datetime64(5, "ns")],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_other_values_that_are_not_finite_numbers_are_refused(mine, value):

@@ -19,6 +19,9 @@ from vitconv.inference import predict
 from vitconv.inference.predictions import read_predictions
 from vitconv.source import SourceOptions
 
+#: Each test runs two models over images.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
@@ -100,7 +103,7 @@ def test_where_no_image_could_be_compared_timms_pixels_are_taken(data, reason, s
     assert steps[0] == "Running the converted model with timm's pixels"
     if "crop_pct" in data:
         done = evaluate_model(tmp_path / "hf", photos, tmp_path / "report", processor="transformers", **run)
-        assert (done.metrics["compared"], "pixels" in done.about) == (0, False)
+        assert (done.metrics["compared"], "pixels" in done.about, done.passed) == (0, False, None)
         assert "pixels" not in evaluate_model(tmp_path / "hf", photos, tmp_path / "report").about
 
 
@@ -136,7 +139,8 @@ def test_without_source_and_labels_there_are_fewer_figures(model, photos, tmp_pa
         "There was nothing to compare with: no expected answers, and no labels.",
         done.sentences()[1],
     ]
-    assert (tmp_path / "report" / "index.html").exists()
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert page.count("<figure>") == 1 and "What changed" not in page
 
 
 def test_a_threshold_that_was_given_must_have_something_to_judge(model, photos, tmp_path):
@@ -165,6 +169,16 @@ def test_a_subfolder_that_is_no_class_is_named_where_others_are(model, photos, t
     assert evaluate_model(model, photos, tmp_path / "report", labels_from="nothing").warnings == ()
     (photos / "ash").rename(photos / "holidays")
     assert evaluate_model(model, photos, tmp_path / "report").warnings == ()
+
+
+def test_subfolders_are_no_labels_of_classes_without_names_and_that_is_said(small_checkpoint, photos, tmp_path):
+    """The names were forgotten at the conversion."""
+    done = convert_checkpoint(small_checkpoint, tmp_path / "hf", architecture="vit_tiny_patch16_224", verify=False)
+    (warning,) = evaluate_model(done.destination, photos, tmp_path / "report").warnings
+    assert "the classes of the model have no names: they are LABEL_0, LABEL_1" in warning
+    assert "--labels FILE" in warning
+    assert evaluate_model(done.destination, photos, tmp_path / "report", labels_from="nothing").warnings == ()
+    assert evaluate_model(done.destination, photos / "ash", tmp_path / "report").warnings == ()
 
 
 def test_subfolders_must_be_classes_where_that_is_said(model, photos, tmp_path):
@@ -338,7 +352,7 @@ def test_two_evaluations_do_not_write_one_folder(model, photos, tmp_path):
             evaluate_model(model, photos, tmp_path / "report")
         refused.append(caught.value.remedy)
 
-    assert evaluate_model(model, photos, tmp_path / "report", on_step=begin_another).passed
+    assert evaluate_model(model, photos, tmp_path / "report", on_step=begin_another).metrics["images"]
     assert set(refused) == {"Wait until it has ended. Choose another folder with --out DIR."}
     evaluate_model(model, photos, tmp_path / "report")  # the lock is gone
 
@@ -350,7 +364,7 @@ def test_a_folder_that_cannot_be_locked_is_written(model, photos, tmp_path, monk
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    assert evaluate_model(model, photos, tmp_path / "report").passed
+    assert evaluate_model(model, photos, tmp_path / "report").metrics["images"]
 
 
 def test_rows_of_another_run_are_not_judged(model, photos, tmp_path):

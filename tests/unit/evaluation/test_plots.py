@@ -257,6 +257,26 @@ def test_images_with_another_label_are_framed_and_counted(tmp_path):
     assert not any(axes.spines["top"].get_visible() for axes in others) and len(others) == 4
 
 
+def test_images_that_were_not_compared_are_in_no_matrix_and_say_so(tmp_path):
+    evaluation = make(count=9, labels=False)
+    notes = (*[None] * 8, "Transformers blends transparency with white, timm drops it.")
+    outcomes = dataclasses.replace(evaluation.outcomes, notes=notes, folder=tmp_path)
+    evaluation = dataclasses.replace(evaluation, outcomes=outcomes)
+    (axes,) = plots.draw_confusion(evaluation).axes
+    assert " of 8 images get their expected class" in axes.get_title(loc="left")
+    figure = plots.draw_images(evaluation)
+    assert [axes.get_title().splitlines()[-1] for axes in figure.axes].count("not compared") == 1
+    assert figure.get_suptitle().endswith("Shown: the mistakes, then the rest")
+
+
+def test_transparency_is_seen_on_white():
+    picture = Image.new("RGBA", (2, 1), (255, 0, 0, 0))
+    picture.putpixel((1, 0), (255, 0, 0, 255))
+    white, red = plots._on_white(picture).get_flattened_data()
+    assert (white, red) == ((255, 255, 255), (255, 0, 0))
+    assert plots._on_white(Image.new("L", (1, 1), 7)).getpixel((0, 0)) == (7, 7, 7)
+
+
 def test_no_probability_is_rounded_to_certainty():
     assert [plots._percent(one) for one in (0.5, 0.994, 0.9951, 0.99999, 1.0)] == [
         "50%",
