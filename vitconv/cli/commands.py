@@ -7,7 +7,19 @@ from typing import Annotated
 import typer
 
 from vitconv import __version__
-from vitconv.cli import convert, models, predict, verify
+from vitconv.cli import (
+    benchmark,
+    calibrate,
+    convert,
+    models,
+    optimize,
+    predict,
+    registry,
+    serve,
+    triton,
+    verify,
+    worker,
+)
 from vitconv.cli.help import Command, Group
 
 app = typer.Typer(
@@ -45,6 +57,14 @@ for _command, _short in (
     (models.models, "List what each of timm's Vision Transformers becomes."),
     (predict.predict, "Predict the class of every image in a list or folder."),
     (predict.evaluate, "Run a model over images, compare it, and write a report."),
+    (optimize.optimize, "Make a faster folder, with the proof of what it changed."),
+    (benchmark.benchmark, "Measure how fast models are beside each other."),
+    (calibrate.calibrate, "Find out how certain a model's answers are."),
+    (registry.register, "Put a model into MLflow's registry."),
+    (registry.fetch, "Load a model back from MLflow's registry."),
+    (serve.serve, "Answer images over HTTP."),
+    (worker.worker, "Answer the images of a queue: Kafka or Pub/Sub."),
+    (triton.triton, "Write a model repository for NVIDIA Triton."),
     (predict.report, "Write the report of an evaluation again."),
 ):
     app.command(cls=Command, short_help=_short)(_command)

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 #: What Typer writes behind a name for the type of a value that has no name of its own.
-_TYPE = re.compile(r" <(?:path|str|bool)>$")
+_TYPE = re.compile(r" <(?:path|str|bool|list\[Path\])>$")
 
 
 class Command(TyperCommand):
@@ -38,7 +38,7 @@ class Command(TyperCommand):
             return super().invoke(ctx)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+        return [re.sub("[{}]", "", piece) for piece in super().collect_usage_pieces(ctx)]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         for title, kind in (("Arguments", "argument"), ("Options", "option")):

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from vitconv.cli.options import AsJson, Target
-from vitconv.cli.output import print_json, print_names, print_rich
+from vitconv.cli.output import print_columns, print_json, print_names, print_text
 from vitconv.cli.process import errors_for_people
 from vitconv.mapping.wrapper import WAY_OUT
-from vitconv.models.catalogue import by_refusal, entries, verdicts
+from vitconv.models.catalogue import WITH_HEAD_CODE, Verdict, by_refusal, entries, verdicts
 
 
 def models(
@@ -26,8 +25,6 @@ def models(
     as_json: AsJson = False,
 ) -> None:
     """List timm's Vision Transformers: what each becomes and how exactly, or why it is refused."""
-    from rich.table import Column, Table
-
     with errors_for_people(as_json=as_json):
         asked = verdicts(target, name)
     found = [verdict for verdict in asked if (verdict.refusal is not None) == refused]
@@ -35,22 +32,29 @@ def models(
         print_json([verdict.to_dict() for verdict in found])
         return
     if refused:
-        typer.echo(f"No native class computes these. {WAY_OUT}")
-        for reason, names in by_refusal(found).items():
-            print_names(f"{len(names)}: {reason}", names)
-    elif found:
-        table = Table(
-            *(Column(heading, overflow="fold") for heading in ("timm", "Transformers")),
-            Column("exactness", no_wrap=True),
-            Column("with 7 classes", overflow="fold"),
-            box=None,
-            pad_edge=False,
+        also = {verdict.name for verdict in found if verdict.own_head.option == WITH_HEAD_CODE}
+        print_text(
+            f"No class of Transformers computes these. {WAY_OUT}"
+            + (f" Those marked ({WITH_HEAD_CODE}) convert with that option." if also else "")
         )
-        for verdict in found:
-            own = verdict.own_head.class_name if verdict.own_head.class_name != verdict.class_name else "the same"
-            own += f" ({verdict.own_head.option})" if verdict.own_head.option else ""
-            table.add_row(*(escape(cell or "") for cell in (verdict.name, verdict.class_name, verdict.exactness, own)))
-        print_rich(table)
+        for reason, names in by_refusal(found).items():
+            print_names(
+                f"{len(names)}: {reason}", [f"{name} ({WITH_HEAD_CODE})" if name in also else name for name in names]
+            )
+    elif found:
+        rows = [(one.name, one.class_name or "", one.exactness, _with_own_head(one)) for one in found]
+        print_columns(
+            ("timm", "Transformers", "exactness", "with 7 classes"),
+            rows,
+            lambda name, becomes, exactness, own: f"{name}\n  → {becomes}, {exactness}\n  with 7 classes: {own}",
+        )
     what = "are refused" if refused else "convert" + (f" to '{target}'" if target else "")
     of = f"timm's {len(entries())} Vision Transformers" if name is None else f"the {len(asked)} with such a name"
     typer.echo(f"{len(found)} of {of} {what}." + (" --refused says why not." if name and not found else ""))
+
+
+def _with_own_head(verdict: Verdict) -> str:
+    own = verdict.own_head
+    if own.option:
+        return own.option
+    return "the same" if own.class_name == verdict.class_name else own.class_name

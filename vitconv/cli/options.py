@@ -11,6 +11,7 @@ import typer
 from vitconv.cli.output import log_to_stderr
 from vitconv.mapping import HEADS, TARGETS, HeadName
 from vitconv.models.catalogue import entries
+from vitconv.models.processors import PROCESSORS, ProcessorName
 
 
 def one_of(names: Iterable[str], help: str) -> Any:
@@ -97,6 +98,13 @@ Source = Annotated[
     Path,
     typer.Argument(metavar="SRC", help="The timm weights: hf-hub:org/name, a file, or a folder with config.json."),
 ]
+
+Classifier = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A folder with a classification head, converted or optimised.")
+]
+Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda…")]
+PROCESSOR_HELP = "What makes the pixels: MODEL's preprocessor_config.json, or its timm_processor.json."
+Processor = Annotated[ProcessorName, one_of(PROCESSORS, PROCESSOR_HELP)]
 
 Image = Annotated[Path | None, typer.Option(metavar="FILE", help="The image to verify on, instead of a built-in one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result, or the error, as JSON.")]

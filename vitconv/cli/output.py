@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import logging
 import os
@@ -9,7 +10,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,17 +66,29 @@ def print_done(headline: str, facts: Iterable[str] = (), then: Iterable[str] = (
 
 
 def print_moves(moves: Iterable[tuple[str, str, str]]) -> None:
-    """Print what each tensor becomes: (name, name in Transformers, shape), in columns where a line has room for them.
+    """Print what each tensor becomes: (name, name in Transformers, shape)."""
+    print_columns(
+        ("timm", "Transformers (in files)", "shape"),
+        moves,
+        lambda name, place, shape: f"{name}  {shape}\n  → {place}",
+    )
 
-    On a narrower terminal the second name is on a line of its own: a name is neither cut nor broken.
+
+def print_columns(headings: Sequence[str], rows: Iterable[Sequence[str]], narrow: Callable[..., str]) -> None:
+    """Print rows of cells in columns, where a line has room for them.
+
+    On a narrower terminal each is printed as ``narrow`` writes its cells, without headings: a name is neither cut nor
+    broken.
     """
-    rows = [("timm", "Transformers (in files)", "shape"), *moves]
-    one, other, shape = (max(map(len, column)) for column in zip(*rows, strict=True))
-    wide = not sys.stdout.isatty() or one + other + shape + 4 <= shutil.get_terminal_size().columns
-    for number, row in enumerate(rows):
-        name, place, size = map(printable, row)
-        line = f"{name:{one}}  {place:{other}}  {size}" if wide else f"{name}  {size}\n  → {place}"
-        typer.echo(styled(line, bold=number == 0))
+    lines = [headings, *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    if sys.stdout.isatty() and sum(widths) + 2 * (len(widths) - 1) > shutil.get_terminal_size().columns:
+        for cells in lines[1:]:
+            typer.echo(narrow(*cells))
+        return
+    for number, cells in enumerate(lines):
+        padded = "  ".join(f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True))
+        typer.echo(styled(padded.rstrip(), bold=number == 0))
 
 
 def print_names(title: str, names: Iterable[str]) -> None:
@@ -90,9 +103,14 @@ def print_names(title: str, names: Iterable[str]) -> None:
             typer.echo(f"  {name}")
 
 
-def _wrapped(text: str, first: str, rest: str) -> list[str]:
-    """The text in lines that a terminal does not break; one line elsewhere."""
-    if not sys.stdout.isatty():
+def _wrapped(text: str, first: str, rest: str, *, err: bool = False) -> list[str]:
+    """The text in lines that a terminal does not break; one line elsewhere.
+
+    Args:
+        err: whether it is printed on stderr.
+    """
+    stream = sys.stderr if err else sys.stdout
+    if stream is None or not stream.isatty():
         return [first + text]
     width = shutil.get_terminal_size().columns
     return textwrap.wrap(
@@ -100,16 +118,41 @@ def _wrapped(text: str, first: str, rest: str) -> list[str]:
     ) or [first]
 
 
+def print_text(text: str, label: str = "", *, err: bool = False, **style: Any) -> None:
+    """Print a text, which no terminal breaks within a word.
+
+    Args:
+        text: what to print.
+        label: a word before it, in the style.
+        err: whether to print it on stderr.
+        style: as for :func:`styled`.
+    """
+    first, *rest = _wrapped(printable(text), f"{label} " if label else "", "", err=err)
+    shown = styled(label, **style) if style else label
+    typer.echo("\n".join([shown + first.removeprefix(label), *rest]), err=err)
+
+
 def print_notes(notes: tuple[str, ...], *, quiet: bool = False) -> None:
     """Print notes on stderr, unless the command is to be quiet."""
     for note in () if quiet else notes:
-        typer.echo(f"note: {printable(note)}", err=True)
+        print_text(note, "note:", err=True)
 
 
 def print_warnings(warnings: tuple[str, ...]) -> None:
     """Print warnings on stderr."""
     for warning in warnings:
-        typer.echo(styled("warning:", fg="yellow", bold=True) + f" {printable(warning)}", err=True)
+        print_text(warning, "warning:", err=True, fg="yellow", bold=True)
+
+
+def warn_of_others(address: str, does: str) -> None:
+    """Warn of what a server does for other computers, if they can reach the address."""
+    if not ipaddress.ip_address(address).is_loopback:
+        print_warnings((f"Other computers can reach this server. It {does}.",))
+
+
+def in_url(address: str) -> str:
+    """An address as a URL has it."""
+    return f"[{address}]" if ":" in address else address
 
 
 def log_to_stderr(wanted: bool) -> None:
@@ -144,6 +187,7 @@ def show_counted_steps(
     Nothing if the command is to be quiet.
     """
     from rich.console import Console
+    from rich.markup import escape
 
     console = Console(stderr=True, highlight=False)
     running, begun = "", time.monotonic()
@@ -154,8 +198,8 @@ def show_counted_steps(
 
         def say(step: str) -> None:
             nonlocal running
-            running = step
-            typer.echo(f"{step}…", err=True)
+            running = printable(step)
+            typer.echo(f"{running}…", err=True)
 
         yield say, _print_sometimes(lambda: running)
         return
@@ -167,8 +211,8 @@ def show_counted_steps(
     def begin(step: str) -> None:
         nonlocal running, begun
         end("[green]✓[/green]")
-        running, begun = step, time.monotonic()
-        status.update(f"{step}…")
+        running, begun = escape(printable(step)), time.monotonic()
+        status.update(f"{running}…")
 
     def count(done: int, errors: int, total: int) -> None:
         status.update(_counted(running, done, errors, total))

@@ -12,8 +12,28 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from vitconv.cli.options import Architecture, AsJson, DataConfigFile, Ignore, Quiet, Verbose, one_of
-from vitconv.cli.output import print_json, print_rich, print_warnings, printable, show_count, show_counted_steps
+from vitconv.cli.options import (
+    PROCESSOR_HELP,
+    Architecture,
+    AsJson,
+    DataConfigFile,
+    Device,
+    Ignore,
+    Processor,
+    Quiet,
+    Verbose,
+    one_of,
+)
+from vitconv.cli.output import (
+    print_json,
+    print_notes,
+    print_rich,
+    print_text,
+    print_warnings,
+    printable,
+    show_count,
+    show_counted_steps,
+)
 from vitconv.cli.process import attentive, end_in_order, errors_for_people
 from vitconv.errors import VitconvError
 from vitconv.evaluation import LABELS_FROM, LabelsFrom
@@ -21,7 +41,6 @@ from vitconv.inference import ENGINES, EngineName
 from vitconv.models.processors import PROCESSORS, ProcessorName
 
 _IMAGES = "A CSV file with a column `path`, relative to the file's folder; a folder of images; or one image."
-_PROCESSOR = "What makes the pixels: MODEL's preprocessor_config.json, or its timm_processor.json."
 _KEPT = "What has been written is kept: run it again to go on."
 
 MaxErrors = Annotated[
@@ -41,15 +60,12 @@ def predict(
     engine: Annotated[
         EngineName, one_of(ENGINES, "Run on this machine, or as a Ray Data pipeline on many: docs/scale.md.")
     ] = "local",
-    processor: Annotated[
-        ProcessorName,
-        one_of(PROCESSORS, _PROCESSOR),
-    ] = "transformers",
+    processor: Processor = "transformers",
     batch_size: Annotated[
         int,
         typer.Option(metavar="N", min=1, help="Images that the model takes at once; 1 GiB of pixels at most."),
     ] = 8,
-    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda…")] = "auto",
+    device: Device = "auto",
     max_errors: MaxErrors = 0,
     check_content: Annotated[
         bool,
@@ -86,6 +102,7 @@ def predict(
                 overwrite=overwrite,
                 on_progress=attentive(on_progress),
             )
+        from vitconv.inference.answers import NOT_CALIBRATED
         from vitconv.inference.predictions import read_predictions
 
         rows = None if destination else read_predictions(folder).rows.to_pylist()
@@ -93,10 +110,16 @@ def predict(
         print_json(asdict(done) | ({"destination": str(destination)} if rows is None else {"predictions": rows}))
         return
     if rows is not None:
-        _print_answers(rows)
+        _print_answers(rows, calibrated=done.reliable is not None)
+        if done.reliable is None:
+            print_notes((NOT_CALIBRATED,), quiet=quiet)
         return
     found = f", {done.found:,} of them by an earlier run" if done.found else ""
     typer.echo(f"{printable(folder)}: {done.rows:,} images on {done.device}{found}; {done.errors:,} could not be read")
+    if done.reliable is None:
+        print_notes((NOT_CALIBRATED,), quiet=quiet)
+    else:
+        typer.echo(f"{done.reliable:,} of {done.rows - done.errors:,} answers are reliable")
 
 
 def _what_is_kept(folders: Iterable[Path]) -> str:
@@ -106,20 +129,30 @@ def _what_is_kept(folders: Iterable[Path]) -> str:
     return _KEPT if any(map(parts, folders)) else "Nothing was written."
 
 
-def _print_answers(rows: list[dict[str, Any]]) -> None:
-    """A line for each image: its path, class and probability."""
+def _print_answers(rows: list[dict[str, Any]], *, calibrated: bool) -> None:
+    """A line for each image: its path, class and probability; and how far they may be believed, if that is known."""
     from rich.table import Column, Table
 
     table = Table(
         *(Column(name, overflow="fold") for name in ("image", "class")),
         Column("probability", justify="right", no_wrap=True),
+        *((Column("calibrated", justify="right", no_wrap=True), Column("reliable", overflow="fold")) * calibrated),
         box=None,
         pad_edge=False,
     )
     for row in rows:
-        answer = (row["class"], f"{row['probability']:.1%}") if row["error"] is None else (row["error"], "")
-        table.add_row(*(escape(printable(text)) for text in (row["path"], *answer)))
+        cells = [row["path"], row["error"]]
+        if row["error"] is None:
+            cells[1:] = row["class"], _percent(row["probability"])
+            if calibrated:
+                cells += _percent(row["calibrated_probability"]), "yes" if row["reliable"] else f"no. {row['why_not']}"
+        table.add_row(*(escape(printable(text)) for text in cells))
     print_rich(table)
+
+
+def _percent(probability: float) -> str:
+    """A probability in percent; no rounding makes it certain."""
+    return f"{probability:.1%}" if probability < 0.9995 or probability == 1 else ">99.9%"
 
 
 def evaluate(
@@ -146,10 +179,10 @@ def evaluate(
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder for the report.")] = Path("evaluation"),
     processor: Annotated[
         ProcessorName | None,
-        one_of(PROCESSORS, f"{_PROCESSOR} By default the first, unless no image could be compared with it."),
+        one_of(PROCESSORS, f"{PROCESSOR_HELP} By default the first, unless no image could be compared with it."),
     ] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Images that the model takes at once.")] = 8,
-    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda…")] = "auto",
+    device: Device = "auto",
     max_errors: MaxErrors = 0,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -205,7 +238,7 @@ def evaluate(
         return
     for line in () if quiet else done.sentences():
         if line not in done.warnings:
-            typer.echo(printable(line))
+            print_text(line)
     _print_verdict(page, done.summary())
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import typer
 
 from vitconv.cli.help import print_json_error
-from vitconv.cli.output import printable, styled
+from vitconv.cli.output import print_text, printable
 from vitconv.errors import VitconvError
 from vitconv.writing.staging import discard_unfinished, forget_published, published
 
@@ -111,10 +111,21 @@ def errors_for_people(interrupted: Callable[[], str] = _what_was_written, *, as_
             _tell(f"{reason}.", "Free space there, or set TMPDIR to a writable folder.", as_json)
             raise typer.Exit(1) from None
         if error.filename is None:
+            if error.errno == errno.ENOENT and _working_folder_is_gone():
+                _tell("The working folder has been removed.", "Change to another folder, and run it again.", as_json)
+                raise typer.Exit(1) from None
             raise
         name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else str(error.filename)
         _tell(f"'{name}' cannot be used: {error.strerror}.", "Check it, and its permissions.", as_json)
         raise typer.Exit(1) from None
+
+
+def _working_folder_is_gone() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def end_in_order() -> None:
@@ -124,6 +135,33 @@ def end_in_order() -> None:
     """
     global ends_at_once
     ends_at_once = False
+
+
+@contextmanager
+def stop_first(stop: Callable[[], None]) -> Iterator[None]:
+    """Have a signal call this in the block, so that what was begun is finished; behind the block, it ends the process.
+
+    A second signal ends the block at once.
+    """
+    received: list[int] = []
+
+    def handle(number: int, frame: object) -> None:
+        received.append(number)
+        if len(received) > 1:
+            _stop(number, frame)
+        stop()
+
+    before = {number: signal.getsignal(number) for number in _WORDS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received:
+        signal.raise_signal(received[0])
 
 
 def attentive(callback: Callable[..., None]) -> Callable[..., None]:
@@ -146,7 +184,8 @@ def _look_again() -> None:
 
 def _tell(problem: str, remedy: str, as_json: bool) -> None:
     """Print an error for people on stderr and, where JSON was asked for, for the program on stdout."""
-    typer.echo(f"{styled('error:', fg='red', bold=True)} {printable(problem)}\n{printable(remedy)}", err=True)
+    print_text(problem, "error:", err=True, fg="red", bold=True)
+    print_text(remedy, err=True)
     if as_json:
         print_json_error(problem, remedy)
 

@@ -114,10 +114,14 @@ def _one_of(names: Iterable[str]) -> _Form:
 
 
 _FORMS = {
-    **dict.fromkeys(("checkpoint", "model", "images"), _PATH),
+    **dict.fromkeys(("checkpoint", "model", "images", "judge", "calibration"), _PATH),
     **dict.fromkeys(("architecture", "labels", "image", "data_config", "target", "expected"), _TEXT),
     **dict.fromkeys(("no_ema", "headless"), _SWITCH),
-    "ignore": _TEXTS,
+    **dict.fromkeys(("ignore", "recipes"), _TEXTS),
+    "max_disagreement": _Form(
+        lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1,
+        "Write a number between 0 and 1.",
+    ),
     "img_size": _SIZE,
     "engine": _one_of(ENGINES),
     "processor": _one_of(PROCESSORS),
@@ -314,6 +318,14 @@ def evaluate() -> None:
 
 
 @app.command()
+def optimize() -> None:
+    """Run notebooks/optimize.ipynb into build/optimized and build/optimize.json."""
+    given = _given("model", "judge", "calibration", "recipes", "max_disagreement")
+    names = {"images": given.pop("judge"), "output": "build/optimized", "results": "build/optimize.json"}
+    _run_notebook("optimize", given | names | {"rounds": 6})
+
+
+@app.command()
 def demo() -> None:
     """Run notebooks/convert.ipynb with its own parameters, those of the demo: for `make convert`."""
     _run_notebook("convert", {})
@@ -328,6 +340,8 @@ def _run_notebook(name: str, parameters: dict[str, Any]) -> None:
     source, where, log = f"notebooks/{name}.ipynb", f"build/{name}.ipynb", f"build/{name}.log"
     with errors_for_people():
         try:
+            if Path(source).is_file():  # else this is not the project's root
+                Path(where).parent.mkdir(exist_ok=True)  # a fresh clone has none
             papermill.execute_notebook(
                 source,
                 where,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,23 +13,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from commands import run
 from models import full_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 import vitconv.convert
-from vitconv.cli import app
 from vitconv.cli.options import complete_architecture as complete
 
 ARCH = ["--arch", "vit_tiny_patch16_224"]
-
-
-def run(*arguments):
-    """In this process, for speed: (exit code, stdout, stderr)."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def run_process(*arguments, **kwargs):
@@ -41,6 +34,7 @@ def test_converts_and_says_what_was_proved(small_checkpoint, tmp_path):
     code, out, err = run("convert", small_checkpoint, tmp_path / "model", *ARCH, "--labels", tmp_path / "labels.txt")
     assert code == 0
     assert "ViTForImageClassification, width 192, 12 blocks, 3 heads, patch 16x16, image 224x224" in out
+    assert "preprocessing: 224x224, bicubic, crop 0.9 (center), mean 0.5/0.5/0.5, std 0.5/0.5/0.5: timm's" in out
     assert "float64: logits equal bit for bit, with 32 tokens of the picture" in out
     assert "float32: logits equal bit for bit\n" in out
     assert "pixels: equal bit for bit" in out
@@ -70,6 +64,17 @@ def test_a_full_disk_while_converting(options, small_checkpoint, tmp_path, full_
     assert code == 1
     assert f"error: '{tmp_path}/model' cannot be written: File too large." in err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["inspect", "convert"])
+def test_a_file_whose_name_is_not_utf_8(command, small_checkpoint, tmp_path):
+    """As systems wrote names before UTF-8; torch cannot map such a file."""
+    mine = shutil.copy(small_checkpoint, os.fsdecode(os.fsencode(tmp_path) + b"/gr\xfc\xdfe.pth"))
+    arguments = [command, mine, *([tmp_path / "model"] if command == "convert" else []), *ARCH]
+    done = subprocess.run([sys.executable, "-m", "vitconv", *arguments], capture_output=True, text=True)
+    assert done.returncode == 1 and os.listdir(tmp_path) == [os.path.basename(mine)]
+    assert f"error: The name of '{tmp_path}/gr\\udcfc\\udcdfe.pth' is not UTF-8, or that of a folder" in done.stderr
+    assert done.stderr.splitlines()[-1] == "Rename it, or choose another path."
 
 
 def test_a_full_disk_while_reverting(folder, tmp_path, full_disk):
@@ -164,6 +169,7 @@ def test_verify_names_the_setting_that_was_edited(small_checkpoint, folder, tmp_
     assert "`layer_norm_eps` in config.json is 1e-12 instead of 1e-06." in err
 
 
+@pytest.mark.slow
 def test_data_config(small_checkpoint, tmp_path):
     (tmp_path / "data.json").write_text('{"mean": [0.1, 0.2, 0.3]}')
     code, out, _ = run("convert", small_checkpoint, tmp_path / "model", *ARCH, "--data-config", tmp_path / "data.json")
@@ -223,6 +229,7 @@ def test_says_how_the_weights_were_found(small_checkpoint, save, tmp_path):
     assert "note: The weights are those at ['state_dict'], names beginning with 'module.'." in err
 
 
+@pytest.mark.slow
 def test_a_head_apart_is_left_out_only_when_told(small_checkpoint, save, tmp_path):
     weights = torch.load(small_checkpoint)
     head = {name.removeprefix("head."): weights.pop(name) for name in ("head.weight", "head.bias")}
@@ -311,15 +318,15 @@ def test_control_characters_in_names_are_escaped(save):
     assert "\x1b" not in err
 
 
-def test_a_destination_that_is_not_utf8_is_printed_escaped(small_checkpoint, folder, write_images, tmp_path):
-    """Where stdout is strict, as on most systems, half a character in it would end a command that is done."""
+def test_a_destination_that_is_not_utf8_is_refused(small_checkpoint, folder, write_images, tmp_path):
+    """Nothing could open it afterwards. The error shows half a character escaped, where stderr is strict, too."""
     for command in (
         ["convert", small_checkpoint, tmp_path / "con\udcff", *ARCH, "--no-verify"],
         ["revert", folder, tmp_path / "re\udcff", "--no-verify"],
     ):
-        code, out, _ = run(*command)
-        assert code == 0
-        assert f"{tmp_path}/{command[2].name[:-1]}\\udcff: " in out
+        code, _, err = run(*command)
+        assert code == 1 and not command[2].exists()
+        assert f"{tmp_path}/{command[2].name[:-1]}\\udcff' is not UTF-8" in err
     images = write_images(1)
     code, _, err = run("predict", folder, images, tmp_path / "pre\udcff")
     assert code == 1 and "pre\\udcff' is not UTF-8" in err and not (tmp_path / "pre\udcff").exists()
@@ -347,6 +354,7 @@ def test_an_interrupt_is_exit_130(command, small_checkpoint, folder, tmp_path, m
     assert err.endswith("error: Interrupted.\nNothing was written.\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Terminated")]
 )
@@ -432,6 +440,7 @@ def test_a_name_that_is_not_in_the_cache(tmp_path):
     assert "error: The model 'our/roofs' is not in the local cache, and the Hub cannot be reached." in err
 
 
+@pytest.mark.slow
 def test_another_family_if_asked(small_checkpoint, tmp_path):
     target = ["--target", "dinov2"]
     code, out, _ = run("convert", small_checkpoint, tmp_path / "model", *ARCH, *target)
@@ -476,6 +485,7 @@ def test_the_way_back_names_what_timm_has_not(tmp_path):
     assert run("revert", tmp_path / "hf", tmp_path / "other", "--drop", "head")[0] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 @pytest.mark.parametrize("command", [["models"], ["models", "--json"], ["--version"], ["verify", "--json"]])
 def test_a_full_disk_behind_the_output(command, small_checkpoint, folder):
@@ -491,9 +501,9 @@ def test_a_full_disk_behind_the_output(command, small_checkpoint, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["verify", "revert"])
 @pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Terminated")]
+    ("command", "number", "code", "word"),
+    [("verify", signal.SIGINT, 130, "Interrupted"), ("revert", signal.SIGTERM, 143, "Terminated")],
 )
 @pytest.mark.parametrize("step", [0, 1, 2])
 def test_a_signal_ends_verify_and_revert(command, number, code, word, step, small_checkpoint, folder, tmp_path):
@@ -671,19 +681,23 @@ def test_models_of_a_name():
     code, _, err = run("models", "vit_bose_patch16_224")
     assert code == 1
     assert err.splitlines()[1].startswith("Did you mean vit_base_patch16_224")
+    code, out, _ = run("models", "vit_bose_patch16_224", "--json")
+    assert code == 1 and json.loads(out)["remedy"] == err.splitlines()[1]
 
 
 def test_refused_models_are_grouped_by_the_reason():
     _, out, _ = run("models", "--refused", "vit_base*")
     assert out.count("rotary positions of another kind") == 1
     assert "\n  vit_base_patch16_rope_224\n" in out
+    assert "\n  vit_base_patch16_reg4_gap_256 (--head code)\n" in out
+    assert "Those marked (--head code) convert with that option." in out
+    assert "--head code" not in run("models", "--refused", "vit_base*rope*")[1]
 
 
 def on_a_terminal(*arguments, columns=80):
     """What a terminal shows, without the colours and what is wiped out."""
     import fcntl
     import pty
-    import re
     import struct
     import termios
 
@@ -706,13 +720,25 @@ def on_a_terminal(*arguments, columns=80):
     return shown.decode(), re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|.*\r(?!\n)", "", shown.decode()).replace("\r\n", "\n")
 
 
+@pytest.mark.slow
 def test_a_terminal_keeps_the_steps_with_their_seconds_and_names_whole(small_checkpoint):
     raw, shown = on_a_terminal("inspect", small_checkpoint, *ARCH)
-    assert "\x1b[32m" in raw
+    assert "\x1b[32m" in raw  # the steps' marks, and the headline of the last block
+    assert re.search(r"\x1b\[32m\x1b\[1m✓ \S+tiny.pth: 152 tensors become 200", raw)
     assert any(line.startswith("✓ Reading the checkpoint ") and line.endswith(" s") for line in shown.splitlines())
     assert "blocks.{0…11}.attn.qkv.weight[192:384]  192x192\n" in shown
     assert "  → vit.encoder.layer.{0…11}.attention.attention.key.weight\n" in shown
     assert "vit_base_patch16_rope_reg1_gap_256" in on_a_terminal("models", "--refused", "vit_base*")[1]
+    listed = on_a_terminal("models", "vit_so150m2*", columns=40)[1]
+    first_column = "".join(line.partition("  ")[0] for line in listed.splitlines())
+    assert "vit_so150m2_patch16_reg1_gap_256" in first_column and "…" not in listed
+
+
+def test_a_narrow_terminal_lists_models_in_lines_of_their_own():
+    shown = on_a_terminal("models", "vit_small*dinov3", columns=60)[1]
+    assert shown.startswith("vit_small_patch16_dinov3\n  → DINOv3ViTModel, made\n  with 7 classes: --head code\n")
+    wide = on_a_terminal("models", "vit_small*dinov3", columns=120)[1]
+    assert "vit_small_patch16_dinov3       DINOv3ViTModel  made       --head code\n" in wide
 
 
 def test_a_wrapper_is_written_with_a_warning_and_only_by_name(wrapped, tmp_path):
@@ -730,4 +756,6 @@ def test_a_wrapper_is_written_with_a_warning_and_only_by_name(wrapped, tmp_path)
 
 
 def test_the_list_of_refusals_begins_with_the_way_out():
-    assert run("models", "--refused")[1].startswith("No native class computes these. Keep this model in timm, or take")
+    assert run("models", "--refused")[1].startswith(
+        "No class of Transformers computes these. Keep this model in timm, or take"
+    )

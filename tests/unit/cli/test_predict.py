@@ -5,21 +5,14 @@ from itertools import islice
 
 import numpy as np
 import pytest
+from commands import run
 from conftest import CLASSES
 from PIL import Image
-from typer.testing import CliRunner
 
-from vitconv.cli import app
+from vitconv.cli import predict as predict_command
 from vitconv.convert import convert_checkpoint
 from vitconv.inference import local
 from vitconv.inference.predictions import read_predictions
-
-
-def run(*arguments):
-    """In this process, for speed: (exit code, stdout, stderr)."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +71,16 @@ def test_evaluate_from_a_checkpoint_and_photos_to_a_report(model, small_checkpoi
     assert code == 0, err
     assert out.splitlines()[0].startswith("2 of 2 images get the expected answer; the logits ")
     assert out.endswith("evaluation/index.html: passed\n")
+    assert "<h1>Passed</h1>" in (tmp_path / "evaluation" / "index.html").read_text()
     assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text())["agreement"] == 1.0
+
+
+def test_a_list_of_images_is_evaluated_with_its_labels(model, photos, tmp_path):
+    (tmp_path / "list.csv").write_text("path,label\nphotos/ash/a.png,ash\nphotos/oak/[b].jpg,\n")
+    code, out, err = run("evaluate", model, tmp_path / "list.csv", "--out", tmp_path / "r")
+    assert code == 0, err
+    metrics = json.loads((tmp_path / "r" / "metrics.json").read_text())
+    assert (metrics["images"], metrics["labelled"]) == (2, 1)
 
 
 def test_evaluate_fails_where_a_threshold_is_missed(model, photos, tmp_path):
@@ -100,6 +102,8 @@ def test_evaluate_says_where_nothing_was_judged(model, photos, tmp_path):
     assert code == 0
     assert "There was nothing to compare with: no expected answers, and no labels." in out
     assert out.endswith("index.html: nothing to judge\n")
+    code, out, err = run("evaluate", model, photos / "ash", "--out", tmp_path / "r", "--json", "-q")
+    assert code == 0 and json.loads(out)["passed"] is None
     code, out, err = run("report", tmp_path / "r", tmp_path / "again")
     assert (code, out) == (0, f"{tmp_path / 'again' / 'index.html'}: nothing to judge\n")
 
@@ -150,6 +154,7 @@ def test_labels_come_from_folders_or_nothing(model, photos, given):
     assert code == 2 and "is not one of" in err
 
 
+@pytest.mark.slow
 def test_predictions_and_evaluations_as_json(model, small_checkpoint, photos, tmp_path):
     code, out, _ = run("predict", model, photos, "--json", "-q")
     found = json.loads(out)
@@ -163,6 +168,7 @@ def test_predictions_and_evaluations_as_json(model, small_checkpoint, photos, tm
     assert code == 1 and json.loads(out)["error"] == f"There is no list of images '{tmp_path}/none.csv'."
 
 
+@pytest.mark.slow
 def test_a_missed_threshold_is_json_too(model, photos, tmp_path):
     answers = {
         row["path"]: row["class"] for row in json.loads(run("predict", model, photos, "--json")[1])["predictions"]
@@ -178,3 +184,17 @@ def test_a_missed_threshold_is_json_too(model, photos, tmp_path):
         "Images that get the expected answer (agreement): "
     )
     assert f"error: {json.loads(out)['error']}\n" in err
+
+
+def test_no_rounding_makes_an_answer_certain(capsys):
+    rows = [
+        {"path": f"{number}.png", "error": None, "class": "ash", "probability": probability}
+        for number, probability in enumerate((0.5, 0.99949, 0.99951, 1.0))
+    ]
+    predict_command._print_answers(rows, calibrated=False)
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:]] == [
+        "50.0%",
+        "99.9%",
+        ">99.9%",
+        "100.0%",
+    ]

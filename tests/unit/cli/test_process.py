@@ -195,6 +195,7 @@ def test_an_output_for_errors_that_takes_nothing(tmp_path):
     assert (done.returncode, done.stdout) == (1, "")
 
 
+@pytest.mark.slow
 def test_no_folder_for_temporary_files(source, tmp_path):
     """Torch asks for one where it is imported."""
     import resource
@@ -209,6 +210,19 @@ def test_no_folder_for_temporary_files(source, tmp_path):
     assert done.returncode == 1
     assert "error: No usable temporary directory found in " in done.stderr
     assert done.stderr.endswith("set TMPDIR to a writable folder.\n") and "Traceback" not in done.stderr
+
+
+def test_a_working_folder_that_is_gone(tmp_path):
+    (tmp_path / "gone").mkdir()
+    done = subprocess.run(
+        [*MAIN, "predict", "model", "image.png"],
+        cwd=tmp_path / "gone",
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: os.rmdir(tmp_path / "gone"),
+    )
+    assert done.returncode == 1
+    assert done.stderr == "error: The working folder has been removed.\nChange to another folder, and run it again.\n"
 
 
 def test_a_reader_that_has_enough(source):

@@ -1,5 +1,6 @@
 """The stages of dvc.yaml: no parameter's value is ever text of a shell, or of Python."""
 
+import ast
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ from vitconv.inference.predictions import read_predictions
 
 ROOT = Path(__file__).parents[3]
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+PIPELINE["optimize"] = yaml.safe_load((ROOT / "optimize" / "dvc.yaml").read_text())["stages"]["optimize"]
 COMMANDS = {
     name: [stage["cmd"]] if isinstance(stage["cmd"], str) else stage["cmd"] for name, stage in PIPELINE.items()
 }
@@ -109,6 +111,7 @@ def test_a_stage_runs_again_when_a_parameter_that_it_reads_changes(name, project
     assert named <= {*read, "images_folder"}  # which nobody but DVC reads
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES[:8], ids=ascii)  # the first has every mark
 def test_files_of_any_name_are_predicted_from(name, project, folder, write_images):
     root = project(model=name + " model", images=name, engine="local", batch_size=4, device="cpu")
@@ -142,6 +145,7 @@ def test_files_of_any_name_are_digested(name, project):
         assert list(json.loads((root / "build" / "sources" / f"{key}.json").read_text())) == [file]
 
 
+@pytest.mark.slow
 def test_files_of_any_name_are_verified(project, small_checkpoint):
     root = project(checkpoint=ALL + ".pth", model=ALL + " model", labels="")
     shutil.copyfile(small_checkpoint, root / (ALL + ".pth"))
@@ -153,6 +157,7 @@ def test_files_of_any_name_are_verified(project, small_checkpoint):
     assert "float64" in json.loads(done.stdout)["parity"]
 
 
+@pytest.mark.slow
 def test_verify_repeats_what_the_conversion_was_given(project, tmp_path):
     """The checkpoint states other class names and another mean, which the record alone does not overrule."""
     model = full_model("vit_tiny_patch16_224", num_classes=2)
@@ -369,6 +374,7 @@ def test_an_error_in_a_notebook_is_the_stages(project, monkeypatch):
     assert_one_error(fail("first_few", "no"), "error: first_few: no")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "notebook"), [("convert", "convert"), ("evaluate", "evaluate"), ("demo", "convert")]
 )
@@ -396,7 +402,35 @@ def test_where_answers_are_expected_the_timm_model_does_not_run(project):
     assert [path.name for path in (root / "build" / "timm").iterdir()] == ["not-run.txt"]
 
 
+def test_where_no_answers_are_expected_the_timm_model_runs_and_is_compared_with(
+    project, small_checkpoint, write_images, monkeypatch
+):
+    given = {"architecture": "vit_tiny_patch16_224", "images": "list.csv", "device": "cpu"}
+    empty = dict.fromkeys(("labels", "data_config", "expected"), "")
+    root = project(checkpoint=str(small_checkpoint), model="model", **given, **empty)
+    write_images(3)
+    convert_checkpoint(small_checkpoint, root / "model", architecture="vit_tiny_patch16_224", verify=False)
+    done = run("timm")
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert len(read_predictions("build/timm").rows) == 3
+    read = {}
+    monkeypatch.setattr("papermill.execute_notebook", lambda source, where, values, **options: read.update(values))
+    assert run("evaluate").exit_code == 0
+    assert read["expected"] == "build/timm"
+
+
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+
+
+@pytest.mark.parametrize("stage", ["demo", "convert"])
+def test_a_fresh_clone_has_no_folder_for_what_is_built(stage, project, monkeypatch):
+    root = project()
+    (root / "build").rmdir()
+    nbformat.write(nbformat.v4.new_notebook(metadata=KERNEL), root / "notebooks" / "convert.ipynb")
+    made = []
+    monkeypatch.setattr("papermill.execute_notebook", lambda *_, **__: made.append((root / "build").is_dir()))
+    assert run(stage).exit_code == 0
+    assert made == [True]
 
 
 def test_a_notebook_that_is_not_there(project):
@@ -431,6 +465,26 @@ def test_aliases_that_make_a_value_immense_or_endless(parameter, project):
         assert_one_error(run("evaluate"), f"`{parameter}` is ", "Use only strings, numbers, lists and mappings")
 
 
+@pytest.mark.parametrize("value", [0, 1, True, "0.1", float("nan"), [], None])
+def test_a_share_of_answers_that_is_none(value, project):
+    project(max_disagreement=value)
+    assert_one_error(run("optimize"), "`max_disagreement` is ", "Write a number between 0 and 1")
+
+
+def test_optimize_passes_on_its_parameters(project, monkeypatch):
+    project(recipes=None, judge="mine.csv", max_disagreement=0.01)
+    given = {}
+    monkeypatch.setattr("vitconv.cli.stages._run_notebook", lambda name, values: given.update({name: values}))
+    assert run("optimize").exit_code == 0
+    parameters = given["optimize"]
+    assert parameters["recipes"] == [] and parameters["images"] == "mine.csv"
+    assert (parameters["max_disagreement"], parameters["results"]) == (0.01, "build/optimize.json")
+    notebook = nbformat.read(ROOT / "notebooks" / "optimize.ipynb", as_version=4)
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    assert set(parameters) <= {one.targets[0].id for one in ast.parse(cell.source).body}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sources", "verify", "predict"])
 def test_the_commands_line_in_a_shell(stage, project):
     """With every text hostile: one sentence, and nothing else runs. (The notebooks: tests/system/test_pipeline.py)"""
