@@ -55,7 +55,7 @@ def _table() -> list[tuple[str, ...]]:
         [catalogue.with_classes(entry, count) for entry in catalogue.entries().values()] for count in (7, None, 0)
     ]
     native = [[one for one in ones if not one.option] for ones in found]
-    with_code = [[one for one in ones if one.option in ("", "--head code")] for ones in found]
+    with_code = [[one for one in ones if one.option in ("", catalogue.WITH_HEAD_CODE)] for ones in found]
     rows = {
         "a class of Transformers": native,
         '… that `pipeline("image-classification")` loads': [[one for one in ones if one.pipeline] for ones in native],
