@@ -43,6 +43,7 @@ html_math_renderer = "mathml"
 # Markdown as GitHub reads it: a heading is a link's target, and a dollar sign is a dollar sign.
 myst_heading_anchors = 4
 myst_enable_extensions: list[str] = []
+smartquotes_action = "qe"  # quotation marks and dots, but no dashes: --data-config is an option to copy
 
 # Run each notebook anew: a cache would not notice that vitconv has changed.
 nb_execution_mode = "force"
@@ -63,9 +64,15 @@ napoleon_use_ivar = True
 
 # Python's standard library and other projects: their inventories would have to come from the network.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|timm|transformers|PIL|np|numpy|pa|pyarrow|collections|os|pathlib|enum|io|typing)\..+"),
+    (
+        r"py:.*",
+        r"(torch|timm|transformers|PIL|np|numpy|pa|pyarrow|collections|concurrent|fastapi|starlette|mlflow|confluent_kafka|socket|os|pathlib|enum|io|typing)\..+",
+    ),
     # As the code imports them, where that is only for type checkers.
-    (r"py:class", r"nn\.Module|Tensor|NDArray|Path|Image|PreTrainedModel|PreTrainedConfig|BaseImageProcessor"),
+    (
+        r"py:class",
+        r"nn\.Module|Tensor|NDArray|Path|Image|PreTrainedModel|PreTrainedConfig|BaseImageProcessor|FastAPI|MlflowClient|ModelVersion",
+    ),
 ]
 
 
