@@ -6,9 +6,12 @@ value: with biases of zero and norm weights of one, a converter that swaps two o
 `head.csv` and `outputs.csv` depend on these weights: after a change here, run `make_artifacts.py --fit`.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from model import build_model
+from torch import nn
 
 SEED = 384
 STEP = 2.0**-20  # uniform in ±2^15 steps, that is ±1/32: a standard deviation of 0.018, close to timm's 0.02
@@ -16,10 +19,10 @@ NORM_STEP = 2.0**-17  # norm weights are uniform in 1 ± 1/4
 HEAD_STEP = 2.0**-14
 
 
-def random_state_dict() -> dict[str, torch.Tensor]:
+def random_state_dict(build: Callable[[], nn.Module] = build_model) -> dict[str, torch.Tensor]:
     """Make a state dict for the model, in the model's own order."""
     with torch.device("meta"):  # names and shapes, without the time to initialise
-        state_dict = build_model().state_dict()
+        state_dict = build().state_dict()
     rng = np.random.default_rng(SEED)
     for name, parameter in state_dict.items():
         integers = rng.integers(-(2**15), 2**15, tuple(parameter.shape), dtype=np.int16).astype(np.float32)

@@ -14,6 +14,8 @@ from PIL import Image
 # the demo is a script with its modules beside it, not a package
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "demo"))
 
+import draw_images
+import small_model
 from head import classify, fit_head, read_head, write_head
 from make_artifacts import HEAD, OUTPUTS, list_inputs, replacing, write_image, write_inputs
 from model import CLASSES, build_model
@@ -140,6 +142,44 @@ def test_inputs_hold_out_two_images_of_each_class(inputs):
     for label in CLASSES:
         splits = [row["split"] for row in inputs if row["label"] == label]
         assert sorted(splits) == ["fit"] * 4 + ["held-out"] * 2
+
+
+def test_more_images_are_new_ones_in_both_formats():
+    judge, calibrate = (draw_images.list_images(split, 140) for split in ("judge", "calibrate"))
+    drawn = {(image.label, image.number) for image in list_inputs()}
+    for listed in (judge, calibrate):
+        assert draw_images.list_images(listed[0].split, 35) == listed[:35]  # asking for more changes none
+        kinds = {(image.label, Path(image.path).suffix) for image in listed}
+        assert kinds == {(label, suffix) for label in CLASSES for suffix in (".png", ".jpg")}
+        numbers = {(image.label, image.number) for image in listed}
+        assert len(numbers) == len({image.path for image in listed}) == 140 and not numbers & drawn
+        drawn |= numbers
+
+
+def test_drawing_more_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["draw_images.py", str(tmp_path / "roofs"), "--judge", "3", "--calibrate", "2"])
+    draw_images.main()
+    for split, count in (("judge", 3), ("calibrate", 2)):
+        rows = read_table(tmp_path / "roofs" / f"{split}.csv")
+        assert [(row["label"], row["split"]) for row in rows] == [(label, split) for label in CLASSES[:count]]
+        assert all((tmp_path / "roofs" / row["path"]).stat().st_size for row in rows)
+    assert len(list((tmp_path / "roofs" / "images").iterdir())) == 5
+
+
+def test_the_small_model_has_a_fitted_head(tmp_path, monkeypatch):
+    """Here each class is a colour."""
+    colours = {name: np.array([200 * (k >> bit & 1) for bit in range(3)], np.uint8) for k, name in enumerate(CLASSES)}
+    for image in list_inputs():
+        write_image(tmp_path / "artifacts" / image.path, np.tile(colours[image.label], (32, 32, 1)))
+    monkeypatch.setattr(small_model, "DEMO", tmp_path / "demo")
+    monkeypatch.setattr(sys, "argv", ["small_model.py", str(tmp_path / "small.pth")])
+    small_model.main()
+    model = small_model.build_small_model().eval()
+    model.load_state_dict(torch.load(tmp_path / "small.pth", weights_only=True))
+    pixels = torch.from_numpy(np.stack([*colours.values()])).float() / 127.5 - 1
+    with torch.no_grad():
+        answers = model(pixels[:, :, None, None].expand(-1, -1, 224, 224))
+    assert answers.argmax(dim=1).tolist() == list(range(len(CLASSES)))
 
 
 # The recorded answers

@@ -88,18 +88,27 @@ def test_killed_workers_lose_nothing(folder, tmp_path, write_images, victim):
     """The actor with the model, or the tasks that prepare images, are killed during a run."""
     images = write_images(240)
     predict(folder, images, tmp_path / "local", batch_size=2)
-    killed = []
+    killed, begun, over = [], threading.Event(), threading.Event()
 
-    def kill(done, errors, total):
-        if not killed:
-            until = time.monotonic() + 5  # between two tasks, a worker has no name for a moment
-            while not (found := workers(victim)) and time.monotonic() < until:
-                time.sleep(0.001)
-            for process in found:
+    def kill():
+        if victim == "_Predict":  # the tasks may be over before the first answer
+            begun.wait()
+        while not killed and not over.is_set():  # between two tasks, a worker has no name for a moment
+            for process in workers(victim):
                 process.send_signal(signal.SIGKILL)
                 killed.append(process.pid)
+            time.sleep(0.001)
 
-    summary = predict(folder, images, tmp_path / "ray", engine="ray", batch_size=2, on_progress=kill)
+    killing = threading.Thread(target=kill)
+    killing.start()
+    try:
+        summary = predict(
+            folder, images, tmp_path / "ray", engine="ray", batch_size=2, on_progress=lambda *counts: begun.set()
+        )
+    finally:
+        over.set()
+        begun.set()
+        killing.join()
     assert killed, "no worker was there to be killed"
     assert (summary.rows, summary.errors) == (240, 0)
     assert read_predictions(tmp_path / "ray").rows.equals(read_predictions(tmp_path / "local").rows)

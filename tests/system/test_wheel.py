@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -132,7 +133,8 @@ def test_the_metadata(wheel, version):
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert metadata.get_payload().strip() == (ROOT / "README.md").read_text("utf-8").strip()
-    assert metadata.get_all("Provides-Extra") == ["plot", "evaluate", "ray"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    assert metadata.get_all("Provides-Extra") == [*extras] and {"serve", "onnx", "queue"} <= extras.keys()
     assert "Typing :: Typed" in metadata.get_all("Classifier")
 
 

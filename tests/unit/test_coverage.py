@@ -35,7 +35,7 @@ def test_what_converts_computes_the_same(name):
 @pytest.mark.parametrize("count", [7, 0])
 @pytest.mark.parametrize("name", each(name for name, entry in entries().items() if entry.facts))
 def test_with_a_head_of_ones_own_and_without_one_it_computes_the_same(name, count):
-    """In a class of Transformers, or with a head of code. The wrapper's matrix is tests/unit/models/test_wrapper.py."""
+    """In a class of Transformers, or with a head of code. The wrapper's matrix is in tests/unit/parity/test_wrapper.py."""
     model, becomes = reduced(name, num_classes=count), catalogue.with_classes(entries()[name], count)
     # That nothing but the number of classes changes is what the catalogue takes for granted.
     assert understand(model) == replace(understand(reduced(name)), num_labels=count)

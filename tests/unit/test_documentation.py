@@ -5,18 +5,24 @@
 
 import ast
 import importlib
+import json
 import re
 import shlex
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from click import Context
 from markdown_it import MarkdownIt
+from models import reduced, small_model
 from mutants import BASES, MUTANTS, make_base, run_checks
 from typer.main import get_command
 
 from vitconv.cli import app
+from vitconv.convert import to_huggingface
+from vitconv.errors import VitconvError
 from vitconv.models.catalogue import entries, verdicts
 
 ROOT = Path(__file__).parents[2]
@@ -131,3 +137,54 @@ def test_the_code_s_imports_exist(page):
 def test_there_are_commands_and_code_to_check():
     assert len(list(commands(ROOT / "README.md"))) >= 3
     assert any(token.info == "python" for token in tokens(ROOT / "README.md") if token.type == "fence")
+
+
+# ---- what is said -------------------------------------------------------------------------------------------------
+
+
+def prose(path):
+    """The text of a page, or of a notebook's Markdown cells."""
+    text = path.read_text("utf-8")
+    if path.suffix != ".ipynb":
+        return text
+    return "\n\n".join(
+        "".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"
+    )
+
+
+def test_other_pooling_becomes_another_class_or_is_refused():
+    said = prose(ROOT / "notebooks" / "anatomy.ipynb")
+    assert "A model with other pooling becomes another class, or is refused." in said
+    mean = to_huggingface(reduced("vit_base_patch16_gap_224"))
+    assert type(mean).__name__ == "SiglipForImageClassification"
+    with pytest.raises(VitconvError, match="max"):
+        to_huggingface(small_model(global_pool="max"))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in (*PAGES, *ROOT.glob("notebooks/*.ipynb")) if path.name != "CONTRIBUTING.md"],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_nobody_is_told_to_install_what_is_not_on_pypi(path):
+    """PyPI has no vitconv: what CONTRIBUTING.md says on the first release changes this test, too."""
+    assert not re.search(r"pip install ['\"]?vitconv", prose(path))
+
+
+def test_it_can_be_cited():
+    """https://github.com/citation-file-format/citation-file-format/blob/main/schema-guide.md"""
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert {"cff-version", "message", "title", "authors"} <= cited.keys()
+    assert (cited["title"], cited["license"]) == (project["name"], project["license"])
+    assert cited["authors"] == project["authors"]
+    assert "version" not in cited  # it is the tag's
+
+
+def test_a_release_is_tested_before_it_is_published_and_needs_no_token():
+    workflow = (ROOT / ".github/workflows/release.yml").read_text("utf-8")
+    jobs = yaml.safe_load(workflow)["jobs"]
+    assert jobs["publish"]["needs"] == "build" and jobs["publish"]["permissions"] == {"id-token": "write"}
+    assert any("tests/system/test_wheel.py" in step.get("run", "") for step in jobs["build"]["steps"])
+    assert jobs["publish"]["steps"][-1]["uses"].startswith("pypa/gh-action-pypi-publish@")
+    assert "secrets." not in workflow

@@ -27,6 +27,10 @@ DOCUMENTED = {
     "vitconv.parity": ["Comparison", "Parity", "Stage", "compare"],
     "vitconv.inference": ["predict"],
     "vitconv.evaluation": ["evaluate"],
+    "vitconv.calibration": ["calibrate"],
+    "vitconv.registry": ["fetch", "register"],
+    "vitconv.serving": ["open_classifier"],
+    "vitconv.serving.rest": ["Settings", "create_app"],
     "vitconv.cli": ["app", "run"],
 }
 
@@ -51,6 +55,32 @@ COMMANDS = {
         ["MODEL", "IMAGES"],
         ["--source", "--arch", "--data-config", "--ignore", "--expected", "--labels-from", "--out", *RUN, *PRINTED],
     ),
+    "optimize": (
+        ["MODEL", "DST"],
+        [
+            *("--recipe", "--images", "--calibration", "--reference", "--max-disagreement", "--max-margin"),
+            *("--min-cosine", "--batch-size", "--overwrite", *PRINTED),
+        ],
+    ),
+    "benchmark": (["MODEL"], ["--images", "--rounds", "--device", "--json", "--quiet", "-q"]),
+    "calibrate": (["MODEL", "IMAGES"], ["--odd", "--coverage", "--processor", "--batch-size", "--device", *PRINTED]),
+    "register": (["MODEL"], ["--name", "--alias", *PRINTED]),
+    "fetch": (["NAME@ALIAS", "DST"], ["--overwrite", *PRINTED]),
+    "serve": (
+        ["MODEL"],
+        [
+            *("--host", "--port", "--device", "--processor", "--workers", "--timeout", "--engine", "--replicas"),
+            *("--max-replicas", "--write-config", "--verbose", "-v"),
+        ],
+    ),
+    "worker": (
+        ["MODEL"],
+        [
+            *("--from", "--to", "--dead-letter", "--batch", "--wait", "--tries", "--root", "--exactly-once"),
+            *("--device", "--processor", "--workers", "--host", "--port", "--verbose", "-v"),
+        ],
+    ),
+    "triton": (["MODEL", "DST"], ["--backend", "--processor", "--device", "--zip", *PRINTED]),
     "report": (["EVALUATION", "DST"], ["--last", "--verification"]),
 }
 CHOICES = {
@@ -59,6 +89,11 @@ CHOICES = {
     ("revert", "drop"): "<pooler|mask_token|decoder>",
     ("predict", "engine"): "<local|ray>",
     ("predict", "processor"): "<transformers|timm>",
+    ("calibrate", "processor"): "<transformers|timm>",
+    ("serve", "processor"): "<transformers|timm>",
+    ("serve", "engine"): "<local|ray>",
+    ("worker", "processor"): "<transformers|timm>",
+    ("triton", "backend"): "<python|pytorch|onnxruntime|openvino>",
 }
 
 
@@ -118,6 +153,7 @@ def test_the_commands():
         "predict",
         "timm",
         "evaluate",
+        "optimize",
         "demo",
     ]
 

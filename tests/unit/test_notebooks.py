@@ -58,16 +58,33 @@ def test_without_a_project_around_it_paths_start_in_the_notebooks_folder(noteboo
     assert scope["root"] == tmp_path
 
 
+def page(notebook, template="offline_html"):
+    exporter = HTMLExporter(template_name=template, extra_template_basedirs=[str(ROOT / "tools")])
+    return exporter.from_notebook_node(notebook)[0]
+
+
+def test_its_page_is_made_for_the_dark_and_for_narrow_screens(notebook):
+    """nbconvert's own template is white everywhere, and cuts long lines of code off."""
+    text = page(notebook)
+    (dark,) = re.findall(r'<style media="\(prefers-color-scheme: dark\)".*?</style>', text, re.DOTALL)
+    assert "--jp-layout-color0: #111;" in dark
+    assert text.index(dark) > text.index("--jp-layout-color0: white;")  # the later one counts
+    assert ".jp-InputArea-editor { overflow-x: auto; }" in text
+
+
+def test_its_pictures_are_narrow(notebook):
+    """On a phone, the letters of a wider one could not be read."""
+    source = "".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    widths = re.findall(r"figsize=\(([\d.]+)", source)
+    assert len(widths) == source.count("figsize") and all(float(width) <= 5.5 for width in widths)
+
+
 def test_its_page_loads_nothing_from_the_network(notebook):
     """As `make convert` writes it. nbconvert's own template loads require.js, MathJax and Mermaid."""
     loads = re.compile(
         r"<(?:script|link|img|iframe)[^>]+(?:src|href)=.https?:|url\(.?https?:|from .https?:|import .https?:"
     )
 
-    def page(template):
-        exporter = HTMLExporter(template_name=template, extra_template_basedirs=[str(ROOT / "tools")])
-        return exporter.from_notebook_node(notebook)[0]
-
-    assert loads.search(page("lab"))
-    assert not loads.search(page("offline_html"))
+    assert loads.search(page(notebook, "lab"))
+    assert not loads.search(page(notebook))
     assert "--template offline_html" in (ROOT / "Makefile").read_text()
