@@ -52,6 +52,8 @@ class OpenVINORuntime:
             "INFERENCE_PRECISION_HINT": _precision(info.folder, artefact),
             "INFERENCE_NUM_THREADS": cores(),
             "PERFORMANCE_HINT": "LATENCY",
+            # What is written into a mapped file would change the model that is loaded.
+            "ENABLE_MMAP": False,
         }
         file = info.folder / artefact.file
         with loading("OpenVINO", file):

@@ -20,6 +20,7 @@ from vitconv.parity.comparison import check_device
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from transformers import PreTrainedModel
 
     from vitconv.inference.runtime import ModelInfo
 
@@ -108,7 +109,9 @@ class TransformersRuntime:
         check_device(device)
         torch.backends.cudnn.allow_tf32 = False  # the embedding's convolution would move logits by 1e-3
         self.info, self._device = info, device
-        self._model = load_folder(info.folder).to(device)
+        self._model = load_folder(info.folder)
+        _hold(self._model)
+        self._model.to(device)
         self._logits = LOADED_CLASSES[type(self._model).__name__].logits
 
     def __call__(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -141,3 +144,12 @@ class TransformersRuntime:
                 stage="loading",
             ) from error
         return output[self._logits].float().cpu().numpy()
+
+
+def _hold(model: PreTrainedModel) -> None:
+    """Copy the weights into this process's memory: what is written into their file later would change them.
+
+    Transformers maps the file. The copy takes no more memory than the mapped pages would, and gives the same bits.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()

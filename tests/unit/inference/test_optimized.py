@@ -402,3 +402,25 @@ def test_threads_share_a_runtime(woods, recipe):
     with ThreadPoolExecutor(4) as threads:
         together = list(threads.map(model, several))
     np.testing.assert_array_equal(together, alone)
+
+
+def overwrite(folder):
+    """Write zeros into every file of a folder, in place: what had mapped one sees them."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("r+b") as content:
+                content.write(bytes(file.stat().st_size))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "recipe", ["bfloat16", "compiled", "onnx", "onnx-int8", "openvino", "openvino-int8", "torchscript"]
+)
+def test_a_model_that_is_loaded_answers_the_same_when_its_files_are_written_in_place(woods, tmp_path, recipe):
+    fast = woods.copy(recipe, tmp_path / "fast")
+    pixels = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
+    model = open_model(fast, "cpu")
+    overwrite(fast)
+    found = model(pixels)
+    expected = open_model(woods.made(recipe).folder, "cpu")(pixels)
+    assert np.array_equal(found, expected) and expected.any()

@@ -81,6 +81,24 @@ def test_a_model_that_is_replaced_and_put_back_while_it_is_loaded_is_refused(fol
         open_model(mine, "cpu")
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vit_small_patch16_224", {}),
+        ("vit_small_patch16_dinov3", {"target": "head_code"}),
+        ("vit_small_patch16_224", {"target": "timm_wrapper"}),
+    ],
+)
+def test_a_model_that_is_loaded_answers_the_same_when_its_weights_are_written_in_place(tmp_path, name, options):
+    folder = convert(tmp_path, reduced(name, num_classes=5).float(), **options)
+    other = shutil.copytree(folder, tmp_path / "other")
+    pixels = np.random.default_rng(0).standard_normal((2, *read_info(folder).input_shape), np.float32)
+    model = open_model(folder, "cpu")
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.write(bytes((folder / "model.safetensors").stat().st_size))
+    assert np.array_equal(model(pixels), open_model(other, "cpu")(pixels))
+
+
 def test_links_in_a_circle_are_no_folder(tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(CheckpointError, match="There is no folder '.*loop'"):
