@@ -69,10 +69,16 @@ class Workers:
 
     def __init__(self, count: int, queue: int, torch_threads: int | None = None) -> None:
         self.count, self.queue = count, queue
-        self.waiting = self.computing = 0
+        self.waiting = 0
+        self._begun: dict[int, float] = {}  # when each thread that computes has begun
         self._mean = self._deviation = 0.0  # seconds that a computation takes, as measured until now
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(count, "worker", _set_threads, (torch_threads,))
+
+    @property
+    def computing(self) -> int:
+        """How many are computed now."""
+        return len(self._begun)
 
     def check_room(self, seconds: float) -> None:
         """Raise :class:`BusyError` if something new would not be computed within so many seconds.
@@ -82,7 +88,7 @@ class Workers:
         with self._lock:
             if self.waiting + self.computing < self.count:
                 return
-            wait = (self.waiting + 1) * self._mean / self.count
+            wait = self._wait()
             if self.waiting >= self.queue or wait + self._longest > _PLANNED * seconds:
                 raise BusyError("The server is busy.", wait)
 
@@ -117,6 +123,18 @@ class Workers:
         """Compute what is in the queue, take nothing more, and end the threads."""
         self._threads.shutdown()
 
+    def _wait(self) -> float:
+        """In how many seconds something new would begin, where no thread is free.
+
+        A slow model may have no time for a whole computation before another one, but has it for the rest of one that
+        is nearly done: its threads would stand idle until the next request.
+        """
+        now = time.monotonic()
+        rests = [max(0.0, begun + self._mean - now) for begun in self._begun.values()]
+        rests += [0.0] * (self.count - len(rests))  # threads that are about to begin
+        rounds, turn = divmod(self.waiting, self.count)
+        return rounds * self._mean + sorted(rests)[turn]
+
     @property
     def _longest(self) -> float:
         """How long a computation may take, as TCP estimates when a packet is overdue (RFC 6298)."""
@@ -130,18 +148,19 @@ class Workers:
             # A little is always waited. What began at once is never dropped for what the times say.
             needed = self._mean + 2 * self._deviation
             late = waited > seconds or (waited > seconds / 10 and waited + needed > seconds)
-            self.computing += not late
+            if not late:
+                self._begun[threading.get_ident()] = begun
         if late:
             raise BusyError(f"It would not have been answered within {seconds:g} s.", self._mean)
         try:
             done = work()
         except BaseException:
             with self._lock:
-                self.computing -= 1
+                del self._begun[threading.get_ident()]
             raise
         took = time.monotonic() - begun
         with self._lock:
-            self.computing -= 1
+            del self._begun[threading.get_ident()]
             if not self._mean:
                 self._mean = took
             self._deviation += (abs(took - self._mean) - self._deviation) / 4

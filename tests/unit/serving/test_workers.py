@@ -72,6 +72,21 @@ def test_what_would_take_too_long_is_refused_at_once(workers):
     assert (first.result(30), later.result(30)) == ("done", 1)
 
 
+def test_what_is_nearly_done_makes_room_for_the_next(workers):
+    workers.submit(lambda: time.sleep(0.4), 30).result(30)
+    work = Held()
+    first = workers.submit(work, 30)
+    assert work.begun.wait(30)
+    with pytest.raises(BusyError):
+        workers.submit(lambda: 1, 0.8)  # 0.4 s of waiting and 0.4 s of computing
+    time.sleep(0.35)
+    later = workers.submit(lambda: 1, 0.8)  # the rest of the first, and 0.4 s
+    with pytest.raises(BusyError):
+        workers.submit(lambda: 1, 0.8)  # it would wait for that one, too
+    work.end.set()
+    assert (first.result(30), later.result(30)) == ("done", 1)
+
+
 def test_some_of_the_time_is_left_for_what_the_estimate_does_not_know(workers):
     workers.submit(lambda: time.sleep(0.2), 30).result(30)
     work = Held()
