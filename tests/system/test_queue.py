@@ -156,10 +156,10 @@ def messages(tmp_path):
     return made
 
 
-def newest(workers):
-    """The worker of which the newest answer is, or None: whichever has just died has not answered."""
-    busy = [worker for worker in workers if worker.answers()]
-    return max(busy, key=lambda worker: worker.log.stat().st_mtime, default=None)
+def to_kill(workers, all_done):
+    """The first worker, once it answers; the other where that one has answered all that was sent, and is idle."""
+    answering = [worker for worker in workers if worker.answers()]
+    return answering[0] if answering and (answering[0] is workers[0] or all_done) else None
 
 
 @pytest.mark.timeout(1800)
@@ -184,9 +184,10 @@ def test_two_workers_of_which_one_is_killed(kafka, folder, tmp_path, options):
         while not wanted <= results.ids() | dead.ids():
             for worker in workers:
                 worker.tend()
-            half = killed * size + size // 2
-            if killed < KILLS and len(results.ids() | dead.ids()) > half and (busy := newest(workers)):
-                busy.process.kill()
+            done, sent_until_now = len(results.ids() | dead.ids()), sum(map(len, parts[: killed + 1]))
+            amid = killed < KILLS and done > sent_until_now - size // 2
+            if amid and (worker := to_kill(workers, all_done=done == sent_until_now)):
+                worker.process.kill()
                 killed += 1
                 topics.send(parts[killed])
             assert time.monotonic() - begun < 1700, sorted(wanted - results.ids() - dead.ids())[:20]
