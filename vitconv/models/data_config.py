@@ -194,8 +194,10 @@ _WRITE_JSON = (
 
 
 def _are_numbers(value: Any) -> bool:
-    """Whether it is a list of numbers that float32 can hold."""
-    return isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) and abs(v) < 3e38 for v in value)
+    """Whether it is a list of numbers that float32 can hold. To Python, true and false are numbers, too."""
+    return isinstance(value, (list, tuple)) and all(
+        isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 3e38 for v in value
+    )
 
 
 def _resizes(crop_pct: Any, size: tuple[int, int]) -> bool:
