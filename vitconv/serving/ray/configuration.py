@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitconv.errors import InputError, shown
 from vitconv.serving.ray.settings import IMPORT_PATH, NAME, RaySettings
 from vitconv.writing.staging import staged_folder
 
@@ -37,15 +40,18 @@ def write_configuration(
     Args:
         settings: what is served, and by how many.
         destination: the folder; it must not exist.
-        host: the address of each machine's proxy, for `serve deploy`. In Kubernetes, a pod has an address of its own.
+        host: the address of each machine's proxy, for `serve deploy`, or its name. In Kubernetes, a pod has an address
+            of its own.
         port: of each machine's proxy, for `serve deploy`.
 
     Returns:
         The files.
 
     Raises:
-        DestinationError: it exists, or cannot be written.
+        InputError: the host is no address, and no name of a computer.
+        DestinationError: the destination exists, or cannot be written.
     """
+    _check_host(host)
     with staged_folder(destination) as folder:
         for name, text in (
             (SERVE_FILE, _SERVE_WORDS + _dump(serve_config(settings, host, port))),
@@ -53,6 +59,22 @@ def write_configuration(
         ):
             (folder / name).write_text(text, encoding="utf-8")
     return [Path(destination) / name for name in (SERVE_FILE, KUBERAY_FILE)]
+
+
+#: The name of a computer. What ends in a number would be an address.
+_NAME = re.compile(r"(?!(?:.*\.)?\d+$)[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
+
+
+def _check_host(host: str) -> None:
+    """Raise :class:`InputError` for what no machine of the cluster can listen at."""
+    try:
+        address = host.isascii() and host.isprintable() and ipaddress.ip_address(host)
+    except ValueError:
+        address = None
+    if not address and not _NAME.fullmatch(host):
+        raise InputError(
+            f"The proxies cannot listen at {shown(host)}: it is no address.", "Choose one with --host, such as 0.0.0.0."
+        )
 
 
 def serve_config(settings: RaySettings, host: str, port: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from vitconv.errors import DestinationError
+from vitconv.errors import DestinationError, InputError
 from vitconv.serving.ray.configuration import write_configuration
 from vitconv.serving.ray.settings import RaySettings
 
@@ -108,3 +108,22 @@ def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "config").mkdir()
     with pytest.raises(DestinationError):
         write_configuration(RaySettings("/srv/mine"), tmp_path / "config")
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["", " ", "a b", "http://0.0.0.0", "1.2.3", "256.0.0.1", "0.0.0.0:8000", "[::]", "-a", "\udcff", "a\n", "::1%a\n"],
+)
+def test_a_host_that_is_none(tmp_path, host):
+    """No cluster starts here that would say so."""
+    with pytest.raises(InputError, match="The proxies cannot listen at"):
+        write_configuration(RaySettings("/srv/mine"), tmp_path / "config", host)
+    assert not (tmp_path / "config").exists()
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "::", "fe80::1%eth0", "localhost", "node-1.example.org", "4f5e6a", "my_host"]
+)
+def test_a_host_that_is_one(tmp_path, host):
+    file, _ = write_configuration(RaySettings("/srv/mine"), tmp_path / "config", host)
+    assert yaml.safe_load(file.read_text("utf-8"))["http_options"]["host"] == host
