@@ -13,6 +13,7 @@ from vitconv.errors import InputError, first_few
 from vitconv.inference import optimized
 from vitconv.inference.predictions import read_predictions
 from vitconv.inference.runtime import read_info
+from vitconv.inference.watch import unchanged
 from vitconv.models.huggingface import load_config
 from vitconv.writing.record import ConversionRecord, SourceFile, read_record
 
@@ -29,31 +30,32 @@ def describe(
         expected: the answers to compare with: a file, or a folder of predictions.
 
     Raises:
-        CheckpointError: it is not a folder that vitconv writes, or a file cannot be read.
+        CheckpointError: it is not a folder that vitconv writes, a file cannot be read, or one changes meanwhile.
         InputError: the predictions were made with another model, or cannot be read.
     """
     folder = Path(model)
     settings = read_predictions(predictions).run.settings
-    fingerprint = read_info(folder).fingerprint
-    if settings.get("model") != fingerprint:
-        raise InputError(
-            f"The predictions in '{predictions}' were not made with the model in '{model}' as it is now.",
-            "Run `vitconv predict` again.",
-        )
-    record = read_record(folder)
-    classes = load_config(folder).architectures[0]
-    checkpoint = {"checkpoint": first_few(map(_name, record.files)) if record.files else "unknown"}
-    return {
-        "model": str(model),
-        "model's SHA-256": f"{fingerprint[:16]}…",
-        "class": f"{classes}, from timm's {record.architecture}" if record.architecture else classes,
-        **(_optimized(folder) if is_optimized(folder) else checkpoint),
-        "images": str(images),
-        "compared with": _compared_with(expected, record, folder),
-        "predicted on": _run(settings),
-        "versions": _versions({"vitconv": __version__, **dict(settings.get("versions") or {})}),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    }
+    with unchanged(folder, "they were read"):
+        fingerprint = read_info(folder).fingerprint
+        if settings.get("model") != fingerprint:
+            raise InputError(
+                f"The predictions in '{predictions}' were not made with the model in '{model}' as it is now.",
+                "Run `vitconv predict` again.",
+            )
+        record = read_record(folder)
+        classes = load_config(folder).architectures[0]
+        checkpoint = {"checkpoint": first_few(map(_name, record.files)) if record.files else "unknown"}
+        return {
+            "model": str(model),
+            "model's SHA-256": f"{fingerprint[:16]}…",
+            "class": f"{classes}, from timm's {record.architecture}" if record.architecture else classes,
+            **(_optimized(folder) if is_optimized(folder) else checkpoint),
+            "images": str(images),
+            "compared with": _compared_with(expected, record, folder),
+            "predicted on": _run(settings),
+            "versions": _versions({"vitconv": __version__, **dict(settings.get("versions") or {})}),
+            "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        }
 
 
 def _optimized(folder: Path) -> dict[str, str]:

@@ -3,7 +3,8 @@ import shutil
 
 import pytest
 
-from vitconv.errors import InputError
+from vitconv.errors import CheckpointError, InputError
+from vitconv.evaluation import about
 from vitconv.evaluation.about import describe
 from vitconv.inference import predict
 from vitconv.inference.predictions import Parts, Run, read_predictions
@@ -54,3 +55,20 @@ def test_a_model_that_did_not_make_the_predictions_is_refused(predicted, folder,
     config.write_text(config.read_text().replace('"hidden_dropout_prob"', ' "hidden_dropout_prob"'))
     with pytest.raises(InputError, match="were not made with the model in '.*other' as it is now"):
         describe(tmp_path / "other", images, predictions)
+
+
+def test_a_model_that_is_replaced_meanwhile_is_refused(predicted, folder, tmp_path, monkeypatch):
+    """The report would have the fingerprint of one model, and what the record of another says."""
+    images, predictions = predicted
+    mine = shutil.copytree(folder, tmp_path / "mine")
+    record = json.loads((mine / "parity.json").read_text())
+    right = about.read_info
+
+    def replace(place):
+        found = right(place)
+        (mine / "parity.json").write_text(json.dumps(record | {"architecture": "vit_base_patch16_224"}))
+        return found
+
+    monkeypatch.setattr(about, "read_info", replace)
+    with pytest.raises(CheckpointError, match="mine' have changed while they were read"):
+        describe(mine, images, predictions)
