@@ -35,14 +35,17 @@ class Watch:
                 "Run it again when nothing else writes to it.",
             )
 
-    def _state(self) -> dict[Path, tuple[int, int, int, int]]:
-        """What changes when a file is written or replaced: device, inode, size and time, by its path."""
+    def _state(self) -> dict[Path, tuple[int, ...]]:
+        """What changes when a file is written or replaced: device, inode, size and times, by its path.
+
+        Who writes a file may set back its own time, as `tar`, `rsync` and `cp -p` do, but not that of its status.
+        """
         found = {}
         try:
             for file in self._list_files():
                 if file.is_file():
                     stat = file.stat()
-                    found[file] = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+                    found[file] = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
         except OSError:  # no folder, or one that is being replaced: whoever reads it says so
             return {}
         return found
