@@ -26,10 +26,10 @@ from vitconv.calibration.fitting import (
 )
 from vitconv.calibration.images import FEWEST_OF_A_CLASS, FIT, JUDGE, PARTS, SET, deal, write_odd_images
 from vitconv.checkpoints.checkpoint import CALIBRATION_FILE
-from vitconv.errors import CheckpointError, InputError, first_few, shown
+from vitconv.errors import InputError, first_few, shown
 from vitconv.evaluation.outcomes import read_labels
 from vitconv.evaluation.words import image_count, percent
-from vitconv.files import new_file, write_json
+from vitconv.files import new_file, real_path, write_json
 from vitconv.inference.answers import softmax
 from vitconv.inference.batch_prediction import check_batch
 from vitconv.inference.certainty import SCHEMA, Certainty, identity, seal
@@ -38,6 +38,7 @@ from vitconv.inference.local import LocalEngine
 from vitconv.inference.pixels import Preprocessor, open_preprocessor
 from vitconv.inference.predictions import not_finite
 from vitconv.inference.runtime import ModelInfo, opener, read_info, wanted_device
+from vitconv.inference.watch import watch_model
 from vitconv.models.processors import ProcessorName
 
 #: The share of known images that may be said to be unlike those of the calibration.
@@ -129,7 +130,9 @@ def calibrate(
         DestinationError: the folder cannot be written.
     """
     _check_coverage(coverage)
-    info = read_info(model)
+    folder = real_path(model)
+    watch = watch_model(folder)  # before anything in it is read
+    info = read_info(folder)
     if len(info.classes) < 2:
         raise InputError(
             f"The model in '{info.folder}' has one class, and so one answer.", "Calibrate a model of several classes."
@@ -153,6 +156,7 @@ def calibrate(
     figures = measure(certainty, seen.where(last), known.labels[last], judge, info.classes, scores)
     notes = (*known.notes, *_of_temperature(certainty.temperature), *figures.warnings(coverage))
     result = Calibration(info.folder, certainty, figures, int(fit.sum()), int(limits.sum()), odd is None, notes)
+    watch.check()
     _write(result, info, known, others, processor)
     return result
 
@@ -359,12 +363,7 @@ def _certainty(
 
 
 def _write(result: Calibration, info: ModelInfo, known: _Known, odd: _Odd | None, processor: ProcessorName) -> None:
-    """Write ``calibration.json``, if the folder is still the one that was run."""
-    if read_info(info.folder).fingerprint != info.fingerprint:
-        raise CheckpointError(
-            f"The files in '{info.folder}' have changed while the model ran.",
-            "Run it again when nothing else writes to it.",
-        )
+    """Write ``calibration.json``."""
     images = {"images": len(known.digests), "sha256": digest_of_all(known.digests), "fitted": result.fitted}
     images |= {"set": result.set, "judged": result.figures.images}
     content = {

@@ -11,7 +11,7 @@ from vitconv.calibration import calibrate
 from vitconv.calibration import calibration as module
 from vitconv.calibration.images import blur
 from vitconv.errors import CheckpointError, DestinationError, InputError
-from vitconv.inference import open_model, open_preprocessor, predict
+from vitconv.inference import open_model, open_preprocessor, predict, transformers
 from vitconv.inference.certainty import read_certainty, read_record
 from vitconv.inference.predictions import read_predictions
 from vitconv.inference.runtime import read_info
@@ -251,6 +251,24 @@ def test_a_model_that_changes_meanwhile(model, pictures, monkeypatch):
         return right(*everything)
 
     monkeypatch.setattr(module, "measure", change)
+    with pytest.raises(CheckpointError, match="have changed while the model ran"):
+        calibrate(model, pictures)
+    assert not (model / "calibration.json").exists()
+
+
+def test_a_model_that_is_another_one_for_a_while(model, pictures, monkeypatch, tmp_path):
+    """Its logits would be those of the other, and the record would state the fingerprint of the first."""
+    other = convert_small(tmp_path, tmp_path / "other", labels=read_info(model).classes)
+    own, right = (model / "model.safetensors").read_bytes(), transformers.load_folder
+
+    def load(folder):
+        shutil.copyfile(other / "model.safetensors", folder / "model.safetensors")
+        loaded = right(folder)
+        (folder / "model.safetensors").unlink()  # the file is mapped
+        (folder / "model.safetensors").write_bytes(own)
+        return loaded
+
+    monkeypatch.setattr(transformers, "load_folder", load)
     with pytest.raises(CheckpointError, match="have changed while the model ran"):
         calibrate(model, pictures)
     assert not (model / "calibration.json").exists()
