@@ -140,12 +140,13 @@ def opener(info: ModelInfo) -> Callable[[str], Runtime]:
 
 def _open(kind: RuntimeKind, info: ModelInfo, device: str) -> Runtime:
     """Open a model, and raise :class:`CheckpointError` if it is not the one that ``info`` was read from."""
-    runtime = kind.open(info, device)
-    if kind.read_info(info.folder).fingerprint != info.fingerprint:
-        raise CheckpointError(
-            f"The files in '{info.folder}' have changed while the model was loaded.",
-            "Run it again when nothing else writes to the folder.",
-        )
+    with unchanged(info.folder, "the model was loaded"):
+        runtime = kind.open(info, device)
+        if kind.read_info(info.folder).fingerprint != info.fingerprint:
+            raise CheckpointError(
+                f"The files in '{info.folder}' have changed while the model was loaded.",
+                "Run it again when nothing else writes to the folder.",
+            )
     return runtime
 
 

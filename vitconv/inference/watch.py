@@ -61,10 +61,17 @@ def unchanged(folder: Path, what: str) -> Iterator[None]:
     """Raise :class:`CheckpointError` if a file of a model's folder changes within the block.
 
     The files are read one after the other: of a folder that is replaced meanwhile, the names of one model and the
-    weights of another.
+    weights of another. Whatever the block raises then, as a file is gone or is half written, is not what is wrong.
     """
     watch = watch_model(folder)
-    yield
+    try:
+        yield
+    except Exception as error:
+        try:
+            watch.check(what)
+        except CheckpointError as changed:
+            raise changed from error
+        raise
     watch.check(what)
 
 
