@@ -33,6 +33,7 @@ from vitconv.inference.pixels import open_preprocessor
 from vitconv.inference.predictions import not_finite
 from vitconv.inference.runtime import ModelInfo, read_info
 from vitconv.inference.trusted import trust
+from vitconv.inference.watch import watch_model
 from vitconv.mapping import LOADED_CLASSES
 from vitconv.models.huggingface import first_line, load_folder
 from vitconv.optimization.card import write_card
@@ -140,6 +141,7 @@ def optimize(
         check_name(path, InputError)
     if is_optimized(folder):
         raise InputError(f"'{model}' is an optimised folder.", "Pass the converted folder that it was made from.")
+    watch = watch_model(folder)  # before anything in it is read
     info = read_info(folder)
     read = [path for path in (model, images, calibration, reference) if path is not None]
     check_destination(destination, overwrite=overwrite, inputs=read)
@@ -171,6 +173,7 @@ def optimize(
                     break
             else:
                 raise GateError(" ".join((*missed, *repeated)), _remedy(plan, figures, limits, missed), figures)
+            watch.check("it was optimised")
             nbytes = sum(map(_size, _files(staging, artefact)))
             result = Optimization(Path(destination), plan, figures, _weights(folder), nbytes, (*notes, *repeated))
             _record(staging, artefact, result, info, limits, outcomes, data, careful=number > 0)

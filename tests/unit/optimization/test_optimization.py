@@ -649,6 +649,23 @@ def test_images_that_get_one_answer_are_refused_before_anything_is_exported(wood
         woods.optimize(tmp_path / "fast", "bfloat16", images=woods.held / "oak", reference=None)
 
 
+def test_a_model_that_is_replaced_in_the_middle_is_refused(woods, another, tmp_path, monkeypatch):
+    """The record would state the fingerprint of the first model, and the weights would be the other's."""
+    model = Path(shutil.copytree(woods.model, tmp_path / "model"))
+    right = module.read_info
+
+    def replace(folder):
+        info = right(folder)
+        if folder == model:
+            shutil.copytree(another, model, dirs_exist_ok=True)
+        return info
+
+    monkeypatch.setattr(module, "read_info", replace)
+    with pytest.raises(CheckpointError, match="have changed while it was optimised"):
+        optimize(model, tmp_path / "fast", recipe="onnx", images=woods.held, limits=ANY)
+    assert not (tmp_path / "fast").exists()
+
+
 def test_an_image_that_vanishes_in_the_middle_is_named(woods, tmp_path, monkeypatch):
     place = shutil.copytree(woods.held, tmp_path / "copy")
     (tmp_path / "list.csv").write_text("path\n" + "\n".join(map(str, sorted(place.rglob("*.png")))) + "\n")
