@@ -115,6 +115,7 @@ def _locked_mark(folder: Path) -> tuple[int, bool, bool]:
             folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(folder / MARK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except FileNotFoundError:
+            folder.absolute()  # raises its own, if it is the working folder that is gone
             continue
         except OSError as error:
             gone = isinstance(error, FileExistsError) and all(map(_may_be_a_folder, (folder, *folder.parents)))

@@ -137,3 +137,13 @@ def test_a_forked_worker_does_not_keep_the_lock(tmp_path):
         os.waitpid(child, 0)
     for descriptor in (*ready, *leave):
         os.close(descriptor)
+
+
+def test_a_working_folder_that_is_gone_is_no_other_evaluation(tmp_path, monkeypatch):
+    """What is raised names no file: for such an error the command line looks whether that folder is there."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(FileNotFoundError) as caught, report_folder(Path("report")):
+        pass
+    assert caught.value.filename is None
