@@ -73,7 +73,8 @@ def _check_host(host: str) -> None:
         address = None
     if not address and not _NAME.fullmatch(host):
         raise InputError(
-            f"The proxies cannot listen at {shown(host)}: it is no address.", "Choose one with --host, such as 0.0.0.0."
+            f"The proxies cannot listen at {shown(host)}: it is no address.",
+            "Choose one with --host, such as 0.0.0.0.",
         )
 
 
