@@ -40,7 +40,7 @@ class Watch:
 
         Who writes a file may set back its own time, as `tar`, `rsync` and `cp -p` do, but not that of its status.
         """
-        found = {}
+        found: dict[Path, tuple[int, ...]] = {}
         try:
             for file in self._list_files():
                 if file.is_file():

@@ -269,7 +269,7 @@ def test_a_model_that_is_another_one_for_a_while(model, pictures, monkeypatch, t
         return loaded
 
     monkeypatch.setattr(transformers, "load_folder", load)
-    with pytest.raises(CheckpointError, match="have changed while the model ran"):
+    with pytest.raises(CheckpointError, match="have changed while the model was loaded"):
         calibrate(model, pictures)
     assert not (model / "calibration.json").exists()
 
