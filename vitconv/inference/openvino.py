@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,27 @@ def core() -> Any:
     import openvino
 
     return openvino.Core()
+
+
+@contextmanager
+def only_core() -> Iterator[None]:
+    """Have libraries take :func:`core` in the block, where they would make an ``openvino.Core`` for each model.
+
+    NNCF, as it looks for what int8 costs too much, makes each of them before the one before it goes, and left the
+    thread with a freed stack (NNCF 3.4). As torch's DataLoader handles SIGCHLD, the end of any child was then this
+    process's, too.
+    """
+    import openvino
+
+    ours = {"Core": core, "compile_model": core().compile_model}
+    theirs = {name: getattr(openvino, name) for name in ours}
+    try:
+        for name, one in ours.items():
+            setattr(openvino, name, one)
+        yield
+    finally:
+        for name, one in theirs.items():
+            setattr(openvino, name, one)
 
 
 class OpenVINORuntime:

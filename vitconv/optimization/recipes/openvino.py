@@ -32,11 +32,10 @@ def export(model: PreTrainedModel, folder: Path, precision: str, quantize: Any =
     from transformers.exporters import OpenVINOConfig
     from transformers.exporters.exporter_openvino import OpenVINOExporter
 
-    from vitconv.inference.openvino import core
+    from vitconv.inference.openvino import only_core
 
     config = OpenVINOConfig(dynamic_shapes=any_batch(), stateful=False)
-    core()  # before the libraries make others, which then go before it does
-    with without_noise():
+    with without_noise(), only_core():
         program = OpenVINOExporter().export(model, sample(model), config=config).program
         program = quantize(program) if quantize else program
         (folder / FILE).parent.mkdir()

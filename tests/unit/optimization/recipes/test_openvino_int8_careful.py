@@ -1,9 +1,10 @@
 """The careful way of `openvino-int8`: what int8 would cost too much goes back to float, and computes the same there."""
 
+import ctypes
+import sys
 from functools import partial
 
 import numpy as np
-import openvino
 import pytest
 import torch
 from conftest import CLASSES
@@ -15,12 +16,13 @@ from recipes import distance, pixels_of
 from vitconv.convert import convert_checkpoint
 from vitconv.files import read_json
 from vitconv.inference.images import read_images
+from vitconv.inference.openvino import core
 from vitconv.inference.pixels import open_preprocessor
 from vitconv.inference.runtime import read_info
 from vitconv.models.huggingface import load_folder
 from vitconv.optimization import Limits, optimize
 from vitconv.optimization.recipes.openvino import export
-from vitconv.optimization.recipes.openvino_int8 import _quantize, _smoothed
+from vitconv.optimization.recipes.openvino_int8 import _quantize, _smoothed, write_carefully
 from vitconv.optimization.recipes.recipe import Calibration
 
 LIMITS = Limits(disagreement=0.2)
@@ -52,7 +54,7 @@ def outlying(tmp_path_factory, trees):
 
 
 def run(folder, precision="f32"):
-    model = openvino.compile_model(
+    model = core().compile_model(
         folder / "openvino/openvino_model.xml", "CPU", {"INFERENCE_PRECISION_HINT": precision}
     )
     return lambda pixels: model({"pixel_values": pixels})["logits"]
@@ -88,3 +90,22 @@ def test_a_channel_that_ruins_int8_goes_back_to_float(outlying, pictures, exact,
     )
     assert read_json(tmp_path / "new" / "optimization.json")["careful"] is True
     assert done.figures.smallest_cosine > 0.99
+
+
+def signal_stack():
+    """The address of this thread's stack for signals."""
+    found = (ctypes.c_void_p * 3)()  # a stack_t
+    assert ctypes.CDLL(None).sigaltstack(None, found) == 0
+    return found[0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only there has OpenVINO a stack for signals")
+def test_the_thread_keeps_its_stack_for_signals(outlying, calibration_images, tmp_path):
+    """NNCF's models came and went in an order that left a freed one: the next signal was the process's end."""
+    skip_without_instructions("openvino-int8")
+    core().get_property("CPU", "FULL_DEVICE_NAME")  # it has its stack now
+    before = signal_stack()
+    calibration = Calibration(read_images(calibration_images), open_preprocessor(read_info(outlying)))
+    write_carefully(load_folder(outlying), tmp_path, calibration)
+    assert signal_stack() == before
