@@ -6,7 +6,6 @@ import zipfile
 
 import numpy as np
 import onnx
-import openvino
 import pytest
 import torch
 from conftest import CLASSES
@@ -16,6 +15,7 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInsta
 from vitconv.errors import CheckpointError, DestinationError, InputError
 from vitconv.inference import read_info
 from vitconv.inference.certainty import LEVELS, Certainty, Oddness, identity, read_certainty, seal
+from vitconv.inference.openvino import core
 from vitconv.inference.trusted import trust
 from vitconv.serving.tensors import models
 from vitconv.serving.triton import store as module
@@ -285,7 +285,7 @@ def test_onnx_has_the_tensors_that_are_configured(woods, tmp_path):
 @pytest.mark.slow
 def test_openvino_has_the_tensors_that_are_configured(woods, tmp_path):
     configured, file = written_for("openvino", woods.made("openvino-bf16").folder, tmp_path / "store")
-    program = openvino.Core().read_model(file)
+    program = core().read_model(file)
     assert {name: one.string_value for name, one in configured.parameters.items()} == {
         "HINT_BF16": "YES",
         "PERFORMANCE_HINT": "LATENCY",
