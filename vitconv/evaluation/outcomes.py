@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -187,12 +189,26 @@ def _why_no_labels(listed: ImageList, classes: tuple[str, ...]) -> tuple[str, ..
             f"they are {first_few(classes)}. Convert it again with --labels FILE, or pass --labels-from nothing.",
         )
     others = [name for name in names if name not in classes]
-    if not others or len(others) == len(names):
+    alike = _alike(others, classes)
+    if not others or (len(others) == len(names) and not alike):
         return ()
     return (
         "The names of the subfolders are not taken as labels: not all of them are classes of the model "
-        f"({first_few(others)}). Rename or move them, or pass --labels-from nothing.",
+        f"({first_few(others)}{alike}). Rename or move them, or pass --labels-from nothing.",
     )
+
+
+def _alike(names: Iterable[str], classes: tuple[str, ...]) -> str:
+    """For people: which name is another than a class, and looks the same; empty if none does.
+
+    Unicode has two ways to write é, and the names of files on a Mac often have the other one.
+    """
+    known = {unicodedata.normalize("NFC", name): name for name in classes}
+    for name in names:
+        found = known.get(unicodedata.normalize("NFC", name), name)
+        if found != name:
+            return f": {ascii(name)}, which looks like the class {ascii(found)}"
+    return ""
 
 
 def _check_same_list(made: Predictions, listed: ImageList, predictions: str | Path, images: str | Path) -> None:
@@ -280,7 +296,10 @@ def _numbers(names: pa.ChunkedArray, classes: tuple[str, ...], where: str) -> ND
     unknown = pc.and_(pc.is_null(numbers), pc.not_equal(pc.fill_null(names, ""), ""))
     if pc.any(unknown).as_py():
         name = names.filter(unknown)[0].as_py()
-        raise InputError(f"{where} name a class that the model does not have: '{name}'.", _same_classes(classes))
+        raise InputError(
+            f"{where} name a class that the model does not have: '{name}'{_alike([name], classes)}.",
+            _same_classes(classes),
+        )
     return pc.fill_null(numbers, -1).to_numpy().astype(np.int64)
 
 
