@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sqlite3
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -39,6 +40,7 @@ _LOCKED = 10
 #: Characters of a reason.
 _LONGEST = 300
 _CHECK = "Check MLFLOW_TRACKING_URI, and what the server says."
+_CHECK_FILE = "Check it, the disk and the permissions, or set MLFLOW_TRACKING_URI."
 
 
 class Store:
@@ -206,6 +208,7 @@ def _reason(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     found = re.search(r"Caused by \w+\(.*?\): (.*?)[\"')]*$", text)
     text = re.sub(r"://[^/\s]*@", "://", found[1] if found else text)
+    text = re.sub(r"^\(sqlite3\.\w+\) | \[SQL: .*", "", text)  # what a database was asked says nothing to people
     text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
     return text if text.endswith((".", "!", "…")) else f"{text}."
 
@@ -236,6 +239,10 @@ def open_store(tracking_uri: str | None = None, *, write: bool = True) -> Iterat
                 store = Store(mlflow.MlflowClient(uri), where)
                 store.client.search_registered_models(max_results=1)
             except Exception as error:
+                if uri.startswith("sqlite:"):  # it is there, and was usable before MLflow wrote its tables
+                    raise VitconvError(
+                        f"The registry at {where} cannot be used: {_reason(error)}", _CHECK_FILE
+                    ) from error
                 raise VitconvError(
                     f"There is no MLflow at {where} that answers: {_reason(error)}",
                     "Start it, or correct MLFLOW_TRACKING_URI; without this variable, files in the current folder are "
@@ -306,6 +313,8 @@ def _check_sqlite(uri: str, where: str, write: bool) -> None:
     try:
         if write and not os.path.exists(Path(path).parent):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
+        if write and not os.path.lexists(path) and os.path.isdir(Path(path).parent):
+            _make_sqlite(path)
         with closing(sqlite3.connect(path, timeout=_LOCKED, isolation_level=None)) as database:
             if write:
                 database.execute("BEGIN IMMEDIATE")
@@ -314,7 +323,18 @@ def _check_sqlite(uri: str, where: str, write: bool) -> None:
                 database.execute("SELECT name FROM sqlite_master LIMIT 1")
     except (sqlite3.Error, OSError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise VitconvError(
-            f"The registry '{path}' cannot be used: {reason}.",
-            "Check it, the disk and the permissions, or set MLFLOW_TRACKING_URI.",
-        ) from error
+        raise VitconvError(f"The registry '{path}' cannot be used: {reason}.", _CHECK_FILE) from error
+
+
+def _make_sqlite(path: str) -> None:
+    """Have MLflow make its tables, whole or not at all: it could not use a store in which it was interrupted."""
+    import mlflow
+
+    with tempfile.TemporaryDirectory(prefix=".vitconv-", dir=Path(path).parent) as folder:
+        new = os.path.join(folder, "new.db")
+        try:
+            mlflow.MlflowClient(f"sqlite:///{new}").search_registered_models(max_results=1)
+        except Exception as error:
+            raise VitconvError(f"The registry '{path}' cannot be used: {_reason(error)}", _CHECK_FILE) from error
+        with suppress(OSError):  # another process was faster; or there are no hard links, and MLflow makes it in place
+            os.link(new, path)

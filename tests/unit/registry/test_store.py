@@ -4,6 +4,7 @@ import http.server
 import json
 import logging
 import os
+import resource
 import socket
 import sqlite3
 import subprocess
@@ -75,6 +76,21 @@ def test_embedded_stores_that_cannot_be_used(tmp_path):
         assert error.problem == f"The registry '{path}' cannot be used: {said}."
         assert seconds < 5  # MLflow itself tries for 100 seconds
     assert os.listdir(tmp_path / "folder.db") == []
+
+
+def test_an_embedded_store_whose_disk_is_full(tmp_path):
+    """MLflow's tables fit no more; by a limit of this process, as only root can make a small disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    try:
+        error, _ = refused(f"sqlite:///{tmp_path}/new.db")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.problem == f"The registry '{tmp_path}/new.db' cannot be used: disk I/O error."
+    assert error.remedy == "Check it, the disk and the permissions, or set MLFLOW_TRACKING_URI."
+    assert os.listdir(tmp_path) == []
+    with open_store(f"sqlite:///{tmp_path}/new.db"):  # half of its tables would be in its way
+        assert os.listdir(tmp_path) == ["new.db"]
 
 
 def test_an_embedded_store_that_another_process_has_locked(registry, monkeypatch):
