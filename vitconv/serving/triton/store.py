@@ -200,7 +200,10 @@ def _requirements(info: ModelInfo | None, preprocessor: Preprocessor) -> Iterabl
 def _write_code(name: str, version: Path) -> None:
     """Write a model's ``model.py``, with vitconv beside it."""
     shutil.copyfile(_TEMPLATES / f"{name}.py", version / "model.py")
-    shutil.copytree(Path(vitconv.__file__).parent, version / "vitconv", ignore=shutil.ignore_patterns("__pycache__"))
+    package = Path(vitconv.__file__).parent
+    names = (str(file.relative_to(package)) for file in sorted(package.rglob("*")) if file.is_file())
+    # Not by copytree, whose error lists every file.
+    _copy(package, (name for name in names if "__pycache__" not in name), version / "vitconv")
 
 
 def _copy(folder: Path, names: Iterable[str], destination: Path) -> None:

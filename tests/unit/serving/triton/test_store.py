@@ -200,6 +200,20 @@ def test_a_device_is_not_copied(folder, tmp_path):
     assert not (tmp_path / "store").exists()
 
 
+def test_a_disk_that_is_full_for_many_files_is_named_once(folder, tmp_path, monkeypatch):
+    def full(source, destination, **_):
+        raise OSError(28, "No space left on device", source, None, destination)
+
+    real = shutil.copyfile
+    monkeypatch.setattr(shutil, "copy2", full)  # of shutil.copytree
+    monkeypatch.setattr(
+        shutil, "copyfile", lambda source, to, **_: full(source, to) if "/1/vitconv/" in f"{to}" else real(source, to)
+    )
+    with pytest.raises(DestinationError) as refused:
+        write_store(folder, tmp_path / "store")
+    assert refused.value.problem == f"'{tmp_path / 'store'}' cannot be written: No space left on device."
+
+
 def test_nothing_is_left_of_a_store_that_cannot_be_written(folder, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
