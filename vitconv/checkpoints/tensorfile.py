@@ -48,6 +48,8 @@ _DTYPES = {
     "F8_E5M2": ("float8_e5m2", 1),
     "C64": ("complex64", 8),
 }
+#: What else safetensors stores.
+_OTHER_DTYPES = ("F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F6_E2M3", "F6_E3M2", "F4")
 _NAMES = {torch_name: name for name, (torch_name, _) in _DTYPES.items()}
 _SIZES = dict(_DTYPES.values())
 
@@ -182,6 +184,11 @@ def _locate(path: Path, name: str, entry: Any, data: int) -> StoredTensor:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise _damaged(path, f"the entry of {_quoted(name)} does not consist of dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if dtype in _OTHER_DTYPES:
+        raise CheckpointError(
+            f"'{path}' holds {_quoted(name)} as {dtype}, which is no dtype of weights that vitconv reads.",
+            "Pass the checkpoint as it was before it was compressed.",
+        )
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise _damaged(path, f"{_quoted(name)} has the unknown dtype {str(dtype)[:20]!r}")
     if not natural(shape) or len(shape) > 8 or not natural(offsets) or len(offsets) != 2:

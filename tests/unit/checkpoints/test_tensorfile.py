@@ -4,6 +4,7 @@ import os
 import pytest
 import torch
 import transformers
+from hostile import headers
 from hypothesis import given
 from hypothesis import strategies as st
 from models import small_model
@@ -122,3 +123,11 @@ def test_values_that_are_only_marked_as_negated_keep_their_sign(tmp_path):
     whole = torch._neg_view(torch.arange(4.0))
     write_weights({"part": negated, "whole": whole}, tmp_path)
     assert_same(load_file(tmp_path / "model.safetensors"), {"part": negated, "whole": whole})
+
+
+@pytest.mark.parametrize("dtype", ["F8_E8M0", "F8_E4M3FNUZ", "F4"])
+def test_a_dtype_that_is_not_read_is_no_damage(dtype, tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(headers.file({"a": headers.entry(dtype=dtype)}, bytes(4)))
+    with pytest.raises(CheckpointError, match=f"holds `a` as {dtype}, which is no dtype of weights that") as refused:
+        read_header(tmp_path / "w.safetensors")
+    assert refused.value.remedy == "Pass the checkpoint as it was before it was compressed."
