@@ -72,31 +72,25 @@ def test_what_would_take_too_long_is_refused_at_once(workers):
     assert (first.result(30), later.result(30)) == ("done", 1)
 
 
-def test_what_is_nearly_done_makes_room_for_the_next(workers):
-    workers.submit(lambda: time.sleep(0.4), 30).result(30)
-    work = Held()
-    first = workers.submit(work, 30)
-    assert work.begun.wait(30)
+def test_what_is_nearly_done_makes_room_for_the_next(workers, held):
+    workers._mean = 60
     with pytest.raises(BusyError):
-        workers.submit(lambda: 1, 0.8)  # 0.4 s of waiting and 0.4 s of computing
-    time.sleep(0.35)
-    later = workers.submit(lambda: 1, 0.8)  # the rest of the first, and 0.4 s
+        workers.submit(lambda: 1, 100)  # 60 s of waiting and 60 s of computing
+    workers._begun = {thread: begun - 55 for thread, begun in workers._begun.items()}
+    later = workers.submit(lambda: 1, 100)  # the rest of the first, and 60 s
     with pytest.raises(BusyError):
-        workers.submit(lambda: 1, 0.8)  # it would wait for that one, too
-    work.end.set()
-    assert (first.result(30), later.result(30)) == ("done", 1)
+        workers.submit(lambda: 1, 100)  # it would wait for that one, too
+    held.end.set()
+    assert later.result(30) == 1
 
 
-def test_some_of_the_time_is_left_for_what_the_estimate_does_not_know(workers):
-    workers.submit(lambda: time.sleep(0.2), 30).result(30)
-    work = Held()
-    first = workers.submit(work, 30)
-    assert work.begun.wait(30)
+def test_some_of_the_time_is_left_for_what_the_estimate_does_not_know(workers, held):
+    workers._mean = 20
     with pytest.raises(BusyError):
-        workers.submit(lambda: 1, 0.48)  # 0.2 s of waiting and 0.2 s of computing are more than is planned of it
-    later = workers.submit(lambda: 1, 0.7)
-    work.end.set()
-    assert (first.result(30), later.result(30)) == ("done", 1)
+        workers.submit(lambda: 1, 48)  # 20 s of waiting and 20 s of computing are more than is planned of it
+    later = workers.submit(lambda: 1, 70)
+    held.end.set()
+    assert later.result(30) == 1
 
 
 def test_what_has_waited_too_long_is_dropped_before_it_is_computed(workers, held):
