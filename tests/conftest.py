@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -68,9 +69,18 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_line(f"The process of {test} died ({how}), and it was run again.", yellow=True)
 
 
-# How long a case takes depends on what else the machine does; pytest's timeout finds what hangs.
-settings.register_profile("vitconv", deadline=None)
+# How long a case takes depends on what else the machine does; pytest's timeout finds what hangs. The same cases every
+# time, so that a failure is one of the change that is tested: `make fuzz` looks for new ones.
+settings.register_profile("vitconv", deadline=None, derandomize="VITCONV_FUZZ_CASES" not in os.environ)
 settings.load_profile("vitconv")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Draw the same random numbers in every run: before the fixtures, which build models of them."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
