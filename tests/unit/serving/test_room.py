@@ -1,29 +1,31 @@
 import threading
-import time
 
 from vitconv.serving.room import Room
 
 
 def test_what_does_not_fit_waits_until_there_is_room():
-    room, order = Room(10), []
+    room, order, begun, end = Room(10), [], threading.Event(), threading.Event()
 
-    def take(name, pixels, seconds):
-        with room.taken(pixels):
-            order.append(name)
-            time.sleep(seconds)
-            order.append(name)
+    def large():
+        with room.taken(8):
+            begun.set()
+            assert end.wait(30)
+            order.append("large")
 
-    threads = [
-        threading.Thread(target=take, args=("large", 8, 0.3)),
-        threading.Thread(target=take, args=("next", 9, 0)),
-    ]
-    for thread in threads:
-        thread.start()
-        time.sleep(0.05)
-    take("small", 2, 0)
+    def following():
+        with room.taken(9):
+            order.append("following")
+
+    threads = [threading.Thread(target=large), threading.Thread(target=following)]
+    threads[0].start()
+    assert begun.wait(30)
+    threads[1].start()
+    with room.taken(2):
+        order.append("small")
+    end.set()
     for thread in threads:
         thread.join()
-    assert order == ["large", "small", "small", "large", "next", "next"]
+    assert order == ["small", "large", "following"]
 
 
 def test_what_is_larger_than_all_waits_for_all():

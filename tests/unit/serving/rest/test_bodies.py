@@ -47,14 +47,14 @@ def test_a_body_in_pieces():
     [
         ([part(b"", False)], [], 400, "no body"),
         ([part(b"ab"), {"type": "http.disconnect"}], [], 400, "closed before"),
-        ([part(b"ab"), 9, part(b"", False)], [], 408, "within 0.05 s"),
+        ([part(b"ab"), 9, part(b"", False)], [], 408, "within 0.5 s"),
         ([part(b"abcd"), part(b"efg", False)], [], 413, "larger than"),
         ([part(b"a", False)], [("content-length", "99")], 413, "larger than"),
         ([part(b"abc", False)], [("content-encoding", "gzip")], 415, "compressed"),
     ],
 )
 def test_a_body_that_is_refused(messages, headers, status, problem):
-    bodies = Bodies(Settings(body_bytes=6, body_seconds=0.05))
+    bodies = Bodies(Settings(body_bytes=6, body_seconds=0.5))
     with pytest.raises(RequestError, match=problem) as refused:
         read(bodies, messages, headers)
     assert refused.value.status == status and bodies.held == 0

@@ -3,6 +3,7 @@
 import http.client
 import json
 import logging
+import select
 import socket
 import threading
 import time
@@ -233,22 +234,21 @@ def test_a_request_that_waits_behind_another_is_not_cut_off(start, photo, monkey
 def test_connections_are_bounded(start, photo, monkeypatch):
     monkeypatch.setattr(server, "_most_connections", lambda: 3)
     address = start()
-    waiting = [socket.create_connection(address) for _ in range(6)]
-    time.sleep(0.2)
-    left = 0
-    for connection in waiting:
-        connection.settimeout(0.2)
-        try:
-            left += connection.recv(1) != b""
-        except TimeoutError:
-            left += 1
-        except OSError:
-            pass
-    assert left == 3
-    for connection in waiting:
+    connections = [socket.create_connection(address) for _ in range(6)]
+    refused, end = [], time.monotonic() + 30
+    while len(refused) < 3 and time.monotonic() < end:
+        refused += select.select([one for one in connections if one not in refused], [], [], 0.1)[0]
+    assert len(refused) == 3
+    assert select.select([one for one in connections if one not in refused], [], [], 0.5)[0] == []
+    for connection in connections:
         connection.close()
-    time.sleep(0.2)
-    assert post(address, photo)[0] == 200
+    while time.monotonic() < end:
+        try:  # until it has seen that they are closed
+            assert post(address, photo)[0] == 200
+            return
+        except OSError:
+            time.sleep(0.1)
+    pytest.fail("It takes no more connections.")
 
 
 def test_what_asyncio_repeats_is_logged_once_a_second(capsys):
