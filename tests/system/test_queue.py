@@ -6,7 +6,6 @@ process of this test.
 
 import json
 import os
-import random
 import re
 import signal
 import struct
@@ -14,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 import zlib
 from collections import Counter
 from contextlib import suppress
@@ -69,7 +69,7 @@ class Reader:
     """Everything in a topic, in the order of its arrival."""
 
     def __init__(self, url):
-        self.broker, self.found = connect(f"{url}&group=reader-{random.random()}", most=1000), []
+        self.broker, self.found = connect(f"{url}&group=reader-{uuid.uuid4()}", most=1000), []
 
     def read(self):
         for pulled in iter(lambda: self.broker.pull(500, 0.2), []):
