@@ -14,12 +14,11 @@ from vitconv.evaluation import LabelsFrom
 from vitconv.evaluation.about import describe
 from vitconv.evaluation.destination import PREDICTIONS, TIMM, check_report_folder, report_folder
 from vitconv.evaluation.evaluation import Evaluation, evaluate
-from vitconv.evaluation.outcomes import prepared_by
+from vitconv.evaluation.outcomes import check_answers, prepared_by
 from vitconv.evaluation.plots import save_pictures
 from vitconv.evaluation.reporting import report
 from vitconv.evaluation.thresholds import default_thresholds
 from vitconv.inference.batch_prediction import predict, predict_timm
-from vitconv.inference.images import read_images
 from vitconv.inference.pixels import why_timm_pixels
 from vitconv.inference.predictions import read_predictions
 from vitconv.inference.runtime import read_info
@@ -76,7 +75,8 @@ def evaluate_model(
     folder, options = Path(destination), options or SourceOptions()
     check_report_folder(folder, images, _inputs(model, source, expected, options))
     classes = read_info(model).classes
-    read_images(images)  # whatever is wrong with the inputs is said before anything is replaced
+    # Whatever is wrong with the inputs is said before anything is replaced.
+    check_answers(images, expected, classes, labels_from)
     origin = None if source is None else _open_origin(source, model, classes, options)
     compares = source is not None or expected is not None
     reason = ""

@@ -150,8 +150,27 @@ def read_labels(images: str | Path, classes: tuple[str, ...]) -> tuple[ImageList
     listed = read_images(images)
     if listed.labels is None:
         return listed, None
-    labels = _numbers(listed.labels, classes, f"The labels in '{images}'")
+    labels = _numbers(listed.labels, classes, _labels_in(images))
     return listed, labels if (labels >= 0).any() else None
+
+
+def check_answers(
+    images: str | Path, expected: str | Path | None, classes: tuple[str, ...], labels_from: LabelsFrom | None
+) -> None:
+    """Raise what :func:`read_outcomes` would of labels and expected answers, before any model has run.
+
+    Args:
+        images, expected, labels_from: see :func:`vitconv.evaluation.evaluate`.
+        classes: the names of the model's classes.
+
+    Raises:
+        InputError: the list or the expected answers cannot be read, or name a class that the model does not have.
+    """
+    labels = _labels(read_images(images), images, classes, labels_from)
+    if labels is not None:
+        _numbers(labels, classes, _labels_in(images))
+    if expected:
+        _read_expected(expected, classes)
 
 
 def prepared_by(expected: str | Path) -> str:
@@ -286,6 +305,10 @@ def _read_expected(path: str | Path, classes: tuple[str, ...]) -> _Expected:
     return _Expected(table["path"], numbers, logits)
 
 
+def _labels_in(images: str | Path) -> str:
+    return f"The labels in '{images}'"
+
+
 def _same_classes(classes: tuple[str, ...]) -> str:
     return f"Use the names in the model's config.json: {first_few(classes)}."
 
@@ -311,7 +334,7 @@ def _align(made: Predictions, listed: ImageList, expected: _Expected | None, ima
     probabilities[readable] = softmax(logits[readable])
     labels = None
     if listed.labels is not None:
-        labels = _numbers(listed.labels, made.classes, f"The labels in '{images}'")
+        labels = _numbers(listed.labels, made.classes, _labels_in(images))
     classes = values = None
     if expected is not None:
         places = pc.index_in(made.rows["path"], value_set=expected.paths.combine_chunks())

@@ -313,6 +313,24 @@ def test_a_mistaken_name_leaves_the_report_alone(model, small_checkpoint, photos
     assert state_of(tmp_path / "report") == before
 
 
+@pytest.mark.parametrize("wrong", ["label", "subfolder", "expected"])
+def test_a_mistaken_class_is_told_before_a_model_runs(wrong, model, photos, tmp_path):
+    evaluate_model(model, photos, tmp_path / "report")
+    before, images, options = state_of(tmp_path / "report"), photos, {}
+    if wrong == "label":
+        images = tmp_path / "list.csv"
+        images.write_text("path,label\nphotos/ash/a.png,Ash\n")
+    elif wrong == "subfolder":
+        (photos / "oak").rename(photos / "Ash")
+        options["labels_from"] = "folders"
+    else:
+        options["expected"] = tmp_path / "expected.csv"
+        options["expected"].write_text("path,class\nash/a.png,Ash\n")
+    with pytest.raises(InputError, match="name a class that the model does not have: 'Ash'"):
+        evaluate_model(model, images, tmp_path / "report", **options)
+    assert state_of(tmp_path / "report") == before
+
+
 def test_nothing_of_an_earlier_verdict_stays_after_a_refusal(model, photos, tmp_path):
     evaluate_model(model, photos, tmp_path / "report")
     (photos / "ash" / "broken.png").write_bytes(b"no image")
