@@ -109,7 +109,7 @@ class Figures:
         """What to know before the answers are believed, a sentence each."""
         found = []
         if self.calibration_after > self.calibration_before:
-            found.append("The calibration error did not fall: the probabilities were as good before.")
+            found.append("The calibration error grew: the probabilities were as good or better before.")
         if self.covered.interval and self.covered.interval[1] < coverage:
             found.append(
                 f"The prediction sets hold the true class less often than in {percent(coverage)} of cases: the images "

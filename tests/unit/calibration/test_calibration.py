@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,6 +30,8 @@ def test_a_calibrated_model_says_how_certain_it_is(model, pictures, oddities, tm
     done = calibrate(model, pictures, odd=oddities)
     assert read_info(model) == before  # no other file has changed
     assert read_certainty(before).to_dict() == done.certainty.to_dict()
+    worse = replace(done.figures, calibration_before=0.1, calibration_after=0.3)
+    assert worse.warnings(0.9)[0] == "The calibration error grew: the probabilities were as good or better before."
     found = done.figures
     assert (done.fitted, done.set, found.images) == (35, 35, 30)
     assert found.calibration_after < found.calibration_before / 2
