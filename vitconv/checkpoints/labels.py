@@ -148,7 +148,12 @@ def check_labels(labels: Iterable[Any], where: str = "The list of labels") -> tu
                 f"{where} gives class number {number} the name {shown(name)}, which is empty or not text.", _FORMATS
             )
         if not name.isprintable():
-            raise InputError(f"{where} has a name with characters that cannot be printed: {shown(name)}.", _FORMATS)
+            character = next(one for one in name if not one.isprintable())
+            raise InputError(
+                f"{where} has a name with characters that are not seen, or not text: {shown(name)}.",
+                f"Leave out {ascii(character)} of class number {number}, or write a space or another name instead, "
+                "and call folders and labels of images so, too.",
+            )
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise InputError(

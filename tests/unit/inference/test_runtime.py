@@ -35,7 +35,7 @@ def test_a_folder_says_what_it_takes_and_gives(folder):
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [(["oak"] * 5, "names 'oak' more than once"), (["\ud800", *"abcd"], "characters that cannot be printed")],
+    [(["oak"] * 5, "names 'oak' more than once"), (["\ud800", *"abcd"], "characters that are not seen")],
 )
 def test_a_class_has_a_name_of_its_own_that_can_be_written(folder, tmp_path, names, message):
     mine = shutil.copytree(folder, tmp_path / "mine")
