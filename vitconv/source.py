@@ -46,7 +46,7 @@ from vitconv.checkpoints.description import (
     same_value,
     together,
 )
-from vitconv.checkpoints.labels import check_labels, in_order, read_labels
+from vitconv.checkpoints.labels import check_labels, read_labels
 from vitconv.checkpoints.tensorfile import StoredTensor, load_tensors
 from vitconv.checkpoints.unwrap import unwrap
 from vitconv.errors import (
@@ -452,7 +452,7 @@ def _data(
 
 
 def _ordered(names: Any, where: str) -> tuple[str, ...]:
-    return check_labels(in_order(names, where) if isinstance(names, dict) else names, where)
+    return check_labels(names, where)
 
 
 def _class_map(source: Source, description: SelfDescription) -> Path | None:

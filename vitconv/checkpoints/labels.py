@@ -134,12 +134,18 @@ def _identity(folder: str) -> tuple[int, int]:
 def check_labels(labels: Iterable[Any], where: str = "The list of labels") -> tuple[str, ...]:
     """The labels as a tuple, after checking that they are printable and different.
 
+    Args:
+        labels: in order, or with their indices as :func:`in_order` takes them.
+        where: what they are, for people.
+
     Raises:
-        InputError: one is empty or not text, or occurs twice.
+        InputError: one is empty or not text, or occurs twice; or they have no order.
     """
     if not isinstance(labels, Iterable):
         raise InputError(f"{where} is {shown(labels)}.", "Pass the names of the classes, or a file of them.")
-    names = tuple(labels)
+    if isinstance(labels, (set, frozenset)):
+        raise InputError(f"{where} is a set, which has no order.", "Pass the names in the order of the classes.")
+    names = tuple(in_order(labels, where) if isinstance(labels, Mapping) else labels)
     if not names:
         raise InputError(f"{where} is empty.", _FORMATS)
     for number, name in enumerate(names):

@@ -96,11 +96,19 @@ def test_a_missing_file(tmp_path):
         ([], "The list of labels is empty"),
         (["a", 1], "gives class number 1 the name 1, which"),
         (["a", "a"], "more than once"),
+        ({"a", "b"}, "is a set, which has no order"),
+        ({"a": 1, "b": 2}, "has no class number 0"),
     ],
 )
 def test_a_list_is_checked_as_a_file_is(labels, message):
     with pytest.raises(InputError, match=message):
         check_labels(labels)
+
+
+@pytest.mark.parametrize("labels", [{"b": 1, "a": 0}, {1: "b", 0: "a"}, {"a": 0, "b": 1}.keys()])
+def test_a_mapping_gives_the_names_by_their_indices(labels):
+    """Such as a data set's `class_to_idx`, whose order may be any."""
+    assert check_labels(labels) == ("a", "b")
 
 
 def folder_of(root, names):
