@@ -17,7 +17,7 @@ from models import HYBRID, SMALL, output_of, perturbed, small_model
 from torch import nn
 
 from vitconv.convert import to_huggingface
-from vitconv.errors import ArchitectureError, ParityError, VitconvError
+from vitconv.errors import ArchitectureError, InputError, ParityError, VitconvError, WeightsError
 from vitconv.models import timm as timm_models
 from vitconv.models.timm import build_timm, from_timm
 from vitconv.models.timm_state import SETTINGS, class_name
@@ -357,6 +357,33 @@ def test_weights_of_nan_are_converted():
 def test_weights_on_meta_are_converted_without_running():
     model = build_timm("vit_tiny_patch16_224")
     assert all(parameter.is_meta for parameter in to_huggingface(model).parameters())
+
+
+@pytest.mark.parametrize("around", [torch.compile, nn.DataParallel, torch.optim.swa_utils.AveragedModel])
+def test_what_is_around_a_model_is_named_with_the_way_to_the_model(around):
+    model = around(small_model())
+    name = type(model).__name__
+    with pytest.raises(
+        InputError, match=rf"^A {name} is not a timm model, but has one in it.\n.*: `\.(\w+)`"
+    ) as caught:
+        to_huggingface(model)
+    inside = caught.value.remedy.split("`")[1].removeprefix(".")
+    assert to_huggingface(getattr(model, inside)).num_labels == 5
+
+
+@pytest.mark.parametrize("value", [None, "vit_tiny_patch16_224", {}, timm.create_model])
+def test_what_is_no_model_is_refused(value):
+    with pytest.raises(
+        InputError, match=f"^A {type(value).__name__} is not a timm model.\nPass what `timm.create_model"
+    ):
+        to_huggingface(value)
+
+
+def test_weights_that_are_no_floating_point_numbers_are_refused():
+    model = small_model()
+    model.head.weight = nn.Parameter(model.head.weight.to(torch.int8), requires_grad=False)
+    with pytest.raises(WeightsError, match="`head.weight` in the state dict is not a dense floating-point tensor"):
+        to_huggingface(model)
 
 
 def test_a_model_that_does_not_run_is_refused_in_words():

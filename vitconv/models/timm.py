@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitconv import mapping
 from vitconv.architecture import Architecture
-from vitconv.errors import ArchitectureError, CheckpointError, VitconvError, first_few, shown
+from vitconv.errors import ArchitectureError, CheckpointError, InputError, VitconvError, first_few, shown
 from vitconv.mapping.wrapper import WAY_OUT
 from vitconv.models import catalogue
 from vitconv.models.timm_state import NAFLEX, class_name, contradictions, patch_embedding
@@ -451,8 +451,10 @@ def understand(model: nn.Module) -> Architecture:
 
     Raises:
         ArchitectureError: a module or a setting is none that vitconv knows, or the model contradicts itself.
+        InputError: it is no model, or what compiles, spreads, averages or adapts one.
     """
     try:
+        _check_is_model(model)
         obstacles = _unsupported_modules(model) or _unsupported_behaviour(model) or _unsupported_settings(model)
         if obstacles:
             raise ArchitectureError(
@@ -468,6 +470,25 @@ def understand(model: nn.Module) -> Architecture:
         raise ArchitectureError(
             f"The model's parts do not fit together: {type(error).__name__}: {str(error)[:200]}.", _REBUILD
         ) from error
+
+
+#: What torch and PEFT put around a model: where the model is in it, or what gives it back.
+_AROUND = {"_orig_mod": "_orig_mod", "module": "module", "base_model": "merge_and_unload()"}
+
+
+def _check_is_model(model: Any) -> None:
+    import torch
+
+    kind = type(model).__name__
+    if not isinstance(model, torch.nn.Module):
+        raise InputError(
+            f"A {kind} is not a timm model.",
+            "Pass what `timm.create_model` returns; `convert_state_dict` takes a state dict, `convert_checkpoint` a "
+            "file.",
+        )
+    inside = next((way for name, way in _AROUND.items() if name in dict(model.named_children())), None)
+    if inside:
+        raise InputError(f"A {kind} is not a timm model, but has one in it.", f"Pass the model in it: `.{inside}`.")
 
 
 _REBUILD = "Build the model anew with timm and load its weights, or keep it in timm."
