@@ -280,7 +280,9 @@ def to_huggingface(timm_model: nn.Module, *, target: str | None = None, verify: 
 
     Raises:
         ArchitectureError: no Transformers class can express the model, or it does not run.
-        WeightsError: weights were removed, added or reshaped, so that they contradict the rest.
+        InputError: it is no timm model, or what compiles, spreads, averages or adapts one.
+        WeightsError: weights were removed, added or reshaped, so that they contradict the rest, or are not dense
+            floating-point weights.
         ParityError: the built model computes something else; the message names the stage.
 
     Example:
@@ -294,6 +296,7 @@ def to_huggingface(timm_model: nn.Module, *, target: str | None = None, verify: 
     _refuse_wrapper(target)
     architecture = from_timm(timm_model)
     state_dict = timm_model.state_dict()
+    _check_state_dict(state_dict)
     check_tensors(mapping.timm_shapes(architecture), shapes_of(state_dict))
     sentence = describe_regularisation(regularisation(timm_model))
     if sentence:
@@ -370,7 +373,9 @@ def read_weights(
         VitconvError: what :func:`convert_checkpoint` would refuse, for the same reason.
     """
     options = SourceOptions(architecture, ema=ema, ignore=ignore, headless=headless)
-    return identify(source, options).state_dict
+    opened = identify(source, options)
+    with opened.source.watch.unchanged("they were read"):
+        return opened.state_dict
 
 
 def load_timm(
@@ -398,8 +403,9 @@ def load_timm(
     options = SourceOptions(architecture, image_size, target=target, ema=ema, ignore=ignore, headless=headless)
     opened = identify(source, options)
     model = opened.timm_model()
-    # Copies are aligned in memory, as torch's kernels need it for speed, and do not keep the file open.
-    load_weights(model, {name: tensor.clone() for name, tensor in opened.state_dict.items()})
+    with opened.source.watch.unchanged("they were read"):
+        # Copies are aligned in memory, as torch's kernels need it for speed, and do not keep the file open.
+        load_weights(model, {name: tensor.clone() for name, tensor in opened.state_dict.items()})
     make_buffers(model)
     return model.eval()
 
@@ -463,7 +469,8 @@ def convert_checkpoint(
             computes the same. ``"head_code"``: Transformers' vision model, and timm's head in a file of code that the
             folder holds (``modeling_vitconv.py``). ``"timm_wrapper"``: a folder in which Transformers runs timm's own
             model, for any of timm's Vision Transformers.
-        labels: class names, or a file of them (one per line, or JSON); by default what the checkpoint says.
+        labels: class names, in order or with their indices (``{"a": 0, "b": 1}``), or a file of them (one per line, or
+            JSON); by default what the checkpoint says.
         image: an image file to verify on; by default a built-in picture.
         image_size: (height, width), if the weights do not determine it; another size resamples the position
             embedding with timm's own routine.
@@ -501,7 +508,8 @@ def convert_checkpoint(
     inspection, known = opened.inspection, opened.inspection.architecture
     names = _labels_for(names, known, labels) if names else opened.labels() or _labels_for(None, known)
 
-    with staged_folder(destination, overwrite=overwrite) as folder:
+    unchanged = opened.source.watch.unchanged("they were converted")
+    with staged_folder(destination, overwrite=overwrite) as folder, unchanged:
         on_step("Writing the folder")
         verification: Verification | None = None
         hashes: dict[Path, str] = {}
@@ -607,22 +615,23 @@ def verify_checkpoint(
         headless=headless,
     )
     opened = origin.opened
-    for file in opened.source.files:
-        check_checksums(file)
     try:
-        verification = _prove(opened)(
-            folder,
-            opened.state_dict,
-            opened.timm_model(),
-            opened.inspection.architecture,
-            opened.inspection.data,
-            pictures,
-            labels=origin.labels,
-            probes=True,
-            dtypes=dtypes,
-            device=device,
-            on_step=on_step,
-        )
+        with opened.source.watch.unchanged("they were compared"):
+            for file in opened.source.files:
+                check_checksums(file)
+            verification = _prove(opened)(
+                folder,
+                opened.state_dict,
+                opened.timm_model(),
+                opened.inspection.architecture,
+                opened.inspection.data,
+                pictures,
+                labels=origin.labels,
+                probes=True,
+                dtypes=dtypes,
+                device=device,
+                on_step=on_step,
+            )
     except ParityError as error:
         if error.stage not in ("config", "labels", "bytes"):
             raise

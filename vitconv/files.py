@@ -13,7 +13,7 @@ import logging
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -259,6 +259,62 @@ def absent(path: Path) -> str:
     if os.path.isdir(folder):
         return f"'{folder}' has no {path.name}."
     return f"'{folder}' is a file, not a folder." if os.path.exists(folder) else f"There is no folder '{folder}'."
+
+
+class Watch:
+    """Tells whether files have changed since it was made.
+
+    Args:
+        name: what they are of, for people.
+        list_files: lists them; a folder may have others later.
+    """
+
+    def __init__(self, name: str | Path, list_files: Callable[[], Iterable[Path]]) -> None:
+        self._name, self._list_files = name, list_files
+        self._before = self._state()
+
+    def check(self, what: str = "the model ran") -> None:
+        """Raise :class:`CheckpointError` if a file was written or replaced.
+
+        Args:
+            what: what was done meanwhile, for people.
+        """
+        if self._state() != self._before:
+            raise CheckpointError(
+                f"The files in '{self._name}' have changed while {what}.",
+                "Run it again when nothing else writes to it.",
+            )
+
+    @contextmanager
+    def unchanged(self, what: str) -> Iterator[None]:
+        """Raise :class:`CheckpointError` if a file changes until the block ends; ``what`` as for :meth:`check`.
+
+        Whatever the block raises then, as a file is gone or is half written, is not what is wrong.
+        """
+        try:
+            yield
+        except Exception as error:
+            try:
+                self.check(what)
+            except CheckpointError as changed:
+                raise changed from error
+            raise
+        self.check(what)
+
+    def _state(self) -> dict[Path, tuple[int, ...]]:
+        """What changes when a file is written or replaced: device, inode, size and times, by its path.
+
+        Who writes a file may set back its own time, as `tar`, `rsync` and `cp -p` do, but not that of its status.
+        """
+        found: dict[Path, tuple[int, ...]] = {}
+        try:
+            for file in self._list_files():
+                if file.is_file():
+                    stat = file.stat()
+                    found[file] = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        except OSError:  # no folder, or one that is being replaced: whoever reads it says so
+            return {}
+        return found
 
 
 def real_path(path: str | os.PathLike[str]) -> Path:

@@ -457,6 +457,70 @@ def test_a_source_with_a_bit_turned_around(small_checkpoint, converted, tmp_path
     convert_checkpoint(path, tmp_path / "model", architecture="vit_tiny_patch16_224", verify=False)
 
 
+@pytest.mark.parametrize(
+    ("step", "verify"),
+    [("Writing the folder", True), ("Writing the folder", False), ("Reading the folder back", True)],
+)
+@pytest.mark.parametrize("change", ["replaced", "written over", "removed"])
+def test_a_source_that_changes_meanwhile_is_named(change, step, verify, small_checkpoint, tmp_path):
+    """As a training run saves the next epoch. In another file, other bytes lie where the tensors were found."""
+    source, following = tmp_path / "last.safetensors", tmp_path / "next.safetensors"
+    weights = torch.load(small_checkpoint)
+    save_file(weights, source, metadata={"epoch": "9"})
+    save_file(weights, following, metadata={"epoch": "10", "loss": "0.1234567"})
+
+    def change_it(name):
+        if name == step and change == "replaced":
+            following.replace(source)
+        elif name == step and change == "written over":
+            source.write_bytes(following.read_bytes())
+        elif name == step:
+            source.unlink()
+
+    arguments = {"architecture": "vit_tiny_patch16_224", "on_step": change_it}
+    with pytest.raises(CheckpointError, match="last.safetensors' have changed while they were converted"):
+        convert_checkpoint(source, tmp_path / "model", verify=verify, **arguments)
+    assert not list(tmp_path.glob("*model*"))
+
+
+def test_a_source_that_is_replaced_before_it_is_hashed_is_not_recorded(small_checkpoint, tmp_path, monkeypatch):
+    source = shutil.copy(small_checkpoint, tmp_path / "last.pth")
+
+    def replace_and_hash(file, stopped):
+        shutil.copy(small_checkpoint, tmp_path / "next.pth").replace(source)
+        return "0" * 64
+
+    monkeypatch.setattr(convert, "sha256", replace_and_hash)
+    with pytest.raises(CheckpointError, match="last.pth' have changed while they were converted"):
+        convert_checkpoint(source, tmp_path / "model", architecture="vit_tiny_patch16_224")
+
+
+def test_verify_names_a_source_that_changes_meanwhile(small_checkpoint, converted, tmp_path):
+    source = shutil.copy(small_checkpoint, tmp_path / "last.pth")
+
+    def replace(name):
+        if name == "Comparing the pixels":
+            source.write_bytes(source.read_bytes())
+
+    with pytest.raises(CheckpointError, match="last.pth' have changed while they were compared"):
+        verify_checkpoint(source, converted.destination, on_step=replace)
+
+
+@pytest.mark.parametrize("read", [load_timm, convert.read_weights])
+def test_weights_that_are_replaced_before_they_are_read_are_refused(read, small_checkpoint, tmp_path, monkeypatch):
+    source = shutil.copy(small_checkpoint, tmp_path / "last.pth")
+    identify = convert.identify
+
+    def identify_and_replace(*arguments):
+        found = identify(*arguments)
+        shutil.copy(small_checkpoint, tmp_path / "next.pth").replace(source)
+        return found
+
+    monkeypatch.setattr(convert, "identify", identify_and_replace)
+    with pytest.raises(CheckpointError, match="last.pth' have changed while they were read"):
+        read(source, "vit_tiny_patch16_224")
+
+
 def test_a_given_model_keeps_its_weights(save, tmp_path):
     model, other = small_model(), small_model().train()
     with torch.no_grad():

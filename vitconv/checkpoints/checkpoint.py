@@ -32,7 +32,7 @@ from vitconv.checkpoints.tensorfile import (
     read_header,
 )
 from vitconv.errors import CheckpointError, brief, first_few
-from vitconv.files import check_name, read_json
+from vitconv.files import Watch, check_name, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +66,8 @@ class Source:
     Attributes:
         content: what the weights file holds: tensors by name, perhaps within wrappers.
         files: the files that hold the weights.
+        watch: tells whether one of them has changed since before it was opened: the tensors are read later, from where
+            they were found, and in another file there would be other bytes.
         config: the ``config.json`` beside the weights; ``None`` if there is none.
         records: for a file in torch's zip format, where the bytes of its tensors are: start -> length.
         notes: where it comes from, in sentences for people.
@@ -73,6 +75,7 @@ class Source:
 
     content: Mapping[Any, Any]
     files: tuple[Path, ...]
+    watch: Watch
     config: Path | None = None
     records: Mapping[int, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -140,8 +143,7 @@ def open_source(path: str | os.PathLike[str]) -> Source:
         return _open_folder(path)
     if path.name in (INDEX_FILE, TORCH_INDEX_FILE) and os.path.isfile(path):
         return _open_folder(path.parent, path.name)
-    content, records = _read_mapping(path)
-    return Source(content, (path,), records=records)
+    return _read_file(path)
 
 
 def _open_folder(path: Path, weights: str | None = None) -> Source:
@@ -192,8 +194,7 @@ def _read_folder(path: Path, weights: str | None = None) -> Source:
         )
     if name in (INDEX_FILE, TORCH_INDEX_FILE):
         return _read_shards(path / name)
-    content, records = _read_mapping(path / name)
-    return Source(content, (path / name,), records=records)
+    return _read_file(path / name)
 
 
 def _refuse_distributed(path: Path) -> None:
@@ -222,10 +223,10 @@ def _read_shards(index: Path) -> Source:
             f"'{index}' names files outside of its folder: {first_few(outside)}.", "Do not use this checkpoint."
         )
     content: dict[str, Any] = {}
+    watch = Watch(path, lambda: [path / name for name in files])
     for name in files:
-        found, records = _read_mapping(path / name)
-        shard = Source(found, (path / name,), records=records)
-        for tensor, value in found.items():
+        shard = _read_file(path / name)
+        for tensor, value in shard.content.items():
             if tensor in content or shards.get(tensor) != name:
                 raise CheckpointError(
                     f"'{path / name}' holds `{tensor}`, which the index does not list for this file.",
@@ -245,7 +246,7 @@ def _read_shards(index: Path) -> Source:
             f"Tensors that '{index}' lists are not in its files: {first_few(missing)}.",
             "Download the folder again.",
         )
-    return Source(content, tuple(path / name for name in files))
+    return Source(content, tuple(path / name for name in files), watch)
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -263,7 +264,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return load_tensors(source.tensors(source.content, integers=True))
 
 
-def _read_mapping(path: Path) -> tuple[Mapping[Any, Any], Mapping[int, int]]:
+def _read_file(path: Path) -> Source:
     """Read a file of weights, recognised by its content: torch's (zip or older pickle) or safetensors.
 
     Pickles are opened with ``weights_only=True``: nothing in them is executed.
@@ -277,6 +278,7 @@ def _read_mapping(path: Path) -> tuple[Mapping[Any, Any], Mapping[int, int]]:
     if path.name == ".metadata" or path.suffix == ".distcp":
         _refuse_distributed(path.parent)
     records: Mapping[int, int] = {}
+    watch = Watch(path, lambda: [path])
     try:
         with path.open("rb") as file:
             start = file.read(16)
@@ -299,7 +301,7 @@ def _read_mapping(path: Path) -> tuple[Mapping[Any, Any], Mapping[int, int]]:
         ) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"'{path}' holds a {type(content).__name__}, not a state dict.", _SAVE_INSTEAD)
-    return content, records
+    return Source(content, (path,), watch, records=records)
 
 
 def _format_of(start: bytes) -> Literal["safetensors", "zip", "pickle"] | None:

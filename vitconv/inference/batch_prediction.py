@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 import vitconv
 from vitconv.errors import InputError, VitconvError, check_flag, shown
-from vitconv.files import real_path, sha256
+from vitconv.files import Watch, real_path, sha256
 from vitconv.inference import EngineName
 from vitconv.inference.certainty import Certainty, read_certainty
 from vitconv.inference.images import Batches, BatchOutput, read_images
@@ -26,7 +26,7 @@ from vitconv.inference.predictions import Parts, Run, make_rows
 from vitconv.inference.ray import RayEngine
 from vitconv.inference.runtime import ModelInfo, Runtime, opener, read_info, wanted_device
 from vitconv.inference.timm import TimmRuntime, read_timm_info
-from vitconv.inference.watch import Watch, watch_model
+from vitconv.inference.watch import watch_model
 from vitconv.models.processors import ProcessorName
 from vitconv.source import SourceOptions, identify
 
@@ -169,7 +169,7 @@ def predict_timm(
     """
     options = options or SourceOptions()
     found = identify(source, options)
-    watch = Watch(source, lambda: found.source.files)
+    watch = found.source.watch
     digests = [sha256(file) for file in found.source.files]
     info, preprocessor = read_timm_info(source, found, classes, digests)
     check_batch(batch_size, info)
