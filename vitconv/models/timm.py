@@ -454,7 +454,7 @@ def understand(model: nn.Module) -> Architecture:
         InputError: it is no model, or what compiles, spreads, averages or adapts one.
     """
     try:
-        _check_is_model(model)
+        check_is_model(model)
         obstacles = _unsupported_modules(model) or _unsupported_behaviour(model) or _unsupported_settings(model)
         if obstacles:
             raise ArchitectureError(
@@ -476,7 +476,8 @@ def understand(model: nn.Module) -> Architecture:
 _AROUND = {"_orig_mod": "_orig_mod", "module": "module", "base_model": "merge_and_unload()"}
 
 
-def _check_is_model(model: Any) -> None:
+def check_is_model(model: Any) -> None:
+    """Raise :class:`InputError` for what is no model, and for what torch or PEFT put around one."""
     import torch
 
     kind = type(model).__name__

@@ -20,7 +20,7 @@ from vitconv.errors import InputError, ParityError, how_to_install
 from vitconv.mapping import CLASSES
 from vitconv.markdown import table
 from vitconv.models.huggingface import installed_dialect
-from vitconv.models.timm import read
+from vitconv.models.timm import check_is_model, read
 from vitconv.parity.criteria import CRITERIA, DTYPES, ROUNDINGS_OF_TWO, Criterion
 from vitconv.parity.lockstep import Staged, in_step
 
@@ -296,7 +296,8 @@ def compare(
             :func:`vitconv.parity.verification.treats_tokens_alike`.
 
     Raises:
-        InputError: a dtype is unknown, there is no such device, or TF32 is asked for without a GPU.
+        InputError: no dtype is given, or an unknown one; there is no such device, or TF32 is asked for without a GPU;
+            the pixels are not a batch of finite numbers; or one is none of the models.
         ParityError: the two models do not have the same stages.
 
     Example:
@@ -306,11 +307,32 @@ def compare(
         >>> compare(model, to_huggingface(model), torch.randn(1, 3, 224, 224), dtypes=["float64"]).matches
         True
     """
-    for dtype in dtypes:
-        if dtype not in DTYPES:
-            raise InputError(f"There is no dtype '{dtype}' to compare in.", f"Choose from {', '.join(DTYPES)}.")
+    unknown = [dtype for dtype in dtypes if dtype not in DTYPES]
+    if unknown or not dtypes:
+        what = f"There is no dtype '{unknown[0]}'" if unknown else "No dtype is given"
+        raise InputError(f"{what} to compare in.", f"Choose from {', '.join(DTYPES)}.")
+    check_is_model(timm_model)
+    if type(hf_model).__name__ not in CLASSES:
+        raise InputError(
+            f"vitconv does not compare a {type(hf_model).__name__}.",
+            f"Pass one of {', '.join(CLASSES)}: of one that is compiled or wrapped, the model inside.",
+        )
+    _check_pixels(pixel_values)
     check_device(str(device))
     return Parity(tuple(_compare(timm_model, hf_model, pixel_values, dtype, str(device), tokens) for dtype in dtypes))
+
+
+def _check_pixels(pixels: Tensor) -> None:
+    """Raise :class:`InputError` for pixels that show nothing: of NaN, both models make NaN, whatever they compute."""
+    import torch
+
+    if not isinstance(pixels, torch.Tensor) or pixels.ndim != 4 or not pixels.numel() or pixels.is_meta:
+        what = f"of shape {tuple(pixels.shape)}" if isinstance(pixels, torch.Tensor) else f"a {type(pixels).__name__}"
+        raise InputError(
+            f"The pixels are {what}, not a batch of images.", "Pass a tensor of (batch, channels, height, width)."
+        )
+    if not pixels.isfinite().all():
+        raise InputError("The pixels are not finite: both models make NaN of them.", "Check how they are made.")
 
 
 def check_device(device: str) -> None:

@@ -35,6 +35,35 @@ def test_a_right_conversion_matches(kind):
     assert (parity["float64"].top1, parity["float64"].topk) == (1, 1)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_pixels_that_hide_every_difference_are_refused(pair, value):
+    timm_model, hf_model, pixels = pair
+    hf_model.classifier.weight.data.zero_()
+    with pytest.raises(InputError, match="The pixels are not finite"):
+        compare(timm_model, hf_model, torch.full_like(pixels, value))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (lambda timm, hf, x: (torch.compile(timm), hf, x), "A OptimizedModule is not a timm model, but has one in it"),
+        (lambda timm, hf, x: (timm, torch.nn.DataParallel(hf), x), "vitconv does not compare a DataParallel"),
+        (lambda timm, hf, x: (timm, timm, x), "vitconv does not compare a VisionTransformer"),
+        (lambda timm, hf, x: (timm, hf, x[0]), r"The pixels are of shape \(3, 32, 32\), not a batch"),
+        (lambda timm, hf, x: (timm, hf, x[:0]), r"The pixels are of shape \(0, 3, 32, 32\), not a batch"),
+        (lambda timm, hf, x: (timm, hf, x.numpy()), "The pixels are a ndarray, not a batch"),
+    ],
+)
+def test_what_cannot_be_compared_is_named(pair, arguments, message):
+    with pytest.raises(InputError, match=message):
+        compare(*arguments(*pair))
+
+
+def test_no_dtype_proves_nothing(pair):
+    with pytest.raises(InputError, match="No dtype is given to compare in"):
+        compare(*pair, dtypes=())
+
+
 def test_stages_are_in_the_order_of_the_computation(pair):
     stages = compare(*pair)["float32"].stages
     assert [stage.name for stage in stages] == ["embeddings", "blocks.0", "blocks.1", "norm", "logits"]
