@@ -46,8 +46,9 @@ def run(command: Callable[[], object] | None = None) -> None:
     """
     global ends_at_once
     _listen()
-    if sys.stdout is None:  # a shell closed it
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # a shell closed it
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a character that the terminal lacks must not end what is done
             stream.reconfigure(errors="backslashreplace")

@@ -196,6 +196,16 @@ def test_an_output_for_errors_that_takes_nothing(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("closed", [(2,), (1, 2)])
+def test_what_is_done_without_an_output_is_done(closed, source):
+    """`2>&-` in a shell, as daemons are started."""
+    command = [*MAIN, "inspect", source, "--arch", ARCH]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: [os.close(number) for number in closed]
+    )
+    assert (done.returncode, bool(done.stdout)) == (0, 1 not in closed)
+
+
 def test_no_folder_for_temporary_files(source, tmp_path):
     """Torch asks for one where it is imported."""
     import resource
