@@ -63,7 +63,7 @@ from vitconv.models.timm import (
 )
 from vitconv.models.timm_state import patch_embedding
 from vitconv.models.wrapper import is_wrapper, wrapper_config
-from vitconv.parity.comparison import compare
+from vitconv.parity.comparison import compare_on_noise
 from vitconv.parity.verification import Verification, load_weights, verify_folder
 from vitconv.parity.wrapper import verify_wrapper
 from vitconv.revert import Reversion, revert_checkpoint, to_timm
@@ -341,19 +341,7 @@ def _verify_twin(
                 module.init_non_persistent_buffers()
         tensors = convert_tensors(timm_model.state_dict(), architecture, installed_dialect(), target=target)
         hf_model = build_model(hf_model.config, tensors)
-    device = _device(timm_model)
-    shape = (1, architecture.num_channels, *architecture.image_size)
-    pixels = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
-    try:
-        parity = compare(timm_model, hf_model, pixels, dtypes=("float32",), device=str(device))
-    except VitconvError:
-        raise
-    except Exception as error:  # a model that was edited may raise anything
-        raise ArchitectureError(
-            f"The models cannot be compared, because one does not run: {type(error).__name__}: {str(error)[:200]}.",
-            "Check that the timm model runs on an image of its size. If it does, pass verify=False.",
-        ) from error
-    parity.assert_match()
+    compare_on_noise(timm_model, hf_model, architecture, _device(timm_model)).assert_match()
 
 
 def read_weights(

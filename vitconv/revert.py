@@ -38,7 +38,7 @@ from vitconv.models.processors import (
 )
 from vitconv.models.timm import ACTIVATIONS, arguments, build_timm, from_timm, make_buffers
 from vitconv.models.wrapper import is_wrapper, read_wrapped
-from vitconv.parity.comparison import Parity, compare, compare_outputs
+from vitconv.parity.comparison import Parity, compare, compare_on_noise, compare_outputs
 from vitconv.parity.verification import check_bytes, check_timm_processor, pixels_for, usual_dtype
 from vitconv.writing.record import recorded_architecture, reversion_record
 from vitconv.writing.staging import check_apart, check_destination, staged_folder
@@ -122,19 +122,23 @@ class Reversion:
         return "\n\n".join(parts)
 
 
-def to_timm(hf_model: PreTrainedModel, *, architecture: str | None = None, drop: Collection[str] = ()) -> nn.Module:
+def to_timm(
+    hf_model: PreTrainedModel, *, architecture: str | None = None, drop: Collection[str] = (), verify: bool = True
+) -> nn.Module:
     """Build the timm twin of a Transformers model, with weights of its own (same dtype, device and mode).
-
-    The numbers are not compared: :func:`vitconv.parity.compare` does that, and :func:`revert_checkpoint` by itself.
 
     Args:
         hf_model: a model of any class that vitconv converts to, wherever it comes from.
         architecture: timm's name; by default the one of timm's that becomes this model with the fewest changes.
         drop: parts that may be left out because timm does not have them: any of :data:`DROPPABLE`.
+        verify: run both models on an image of noise, in float32 and where the Transformers model is, and raise unless
+            they agree. Weights on ``meta`` hold no numbers, so a model with any of them is not verified.
 
     Raises:
-        ArchitectureError: no timm architecture computes the same.
+        ArchitectureError: no timm architecture computes the same, or the model does not run.
         WeightsError: the model has a part that timm does not have, and that is not in ``drop``.
+        ParityError: the timm model computes something else, as where the Transformers model was edited after it was
+            built; the message names the stage.
 
     Example:
         >>> import timm
@@ -144,7 +148,27 @@ def to_timm(hf_model: PreTrainedModel, *, architecture: str | None = None, drop:
         'VisionTransformer'
     """
     check_drop(drop)
-    return _revert(hf_model, architecture, drop, any_epsilon=True).model
+    found = _revert(hf_model, architecture, drop, any_epsilon=True)
+    if verify and not any(parameter.is_meta for parameter in hf_model.parameters()):
+        _verify_twin(found, hf_model, drop)
+    return found.model
+
+
+def _verify_twin(found: _Found, hf_model: PreTrainedModel, drop: Collection[str]) -> None:
+    """Compare both models on an image of noise in float32; neither is changed.
+
+    Raises:
+        ArchitectureError: a model does not run on an image of its size.
+        ParityError: they differ.
+    """
+    import torch
+
+    device, timm_model = next(hf_model.parameters()).device, found.model
+    if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in hf_model.parameters()):
+        # Constants and folded weights are rounded differently in the two models: see `to_huggingface`.
+        hf_model = copy.deepcopy(hf_model).float()
+        timm_model = _revert(hf_model, found.name, drop, any_epsilon=True).model
+    compare_on_noise(timm_model, hf_model, found.architecture, device).assert_match()
 
 
 def revert_checkpoint(

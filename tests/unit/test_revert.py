@@ -70,6 +70,32 @@ def test_every_kind_of_vit_finds_an_architecture_by_itself(kind):
         assert torch.allclose(model(pixels), back(pixels), rtol=0, atol=1e-5)
 
 
+def add_one(module, arguments, output):
+    return output + 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("edit", ["hook", "forward", "epsilon", "activation"])
+def test_what_was_edited_in_memory_is_not_left_out_in_silence(edit, dtype):
+    """A state dict and a configuration say nothing of it."""
+    model = to_huggingface(small_model()).to(dtype)
+    if edit == "hook":
+        model.classifier.register_forward_hook(add_one)
+    elif edit == "forward":
+        model.classifier.forward = lambda x: x[..., :5]
+    elif edit == "epsilon":
+        model.vit.layernorm.eps = 0.5
+    else:
+        model.config.hidden_act = "relu"
+    with pytest.raises(ParityError):
+        to_timm(model)
+    assert to_timm(model, verify=False).training == model.training
+
+
+def test_weights_on_meta_are_not_run():
+    assert next(to_timm(to_huggingface(small_model().to("meta"))).parameters()).is_meta
+
+
 def test_the_twin_has_weights_dtype_and_mode_of_its_own():
     model = to_huggingface(small_model()).bfloat16().train()
     back = to_timm(model)

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitconv.errors import InputError, ParityError, how_to_install
+from vitconv.errors import ArchitectureError, InputError, ParityError, VitconvError, how_to_install
 from vitconv.mapping import CLASSES
 from vitconv.markdown import table
 from vitconv.models.huggingface import installed_dialect
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from torch import Tensor, nn
     from transformers import PreTrainedModel
+
+    from vitconv.architecture import Architecture
 
 
 #: Where a logarithmic axis of differences has the band for those that are 0: from, to. No difference is so small.
@@ -320,6 +322,29 @@ def compare(
     _check_pixels(pixel_values)
     check_device(str(device))
     return Parity(tuple(_compare(timm_model, hf_model, pixel_values, dtype, str(device), tokens) for dtype in dtypes))
+
+
+def compare_on_noise(
+    timm_model: nn.Module, hf_model: PreTrainedModel, architecture: Architecture, device: str | torch.device
+) -> Parity:
+    """Compare models in memory, in float32, on an image of noise of the architecture's size.
+
+    Raises:
+        ArchitectureError: a model does not run on it.
+    """
+    import torch
+
+    shape = (1, architecture.num_channels, *architecture.image_size)
+    pixels = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+    try:
+        return compare(timm_model, hf_model, pixels, dtypes=("float32",), device=str(device))
+    except VitconvError:
+        raise
+    except Exception as error:  # a model that was edited may raise anything
+        raise ArchitectureError(
+            f"The models cannot be compared, because one does not run: {type(error).__name__}: {str(error)[:200]}.",
+            "Check that your model runs on an image of its size. If it does, pass verify=False.",
+        ) from error
 
 
 def _check_pixels(pixels: Tensor) -> None:
