@@ -263,7 +263,8 @@ def _from_pretrained(path: Path, folder: Path, file: str) -> BaseImageProcessor:
     except Exception as error:  # its settings are checked by Transformers, each in its own way
         raise InputError(
             f"'{folder}' has no {file} that Transformers can read.",
-            f"It has {TIMM_PROCESSOR_FILE}: choose the processor 'timm'."
+            "Restore it, or convert the checkpoint again. With `--processor timm`, which `predict`, `evaluate` and "
+            f"others take, {TIMM_PROCESSOR_FILE} is read instead."
             if (folder / TIMM_PROCESSOR_FILE).is_file()
             else "Pass a folder that `vitconv convert` has written; where it warned that there is no image processor "
             "for the model, prepare the pixels in your own code.",

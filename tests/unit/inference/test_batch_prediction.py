@@ -416,7 +416,7 @@ def test_a_folder_without_a_processor_is_refused_before_anything_is_written(fold
     (mine / "preprocessor_config.json").unlink()
     with pytest.raises(InputError, match="has no preprocessor_config.json that Transformers can read") as caught:
         predict(mine, write_images(2), tmp_path / "out")
-    assert "choose the processor 'timm'" in caught.value.remedy
+    assert "With `--processor timm`" in caught.value.remedy
     (mine / "timm_processor.json").unlink()
     with pytest.raises(InputError, match=r"has no timm_processor.json\.") as caught:
         predict(mine, write_images(2), tmp_path / "out", processor="timm")

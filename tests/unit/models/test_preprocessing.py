@@ -395,7 +395,7 @@ def test_a_processor_that_is_not_there_is_refused(tmp_path):
     write_json(timm_processor_config(config_for()), tmp_path / TIMM_PROCESSOR_FILE)
     with pytest.raises(InputError, match="has no preprocessor_config.json") as caught:
         load_processor(tmp_path)
-    assert caught.value.remedy == "It has timm_processor.json: choose the processor 'timm'."
+    assert caught.value.remedy.startswith("Restore it, or convert the checkpoint again. With `--processor timm`")
 
 
 @pytest.mark.parametrize(
