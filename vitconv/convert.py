@@ -34,7 +34,7 @@ from vitconv.checkpoints.description import (
 )
 from vitconv.checkpoints.labels import check_labels, read_labels
 from vitconv.checkpoints.license import check_license, stated_license
-from vitconv.checkpoints.tensorfile import StoredTensor, dtype_name, load_tensors, write_weights
+from vitconv.checkpoints.tensorfile import StoredTensor, dtype_name, map_tensors, write_weights
 from vitconv.errors import (
     ArchitectureError,
     CheckpointError,
@@ -392,7 +392,7 @@ def load_timm(
     opened = identify(source, options)
     model = opened.timm_model()
     with opened.source.watch.unchanged("they were read"):
-        # Copies are aligned in memory, as torch's kernels need it for speed, and do not keep the file open.
+        # Copies: two tensors in an old pickle may share their memory.
         load_weights(model, {name: tensor.clone() for name, tensor in opened.state_dict.items()})
     make_buffers(model)
     return model.eval()
@@ -979,4 +979,4 @@ def _prove(opened: Identified, *, tokens: int | None = None) -> Callable[..., Ve
 def _widest(tensors: Mapping[str, StoredTensor | Tensor]) -> str:
     """The dtype that Transformers should load the tensors in."""
     stored = {dtype_name(tensor) for tensor in tensors.values()} - {"int64"}
-    return stored.pop() if len(stored) == 1 else str(widest_dtype(load_tensors(tensors))).removeprefix("torch.")
+    return stored.pop() if len(stored) == 1 else str(widest_dtype(map_tensors(tensors))).removeprefix("torch.")

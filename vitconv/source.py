@@ -47,7 +47,7 @@ from vitconv.checkpoints.description import (
     together,
 )
 from vitconv.checkpoints.labels import check_labels, read_labels
-from vitconv.checkpoints.tensorfile import StoredTensor, load_tensors
+from vitconv.checkpoints.tensorfile import StoredTensor, load_tensors, map_tensors
 from vitconv.checkpoints.unwrap import unwrap
 from vitconv.errors import (
     ArchitectureError,
@@ -735,7 +735,7 @@ def _respell(source: Source, build: Callable[[], nn.Module], tensors: Mapping[st
     # Without a position embedding to compare with, the filter does not resample the checkpoint's.
     model.pos_embed = None
     try:
-        old = load_tensors(source.tensors(tensors))
+        old = map_tensors(source.tensors(tensors))
         options = {"adapt_layer_scale": True} if filter_fn is vision_transformer.checkpoint_filter_fn else {}
         new = filter_fn(dict(old), model, **options)
     except (VitconvError, RuntimeError, ValueError, KeyError, AttributeError, TypeError, AssertionError):
@@ -804,7 +804,7 @@ def _inspect(
     shapes, simple = shapes_of(tensors), architecture
     family = mapping.family_for(architecture, target)
     if not family.is_pure_rename(architecture):
-        simplified = family.rewrite(load_tensors(tensors), architecture)
+        simplified = family.rewrite(map_tensors(tensors), architecture)
         made, shapes, simple = simplified.made, shapes_of(simplified.state_dict), simplified.architecture
     if family is WRAPPER:
         missing = None if makes_pixels(data) else f"No image processor: {obstacle(data)}"

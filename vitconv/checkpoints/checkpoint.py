@@ -252,8 +252,6 @@ def _read_shards(index: Path) -> Source:
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read a file that holds only tensors by name, or the weights in a folder, perhaps sharded.
 
-    The tensors are views of the memory-mapped file wherever its format allows.
-
     Raises:
         CheckpointError: the file does not exist, is damaged, or holds something else.
     """

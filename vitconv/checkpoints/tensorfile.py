@@ -2,7 +2,7 @@
 
 A conversion moves no numbers, so it need not load any. A :class:`StoredTensor` says where a tensor's bytes are; its
 rows are a smaller range of the same bytes; and writing it is a copy from file to file. Nothing here imports torch,
-until :func:`load_tensors` is asked for tensors to compute with.
+until :func:`load_tensors` or :func:`map_tensors` is asked for tensors to compute with.
 
 Format: https://github.com/huggingface/safetensors#format
 """
@@ -200,14 +200,36 @@ def _locate(path: Path, name: str, entry: Any, data: int) -> StoredTensor:
 
 
 def load_tensors(tensors: Mapping[str, StoredTensor | Tensor]) -> dict[str, Tensor]:
-    """Load stored tensors into torch, memory-mapped: only what is read is loaded. Other tensors stay as they are.
+    """Read stored tensors into memory. Other tensors stay as they are.
 
-    The mapping is private: writing to a tensor does not write to its file.
+    They are not mapped: who writes over a file, as training does with its last checkpoint, would change the tensors,
+    and the process would end without a word (SIGBUS) where the file is shorter for a moment.
+
+    Raises:
+        CheckpointError: a file has become shorter.
+    """
+    import torch
+
+    loaded = {}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, StoredTensor):
+            content = torch.empty(tensor.nbytes, dtype=torch.uint8)
+            _fill(content.numpy().data, tensor.file, tensor.start)
+            tensor = content.view(getattr(torch, tensor.dtype)).reshape(tensor.shape)
+        loaded[name] = tensor
+    return loaded
+
+
+def map_tensors(tensors: Mapping[str, StoredTensor | Tensor]) -> dict[str, Tensor]:
+    """Stored tensors in torch, memory-mapped: only what is read is loaded. Other tensors stay as they are.
+
+    For a look at a few of them: :func:`load_tensors` says why. The mapping is private: writing to a tensor does not
+    write to its file.
     """
     import torch
 
     maps: dict[Path, Any] = {}
-    loaded = {}
+    mapped = {}
     for name, tensor in tensors.items():
         if isinstance(tensor, StoredTensor):
             if tensor.file not in maps:
@@ -218,8 +240,8 @@ def load_tensors(tensors: Mapping[str, StoredTensor | Tensor]) -> dict[str, Tens
             stride = [math.prod(tensor.shape[i + 1 :]) for i in range(len(tensor.shape))]
             empty = torch.empty(0, dtype=getattr(torch, tensor.dtype))
             tensor = empty.set_(part, 0, tensor.shape, stride)
-        loaded[name] = tensor
-    return loaded
+        mapped[name] = tensor
+    return mapped
 
 
 def write_weights(tensors: Mapping[str, StoredTensor | Tensor], folder: Path) -> None:
@@ -342,17 +364,22 @@ def _read(piece: _Range | Tensor, buffer: bytearray) -> _Range | memoryview:
         return _bytes_of(piece)
     if piece.in_place:
         return piece
-    size, position = piece.stop - piece.start, 0
-    content = memoryview(buffer)[:size]
+    content = memoryview(buffer)[: piece.stop - piece.start]
+    _fill(content, piece.file, piece.start)
+    return content
+
+
+def _fill(content: memoryview, path: Path, start: int) -> None:
+    """Read bytes of a file from ``start`` on, as many as there is room for."""
+    position = 0
     # Opened for each piece: a source may be of more files than a process may have open.
-    with piece.file.open("rb", buffering=0) as file:
-        file.seek(piece.start)
-        while position < size:
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while position < len(content):
             count = file.readinto(content[position:])
             if not count:
-                raise _shrunk(piece.file)
+                raise _shrunk(path)
             position += count
-    return content
 
 
 def _copy_in_kernel(piece: _Range, target: BinaryIO) -> None:

@@ -11,7 +11,7 @@ from models import small_model
 from safetensors.torch import load_file, save_file
 
 from vitconv.checkpoints.checkpoint import read_state_dict
-from vitconv.checkpoints.tensorfile import load_tensors, read_header, write_weights
+from vitconv.checkpoints.tensorfile import load_tensors, map_tensors, read_header, write_weights
 from vitconv.errors import CheckpointError
 
 
@@ -36,7 +36,7 @@ def test_writes_what_safetensors_reads(weights, dtype, tmp_path):
 
 def test_tensors_are_aligned_behind_a_small_odd_one(tmp_path):
     write_weights({"a": torch.ones(7), "b": torch.ones(16), "c": torch.ones(32)}, tmp_path)
-    mapped = read_state_dict(tmp_path)
+    mapped = map_tensors(read_header(tmp_path / "model.safetensors"))
     assert [mapped[name].data_ptr() % 64 for name in "bca"] == [0, 0, 0]
 
 
@@ -56,6 +56,34 @@ def test_loaded_tensors_do_not_write_to_their_file(tmp_path):
     save_file({"a": torch.ones(4)}, tmp_path / "w")
     load_tensors(read_header(tmp_path / "w"))["a"].zero_()
     assert torch.equal(load_file(tmp_path / "w")["a"], torch.ones(4))
+
+
+def test_loaded_tensors_outlive_their_file(weights, tmp_path):
+    """Of a mapped one that is cut short, as `torch.save` begins, the next look ends the process."""
+    save_file(weights, tmp_path / "w")
+    loaded = load_tensors(read_header(tmp_path / "w"))
+    os.truncate(tmp_path / "w", 0)
+    assert_same(loaded, weights)
+
+
+def test_a_file_that_is_cut_short_before_it_is_read_is_named(weights, tmp_path):
+    save_file(weights, tmp_path / "w")
+    stored = read_header(tmp_path / "w")
+    os.truncate(tmp_path / "w", 100)
+    with pytest.raises(CheckpointError, match="w' became shorter while it was read"):
+        load_tensors(stored)
+
+
+@pytest.mark.parametrize("read", [load_tensors, map_tensors])
+def test_tensors_of_every_kind_are_read(read, tmp_path):
+    kinds = (torch.float64, torch.bfloat16, torch.float8_e5m2, torch.int64, torch.bool, torch.complex64)
+    tensors = {str(kind): torch.tensor([[1, 0], [1, 1]]).to(kind) for kind in kinds}
+    tensors |= {"none": torch.ones(0, 3), "scalar": torch.tensor(2.5)}
+    save_file(tensors, tmp_path / "w")
+    found = read(read_header(tmp_path / "w"))
+    for name, tensor in tensors.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
+        assert torch.equal(found[name].contiguous().view(-1).view(torch.uint8), tensor.view(-1).view(torch.uint8))
 
 
 @given(
