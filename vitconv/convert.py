@@ -936,7 +936,7 @@ def _write_and_prove(
     """Write the folder and verify it; also compare the checksums in the source's files, and hash them.
 
     Writing, comparing and hashing do not hold Python's lock. They run in another thread while this one imports timm
-    and Transformers, which takes longer. Exceptions of that thread are raised here.
+    and Transformers and reads the weights, which takes longer. Exceptions of that thread are raised here.
     """
     import torch  # noqa: F401  # before the other thread does: two should not import the same package at once
 
@@ -946,12 +946,12 @@ def _write_and_prove(
             writing = pool.submit(_write, folder, opened, labels, dtype)
             checking = [pool.submit(check_checksums, file, stopping.is_set) for file in opened.source.files]
             hashing = {file: pool.submit(sha256, file, stopping.is_set) for file in opened.source.files}
-            timm_model = opened.timm_model()
+            timm_model, state_dict = opened.timm_model(), opened.state_dict
             for running in (writing, *checking):
                 running.result()
             verification = _prove(opened, tokens=FLOAT64_TOKENS)(
                 folder,
-                opened.state_dict,
+                state_dict,
                 timm_model,
                 opened.inspection.architecture,
                 opened.inspection.data,
