@@ -208,8 +208,8 @@ class Identified:
 
     @functools.cached_property
     def state_dict(self) -> dict[str, Tensor]:
-        """The weights to compute with."""
-        return load_tensors(self.tensors)
+        """The weights to compute with, in memory: what lies in another order in its file is a mapped view of it."""
+        return {name: tensor.contiguous() for name, tensor in load_tensors(self.tensors).items()}
 
     def labels(self) -> tuple[str, ...] | None:
         """The class names that the source itself gives.

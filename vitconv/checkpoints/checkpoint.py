@@ -29,6 +29,7 @@ from vitconv.checkpoints.tensorfile import (
     is_tensor,
     itemsize,
     load_tensors,
+    map_tensors,
     read_header,
 )
 from vitconv.errors import CheckpointError, brief, first_few
@@ -112,7 +113,8 @@ class Source:
             return StoredTensor(self.files[0], start + first, dtype_name(tensor), tuple(tensor.shape))
         # Such as a convolution in channels-last order: torch views its bytes as they lie.
         whole = StoredTensor(self.files[0], start, "uint8", (self.records[start],))
-        stored = load_tensors({name: whole})[name].view(tensor.dtype)
+        # Mapped: a file may have many such views of one large storage.
+        stored = map_tensors({name: whole})[name].view(tensor.dtype)
         try:
             stored = stored.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
         except RuntimeError as error:

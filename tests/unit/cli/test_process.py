@@ -206,6 +206,7 @@ def test_what_is_done_without_an_output_is_done(closed, source):
     assert (done.returncode, bool(done.stdout)) == (0, 1 not in closed)
 
 
+@pytest.mark.slow
 def test_no_folder_for_temporary_files(source, tmp_path):
     """Torch asks for one where it is imported."""
     import resource
