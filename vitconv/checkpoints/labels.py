@@ -39,12 +39,17 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
         raise InputError(f"There is no label file '{path}'.", "Check the path of the label file.") from error
     except (OSError, ValueError) as error:  # bytes that are not UTF-8, or a path with a NUL
         raise InputError(f"The label file '{path}' is not readable text.", _FORMATS) from error
-    labels = _from_json(text, path) if text.lstrip()[:1] in ("[", "{") else _from_text(text)
-    return check_labels(labels, f"The label file '{path}'")
+    where = f"The label file '{path}'"
+    labels = _from_json(text, path) if text.lstrip()[:1] in ("[", "{") else _from_text(text, where)
+    return check_labels(labels, where)
 
 
-def _from_text(text: str) -> list[str]:
-    return [line.strip() for line in text.strip().splitlines()]
+def _from_text(text: str, where: str) -> list[str]:
+    names = [line.strip() for line in text.strip().splitlines()]
+    numbered = [re.match(rf"{number}\s*[,;\t]", name) for number, name in enumerate(names)]
+    if numbered and all(numbered):
+        raise InputError(f"{where} begins each line with the class's number: {shown(names[0])}.", _FORMATS)
+    return names
 
 
 def _from_subfolders(folder: Path) -> list[str]:
@@ -177,7 +182,7 @@ def _from_json(text: str, path: Path) -> list[Any]:
         raise repeated_key(where, error) from error
     except (ValueError, RecursionError) as error:
         if path.suffix.lower() != ".json" and _CLASS_IN_BRACKETS.match(text.lstrip()):
-            return _from_text(text)
+            return _from_text(text, where)
         raise InputError(f"{where} is not valid JSON.", _FORMATS) from error
     if isinstance(content, list):
         return content

@@ -43,6 +43,8 @@ def test_reads_every_format(text, tmp_path):
         (b'["cat", 3]', "gives class number 1 the name 3, which is empty or not text"),
         (b"[]", "is empty"),
         (b"cat\ndog\ncat\n", "names 'cat' more than once"),
+        (b"0,cat\n1,dog\n", "begins each line with the class's number: '0,cat'"),
+        (b"0\tcat\n1\tdog\n", "begins each line with the class's number: "),
         (b'["cat", ', "is not valid JSON"),
         (b"[" * 100_000, "is not valid JSON"),
         (b'["cat", "\\ud800"]', r"has a name with characters that are not seen, or not text: '\\ud800'"),
@@ -83,6 +85,13 @@ def test_a_class_in_brackets_is_text(first, tmp_path):
     (tmp_path / "labels.JSON").write_text(f"{first}\ndog\n")
     with pytest.raises(InputError, match="is not valid JSON"):
         read_labels(tmp_path / "labels.JSON")
+
+
+def test_a_name_may_begin_with_a_number(tmp_path):
+    """As torchvision's MNIST calls its classes."""
+    path = tmp_path / "labels.txt"
+    path.write_text("0 - zero\n1 - one\n")
+    assert read_labels(path) == ("0 - zero", "1 - one")
 
 
 def test_a_missing_file(tmp_path):
