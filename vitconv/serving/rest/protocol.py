@@ -199,10 +199,9 @@ def _input(wanted: tensors.Tensor, given: dict[str, Any], tail: bytes) -> bytes 
     else:
         value = _of_json(wanted, datatype, given.get("data"))
     shape = [1] if datatype == "BYTES" else [len(value)] if isinstance(value, bytes) else [1, *value.shape]
-    if given.get("shape") != shape:
-        raise RequestError(
-            400, f"The shape of `{wanted.name}` is {shown(given.get('shape'))}.", f"It is {shape} here."
-        )
+    told = given.get("shape")
+    if told != shape or any(type(side) is not int for side in told):  # to Python, true and 1.0 equal 1
+        raise RequestError(400, f"The shape of `{wanted.name}` is {shown(told)}.", f"It is {shape} here.")
     return value
 
 

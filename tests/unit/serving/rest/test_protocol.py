@@ -129,6 +129,7 @@ REFUSED = {
     "another type": ("vit", {"inputs": [image(b"x", datatype="FP32", data=[1])]}, "datatype of `image` is 'FP32'"),
     "pixels as texts": ("model", {"inputs": [{**PIXELS, "datatype": "BYTES", "data": ["x"]}]}, "is 'BYTES'"),
     "another shape": ("vit", {"inputs": [image(b"x", shape=[2], data=[1])]}, r"shape of `image` is \[2\]"),
+    "a shape of booleans": ("vit", {"inputs": [image(b"x", shape=[True], data=[1])]}, r"shape of `image` is \[True\]"),
     "no shape": ("vit", {"inputs": [image(b"x", shape=None, data=[1])]}, "shape of `image` is None"),
     "no data": ("vit", {"inputs": [image(b"x")]}, "data of `image` are not UINT8"),
     "no bytes": ("vit", {"inputs": [image(b"x", data=[256])]}, "data of `image` are not UINT8"),
