@@ -1,6 +1,7 @@
 import errno
 import os
 import socket
+import time
 
 import pytest
 
@@ -8,6 +9,7 @@ from vitconv.checkpoints.labels import read_labels
 from vitconv.errors import CheckpointError, DestinationError, InputError
 from vitconv.files import (
     NoRegularFileError,
+    Watch,
     check_file,
     check_name,
     is_unicode,
@@ -214,3 +216,17 @@ def test_an_unwritable_destination_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DestinationError, match="cannot be written"), new_file(tmp_path / "file" / "x.txt"):
         pass
+
+
+def test_a_file_that_is_written_over_and_gets_its_old_time_is_seen(tmp_path):
+    """As `tar`, `rsync --inplace --times` and `cp -p` do, where all files of both models have one time."""
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"one")
+    os.utime(file, ns=(1, 1))
+    watch = Watch(tmp_path, tmp_path.iterdir)
+    watch.check()
+    time.sleep(0.05)  # the clock of a file system has steps
+    file.write_bytes(b"two")
+    os.utime(file, ns=(1, 1))
+    with pytest.raises(CheckpointError, match="have changed while the model ran"):
+        watch.check()

@@ -9,6 +9,7 @@ from collections import OrderedDict, defaultdict
 from pathlib import Path
 
 import numpy
+import psutil
 import pytest
 import torch
 from models import small_model
@@ -74,6 +75,16 @@ def test_values_that_are_only_marked_as_negated_keep_their_sign(older, save, tmp
     write_weights(tensors, tmp_path)
     assert_same(load_file(tmp_path / "model.safetensors"), content)
     assert_same(read_state_dict(tmp_path / "w.pth"), content)
+
+
+def test_views_of_a_large_storage_are_not_read_before_they_are_used(save):
+    """A file of 64 MB may hold any number of them."""
+    whole = torch.zeros(4000, 4000)
+    source = open_source(save({str(n): whole[:, n : n + 2] for n in range(16)}))
+    before = psutil.Process().memory_info().rss
+    tensors = source.tensors(source.content)
+    assert {tuple(tensor.shape) for tensor in tensors.values()} == {(4000, 2)}
+    assert psutil.Process().memory_info().rss - before < 64e6
 
 
 def test_a_state_dict_in_memory_keeps_its_signs(tmp_path):
