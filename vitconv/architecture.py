@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from vitconv.errors import InputError, WeightsError, first_few, shown
+from vitconv.errors import InputError, WeightsError, count_classes, first_few, shown
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -131,7 +131,7 @@ class Architecture:
         more = first_few(other, 3)
         return (
             f"Architecture({', '.join(sizes)}, {self.num_hidden_layers} blocks, {self.num_attention_heads} heads, "
-            f"{self.num_channels} channels, {self.num_labels} classes{', ' if more else ''}{more})"
+            f"{self.num_channels} channels, {count_classes(self.num_labels)}{', ' if more else ''}{more})"
         )
 
     @property
@@ -193,8 +193,8 @@ class WrappedArchitecture:
     shapes: Shapes
 
     def __repr__(self) -> str:
-        size = "{}x{}".format(*self.image_size)
-        return f"WrappedArchitecture({self.name}, {size}, {self.num_channels} channels, {self.num_labels} classes)"
+        size, classes = "{}x{}".format(*self.image_size), count_classes(self.num_labels)
+        return f"WrappedArchitecture({self.name}, {size}, {self.num_channels} channels, {classes})"
 
     @property
     def classifier(self) -> bool:

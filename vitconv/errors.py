@@ -91,6 +91,15 @@ def first_few(names: Iterable[str], limit: int = 4) -> str:
     return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
 
 
+def count_classes(number: int) -> str:
+    """A number of classes in words.
+
+    >>> count_classes(1), count_classes(21841)
+    ('1 class', '21,841 classes')
+    """
+    return f"{number:,} class{'' if number == 1 else 'es'}"
+
+
 def shown(value: object) -> str:
     """Any value as Python writes it, shortened where it is longer than a line.
 

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,7 @@ from vitconv.errors import (
     InputError,
     VitconvError,
     check_flag,
+    count_classes,
     first_few,
     shown,
 )
@@ -102,7 +104,7 @@ class SourceOptions:
         check_flag("ema", self.ema)
         check_flag("headless", self.headless)
         size = self.image_size
-        if size is not None and not (isinstance(size, (tuple, list)) and len(size) == 2):
+        if size is not None and not (isinstance(size, (tuple, list)) and len(size) == 2 and all(map(_is_whole, size))):
             raise InputError(f"image_size is {shown(size)}.", "Pass (height, width), such as (224, 224).")
         if isinstance(self.ignore, str) or not isinstance(self.ignore, Collection):
             raise InputError(f"ignore is {shown(self.ignore)}.", "Pass a list of names, such as ['mean'].")
@@ -111,6 +113,10 @@ class SourceOptions:
     def read(self) -> Callable[[nn.Module], AnyArchitecture]:
         """What reads the architecture of a timm model, for the target."""
         return read_wrapped if self.target == WRAPPER.name else from_timm
+
+
+def _is_whole(number: object) -> bool:
+    return isinstance(number, Integral) and not isinstance(number, bool)
 
 
 def facts(architecture: AnyArchitecture, target: str | None, data: DataConfig, made: tuple[Made, ...]) -> list[str]:
@@ -247,8 +253,8 @@ class Identified:
             raise InputError(error.problem, remedy) from error
         if len(names) != count:
             raise InputError(
-                f"The checkpoint names {len(names)} classes (`{self.description.where(name)}`), but the weights have "
-                f"{count}.",
+                f"The checkpoint names {count_classes(len(names))} (`{self.description.where(name)}`), but the "
+                f"weights have {count}.",
                 remedy,
             )
         return names
@@ -714,7 +720,7 @@ def _assumed(
     if named.image_size != known.image_size:
         differing.append("{}x{} images (these weights: {}x{})".format(*named.image_size, *known.image_size))
     if named.num_labels != known.num_labels:
-        differing.append(f"{named.num_labels} classes (these weights: {known.num_labels})")
+        differing.append(f"{count_classes(named.num_labels)} (these weights: {known.num_labels})")
     if not differing:
         return []
     return [

@@ -306,6 +306,8 @@ def test_refusals_write_nothing(changes, error, message, small_checkpoint, tmp_p
         ({"overwrite": "no"}, "overwrite is 'no'"),
         ({"image_size": 224}, r"image_size is 224.\nPass \(height, width\)"),
         ({"image_size": (224,)}, "image_size is "),
+        ({"image_size": ("224", "224")}, "image_size is "),
+        ({"image_size": (224.5, True)}, "image_size is "),
         ({"ignore": None}, "ignore is None"),
         ({"ignore": "mean"}, "ignore is 'mean'"),
         ({"labels": 5}, "The list of labels is 5"),

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from vitconv.errors import InputError, first_few
+from vitconv.errors import InputError, count_classes, first_few
 from vitconv.evaluation import LabelsFrom
 from vitconv.inference.answers import softmax
 from vitconv.inference.images import ImageList, read_header, read_images, read_table
@@ -70,7 +70,8 @@ class Outcomes:
     warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        return f"Outcomes({len(self.paths):,} images, {len(self.classes):,} classes, {len(self.errors):,} unreadable)"
+        classes = count_classes(len(self.classes))
+        return f"Outcomes({len(self.paths):,} images, {classes}, {len(self.errors):,} unreadable)"
 
     def name(self, number: int) -> str | None:
         """The name of a class by its index; ``None`` for -1."""

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from vitconv.errors import CheckpointError, brief, shown
+from vitconv.errors import CheckpointError, brief, count_classes, shown
 from vitconv.files import real_path
 from vitconv.inference import aotinductor, onnxruntime, openvino, optimized, tensorrt, torchscript, transformers
 from vitconv.inference.watch import unchanged
@@ -44,7 +44,7 @@ class ModelInfo:
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.input_shape))
-        return f"ModelInfo({brief(str(self.folder))}, {self.runtime}, {len(self.classes):,} classes, {shape})"
+        return f"ModelInfo({brief(str(self.folder))}, {self.runtime}, {count_classes(len(self.classes))}, {shape})"
 
 
 class Runtime(Protocol):

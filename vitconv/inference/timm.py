@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitconv.convert import load_timm
-from vitconv.errors import InputError
+from vitconv.errors import InputError, count_classes
 from vitconv.inference.pixels import Preprocessor, timm_preprocessor
 from vitconv.inference.runtime import ModelInfo
 from vitconv.models.data_config import makes_pixels
@@ -40,7 +40,8 @@ def read_timm_info(
     architecture, data = found.inspection.architecture, found.inspection.data
     if architecture.num_labels != len(classes):
         raise InputError(
-            f"The checkpoint '{source}' has {architecture.num_labels} classes, the converted model {len(classes)}.",
+            f"The checkpoint '{source}' has {count_classes(architecture.num_labels)}, the converted model "
+            f"{len(classes)}.",
             "Pass the checkpoint that the folder was converted from.",
         )
     if not makes_pixels(data):

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from vitconv import mapping
 from vitconv.architecture import AnyArchitecture, WrappedArchitecture
+from vitconv.errors import count_classes
 from vitconv.mapping.plan import collapse
 from vitconv.mapping.rewrites import Made
 
@@ -17,7 +18,7 @@ def summarise_architecture(a: AnyArchitecture, target: str | None) -> str:
     >>> summarise_architecture(entries()["vit_tiny_patch16_224"].architecture, None)[:49]
     'ViTForImageClassification, width 192, 12 blocks, '
     """
-    head = f"{a.num_labels} classes" if a.classifier else "no head"
+    head = count_classes(a.num_labels) if a.classifier else "no head"
     if isinstance(a, WrappedArchitecture):
         size = "{}x{}".format(*a.image_size)
         return f"{mapping.class_name(a, target)}, timm's {a.name}, image {size}, {a.num_channels} channels, {head}"

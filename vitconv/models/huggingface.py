@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vitconv import mapping
 from vitconv.architecture import check_image_size
 from vitconv.checkpoints.checkpoint import CONFIG_FILE, read_state_dict
-from vitconv.errors import CheckpointError, ParityError, VitconvError, WeightsError, first_few, shown
+from vitconv.errors import CheckpointError, ParityError, VitconvError, WeightsError, count_classes, first_few, shown
 from vitconv.files import MOST_TEXT, absent, check_file, check_name, read_json, sha256
 from vitconv.mapping.family import is_classifier
 from vitconv.mapping.plan import shapes_of
@@ -353,12 +353,14 @@ def _check_labels(content: Mapping[str, Any]) -> None:
     missing = next((number for number in range(len(names)) if str(number) not in names), None)
     if missing is not None:
         odd = first_few(sorted(names.keys() - {str(number) for number in range(len(names))}))
-        raise _contradiction(f"`id2label` names {len(names)} classes, but none by the number {missing}; it has {odd}")
+        raise _contradiction(
+            f"`id2label` names {count_classes(len(names))}, but none by the number {missing}; it has {odd}"
+        )
     for number, name in names.items():
         if not isinstance(name, str):
             raise _contradiction(f"`id2label` calls the class {number} {shown(name)}, which is no text")
     if count is not None and count != len(names):
-        raise _contradiction(f"`num_labels` is {count}, and `id2label` names {len(names)} classes")
+        raise _contradiction(f"`num_labels` is {count}, and `id2label` names {count_classes(len(names))}")
     if numbers is None:
         return
     if not isinstance(numbers, dict):

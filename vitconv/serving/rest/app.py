@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from vitconv import __version__
-from vitconv.errors import VitconvError
+from vitconv.errors import VitconvError, count_classes
 from vitconv.serving.probe import sample_file
 from vitconv.serving.rest import v1, v2
 from vitconv.serving.rest.errors import UNKNOWN, answer, of_starlette
@@ -53,7 +53,7 @@ def create_app(classifier: Classifier, settings: Settings | None = None) -> Fast
         redoc_url=None,  # one page is enough
         title=f"{info.folder.name}, served by vitconv",
         version=__version__,
-        description=f"Images in, answers of {len(info.classes):,} classes out.",
+        description=f"Images in, answers of {count_classes(len(info.classes))} out.",
         lifespan=lifespan,
         swagger_ui_oauth2_redirect_url="/docs/oauth2-redirect",
     )
