@@ -46,7 +46,7 @@ from vitconv.errors import (
     first_few,
     shown,
 )
-from vitconv.files import absent, sha256, write_json
+from vitconv.files import Watch, absent, sha256, write_json
 from vitconv.mapping.plan import Plan, check_tensors, convert_tensors, shapes_of
 from vitconv.mapping.rewrites import Made
 from vitconv.mapping.summary import rewritten, summarise_architecture, summarise_rewrites
@@ -590,6 +590,7 @@ def verify_checkpoint(
             absent(folder / CONFIG_FILE), "Pass the source first, and then the folder that was converted from it."
         )
     pictures = [load_image(os.fspath(image)) for image in images] or [sample_image()]
+    watch = Watch(folder, folder.iterdir)  # before anything in it is read
     on_step("Reading the checkpoint")
     origin = open_origin(
         source,
@@ -604,7 +605,7 @@ def verify_checkpoint(
     )
     opened = origin.opened
     try:
-        with opened.source.watch.unchanged("they were compared"):
+        with watch.unchanged("they were compared"), opened.source.watch.unchanged("they were compared"):
             for file in opened.source.files:
                 check_checksums(file)
             verification = _prove(opened)(

@@ -19,7 +19,7 @@ from vitconv import mapping
 from vitconv.architecture import AnyArchitecture, Architecture, check_image_size, plain_facts
 from vitconv.checkpoints.checkpoint import CONFIG_FILE, PARITY_FILE, refuse_optimized
 from vitconv.errors import ArchitectureError, CheckpointError, InputError, ParityError, WeightsError, brief, first_few
-from vitconv.files import absent, write_json
+from vitconv.files import Watch, absent, write_json
 from vitconv.mapping import Family
 from vitconv.mapping.plan import make_plan, shapes_of
 from vitconv.mapping.rewrites import FOLD_LAYER_SCALE, Rewrite, Rewritten
@@ -206,10 +206,14 @@ def revert_checkpoint(
     if not os.path.isfile(source / CONFIG_FILE):
         raise CheckpointError(absent(source / CONFIG_FILE), "Pass a folder with a Transformers model.")
     check_apart(destination, [source])
+    watch = Watch(source, source.iterdir)  # before anything in it is read
     on_step("Reading the folder")
     if is_wrapper(source):
-        return _unwrap(source, destination, architecture, picture, verify=verify, overwrite=overwrite, on_step=on_step)
-    hf_model, extra = load_for_timm(source, pooler="pooler" not in drop)
+        return _unwrap(
+            source, destination, architecture, picture, watch, verify=verify, overwrite=overwrite, on_step=on_step
+        )
+    with watch.unchanged("they were read"):
+        hf_model, extra = load_for_timm(source, pooler="pooler" not in drop)
     family = _family(hf_model)
     dropped = _allowed(family, extra, drop)
     recorded = recorded_architecture(source) if architecture is None else None
@@ -232,7 +236,8 @@ def revert_checkpoint(
         found = _revert(hf_model, None, drop, any_epsilon=False)
     processor, data, notes = _data(source, found)
 
-    with staged_folder(destination, overwrite=overwrite) as folder:
+    unchanged = watch.unchanged("they were converted back")
+    with staged_folder(destination, overwrite=overwrite) as folder, unchanged:
         on_step("Writing the folder")
         _write(folder, found, hf_model.config, data)
         parity = None
@@ -258,6 +263,7 @@ def _unwrap(
     destination: str | os.PathLike[str],
     architecture: str | None,
     picture: Image,
+    watch: Watch,
     *,
     verify: bool,
     overwrite: bool,
@@ -266,7 +272,8 @@ def _unwrap(
     """Write the timm model in a folder for ``TimmWrapper``: it is taken out as it is."""
     import torch
 
-    wrapper = load_folder(source)
+    with watch.unchanged("they were read"):
+        wrapper = load_folder(source)
     inside, data = read_wrapped(wrapper.timm_model), timm_data_config(source, CONFIG_FILE)
     if architecture is not None and architecture.partition(".")[0] != inside.name:
         raise ArchitectureError(
@@ -280,7 +287,8 @@ def _unwrap(
         )
     data = replace(data, origin=f"the folder's {CONFIG_FILE}")
     found = _Found(inside.name, inside, inside.model_args, wrapper.timm_model, (), ())
-    with staged_folder(destination, overwrite=overwrite) as folder:
+    unchanged = watch.unchanged("they were converted back")
+    with staged_folder(destination, overwrite=overwrite) as folder, unchanged:
         on_step("Writing the folder")
         _write(folder, found, wrapper.config, data)
         parity = None

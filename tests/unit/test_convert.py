@@ -511,6 +511,19 @@ def test_verify_names_a_source_that_changes_meanwhile(small_checkpoint, converte
         verify_checkpoint(source, converted.destination, on_step=replace)
 
 
+@pytest.mark.parametrize("step", ["Reading the checkpoint", "Comparing the pixels"])
+def test_verify_names_a_folder_that_changes_meanwhile(step, small_checkpoint, converted, tmp_path):
+    """Its files are read one after the other: those of two folders together would be proved, and neither is."""
+    mine = shutil.copytree(converted.destination, tmp_path / "mine")
+
+    def replace(name):
+        if name == step:
+            (mine / "config.json").write_text("{}")
+
+    with pytest.raises(CheckpointError, match="mine' have changed while they were compared"):
+        verify_checkpoint(small_checkpoint, mine, on_step=replace)
+
+
 @pytest.mark.parametrize("read", [load_timm, convert.read_weights])
 def test_weights_that_are_replaced_before_they_are_read_are_refused(read, small_checkpoint, tmp_path, monkeypatch):
     source = shutil.copy(small_checkpoint, tmp_path / "last.pth")

@@ -1,6 +1,7 @@
 import io
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import timm
@@ -23,6 +24,7 @@ from vitconv.errors import (
     VitconvError,
     WeightsError,
 )
+from vitconv.models import huggingface
 from vitconv.models.catalogue import entries
 from vitconv.models.data_config import DataConfig, data_config, tag_config
 from vitconv.models.images import sample_image
@@ -129,6 +131,46 @@ def test_a_folder_comes_back_with_labels_and_preprocessing(converted, tmp_path):
     resolved = tag_config(loaded.pretrained_cfg)
     assert {name: resolved[name] for name in data} == data
     assert json.loads((tmp_path / "back" / "config.json").read_text())["label_names"] == list(CLASSES)
+
+
+def swap(one, other, place):
+    """As `--overwrite` does."""
+    one.rename(place)
+    other.rename(one)
+    place.rename(other)
+
+
+@pytest.mark.parametrize("step", ["config", "Writing the folder", "Comparing the models"])
+def test_a_folder_that_is_replaced_meanwhile_is_refused(step, converted, tmp_path, monkeypatch):
+    """Its files are read one after the other: the class names of one model, and the weights of another."""
+    mine, other = (Path(shutil.copytree(converted[0], tmp_path / name)) for name in ("mine", "other"))
+    read = huggingface._read_config
+
+    def replace(name):
+        if name == step:
+            swap(mine, other, tmp_path / "between")
+
+    def read_and_replace(place):
+        content = read(place)
+        replace("config")
+        return content
+
+    monkeypatch.setattr(huggingface, "_read_config", read_and_replace)
+    with pytest.raises(CheckpointError, match="mine' have changed while they were (read|converted back)"):
+        revert_checkpoint(mine, tmp_path / "back", on_step=replace)
+    assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_wrapped_model_that_is_replaced_meanwhile_is_refused(verify, wrapped, tmp_path):
+    mine, other = (Path(shutil.copytree(wrapped[1], tmp_path / name)) for name in ("mine", "other"))
+
+    def replace(name):
+        if name == "Writing the folder":
+            swap(mine, other, tmp_path / "between")
+
+    with pytest.raises(CheckpointError, match="mine' have changed while they were converted back"):
+        revert_checkpoint(mine, tmp_path / "back", verify=verify, on_step=replace)
 
 
 def test_and_there_again(converted, tmp_path):

@@ -20,7 +20,6 @@ from vitconv.parity.comparison import check_device
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from transformers import PreTrainedModel
 
     from vitconv.inference.runtime import ModelInfo
 
@@ -110,7 +109,6 @@ class TransformersRuntime:
         torch.backends.cudnn.allow_tf32 = False  # the embedding's convolution would move logits by 1e-3
         self.info, self._device = info, device
         self._model = load_folder(info.folder)
-        _hold(self._model)
         self._model.to(device)
         self._logits = LOADED_CLASSES[type(self._model).__name__].logits
 
@@ -144,12 +142,3 @@ class TransformersRuntime:
                 stage="loading",
             ) from error
         return output[self._logits].float().cpu().numpy()
-
-
-def _hold(model: PreTrainedModel) -> None:
-    """Copy the weights into this process's memory: what is written into their file later would change them.
-
-    Transformers maps the file. The copy takes no more memory than the mapped pages would, and gives the same bits.
-    """
-    for tensor in (*model.parameters(), *model.buffers()):
-        tensor.data = tensor.data.clone()

@@ -450,7 +450,18 @@ def load_folder(folder: Path) -> PreTrainedModel:
             )
     _check_once(folder, stored, info["unexpected_keys"], model)
     _check_stored_dtype(folder, stored, model)
+    _hold(model)
     return model.eval()
+
+
+def _hold(model: PreTrainedModel) -> None:
+    """Copy the weights into this process's memory: what is written into their file later would change them.
+
+    Transformers maps the file. Where that is cut short, as saving begins, a look would end the process (SIGBUS). The
+    copy takes no more memory than the mapped pages would, and gives the same bits.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 _CONVERT_AGAIN = "Convert the source again. If the error remains, report the architecture and this message."
@@ -530,6 +541,7 @@ def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[
         )
     _check_once(folder, stored, info["unexpected_keys"], model)
     _check_stored_dtype(folder, stored, model)
+    _hold(model)
     return model.eval(), sorted(info["unexpected_keys"])
 
 

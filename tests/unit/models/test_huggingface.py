@@ -8,7 +8,7 @@ from models import perturbed, reduced, wrapped_arguments
 
 from vitconv.convert import convert_checkpoint, revert_checkpoint, to_huggingface, verify_checkpoint
 from vitconv.errors import CheckpointError, ParityError, WeightsError
-from vitconv.models.huggingface import installed_dialect, load_folder
+from vitconv.models.huggingface import installed_dialect, load_folder, load_for_timm
 
 
 def test_the_installed_dialect_is_known():
@@ -21,6 +21,18 @@ def test_what_transformers_only_warns_of_is_refused(small_checkpoint, tmp_path):
     (done.destination / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 13}))
     with pytest.raises(ParityError, match=r"Transformers reports missing keys in the folder: .*layers?\.12"):
         load_folder(done.destination)
+
+
+@pytest.mark.parametrize("load", [load_folder, lambda place: load_for_timm(place, pooler=True)[0]])
+def test_what_is_written_into_the_file_later_does_not_reach_the_model(load, folder, tmp_path):
+    """Of a mapped one that is cut short, as saving begins, the next look ends the process."""
+    mine = shutil.copytree(folder, tmp_path / "mine")
+    model = load(mine)
+    before = {name: tensor.clone() for name, tensor in load(folder).state_dict().items()}
+    weights = mine / "model.safetensors"
+    weights.write_bytes(bytes(weights.stat().st_size))
+    after = model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 def test_the_constants_of_every_block_are_those_that_transformers_makes():
