@@ -46,7 +46,7 @@ from vitconv.errors import (
     first_few,
     shown,
 )
-from vitconv.files import Watch, absent, sha256, write_json
+from vitconv.files import Watch, absent, check_reachable, sha256, write_json
 from vitconv.mapping.plan import Plan, check_tensors, convert_tensors, shapes_of
 from vitconv.mapping.rewrites import Made
 from vitconv.mapping.summary import rewritten, summarise_architecture, summarise_rewrites
@@ -585,6 +585,7 @@ def verify_checkpoint(
     refuse_optimized(
         folder, "Pass the converted folder that it was made from, or compare the two with `vitconv evaluate`."
     )
+    check_reachable(folder / CONFIG_FILE)
     if not os.path.isfile(folder / CONFIG_FILE):
         raise CheckpointError(
             absent(folder / CONFIG_FILE), "Pass the source first, and then the folder that was converted from it."

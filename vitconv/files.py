@@ -249,6 +249,19 @@ def read_json(path: Path, most: int = MOST_TEXT) -> dict[str, Any]:
     return content
 
 
+def check_reachable(path: str | os.PathLike[str]) -> None:
+    """Raise :class:`CheckpointError` if a folder on the way may not be entered: that does not mean that nothing is
+    there."""
+    try:
+        os.stat(path)
+    except PermissionError as error:
+        raise CheckpointError(
+            f"'{path}' cannot be reached: {error.strerror}.", "Check the permissions of the folders that hold it."
+        ) from error
+    except (OSError, ValueError):
+        return
+
+
 def absent(path: Path) -> str:
     """A sentence that says why there is no such file in a folder: which of the two is missing.
 

@@ -19,7 +19,7 @@ from vitconv import mapping
 from vitconv.architecture import AnyArchitecture, Architecture, check_image_size, plain_facts
 from vitconv.checkpoints.checkpoint import CONFIG_FILE, PARITY_FILE, refuse_optimized
 from vitconv.errors import ArchitectureError, CheckpointError, InputError, ParityError, WeightsError, brief, first_few
-from vitconv.files import Watch, absent, write_json
+from vitconv.files import Watch, absent, check_reachable, write_json
 from vitconv.mapping import Family
 from vitconv.mapping.plan import make_plan, shapes_of
 from vitconv.mapping.rewrites import FOLD_LAYER_SCALE, Rewrite, Rewritten
@@ -203,6 +203,7 @@ def revert_checkpoint(
     check_destination(destination, overwrite=overwrite, source=source, inputs=[image] if image else [])
     picture = load_image(Path(image)) if image else sample_image()
     refuse_optimized(source, "Pass the converted folder that it was made from.")
+    check_reachable(source / CONFIG_FILE)
     if not os.path.isfile(source / CONFIG_FILE):
         raise CheckpointError(absent(source / CONFIG_FILE), "Pass a folder with a Transformers model.")
     check_apart(destination, [source])

@@ -1,8 +1,10 @@
+import errno
 import hashlib
 import json
 import os
 import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,6 +29,7 @@ from vitconv.convert import (
 )
 from vitconv.errors import ArchitectureError, CheckpointError, DestinationError, InputError, ParityError, WeightsError
 from vitconv.models.catalogue import entries, with_classes
+from vitconv.models.huggingface import load_folder
 from vitconv.models.images import sample_image
 from vitconv.models.pixels import timm_pixels
 from vitconv.models.timm import from_timm
@@ -509,6 +512,29 @@ def test_verify_names_a_source_that_changes_meanwhile(small_checkpoint, converte
 
     with pytest.raises(CheckpointError, match="last.pth' have changed while they were compared"):
         verify_checkpoint(source, converted.destination, on_step=replace)
+
+
+@pytest.mark.parametrize(
+    ("run", "path"),
+    [
+        (lambda place: convert_checkpoint(place / "my.pth", place.parent / "model"), "my.pth"),
+        (lambda place: verify_checkpoint("my.pth", place / "model"), "model/config.json"),
+        (lambda place: revert_checkpoint(place / "model", place.parent / "back"), "model/config.json"),
+        (load_folder, "config.json"),
+    ],
+)
+def test_what_lies_in_a_folder_that_may_not_be_entered_is_not_called_missing(run, path, tmp_path, monkeypatch):
+    """As in another user's home."""
+    look = os.stat
+
+    def refuse(place, **more):
+        if isinstance(place, (str, Path)) and Path(place).is_relative_to(tmp_path / "home"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return look(place, **more)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    with pytest.raises(CheckpointError, match=f"home/{path}' cannot be reached: Permission denied"):
+        run(tmp_path / "home")
 
 
 @pytest.mark.parametrize("step", ["Reading the checkpoint", "Comparing the pixels"])

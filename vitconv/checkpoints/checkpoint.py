@@ -33,7 +33,7 @@ from vitconv.checkpoints.tensorfile import (
     read_header,
 )
 from vitconv.errors import CheckpointError, brief, first_few
-from vitconv.files import Watch, check_name, read_json
+from vitconv.files import Watch, check_name, check_reachable, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -269,6 +269,7 @@ def _read_file(path: Path) -> Source:
 
     Pickles are opened with ``weights_only=True``: nothing in them is executed.
     """
+    check_reachable(path)
     if "\0" in os.fspath(path) or not os.path.exists(path):
         name = re.fullmatch(r"(?:https?:/+(?:www\.)?huggingface\.co/)?([\w.-]+/[\w.-]+)/?", str(path))
         on_hub = f"; a model on the Hub is hf-hub:{name[1]}" if name and path.suffix not in _SUFFIXES else ""

@@ -15,7 +15,7 @@ from vitconv import mapping
 from vitconv.architecture import check_image_size
 from vitconv.checkpoints.checkpoint import CONFIG_FILE, read_state_dict
 from vitconv.errors import CheckpointError, ParityError, VitconvError, WeightsError, count_classes, first_few, shown
-from vitconv.files import MOST_TEXT, absent, check_file, check_name, read_json, sha256
+from vitconv.files import MOST_TEXT, absent, check_file, check_name, check_reachable, read_json, sha256
 from vitconv.mapping.family import is_classifier
 from vitconv.mapping.plan import shapes_of
 from vitconv.mapping.timm_head import HEAD_MODULE, POOLINGS, auto_map_of
@@ -219,6 +219,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         InputError: its images are too large.
     """
     check_name(folder, CheckpointError)
+    check_reachable(folder / CONFIG_FILE)
     for file in sorted(folder.glob("*.json")):  # whichever of them Transformers reads
         check_file(file, "file", most=MOST_TEXT, error=CheckpointError)
     if (folder / ADAPTER_FILE).exists():
