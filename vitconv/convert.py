@@ -59,6 +59,7 @@ from vitconv.models.timm import (
     describe_regularisation,
     from_timm,
     make_buffers,
+    outside_inference_mode,
     regularisation,
 )
 from vitconv.models.timm_state import patch_embedding
@@ -306,6 +307,7 @@ def to_huggingface(timm_model: nn.Module, *, target: str | None = None, verify: 
         # The caller's contexts would make constants on `meta`, or the rewrites' products in bfloat16.
         stack.enter_context(torch.device("cpu"))
         stack.enter_context(torch.autocast("cpu" if kind == "meta" else kind, enabled=False))
+        stack.enter_context(torch.inference_mode(False))  # what is made in it cannot be trained
         stack.enter_context(torch.random.fork_rng(devices=[]))  # Transformers draws weights that are replaced at once
         tensors = convert_tensors(state_dict, architecture, installed_dialect(), target=target)
         config = make_config(mapping.config(architecture, target=target))
@@ -366,6 +368,7 @@ def read_weights(
         return opened.state_dict
 
 
+@outside_inference_mode()
 def load_timm(
     source: str | os.PathLike[str],
     architecture: nn.Module | str | None = None,
@@ -422,6 +425,7 @@ def inspect_checkpoint(
 inspect = inspect_checkpoint
 
 
+@outside_inference_mode()
 def convert_checkpoint(
     source: str | os.PathLike[str],
     destination: str | os.PathLike[str],
@@ -539,6 +543,7 @@ def convert_checkpoint(
     )
 
 
+@outside_inference_mode()
 def verify_checkpoint(
     source: str | os.PathLike[str],
     folder: str | os.PathLike[str],

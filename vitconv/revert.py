@@ -36,7 +36,7 @@ from vitconv.models.processors import (
     processor_file,
     timm_data_config,
 )
-from vitconv.models.timm import ACTIVATIONS, arguments, build_timm, from_timm, make_buffers
+from vitconv.models.timm import ACTIVATIONS, arguments, build_timm, from_timm, make_buffers, outside_inference_mode
 from vitconv.models.wrapper import is_wrapper, read_wrapped
 from vitconv.parity.comparison import Parity, compare, compare_on_noise, compare_outputs
 from vitconv.parity.verification import check_bytes, check_timm_processor, pixels_for, usual_dtype
@@ -122,6 +122,7 @@ class Reversion:
         return "\n\n".join(parts)
 
 
+@outside_inference_mode()
 def to_timm(
     hf_model: PreTrainedModel, *, architecture: str | None = None, drop: Collection[str] = (), verify: bool = True
 ) -> nn.Module:
@@ -171,6 +172,7 @@ def _verify_twin(found: _Found, hf_model: PreTrainedModel, drop: Collection[str]
     compare_on_noise(timm_model, hf_model, found.architecture, device).assert_match()
 
 
+@outside_inference_mode()
 def revert_checkpoint(
     source: str | os.PathLike[str],
     destination: str | os.PathLike[str],

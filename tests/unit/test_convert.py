@@ -25,6 +25,7 @@ from vitconv.convert import (
     load_timm,
     revert_checkpoint,
     to_huggingface,
+    to_timm,
     verify_checkpoint,
 )
 from vitconv.errors import ArchitectureError, CheckpointError, DestinationError, InputError, ParityError, WeightsError
@@ -33,6 +34,7 @@ from vitconv.models.huggingface import load_folder
 from vitconv.models.images import sample_image
 from vitconv.models.pixels import timm_pixels
 from vitconv.models.timm import from_timm
+from vitconv.parity import compare
 
 
 @pytest.mark.slow
@@ -512,6 +514,20 @@ def test_verify_names_a_source_that_changes_meanwhile(small_checkpoint, converte
 
     with pytest.raises(CheckpointError, match="last.pth' have changed while they were compared"):
         verify_checkpoint(source, converted.destination, on_step=replace)
+
+
+@pytest.mark.parametrize("kind", ["plain", "deit3"])
+def test_inference_mode_around_the_calls_changes_nothing(kind, tmp_path):
+    model = small_model(kind)
+    torch.save(model.state_dict(), tmp_path / "my.pth")
+    with torch.inference_mode():
+        convert_checkpoint(tmp_path / "my.pth", tmp_path / "model", architecture=model, image_size=(64, 64))
+        verify_checkpoint(tmp_path / "my.pth", tmp_path / "model", architecture=model)
+        revert_checkpoint(tmp_path / "model", tmp_path / "back")
+        made = [load_timm(tmp_path / "my.pth", model), to_huggingface(model.double())]
+        made.append(to_timm(made[-1]))
+        assert compare(model, made[1], torch.rand(1, 3, 32, 32)).matches
+    assert not any(tensor.is_inference() for one in made for tensor in (*one.parameters(), *one.buffers()))
 
 
 @pytest.mark.parametrize(

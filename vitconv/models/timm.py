@@ -6,8 +6,10 @@ The facts are read from the modules, never from a name: a module or setting that
 from __future__ import annotations
 
 import re
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -116,6 +118,14 @@ def known_name(name: str) -> str | None:
         model: Any = build_timm(name)
     cfg = model.pretrained_cfg
     return ".".join(filter(None, (cfg["architecture"], cfg.get("tag"))))
+
+
+@contextmanager
+def outside_inference_mode() -> Iterator[None]:
+    """Leave the caller's ``torch.inference_mode``: models made in it can neither be trained nor moved and compared."""
+    torch = sys.modules.get("torch")  # whoever is in that mode has imported it
+    with torch.inference_mode(False) if torch else nullcontext():
+        yield
 
 
 def make_buffers(model: Any) -> None:

@@ -319,6 +319,11 @@ def compare(
             f"vitconv does not compare a {type(hf_model).__name__}.",
             f"Pass one of {', '.join(CLASSES)}: of one that is compiled or wrapped, the model inside.",
         )
+    if not hf_model.config.return_dict:
+        raise InputError(
+            f"The {type(hf_model).__name__} returns a tuple, as `return_dict` in its configuration is False.",
+            "Set `model.config.return_dict = True`.",
+        )
     _check_pixels(pixel_values)
     check_device(str(device))
     return Parity(tuple(_compare(timm_model, hf_model, pixel_values, dtype, str(device), tokens) for dtype in dtypes))

@@ -59,6 +59,12 @@ def test_what_cannot_be_compared_is_named(pair, arguments, message):
         compare(*arguments(*pair))
 
 
+def test_a_model_that_returns_tuples_is_named(pair):
+    pair[1].config.return_dict = False
+    with pytest.raises(InputError, match="returns a tuple, as `return_dict` in its configuration is False"):
+        compare(*pair)
+
+
 def test_no_dtype_proves_nothing(pair):
     with pytest.raises(InputError, match="No dtype is given to compare in"):
         compare(*pair, dtypes=())
