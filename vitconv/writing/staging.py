@@ -127,6 +127,10 @@ def check_destination(
     place = _located(path)
     if not os.path.lexists(place):
         return
+    if os.path.ismount(place):  # no other folder can take its name
+        raise DestinationError(
+            f"'{path}' is where a disk or a volume is mounted, and cannot be replaced.", "Choose a folder in it."
+        )
     if not overwrite and place.is_file():
         raise DestinationError(
             f"'{path}' exists already, and is a file: a folder is written.", "Choose another destination."

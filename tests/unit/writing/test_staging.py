@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,6 +80,15 @@ def test_an_existing_destination_is_kept(tmp_path):
         (folder / "config.json").write_text("new")
     assert (tmp_path / "model" / "config.json").read_text() == "new"
     assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_mounted_volume_is_named_before_anything_is_written(overwrite, tmp_path, monkeypatch):
+    """As in a container: a folder cannot take its name."""
+    monkeypatch.setattr(os.path, "ismount", lambda place: Path(place) == tmp_path)
+    with pytest.raises(DestinationError, match=r"is where a disk or a volume is mounted.*\nChoose a folder in it"):
+        check_destination(tmp_path, overwrite=overwrite)
+    check_destination(tmp_path / "model", overwrite=overwrite)
 
 
 def test_a_folder_that_holds_the_source_is_not_overwritten(tmp_path):
