@@ -585,9 +585,9 @@ def _only_tensors(content: Mapping[Any, Any], where: str, dtypes: Collection[str
     exotic = [name for name, tensor in named.items() if dtype_name(tensor) not in dtypes]
     if exotic:
         raise CheckpointError(
-            f"'{where}' holds tensors that are not floating-point weights ({first_few(exotic, 2)}: "
+            f"'{where}' holds tensors that are none of {', '.join(dtypes)} ({first_few(exotic, 2)}: "
             f"{dtype_name(named[exotic[0]])}).",
-            _SAVE_INSTEAD,
+            "Pass the checkpoint as it was before it was compressed, or save its weights in one of these dtypes.",
         )
     expanded = [name for name, tensor in named.items() if _is_expanded(tensor)]
     if expanded:

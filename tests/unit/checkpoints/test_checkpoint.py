@@ -138,7 +138,8 @@ def test_a_pickled_model_is_refused_with_what_to_save_instead(save):
         ([torch.ones(1)], "holds a list, not a state dict"),
         (torch.ones(1), "holds a Tensor, not a state dict"),
         ({"a": torch.ones(2, 2).to_sparse()}, "holds sparse or quantised tensors"),
-        ({0: torch.ones(2, dtype=torch.int8)}, "are not floating-point weights"),
+        ({0: torch.ones(2, dtype=torch.int8)}, "are none of float64, float32, float16, bfloat16, .*: int8"),
+        ({"a": torch.ones(2).to(torch.float8_e4m3fn)}, r": float8_e4m3fn\).\n.* save its weights in one of these"),
     ],
 )
 def test_files_that_hold_no_state_dict_are_refused(content, message, save):
