@@ -451,6 +451,7 @@ def load_folder(folder: Path) -> PreTrainedModel:
             )
     _check_once(folder, stored, info["unexpected_keys"], model)
     _check_stored_dtype(folder, stored, model)
+    del stored  # before there is another copy of them
     _hold(model)
     return model.eval()
 
@@ -542,6 +543,7 @@ def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[
         )
     _check_once(folder, stored, info["unexpected_keys"], model)
     _check_stored_dtype(folder, stored, model)
+    del stored  # before there is another copy of them
     _hold(model)
     return model.eval(), sorted(info["unexpected_keys"])
 
