@@ -291,7 +291,9 @@ def compare(
         timm_model: a ``timm`` VisionTransformer.
         hf_model: ``ViTForImageClassification`` or ``ViTModel``.
         pixel_values: shape (batch, channels, height, width), normalised.
-        dtypes: any of :data:`DTYPES`; ``"tf32"`` is float32 on a GPU with TF32 matrix products.
+        dtypes: any of :data:`DTYPES`; ``"tf32"`` is float32 on a GPU with TF32 matrix products. In float64, a twin
+            with folded weights differs by their rounding to the dtype that it was made in: compare the two in that
+            dtype, or make the twin of ``timm_model.double()``.
         device: where to compute.
         tokens: how many tokens of each image to send through the blocks, evenly spread over the picture and with all
             that stand before its patches; ``None`` for all. Only for models whose blocks treat all tokens alike:
