@@ -12,9 +12,13 @@ from collections.abc import Iterable, Sequence
 # A backslash escapes any punctuation: https://spec.commonmark.org/0.31.2/#backslash-escapes
 # Punctuation without a meaning in its place, as in max_logit_difference or 0.5, is not escaped, so that the source of
 # the file stays readable.
+# A formula begins with a dollar or a backslash. Pages with MathJax, such as Jupyter's, look for it in the text that
+# they show, where an escape is gone; but not in code. The spaces, which no page shows, keep GitHub from seeing one in
+# `$`.
 _SPECIAL = re.compile(
     r"""
-      [\\`*<>\[\]|&~$@^=#]          # also what GitHub and Jupyter add: tables, ~~strike~~, $formulas$, @names
+      (?P<formula>[\\$]+)
+    | [`*<>\[\]|&~@^=#]            # also what GitHub and Jupyter add: tables, ~~strike~~, @names
     | (?<![^\W_])_ | _(?![^\W_])    # inside a word, it does not emphasise
     | :(?=//) | (?<=www)\.          # addresses become links
     | ^[+:-]                        # lists
@@ -34,8 +38,14 @@ def escape(text: object) -> str:
 
     >>> print(escape("<b>*oak*</b> | max_logit_difference 0.5"))
     \\<b\\>\\*oak\\*\\</b\\> \\| max_logit_difference 0.5
+    >>> print(escape("$oak$"))
+    `` $ ``oak`` $ ``
     """
-    return _NUMBERED.sub(r"\1\\\2", _SPECIAL.sub(r"\\\g<0>", _one_line(str(text))))
+    return _NUMBERED.sub(r"\1\\\2", _SPECIAL.sub(_escaped, _one_line(str(text))))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return f"`` {found[0]} ``" if found["formula"] else f"\\{found[0]}"
 
 
 def prose(text: object) -> str:
