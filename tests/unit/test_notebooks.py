@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -56,6 +57,32 @@ def test_without_a_project_around_it_paths_start_in_the_notebooks_folder(noteboo
     scope = {"Path": Path}
     exec(lines[0], scope)
     assert scope["root"] == tmp_path
+
+
+@pytest.mark.parametrize("name", ["certainty", "operate"])
+def test_a_folder_that_no_earlier_run_has_written_is_not_removed(name, tmp_path):
+    (tmp_path / "photo.jpg").touch()
+    cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
+    (source,) = [cell.source for cell in cells if "shutil.rmtree(output" in cell.source]
+    scope = {"output": tmp_path, "root": ROOT, "images": ROOT, "model": "no model", "shutil": shutil}
+    with pytest.raises(AssertionError, match="Name another folder as output"):
+        exec(source, scope | {"to_calibrate": 1, "to_judge": 1})
+    assert (tmp_path / "photo.jpg").exists()
+    (tmp_path / "small.pth").touch()  # as an earlier run does
+    with pytest.raises(AssertionError, match="holds the model"):
+        exec(source, scope | {"model": tmp_path / "model", "to_calibrate": 1, "to_judge": 1})
+    assert (tmp_path / "photo.jpg").exists()
+
+
+def test_operate_takes_a_model(tmp_path):
+    """Then nothing else makes the folder that the server's log is in."""
+    cells = nbformat.read(ROOT / "notebooks" / "operate.ipynb", as_version=4).cells
+    (source,) = [cell.source for cell in cells if "shutil.rmtree(output" in cell.source]
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "calibration.json").touch()
+    scope = {"output": tmp_path / "new", "root": ROOT, "images": ROOT, "model": tmp_path / "model", "shutil": shutil}
+    exec(source, scope)
+    assert (tmp_path / "new").is_dir()
 
 
 def page(notebook, template="offline_html"):
