@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from vitconv.errors import VitconvError, in_traceback
@@ -45,9 +48,11 @@ class LocalEngine:
         )
         try:
             _check_descriptors()
-            for pixels in loader:
-                logits = runtime(pixels.values.numpy())
-                yield BatchOutput(pixels.batch, logits, pixels.errors, pixels.notes, pixels.appearance)
+            prepared = iter(loader)
+            with _no_signals_of_processes():
+                for pixels in prepared:
+                    logits = runtime(pixels.values.numpy())
+                    yield BatchOutput(pixels.batch, logits, pixels.errors, pixels.notes, pixels.appearance)
         except torch.OutOfMemoryError as error:
             raise VitconvError(
                 f"The device '{self.device}' has too little memory for a batch of {batches.size} images.",
@@ -78,6 +83,22 @@ class LocalEngine:
                 "A process that prepares images was killed, perhaps for want of memory (in a container, /dev/shm).",
                 f"{_AGAIN} Smaller batches take less memory.",
             ) from error
+
+
+@contextmanager
+def _no_signals_of_processes() -> Iterator[None]:
+    """Have torch tell of a process that was killed only where it waits for a batch, which takes it a few seconds.
+
+    Its handler of the signal would raise the error wherever this process is, such as in the model.
+    """
+    if threading.current_thread() is not threading.main_thread():  # others get no signals
+        yield
+        return
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 def _check_descriptors() -> None:

@@ -1,10 +1,12 @@
 import errno
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +26,7 @@ from vitconv.errors import CheckpointError, DestinationError, InputError, Vitcon
 from vitconv.inference import batch_prediction as module
 from vitconv.inference import local, predict
 from vitconv.inference import pixels as pixels_module
+from vitconv.inference import transformers as transformers_module
 from vitconv.inference.images import Pixels, read_images
 from vitconv.inference.predictions import read_predictions
 from vitconv.mapping import FAMILIES
@@ -325,6 +328,28 @@ def test_a_killed_process_that_prepares_images_is_an_error_and_not_a_hang(folder
     monkeypatch.setattr(local, "_share", _die)
     with pytest.raises(VitconvError, match="A process that prepares images was killed"):
         predict(folder, write_images(4), tmp_path / "out", batch_size=2)
+
+
+def test_a_process_that_is_killed_while_the_model_runs_is_no_error_of_the_model(
+    folder, tmp_path, write_images, monkeypatch
+):
+    def kill(*arguments):
+        for process in multiprocessing.active_children():
+            process.kill()
+        time.sleep(1)  # until the signal has come
+
+    load = transformers_module.load_folder
+
+    def load_killer(path):
+        model = load(path)
+        model.register_forward_pre_hook(kill)
+        return model
+
+    monkeypatch.setattr(local, "cores", lambda: 1)
+    monkeypatch.setattr(transformers_module, "load_folder", load_killer)
+    with pytest.raises(VitconvError, match="A process that prepares images was killed"):
+        predict(folder, write_images(20), tmp_path / "out", batch_size=2)
+    assert callable(signal.getsignal(signal.SIGCHLD))  # torch's is back
 
 
 @pytest.mark.slow
