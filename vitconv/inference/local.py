@@ -7,7 +7,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from vitconv.errors import VitconvError, in_traceback
@@ -48,11 +47,9 @@ class LocalEngine:
         )
         try:
             _check_descriptors()
-            prepared = iter(loader)
-            with _no_signals_of_processes():
-                for pixels in prepared:
-                    logits = runtime(pixels.values.numpy())
-                    yield BatchOutput(pixels.batch, logits, pixels.errors, pixels.notes, pixels.appearance)
+            for pixels in _begin(loader):
+                logits = runtime(pixels.values.numpy())
+                yield BatchOutput(pixels.batch, logits, pixels.errors, pixels.notes, pixels.appearance)
         except torch.OutOfMemoryError as error:
             raise VitconvError(
                 f"The device '{self.device}' has too little memory for a batch of {batches.size} images.",
@@ -63,6 +60,8 @@ class LocalEngine:
                 f"There is too little memory to prepare {batches.size} images in each of {cores()} processes.",
                 f"{_AGAIN} Smaller batches take less memory.",
             ) from error
+        except (ConnectionError, EOFError) as error:  # it ended while it handed a batch over
+            raise VitconvError(*_KILLED) from error
         except OSError as error:  # of pipes and processes; whatever is wrong with an image is in its batch's errors
             raise VitconvError(
                 f"The processes that prepare images cannot be run: {error.strerror or error}.", _LIMITS
@@ -79,26 +78,21 @@ class LocalEngine:
                 raise in_traceback(str(error)) or VitconvError(
                     f"Images cannot be prepared: {reason}", _AGAIN
                 ) from error
-            raise VitconvError(
-                "A process that prepares images was killed, perhaps for want of memory (in a container, /dev/shm).",
-                f"{_AGAIN} Smaller batches take less memory.",
-            ) from error
+            raise VitconvError(*_KILLED) from error
 
 
-@contextmanager
-def _no_signals_of_processes() -> Iterator[None]:
-    """Have torch tell of a process that was killed only where it waits for a batch, which takes it a few seconds.
+def _begin(loader: Iterable[Any]) -> Iterator[Any]:
+    """Start the loader's processes, without torch's handler of the signal that one has ended.
 
-    Its handler of the signal would raise the error wherever this process is, such as in the model.
+    It would raise an error wherever this process is, such as in the model. The loader notices by itself, within
+    seconds, while it waits for a batch.
     """
-    if threading.current_thread() is not threading.main_thread():  # others get no signals
-        yield
-        return
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    try:
-        yield
-    finally:
+    handler = signal.getsignal(signal.SIGCHLD)
+    prepared = iter(loader)
+    # Other threads may set no handlers, and torch sets none there. None is one that is not Python's.
+    if handler is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, handler)
+    return prepared
 
 
 def _check_descriptors() -> None:
@@ -127,6 +121,10 @@ def _uses_ray() -> bool:
 
 _LIMITS = "Raise the limits of open files and processes (ulimit -n, ulimit -u), and run it again."
 _AGAIN = "Run it again: it goes on where it stopped."
+_KILLED = (
+    "A process that prepares images was killed, perhaps for want of memory (in a container, /dev/shm).",
+    f"{_AGAIN} Smaller batches take less memory.",
+)
 
 
 def _share(pixels: Pixels) -> Pixels:

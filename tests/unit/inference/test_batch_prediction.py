@@ -330,6 +330,16 @@ def test_a_killed_process_that_prepares_images_is_an_error_and_not_a_hang(folder
         predict(folder, write_images(4), tmp_path / "out", batch_size=2)
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), EOFError()])
+def test_a_process_that_is_killed_while_it_hands_a_batch_over(folder, tmp_path, write_images, monkeypatch, error):
+    def fail(loader):
+        raise error
+
+    monkeypatch.setattr(local, "_begin", fail)
+    with pytest.raises(VitconvError, match="A process that prepares images was killed"):
+        predict(folder, write_images(4), tmp_path / "out", batch_size=2)
+
+
 def test_a_process_that_is_killed_while_the_model_runs_is_no_error_of_the_model(
     folder, tmp_path, write_images, monkeypatch
 ):
@@ -349,7 +359,6 @@ def test_a_process_that_is_killed_while_the_model_runs_is_no_error_of_the_model(
     monkeypatch.setattr(transformers_module, "load_folder", load_killer)
     with pytest.raises(VitconvError, match="A process that prepares images was killed"):
         predict(folder, write_images(20), tmp_path / "out", batch_size=2)
-    assert callable(signal.getsignal(signal.SIGCHLD))  # torch's is back
 
 
 @pytest.mark.slow
