@@ -143,6 +143,13 @@ def optimize(
         raise InputError(f"'{model}' is an optimised folder.", "Pass the converted folder that it was made from.")
     watch = watch_model(folder)  # before anything in it is read
     info = read_info(folder)
+    if len(info.classes) == 1 and not plan.exact:
+        *names, last = (one.name for one in RECIPES.values() if one.exact)
+        raise InputError(
+            f"The model in '{folder}' has one class, and so one answer: it stays, whatever {plan.name} makes of "
+            "the logit.",
+            f"Choose a recipe that computes in float32: {', '.join(names)} or {last}.",
+        )
     read = [path for path in (model, images, calibration, reference) if path is not None]
     check_destination(destination, overwrite=overwrite, inputs=read)
     check_apart(destination, read)
@@ -267,7 +274,7 @@ def _different(outcomes: Outcomes, images: str | Path) -> tuple[NDArray[np.int64
 def check_answers(outcomes: Outcomes) -> None:
     """Raise :class:`InputError` if all images get the same answer: a model that always gives it would keep it, too."""
     answers = np.unique(outcomes.predicted)
-    if len(answers) == 1 and len(outcomes.classes) > 1:
+    if len(answers) == 1:
         raise InputError(
             f"The model answers '{outcomes.name(int(answers[0]))}' to every image, so they cannot show whether its "
             "answers are kept.",
@@ -303,7 +310,7 @@ def _calibration(
             f"Pass at least {FEWEST_CALIBRATION} different ones, better 300.",
         )
     names = [] if listed.labels is None else [name for name in pc.unique(listed.labels).to_pylist() if name]
-    if len(names) == 1 and len(info.classes) > 1:
+    if len(names) == 1:
         raise InputError(
             f"All images in '{calibration}' are labelled '{names[0]}': the ranges would be of this class only.",
             "Pass images of all classes.",

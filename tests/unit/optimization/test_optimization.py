@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import CLASSES
+from conftest import CLASSES, convert_small
 from models import SMALL, full_but_each, perturbed, small_model
 from optimizing import (
     ANY,
@@ -606,6 +606,16 @@ def test_one_class_of_calibration_images_is_seen_in_a_list_too(woods, tmp_path, 
     (tmp_path / "list.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
     with pytest.raises(InputError, match="labelled 'ash'"):
         woods.optimize(tmp_path / "fast", "openvino-int8", calibration=tmp_path / "list.csv")
+
+
+def test_one_class_is_for_recipes_in_float32(woods, tmp_path, early):
+    """Its answer is kept whatever becomes of the logit."""
+    one = convert_small(tmp_path, tmp_path / "one", "one class", ("ash",))
+    with pytest.raises(InputError, match="has one class, and so one answer") as caught:
+        woods.optimize(tmp_path / "fast", "openvino-int8", model=one)
+    assert caught.value.remedy.startswith("Choose a recipe that computes in float32: torchscript, onnx or openvino")
+    with pytest.raises(AssertionError, match="something was run"):
+        woods.optimize(tmp_path / "fast", "onnx", model=one)
 
 
 @pytest.mark.parametrize("where", ["calibration", "images"])
