@@ -8,8 +8,9 @@ import logging
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -96,6 +97,32 @@ def _most_connections() -> int:
     return sys.maxsize if files == resource.RLIM_INFINITY else max(files - _OTHER_FILES, 8)
 
 
+class _Parser(httptools.HttpRequestParser):
+    """Reads a request that offers to go on in another protocol (`Upgrade: h2c`) as if it did not, as a server may do.
+
+    httptools leaves its body unread, and takes what comes later for the next request.
+    """
+
+    def __init__(self, protocol: Any) -> None:
+        super().__init__(protocol)
+        self._protocol = protocol
+        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+
+    def feed_data(self, data: Any) -> None:
+        rest = memoryview(data)
+        while True:
+            try:
+                super().feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as error:
+                if not self._protocol.offers_another():
+                    raise
+                rest = rest[error.args[0] :]
+            headers = [b"%b: %b\r\n" % one for one in self._protocol.headers if one[0] != b"upgrade"]
+            line = b"%b %b HTTP/1.1\r\n" % (self.get_method(), self._protocol.url)
+            super().feed_data(line + b"".join(headers) + b"\r\n")
+
+
 def _protocol(seconds: float) -> type[HttpToolsProtocol]:
     """uvicorn's protocol, with limits: it waits for the head of a request for ever, keeps a head of any size, and
     takes connections until no file can be opened any more.
@@ -105,6 +132,13 @@ def _protocol(seconds: float) -> type[HttpToolsProtocol]:
     class Protocol(HttpToolsProtocol):
         _head: asyncio.TimerHandle | None = None
         _unread = 0  # bytes that came since the last head or piece of a body
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.parser = _Parser(self)
+
+        def offers_another(self) -> bool:
+            return self.parser.should_upgrade() and any(name == b"upgrade" for name, _ in self.headers)
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -134,7 +168,12 @@ def _protocol(seconds: float) -> type[HttpToolsProtocol]:
         def on_headers_complete(self) -> None:
             self._stop_waiting()
             self._unread = 0
-            super().on_headers_complete()
+            if not self.offers_another():
+                super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            if not self.offers_another():
+                super().on_message_complete()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_waiting()

@@ -145,6 +145,25 @@ def test_an_answer_to_a_body_that_is_too_large_arrives(start, photo):
     assert post(address, photo)[0] == 200
 
 
+@pytest.mark.parametrize("split", [0, 1, 40, 5000])
+def test_an_offer_of_another_protocol_is_left_alone(start, classifier, photo, split):
+    """As `curl --http2` and Java's client make it: whether the body comes with the head or later, it is the body."""
+    head = (
+        b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+    )
+    head += b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\nContent-Length: %d\r\n\r\n" % len(photo)
+    last = b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    asked = head + photo + head + photo + last
+    place = len(head) + split if split else len(asked)
+    with socket.create_connection(start(), timeout=10) as connection:
+        connection.sendall(asked[:place])
+        time.sleep(0.1)
+        connection.sendall(asked[place:])
+        received = closed(connection)
+    answers = [json.loads(one.partition(b"\r\n\r\n")[2]) for one in received.split(b"HTTP/1.1 200 OK")[1:]]
+    assert [one.get("logits") for one in answers] == [classifier(photo).logits.tolist()] * 2 + [None]
+
+
 def test_an_answer_is_the_classifier_s(start, classifier, photo):
     status, headers, content = post(start(), photo)
     assert status == 200 and json.loads(content)["logits"] == classifier(photo).logits.tolist()
