@@ -274,7 +274,11 @@ def _wanted(store: Store, version: Any, what: str) -> dict[str, str]:
             "Download it with MLflow: mlflow.artifacts.download_artifacts.",
         )
     with TemporaryDirectory(prefix="vitconv-") as scratch:
-        files = read_json(store.download(version.run_id, FILES, Path(scratch)))
+        place = store.download(version.run_id, FILES, Path(scratch))
+        try:
+            files = read_json(place)
+        except CheckpointError:  # it names the copy, which is gone when it is read
+            files = {}
     if digest(files) != version.tags[DIGEST]:
         raise CheckpointError(f"{what} is damaged: {FILES} is not the list of files that was registered.", _AGAIN)
     if not files or not all(fits(file) and isinstance(sha, str) for file, sha in files.items()):
