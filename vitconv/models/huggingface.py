@@ -424,7 +424,7 @@ def load_folder(folder: Path) -> PreTrainedModel:
     """
 
     config = load_config(folder)
-    stored = read_state_dict(folder)
+    stored = _stored(folder)
     content = read_json(folder / CONFIG_FILE)
     _check_weights(folder, content, stored)
     cls = class_named(config.architectures[0])
@@ -436,7 +436,7 @@ def load_folder(folder: Path) -> PreTrainedModel:
         cls = transformers.AutoModelForImageClassification if is_classifier(cls.__name__) else transformers.AutoModel
     try:
         with quiet():
-            model, info = cls.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
+            model, info = cls.from_pretrained(folder, **_LOADING)
     except Exception as error:  # which of its settings it cannot follow, Transformers finds out in many ways
         raise ParityError(
             f"Transformers cannot load '{folder}': {first_line(error)}", _CONVERT_AGAIN, stage="loading"
@@ -451,16 +451,24 @@ def load_folder(folder: Path) -> PreTrainedModel:
             )
     _check_once(folder, stored, info["unexpected_keys"], model)
     _check_stored_dtype(folder, stored, model)
-    del stored  # before there is another copy of them
     _hold(model)
     return model.eval()
 
 
-def _hold(model: PreTrainedModel) -> None:
-    """Copy the weights into this process's memory: what is written into their file later would change them.
+def _stored(folder: Path) -> dict[str, Tensor]:
+    """The weights in a folder, without their values: these would be another copy while Transformers loads them."""
+    return {name: tensor.to("meta") for name, tensor in read_state_dict(folder).items()}
 
-    Transformers maps the file. Where that is cut short, as saving begins, a look would end the process (SIGBUS). The
-    copy takes no more memory than the mapped pages would, and gives the same bits.
+
+#: Transformers would map the weights' file. What is written into it later would change the model, and where it is cut
+#: short, as saving begins, a look would end the process (SIGBUS), even before Transformers has returned.
+_LOADING = {"output_loading_info": True, "ignore_mismatched_sizes": True, "disable_mmap": True}
+
+
+def _hold(model: PreTrainedModel) -> None:
+    """Copy the weights into memory that torch aligned: elsewhere, the last bits of logits may differ.
+
+    It also parts them from a ``.bin`` file, which Transformers maps all the same.
     """
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.clone()
@@ -499,7 +507,7 @@ def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[
     import transformers
 
     content = _read_config(folder)
-    stored = read_state_dict(folder)  # strictly, before anything else opens the file
+    stored = _stored(folder)  # strictly, before anything else opens the file
     _check_weights(folder, content, stored)
     if is_classifier(str(content.get("architectures"))):  # others have names of no classes
         _check_labels(content)
@@ -523,7 +531,7 @@ def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[
             options["add_pooling_layer"] = pooler and any(".pooler." in f".{name}" for name in stored)
         with quiet():
             model, info = class_named(names[0]).from_pretrained(
-                folder, config=config, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True, **options
+                folder, config=config, dtype="auto", **_LOADING, **options
             )
     except VitconvError:
         raise
@@ -543,7 +551,6 @@ def load_for_timm(folder: Path, *, pooler: bool) -> tuple[PreTrainedModel, list[
         )
     _check_once(folder, stored, info["unexpected_keys"], model)
     _check_stored_dtype(folder, stored, model)
-    del stored  # before there is another copy of them
     _hold(model)
     return model.eval(), sorted(info["unexpected_keys"])
 

@@ -8,6 +8,7 @@ from models import perturbed, reduced, wrapped_arguments
 
 from vitconv.convert import convert_checkpoint, revert_checkpoint, to_huggingface, verify_checkpoint
 from vitconv.errors import CheckpointError, ParityError, WeightsError
+from vitconv.models import huggingface
 from vitconv.models.huggingface import installed_dialect, load_folder, load_for_timm
 
 
@@ -32,6 +33,25 @@ def test_what_is_written_into_the_file_later_does_not_reach_the_model(load, fold
     weights = mine / "model.safetensors"
     weights.write_bytes(bytes(weights.stat().st_size))
     after = model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("load", [load_folder, lambda place: load_for_timm(place, pooler=True)[0]])
+def test_what_is_written_into_the_file_before_the_model_is_checked_does_not_reach_it(
+    load, folder, tmp_path, monkeypatch
+):
+    """Of a mapped one that is cut short then, a look ends the process."""
+    mine = shutil.copytree(folder, tmp_path / "mine")
+    before, check = load(folder).state_dict(), huggingface._check_once
+
+    def overwrite(*arguments):
+        weights = mine / "model.safetensors"
+        weights.write_bytes(bytes(weights.stat().st_size))
+        check(*arguments)
+
+    monkeypatch.setattr(huggingface, "_check_once", overwrite)
+    monkeypatch.setattr(huggingface, "_check_stored_dtype", lambda *arguments: None)
+    after = load(mine).state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
