@@ -8,6 +8,9 @@ that a short disturbance wakes nobody, and over a short one, so that an alert en
 from __future__ import annotations
 
 import argparse
+import json
+import math
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from vitconv.errors import InputError, VitconvError
+from vitconv.errors import InputError, VitconvError, shown
 from vitconv.serving.rest.metrics import SECONDS
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +35,8 @@ BURNS = (
     ("ticket", 0.10, _DAY, 2 * _HOUR),
     ("ticket", 0.10, 3 * _DAY, 6 * _HOUR),
 )
+#: What `model` in the file says.
+LIMITS = ("least_images", "age_days", "unreadable", "failed", "unreliable", "drift", "class_mix")
 #: How often the rules are evaluated: those of service levels, and those of the model, which change slowly.
 _OFTEN, _SELDOM = _MINUTE, 5 * _MINUTE
 #: The limits of vitconv_oddness_rank. At the last one, every share is 1.
@@ -72,23 +77,61 @@ def read_objectives(file: Path = OBJECTIVES) -> tuple[dict[str, Any], list[Objec
         InputError: an objective cannot be met, measured or missed.
     """
     content = yaml.safe_load(file.read_text("utf-8"))
+    _check_content(content)
     objectives = []
     for name, values in content["objectives"].items():
+        if not isinstance(name, str) or not re.fullmatch("[A-Za-z0-9_-]+", name):
+            raise InputError(f"An objective has the name {shown(name)}.", "Use letters, digits, '-' and '_'.")
+        if not isinstance(values, dict):
+            raise InputError(f"The objective `{name}` is {shown(values)}.", "Give it `paths` and `share`.")
         if not {"paths", "share"} <= values.keys() <= {"paths", "share", "seconds"}:
-            said = f"The objective `{name}` has the settings {', '.join(sorted(values))}."
+            said = f"The objective `{name}` has the settings {', '.join(sorted(map(str, values)))}."
             raise InputError(said, "Give it `paths` and `share`, and `seconds` if it is about time.")
+        _check_number(f"The objective `{name}` has the share", values["share"])
+        _check_paths(name, values["paths"])
         objectives.append(Objective(name, **values))
-    if content["days"] <= 3:
-        raise InputError(f"`days` is {content['days']}.", "The longest window is of 3 days: choose more, such as 30.")
+    if type(content["days"]) is not int or content["days"] <= 3:
+        said = f"`days` is {shown(content['days'])}."
+        raise InputError(said, "The longest window is of 3 days: choose a larger whole number, such as 30.")
     for one in objectives:
         steepest = max(burn(content["days"], spent, long) for _, spent, long, _ in BURNS)
         if not 1 - 1 / steepest < one.share < 1:
             least = f"Choose one above {1 - 1 / steepest:.3f}, of which an alert can tell errors, and below 1."
             raise InputError(f"The objective `{one.name}` has the share {one.share}.", least)
         if one.seconds is not None and one.seconds not in SECONDS:
-            said = f"The objective `{one.name}` asks for {one.seconds} s, which the histogram does not count."
+            said = f"The objective `{one.name}` asks for {shown(one.seconds)} s, which the histogram does not count."
             raise InputError(said, f"Choose one of {', '.join(map(str, SECONDS))}.")
     return content, objectives
+
+
+def _check_content(content: Any) -> None:
+    """Raise :class:`InputError` unless the file says all that the rules need, in numbers."""
+    parts = ("days", "least_bad_requests", "objectives", "model")
+    if not isinstance(content, dict) or not set(parts) <= content.keys():
+        raise InputError("The file of objectives is not whole.", f"It needs {', '.join(f'`{one}`' for one in parts)}.")
+    for name in ("objectives", "model"):
+        if not isinstance(content[name], dict):
+            raise InputError(f"`{name}` is {shown(content[name])}.", "Write one setting below it in each line.")
+    if missing := [name for name in LIMITS if name not in content["model"]]:
+        raise InputError(f"`model` does not say {', '.join(missing)}.", "Give each of them a number.")
+    _check_number("`least_bad_requests` is", content["least_bad_requests"])
+    for name in LIMITS:
+        _check_number(f"`{name}` is", content["model"][name])
+
+
+def _check_number(said: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise InputError(f"{said} {shown(value)}.", "Write a number without a unit: 0.99, not 99%.")
+
+
+def _check_paths(name: str, paths: Any) -> None:
+    try:
+        re.compile(paths)
+    except (TypeError, re.error) as error:
+        raise InputError(
+            f"The `paths` of the objective `{name}` are {shown(paths)}: no regular expression.",
+            "Write one text, such as /v1/predict.*|/v2/models/.*/infer.",
+        ) from error
 
 
 def burn(days: float, spent: float, window: float) -> float:
@@ -137,7 +180,9 @@ def _service_levels(
     rules = []
     for one in objectives:
         labels = {"slo": one.name}
-        wanted = f'path=~"{one.paths}"'
+        wanted = (
+            f"path=~{json.dumps(one.paths, ensure_ascii=False)}"  # its backslashes are escaped in Prometheus' texts
+        )
         if one.seconds is None:
             every = f'sum by (job) (rate(vitconv_requests_total{{{wanted},status!~"4.."}}[{last(300)}]))'
             bad = f'sum by (job) (rate(vitconv_requests_total{{{wanted},status=~"5.."}}[{last(300)}]))\nor 0 * {every}'

@@ -229,6 +229,52 @@ def test_days_that_are_shorter_than_the_longest_window(tmp_path):
         read_objectives(changed(tmp_path, lambda content: content.update(days=3)))
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda content: content.clear(), "The file of objectives is not whole.\nIt needs `days`"),
+        (lambda content: content.pop("days"), "The file of objectives is not whole."),
+        (lambda content: content.update(days=30.5), "`days` is 30.5."),
+        (lambda content: content.update(days="30"), "`days` is '30'."),
+        (lambda content: content.update(least_bad_requests="ten"), "`least_bad_requests` is 'ten'."),
+        (lambda content: content.update(objectives=None), "`objectives` is None."),
+        (lambda content: content["model"].pop("drift"), "`model` does not say drift."),
+        (lambda content: content["model"].update(drift="25%"), "`drift` is '25%'.\nWrite a number without a unit"),
+        (lambda content: content["objectives"].update(x=0.9), "The objective `x` is 0.9."),
+        (lambda content: content["objectives"].update({'a "b': {}}), "An objective has the name 'a \"b'."),
+        (
+            lambda content: content["objectives"]["latency"].update(share="99%"),
+            "The objective `latency` has the share '99%'.",
+        ),
+        (
+            lambda content: content["objectives"]["latency"].update(paths="/(x"),
+            "The `paths` of the objective `latency` are",
+        ),
+        (
+            lambda content: content["objectives"]["latency"].update(paths=["/x"]),
+            "The `paths` of the objective `latency` are",
+        ),
+    ],
+)
+def test_a_file_of_objectives_that_makes_no_rules(tmp_path, change, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        read_objectives(changed(tmp_path, change))
+
+
+def test_an_empty_file_of_objectives(tmp_path):
+    (tmp_path / "empty").touch()
+    with pytest.raises(InputError, match="The file of objectives is not whole"):
+        read_objectives(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("paths", [r"/v\d+/predict\.json", '/"x"/.*', "/é.*"])
+def test_promtool_takes_rules_of_any_paths(paths, promtool, tmp_path):
+    file = changed(tmp_path, lambda content: content["objectives"]["latency"].update(paths=paths))
+    (tmp_path / "rules.yml").write_text(rules_text(make_rules(*read_objectives(file))), "utf-8")
+    done = promtool("check", "rules", tmp_path / "rules.yml")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 # ---- the server -----------------------------------------------------------------------------------------------------
 
 
