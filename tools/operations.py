@@ -180,9 +180,8 @@ def _service_levels(
     rules = []
     for one in objectives:
         labels = {"slo": one.name}
-        wanted = (
-            f"path=~{json.dumps(one.paths, ensure_ascii=False)}"  # its backslashes are escaped in Prometheus' texts
-        )
+        # A text of Prometheus' is escaped as one of JSON.
+        wanted = f"path=~{json.dumps(one.paths, ensure_ascii=False)}"
         if one.seconds is None:
             every = f'sum by (job) (rate(vitconv_requests_total{{{wanted},status!~"4.."}}[{last(300)}]))'
             bad = f'sum by (job) (rate(vitconv_requests_total{{{wanted},status=~"5.."}}[{last(300)}]))\nor 0 * {every}'

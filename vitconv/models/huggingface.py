@@ -415,6 +415,11 @@ def _refuse_settings(config: PreTrainedConfig) -> None:
 _MAY_FOLLOW = ("intermediate_size", "mlp_dim", "num_labels")
 
 
+#: Transformers would map the weights' file. What is written into it later would change the model, and where it is cut
+#: short, as saving begins, a look would end the process (SIGBUS), even before Transformers has returned.
+_LOADING = {"output_loading_info": True, "ignore_mismatched_sizes": True, "disable_mmap": True}
+
+
 def load_folder(folder: Path) -> PreTrainedModel:
     """Load a folder with ``from_pretrained``, and refuse what Transformers only warns about.
 
@@ -458,11 +463,6 @@ def load_folder(folder: Path) -> PreTrainedModel:
 def _stored(folder: Path) -> dict[str, Tensor]:
     """The weights in a folder, without their values: these would be another copy while Transformers loads them."""
     return {name: tensor.to("meta") for name, tensor in read_state_dict(folder).items()}
-
-
-#: Transformers would map the weights' file. What is written into it later would change the model, and where it is cut
-#: short, as saving begins, a look would end the process (SIGBUS), even before Transformers has returned.
-_LOADING = {"output_loading_info": True, "ignore_mismatched_sizes": True, "disable_mmap": True}
 
 
 def _hold(model: PreTrainedModel) -> None:
