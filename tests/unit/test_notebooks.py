@@ -1,13 +1,21 @@
 """The notebooks' form. `make test` also runs them, with `pytest --nbmake notebooks`."""
 
 import ast
+import csv
+import itertools
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
 from nbconvert import HTMLExporter
+from PIL import Image
+
+from vitconv.inference.images import read_images
+from vitconv.models.images import load_image
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -83,6 +91,29 @@ def test_operate_takes_a_model(tmp_path):
     scope = {"output": tmp_path / "new", "root": ROOT, "images": ROOT, "model": tmp_path / "model", "shutil": shutil}
     exec(source, scope)
     assert (tmp_path / "new").is_dir()
+
+
+def test_finetune_writes_the_held_out_tiles_of_any_class_into_its_own_folder(tmp_path):
+    """A label is any text, also a path that leads elsewhere."""
+    classes = ["../../outside", "with/slash", ".hidden"]
+    lines = ["path,label,split"]
+    for number, (name, split) in enumerate(itertools.product(classes, ("fit", "test"))):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+        lines.append(f"{number}.png,{name},{split}")
+    (tmp_path / "list.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "own").mkdir()
+    cells = nbformat.read(ROOT / "notebooks" / "finetune.ipynb", as_version=4).cells
+    (source,) = [cell.source for cell in cells if "held_out = " in cell.source]
+    scope = {"csv": csv, "itertools": itertools, "Path": Path, "plt": plt}
+    scope |= {"read_images": read_images, "load_image": load_image}
+    values = {"images": tmp_path / "list.csv", "new_classes": classes[:1], "tile": 4, "tiles": 2}
+    scope |= values | {"temporary": SimpleNamespace(name=str(tmp_path / "own"))}
+    exec(source, scope)
+    plt.close("all")
+    assert len(list(tmp_path.rglob("*.png"))) == 6 + 6
+    assert len(list((tmp_path / "own").rglob("*.png"))) == 6
+    found = read_images(scope["held_out"])
+    assert found.labels.to_pylist() == [label for _, label in scope["kept"]]
 
 
 def page(notebook, template="offline_html"):
