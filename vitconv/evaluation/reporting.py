@@ -336,7 +336,7 @@ def _read_last(path: str | Path | None) -> dict[str, float] | None:
         content = json.loads(Path(path).read_text(encoding="utf-8")) if path else None
     except (OSError, ValueError, RecursionError):
         return None
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or len(content) > _MOST_ENTRIES:
         return None
     return {name: value for name, value in content.items() if _is_metric(value)}
 

@@ -100,7 +100,11 @@ def test_a_picture_without_an_end_is_not_read(kind, words, evaluation, tmp_path)
     assert not (tmp_path / "report").exists()
 
 
-@pytest.mark.parametrize("content", [None, "", "null", "[1]"])
+@pytest.mark.parametrize(
+    "content",
+    [None, "", "null", "[1]", json.dumps(dict.fromkeys(map(str, range(100_001)), 1.0))],
+    ids=["missing", "empty", "null", "a list", "too many"],
+)
 def test_a_missing_or_invalid_earlier_run_is_ignored(evaluation, tmp_path, content):
     if content is not None:
         (tmp_path / "last.json").write_text(content)
