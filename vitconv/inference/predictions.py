@@ -474,8 +474,9 @@ def _footer(data: bytes) -> bytes:
     return data[max(0, end - int.from_bytes(data[end : end + 4], "little")) : end]
 
 
-def _columns(schema: pa.Schema) -> list[tuple[str, pa.DataType]]:
-    return [(field.name, field.type) for field in schema]
+def _columns(schema: pa.Schema) -> list[tuple[str, pa.DataType, bool]]:
+    """Also whether each may have nulls: of a column that says otherwise than its sizes, pyarrow ends the process."""
+    return [(field.name, field.type, field.nullable) for field in schema]
 
 
 def _read_rows(data: bytes) -> pa.Table:

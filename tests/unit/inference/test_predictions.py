@@ -595,6 +595,17 @@ def test_a_part_that_another_writer_has_written_again(tmp_path):
     assert Parts(tmp_path, RUN, 1, overwrite=True).find(0, "key", PATHS) is None
 
 
+def test_a_column_that_may_have_no_null_is_refused(tmp_path):
+    """A flipped bit can make one of another: pyarrow ends the process if the column's sizes do not fit to that."""
+    Parts(tmp_path, RUN, 1, overwrite=False).write(0, rows(0, 2), "key")
+    (file,) = tmp_path.iterdir()
+    table = parquet.read_table(file)
+    fields = [field.with_nullable(field.name != "row") for field in SCHEMA]
+    store(table.cast(pa.schema(fields)).replace_schema_metadata(table.schema.metadata), file)
+    with pytest.raises(InputError, match="was not written by this version"):
+        read_predictions(tmp_path)
+
+
 @pytest.mark.parametrize("place", ["settings", "classes"])
 def test_text_that_utf_8_has_not_is_an_edit(tmp_path, place):
     """Of settings, and of a class that no image has, also with a seal that was written anew."""
