@@ -15,7 +15,7 @@ from pyarrow import parquet
 from vitconv.errors import DestinationError, InputError
 from vitconv.files import new_file
 from vitconv.inference.certainty import LEVELS, Certainty, Oddness
-from vitconv.inference.predictions import SCHEMA, Parts, Run, _seal, make_rows, read_predictions
+from vitconv.inference.predictions import SCHEMA, Parts, Run, _add_digest, _seal, make_rows, read_predictions
 
 CLASSES = ("a", "b", "c")
 PATHS = ["0.jpg", "1.jpg"]
@@ -418,6 +418,7 @@ def test_no_code_that_a_file_names_is_run(tmp_path, column):
         objects = pa.ExtensionArray.from_storage(_Recorder(), pa.array([b"x", b"y"]))
         table = table.drop_columns(["path"] if column == "path" else []).append_column(column, objects)
         parquet.write_table(table.replace_schema_metadata(metadata), file)
+        _add_digest(file)
         with pytest.raises(DestinationError, match="part-00000000.parquet' was not written by this version"):
             parts.find(0, "key", PATHS)
         with pytest.raises(InputError, match="part-00000000.parquet' was not written by this version"):
@@ -448,6 +449,7 @@ def store(table, file):
     with parquet.ParquetWriter(file, table.schema, store_schema=False) as writer:
         writer.write_table(table)
         writer.add_key_value_metadata(table.schema.metadata)
+    _add_digest(file)
 
 
 EDITS = {
@@ -530,6 +532,7 @@ def test_a_part_that_would_fill_the_memory_is_refused(tmp_path):
     nothing = {name: pa.nulls(10**6, SCHEMA.field(name).type) for name in SCHEMA.names[2:]}
     table = pa.table({"row": pa.array(np.zeros(10**6, np.int64)), "path": path, **nothing})
     parquet.write_table(table, tmp_path / "part-00000000.parquet", store_schema=False)
+    _add_digest(tmp_path / "part-00000000.parquet")
     assert (tmp_path / "part-00000000.parquet").stat().st_size < 10**6
     with pytest.raises(InputError, match="part-00000000.parquet' was not written by this version"):
         read_predictions(tmp_path)
@@ -551,6 +554,7 @@ def test_a_text_that_all_rows_share_is_counted_for_each(tmp_path, column):
         writer.add_key_value_metadata(
             {"vitconv.key": "", "vitconv.settings": "", "vitconv.classes": "", "vitconv.seal": ""}
         )
+    _add_digest(tmp_path / "part-00000000.parquet")
     assert (tmp_path / "part-00000000.parquet").stat().st_size < 10**4
     del table, shared
     held = pa.total_allocated_bytes()
@@ -590,9 +594,24 @@ def test_a_part_that_another_writer_has_written_again(tmp_path):
     with parquet.ParquetWriter(file, table.schema, store_schema=False, use_compliant_nested_type=False) as writer:
         writer.write_table(table)
         writer.add_key_value_metadata(metadata)
+    _add_digest(file)
     with pytest.raises(InputError, match="was not written by this version"):
         read_predictions(tmp_path)
     assert Parts(tmp_path, RUN, 1, overwrite=True).find(0, "key", PATHS) is None
+
+
+def test_a_flipped_bit_of_a_footer_is_found_before_it_is_read(tmp_path, monkeypatch):
+    """Over a few of them, pyarrow ends the process."""
+    Parts(tmp_path, RUN, 1, overwrite=False).write(0, rows(0, 2), "key")
+    (file,) = tmp_path.iterdir()
+    assert parquet.read_table(file).num_rows == 2  # as others read it
+    data = file.read_bytes()
+    monkeypatch.setattr(parquet, "ParquetFile", lambda *_, **__: pytest.fail("It was read."))
+    footer = int.from_bytes(data[-8:-4], "little")
+    for place in range(len(data) - 8 - 32 - footer, len(data) - 4):
+        file.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
+        with pytest.raises(InputError, match="was not written by this version of vitconv, or is damaged"):
+            read_predictions(tmp_path)
 
 
 def test_a_column_that_may_have_no_null_is_refused(tmp_path):
