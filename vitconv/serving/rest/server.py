@@ -104,8 +104,11 @@ class _Parser(httptools.HttpRequestParser):
     """
 
     def __init__(self, protocol: Any) -> None:
-        super().__init__(protocol)
         self._protocol = protocol
+        self._start()
+
+    def _start(self) -> None:
+        super().__init__(self._protocol)
         self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
 
     def feed_data(self, data: Any) -> None:
@@ -119,7 +122,8 @@ class _Parser(httptools.HttpRequestParser):
                     raise
                 rest = rest[error.args[0] :]
             headers = [b"%b: %b\r\n" % one for one in self._protocol.headers if one[0] != b"upgrade"]
-            line = b"%b %b HTTP/1.1\r\n" % (self.get_method(), self._protocol.url)
+            line = b"%b %b HTTP/%b\r\n" % (self.get_method(), self._protocol.url, self.get_http_version().encode())
+            self._start()  # after a request that closes the connection, it would skip all that follows
             super().feed_data(line + b"".join(headers) + b"\r\n")
 
 

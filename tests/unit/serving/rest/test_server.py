@@ -164,6 +164,24 @@ def test_an_offer_of_another_protocol_is_left_alone(start, classifier, photo, sp
     assert [one.get("logits") for one in answers] == [classifier(photo).logits.tolist()] * 2 + [None]
 
 
+@pytest.mark.parametrize(
+    ("version", "connection"), [("1.0", "Upgrade"), ("1.1", "close, Upgrade"), ("1.0", "keep-alive, Upgrade")]
+)
+def test_an_offer_of_another_protocol_on_a_connection_that_closes_is_answered(
+    start, classifier, photo, version, connection
+):
+    """As nginx passes it on, which speaks HTTP/1.0 unless it is told otherwise."""
+    head = f"POST /v1/predict HTTP/{version}\r\nHost: x\r\nContent-Type: image/jpeg\r\nConnection: {connection}\r\n"
+    head += f"Upgrade: websocket\r\nContent-Length: {len(photo)}\r\n\r\n"
+    with socket.create_connection(start(), timeout=10) as client:
+        client.sendall(head.encode() + photo)
+        answer = http.client.HTTPResponse(client)
+        answer.begin()
+        content = answer.read()
+    assert answer.status == 200 and json.loads(content)["logits"] == classifier(photo).logits.tolist()
+    assert answer.will_close  # uvicorn keeps none of HTTP/1.0 open
+
+
 def test_an_answer_is_the_classifier_s(start, classifier, photo):
     status, headers, content = post(start(), photo)
     assert status == 200 and json.loads(content)["logits"] == classifier(photo).logits.tolist()
