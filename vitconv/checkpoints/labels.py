@@ -46,7 +46,8 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
 
 def _from_text(text: str, where: str) -> list[str]:
     names = [line.strip() for line in text.strip().splitlines()]
-    numbered = [re.match(rf"{number}\s*[,;\t]", name) for number, name in enumerate(names)]
+    # But "0,5 mm" has a decimal comma.
+    numbered = [re.match(rf"{number}\s*[,;\t](?!\d)", name) for number, name in enumerate(names)]
     if numbered and all(numbered):
         raise InputError(f"{where} begins each line with the class's number: {shown(names[0])}.", _FORMATS)
     return names

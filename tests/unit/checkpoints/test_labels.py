@@ -87,11 +87,12 @@ def test_a_class_in_brackets_is_text(first, tmp_path):
         read_labels(tmp_path / "labels.JSON")
 
 
-def test_a_name_may_begin_with_a_number(tmp_path):
-    """As torchvision's MNIST calls its classes."""
+@pytest.mark.parametrize("names", [("0 - zero", "1 - one"), ("0,5 mm", "1,5 mm")], ids=["MNIST", "decimal comma"])
+def test_a_name_may_begin_with_a_number(names, tmp_path):
+    """As torchvision calls the classes of MNIST."""
     path = tmp_path / "labels.txt"
-    path.write_text("0 - zero\n1 - one\n")
-    assert read_labels(path) == ("0 - zero", "1 - one")
+    path.write_text("\n".join(names))
+    assert read_labels(path) == names
 
 
 def test_a_missing_file(tmp_path):
