@@ -34,16 +34,25 @@ def core() -> Any:
 
 
 @contextmanager
-def only_core() -> Iterator[None]:
+def only_core(precision: str) -> Iterator[None]:
     """Have libraries take :func:`core` in the block, where they would make an ``openvino.Core`` for each model.
 
     NNCF, as it looks for what int8 costs too much, makes each of them before the one before it goes, and left the
     thread with a freed stack (NNCF 3.4). As torch's DataLoader handles SIGCHLD, the end of any child was then this
     process's, too.
+
+    Args:
+        precision: in which ``openvino.compile_model`` has models compute. NNCF judges them in float32, whatever they
+            will be run in, and kept operations in int8 whose error and bfloat16's were too large together.
     """
     import openvino
 
-    ours = {"Core": core, "compile_model": core().compile_model}
+    only = core()
+
+    def compile_model(model: Any, device_name: str, config: dict[str, Any] | None = None) -> Any:
+        return only.compile_model(model, device_name, {**(config or {}), "INFERENCE_PRECISION_HINT": precision})
+
+    ours = {"Core": core, "compile_model": compile_model}
     theirs = {name: getattr(openvino, name) for name in ours}
     try:
         for name, one in ours.items():
@@ -70,7 +79,7 @@ class OpenVINORuntime:
         artefact = read_artefact(info.folder)
         check_machine(info.folder, artefact, device)
         self.info, self._output = info, artefact.output
-        # Without the hint, OpenVINO takes bfloat16 by itself where the processor has AMX.
+        # Without the hint, OpenVINO takes bfloat16 by itself where the processor has instructions for it.
         options = {
             "INFERENCE_PRECISION_HINT": _precision(info.folder, artefact),
             "INFERENCE_NUM_THREADS": cores(),

@@ -39,7 +39,7 @@ from vitconv.models.huggingface import first_line, load_folder
 from vitconv.optimization.card import write_card
 from vitconv.optimization.gate import Figures, Limits, compare, failures
 from vitconv.optimization.recipes import RECIPES
-from vitconv.optimization.recipes.recipe import Calibration, Recipe, Write, first
+from vitconv.optimization.recipes.recipe import Calibration, Recipe, Write, Written, first
 from vitconv.optimization.recipes.weights import save
 from vitconv.writing.staging import check_apart, check_destination, staged_folder
 
@@ -222,11 +222,11 @@ def _check_gpu(recipe: Recipe) -> None:
 
 
 def check_machine(recipe: Recipe) -> tuple[str, ...]:
-    """Raise :class:`InputError` where a recipe's result would be wrong; notes where it is slow."""
-    if recipe.instructions and not first(recipe.instructions, instructions()):
+    """Raise :class:`InputError` where a recipe's result would be of no use; notes where it is slow."""
+    if not _runs_here(recipe):
         raise InputError(
             f"The recipe {recipe.name} needs a processor with {' or '.join(recipe.instructions)}, and this one has "
-            "none of them: sums of int8 products would overflow.",
+            f"none of them: {recipe.without}.",
             "Choose another recipe, such as openvino.",
         )
     if recipe.fast_with and not first(recipe.fast_with, instructions()):
@@ -235,6 +235,11 @@ def check_machine(recipe: Recipe) -> tuple[str, ...]:
             "measure it with `vitconv benchmark`.",
         )
     return ()
+
+
+def _runs_here(recipe: Recipe) -> bool:
+    """Whether the processor has the instructions that the recipe needs."""
+    return not recipe.instructions or bool(first(recipe.instructions, instructions()))
 
 
 def _on_cpu() -> list[str]:
@@ -371,7 +376,7 @@ def _write(
         output=output,
         settings=dict(written.settings),
         device=plan.device,
-        instructions=_bound_to(plan),
+        instructions=_bound_to(plan, written),
         files={file.relative_to(staging).as_posix(): sha256(file) for file in (staging / written.file, *described)},
         model=info.fingerprint,
     )
@@ -395,12 +400,12 @@ def _raise_of_the_disk(error: Exception, folder: Path, size: int) -> None:
             room.write(bytes(2**20))
 
 
-def _bound_to(plan: Recipe) -> tuple[str, ...]:
+def _bound_to(plan: Recipe, written: Written) -> tuple[str, ...]:
     """The instruction sets that a processor must have to run the result, and get the numbers that were judged."""
     if plan.bound:
         return instructions()
     found = first(plan.instructions, instructions())
-    return (found,) if found else ()
+    return tuple(dict.fromkeys(filter(None, (found, *written.instructions))))
 
 
 def _copy_description(folder: Path, destination: Path) -> None:
@@ -483,4 +488,5 @@ def _remedy(plan: Recipe, figures: Figures, limits: Limits, missed: Sequence[str
         )
     coarser = ("onnx-int8", "openvino-int8", "torchao-float8")
     others = ("openvino-bf16", "bfloat16", "onnx") if plan.name in coarser else ("openvino", "onnx")
-    return f"Choose a recipe that changes less, such as {' or '.join(others)}. Nothing was written."
+    possible = [name for name in others if _runs_here(RECIPES[name])]
+    return f"Choose a recipe that changes less, such as {' or '.join(possible)}. Nothing was written."

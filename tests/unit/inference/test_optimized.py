@@ -38,7 +38,7 @@ def test_a_folder_says_what_it_was_judged_as(woods):
     for recipe, runtime, settings_ in (
         ("bfloat16", "transformers", {}),
         ("onnx", "onnxruntime", {}),
-        ("openvino-bf16", "openvino", {"precision": "bf16"}),
+        ("openvino", "openvino", {"precision": "f32"}),
     ):
         found = read_info(woods.made(recipe).folder)
         assert (found.runtime, found.settings, found.input_shape) == (runtime, settings_, (3, 32, 32))

@@ -462,6 +462,16 @@ def test_an_export_that_is_not_the_same_has_no_recipe_that_changes_less(woods, t
     assert "such as openvino or onnx" in refused(woods, tmp_path / "fast", "bfloat16").remedy
 
 
+@pytest.mark.parametrize(
+    ("found", "others"),
+    [(("avx512_vnni",), "bfloat16 or onnx."), (("avx512_bf16",), "openvino-bf16 or bfloat16 or onnx.")],
+)
+def test_the_remedy_names_recipes_that_run_here(woods, monkeypatch, found, others):
+    monkeypatch.setattr(module, "instructions", lambda: found)
+    figures = woods.made("bfloat16").figures
+    assert f"such as {others}" in module._remedy(RECIPES["openvino-int8"], figures, LIMITS, ("This.", "And that."))
+
+
 # What is refused before anything is run.
 
 
@@ -503,10 +513,12 @@ def test_a_gpu_s_recipe_without_one_is_refused(woods, tmp_path, monkeypatch, ear
 def test_a_processor_without_the_instructions(woods, tmp_path, monkeypatch, early):
     """Where the result would be wrong, it is an error; where it is slow, a note."""
     monkeypatch.setattr(module, "instructions", lambda: ("avx2",))
-    for recipe, calibration in (("onnx-int8", None), ("openvino-int8", woods.calibration)):
-        with pytest.raises(
-            InputError, match="needs a processor with avx512_vnni or avx_vnni or dot, and this one has none"
-        ):
+    for recipe, calibration, reason in (
+        ("onnx-int8", None, "avx512_vnni or avx_vnni or dot, and this one has none of them: sums of int8 products"),
+        ("openvino-int8", woods.calibration, "avx512_vnni or avx_vnni or dot, and this one has none of them: sums"),
+        ("openvino-bf16", None, "avx512_bf16, and this one has none of them: OpenVINO would take many times as long"),
+    ):
+        with pytest.raises(InputError, match=f"{recipe} needs a processor with {reason}"):
             optimize(woods.model, tmp_path / "fast", recipe=recipe, images=woods.held, calibration=calibration)
     monkeypatch.setattr(module, "predict", predict)
     done = woods.optimize(tmp_path / "fast", "bfloat16")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitconv.optimization.recipes.onnx import export
-from vitconv.optimization.recipes.recipe import VNNI, Calibration, Recipe, Written
+from vitconv.optimization.recipes.recipe import OVERFLOW, VNNI, Calibration, Recipe, Written
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,4 +35,5 @@ RECIPE = Recipe(
     packages=("onnx", "onnxscript", "onnxruntime"),
     extra="onnx",
     instructions=VNNI,
+    without=OVERFLOW,
 )

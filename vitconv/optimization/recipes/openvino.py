@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitconv.optimization.recipes.quiet import without_noise
-from vitconv.optimization.recipes.recipe import Calibration, Recipe, Written, any_batch, sample
+from vitconv.optimization.recipes.recipe import BFLOAT16, Calibration, Recipe, Written, any_batch, sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,12 +35,12 @@ def export(model: PreTrainedModel, folder: Path, precision: str, quantize: Any =
     from vitconv.inference.openvino import only_core
 
     config = OpenVINOConfig(dynamic_shapes=any_batch(), stateful=False)
-    with without_noise(), only_core():
+    with without_noise(), only_core(precision):
         program = OpenVINOExporter().export(model, sample(model), config=config).program
         program = quantize(program) if quantize else program
         (folder / FILE).parent.mkdir()
         OpenVINOExporter.save_program(program, folder / FILE)
-    return Written(FILE, {"precision": precision}, (WEIGHTS,))
+    return Written(FILE, {"precision": precision}, (WEIGHTS,), BFLOAT16 if precision == "bf16" else ())
 
 
 RECIPE = Recipe(

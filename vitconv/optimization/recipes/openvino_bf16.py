@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitconv.optimization.recipes.openvino import export
-from vitconv.optimization.recipes.recipe import FAST_BFLOAT16, Calibration, Recipe, Written
+from vitconv.optimization.recipes.recipe import BFLOAT16, FAST_BFLOAT16, Calibration, Recipe, Written
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,5 +24,7 @@ RECIPE = Recipe(
     write,
     packages=("openvino",),
     extra="openvino",
+    instructions=BFLOAT16,
+    without="OpenVINO would take many times as long as in float32, or compute in float32",
     fast_with=FAST_BFLOAT16,
 )

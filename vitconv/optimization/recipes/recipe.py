@@ -22,6 +22,11 @@ MOST_BATCH = 4096
 FAST_BFLOAT16 = ("amx_bf16", "bf16")
 #: Sets of which a processor needs one to add products of int8 in 32 bits. In 16 bits, pairs of them can overflow.
 VNNI = ("avx512_vnni", "avx_vnni", "dot")
+#: What happens without them.
+OVERFLOW = "sums of int8 products would overflow"
+#: The set with which OpenVINO computes in bfloat16. With AVX-512 only, it emulates bfloat16: an image took a
+#: ViT-B/16-384 28 s instead of 0.63. With neither, it computes in float32 (OpenVINO 2026.4).
+BFLOAT16 = ("avx512_bf16",)
 
 
 @dataclass(frozen=True)
@@ -58,11 +63,13 @@ class Written:
         file: the model's file, relative to the folder.
         settings: what else decides the numbers, for the runtime.
         others: further files that decide the numbers, relative to the folder.
+        instructions: the processor's instruction sets that it was made for, besides the recipe's.
     """
 
     file: str
     settings: Mapping[str, str] = field(default_factory=dict)
     others: tuple[str, ...] = ()
+    instructions: tuple[str, ...] = ()
 
 
 Write = Callable[["PreTrainedModel", Path, "Calibration | None"], Written]
@@ -83,7 +90,8 @@ class Recipe:
         exact: whether it computes in float32, so that only the order of its sums differs.
         calibrates: whether it needs images for the ranges of its integers.
         careful: for a model that :attr:`write` makes too inexact: a slower way, whose result is less fast.
-        instructions: sets of which a processor needs one; without, the result would be wrong.
+        instructions: sets of which a processor needs one.
+        without: what would happen without them.
         fast_with: sets of which a processor needs one to be fast; without, the result is right, but may be slow.
         bound: whether the result is made for the processor that is here, and runs on no lesser one.
         code: whether the result is a program, which runs when it is loaded: see :mod:`vitconv.inference.trusted`.
@@ -100,6 +108,7 @@ class Recipe:
     calibrates: bool = False
     careful: Write | None = None
     instructions: tuple[str, ...] = ()
+    without: str = ""
     fast_with: tuple[str, ...] = ()
     bound: bool = False
     code: bool = False

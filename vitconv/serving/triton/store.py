@@ -179,7 +179,8 @@ def _served(info: ModelInfo, backend: BackendName, device: str, processor: Proce
             raise InputError(
                 "Triton's backend openvino has no setting for float32: on a processor with AMX it would compute in "
                 "bfloat16.",
-                "Choose the backend python, or a folder of the recipe openvino-bf16 or openvino-int8.",
+                "Choose the backend python, or a folder that openvino-bf16 or openvino-int8 made on a processor with "
+                "avx512_bf16.",
             )
         parameters = {"HINT_BF16": "YES", "PERFORMANCE_HINT": "LATENCY"}
     file = Path(artefact.file).name

@@ -21,6 +21,7 @@ from vitconv.inference.pixels import open_preprocessor
 from vitconv.inference.runtime import read_info
 from vitconv.models.huggingface import load_folder
 from vitconv.optimization import Limits, optimize
+from vitconv.optimization.recipes import openvino_int8 as module
 from vitconv.optimization.recipes.openvino import export
 from vitconv.optimization.recipes.openvino_int8 import _quantize, _smoothed, write_carefully
 from vitconv.optimization.recipes.recipe import Calibration
@@ -58,6 +59,12 @@ def run(folder, precision="f32"):
         folder / "openvino/openvino_model.xml", "CPU", {"INFERENCE_PRECISION_HINT": precision}
     )
     return lambda pixels: model({"pixel_values": pixels})["logits"]
+
+
+def test_what_stays_in_float_is_computed_as_the_processor_can(monkeypatch):
+    for found, precision in ((("avx512_f", "avx512_vnni"), "f32"), (("avx512_vnni", "avx512_bf16"), "bf16")):
+        monkeypatch.setattr(module, "instructions", partial(tuple, found))
+        assert module._precision() == precision
 
 
 @pytest.mark.slow
