@@ -214,7 +214,7 @@ def _read_shards(index: Path) -> Source:
     """Read the files that an index lists, and check that each tensor is in the file that the index says."""
     path = index.parent
     shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
         raise CheckpointError(
             f"`weight_map` in '{index}' does not map tensors to file names.", "Download the folder again."
         )

@@ -466,12 +466,15 @@ def _stored(folder: Path) -> dict[str, Tensor]:
 
 
 def _hold(model: PreTrainedModel) -> None:
-    """Copy the weights into memory that torch aligned: elsewhere, the last bits of logits may differ.
+    """Copy the weights into memory that torch aligned, in the usual order: else, the last bits of logits may differ.
 
-    It also parts them from a ``.bin`` file, which Transformers maps all the same.
+    A file in torch's format may hold a convolution channels-last, which safetensors does not write. The copy also parts
+    the weights from a ``.bin`` file, which Transformers maps all the same.
     """
+    import torch
+
     for tensor in (*model.parameters(), *model.buffers()):
-        tensor.data = tensor.data.clone()
+        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
 
 
 _CONVERT_AGAIN = "Convert the source again. If the error remains, report the architecture and this message."

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from models import full_model, perturbed
 from safetensors.torch import save_file
 
-from vitconv.checkpoints.checkpoint import open_source
+from vitconv.checkpoints.checkpoint import open_source, read_state_dict
 from vitconv.checkpoints.unwrap import unwrap
 from vitconv.convert import convert_checkpoint, inspect, read_weights, verify_checkpoint
 from vitconv.errors import CheckpointError, VitconvError
@@ -463,9 +463,12 @@ def test_shards_that_contradict_their_index_are_refused(kind, hub_folder, weight
     (hub_folder / shard_name.format(2)).unlink()
     with pytest.raises(CheckpointError, match="There is no file"):
         inspect(hub_folder, None)
-    path.write_text("{}")
-    with pytest.raises(CheckpointError, match="`weight_map` in .* does not map tensors to file names"):
-        inspect(hub_folder, None)
+    for nothing in ("{}", '{"weight_map": {}}'):
+        path.write_text(nothing)
+        with pytest.raises(CheckpointError, match="`weight_map` in .* does not map tensors to file names"):
+            inspect(hub_folder, None)
+        with pytest.raises(CheckpointError, match="`weight_map` in .* does not map tensors to file names"):
+            read_state_dict(hub_folder)
 
 
 def test_a_shard_holds_tensors_only(hub_folder, weights):

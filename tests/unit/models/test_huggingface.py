@@ -5,6 +5,7 @@ import pytest
 import timm
 import torch
 from models import perturbed, reduced, wrapped_arguments
+from safetensors.torch import load_file
 
 from vitconv.convert import convert_checkpoint, revert_checkpoint, to_huggingface, verify_checkpoint
 from vitconv.errors import CheckpointError, ParityError, WeightsError
@@ -53,6 +54,23 @@ def test_what_is_written_into_the_file_before_the_model_is_checked_does_not_reac
     monkeypatch.setattr(huggingface, "_check_stored_dtype", lambda *arguments: None)
     after = load(mine).state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_a_convolution_that_is_stored_channels_last_is_loaded_in_the_usual_order(folder, tmp_path):
+    """timm writes no other order, and a model sums otherwise in it."""
+    mine = shutil.copytree(folder, tmp_path / "mine")
+    weights = load_file(mine / "model.safetensors")
+    (mine / "model.safetensors").unlink()
+    (kernel,) = (name for name, tensor in weights.items() if tensor.ndim == 4)
+    weights[kernel] = weights[kernel].to(memory_format=torch.channels_last)
+    assert not weights[kernel].is_contiguous()
+    torch.save(weights, mine / "pytorch_model.bin")
+    assert all(tensor.is_contiguous() for tensor in load_folder(mine).state_dict().values())
+    revert_checkpoint(mine, tmp_path / "timm")
+    revert_checkpoint(folder, tmp_path / "usual")
+    assert (tmp_path / "timm" / "model.safetensors").read_bytes() == (
+        tmp_path / "usual" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_the_constants_of_every_block_are_those_that_transformers_makes():
