@@ -67,29 +67,51 @@ def test_without_a_project_around_it_paths_start_in_the_notebooks_folder(noteboo
     assert scope["root"] == tmp_path
 
 
-@pytest.mark.parametrize("name", ["certainty", "operate"])
-def test_a_folder_that_no_earlier_run_has_written_is_not_removed(name, tmp_path):
-    (tmp_path / "photo.jpg").touch()
+def folder_cell(name):
+    """The cell that makes the folder of what the notebook writes."""
     cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
-    (source,) = [cell.source for cell in cells if "shutil.rmtree(output" in cell.source]
-    scope = {"output": tmp_path, "root": ROOT, "images": ROOT, "model": "no model", "shutil": shutil}
+    (source,) = [cell.source for cell in cells if "own.touch()" in cell.source]
+    return source
+
+
+def folder_scope(folder, **more):
+    scope = {"root": ROOT, "images": ROOT, "model": "no model", "shutil": shutil, "to_calibrate": 1, "to_judge": 1}
+    return {**scope, "output": str(folder), "few_images": ".", "calibration": ".", "broker": "", **more}
+
+
+@pytest.mark.parametrize("name", ["certainty", "operate", "queue", "serve"])
+def test_a_folder_that_no_earlier_run_has_made_stays_as_it_is(name, tmp_path):
+    mine = ("photo.jpg", "small.pth", "server.log", "kafka.properties")
+    for file in mine:
+        (tmp_path / file).write_text("mine")
+    scope = folder_scope(tmp_path) | ({} if name in ("queue", "serve") else {"output": tmp_path})
     with pytest.raises(AssertionError, match="Name another folder as output"):
-        exec(source, scope | {"to_calibrate": 1, "to_judge": 1})
-    assert (tmp_path / "photo.jpg").exists()
-    (tmp_path / "small.pth").touch()  # as an earlier run does
+        exec(folder_cell(name), scope)
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(mine)
+    assert {(tmp_path / file).read_text() for file in mine} == {"mine"}
+
+
+@pytest.mark.parametrize("name", ["certainty", "operate"])
+def test_a_folder_that_holds_the_model_is_not_removed(name, tmp_path):
+    (tmp_path / f".{name}.ipynb").touch()  # as an earlier run does
     with pytest.raises(AssertionError, match="holds the model"):
-        exec(source, scope | {"model": tmp_path / "model", "to_calibrate": 1, "to_judge": 1})
-    assert (tmp_path / "photo.jpg").exists()
+        exec(folder_cell(name), folder_scope(tmp_path, output=tmp_path, model=tmp_path / "model"))
+    assert (tmp_path / f".{name}.ipynb").exists()
+
+
+def test_optimize_does_not_write_over_a_model_of_the_same_name(tmp_path):
+    (tmp_path / "small.pth").write_text("mine")
+    scope = folder_scope(tmp_path, model="", images=".", recipes=[], max_disagreement=0.1)
+    with pytest.raises(AssertionError, match="Name another folder as output"):
+        exec(folder_cell("optimize"), scope)
+    assert (tmp_path / "small.pth").read_text() == "mine"
 
 
 def test_operate_takes_a_model(tmp_path):
     """Then nothing else makes the folder that the server's log is in."""
-    cells = nbformat.read(ROOT / "notebooks" / "operate.ipynb", as_version=4).cells
-    (source,) = [cell.source for cell in cells if "shutil.rmtree(output" in cell.source]
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "calibration.json").touch()
-    scope = {"output": tmp_path / "new", "root": ROOT, "images": ROOT, "model": tmp_path / "model", "shutil": shutil}
-    exec(source, scope)
+    exec(folder_cell("operate"), folder_scope(tmp_path, output=tmp_path / "new", model=tmp_path / "model"))
     assert (tmp_path / "new").is_dir()
 
 
