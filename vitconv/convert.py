@@ -58,13 +58,13 @@ from vitconv.models.processors import PROCESSOR_FILE, TIMM_PROCESSOR_FILE, proce
 from vitconv.models.timm import (
     describe_regularisation,
     from_timm,
+    in_usual_modes,
     make_buffers,
-    outside_inference_mode,
     regularisation,
 )
 from vitconv.models.timm_state import patch_embedding
 from vitconv.models.wrapper import is_wrapper, wrapper_config
-from vitconv.parity.comparison import compare_on_noise
+from vitconv.parity.comparison import compare_on_noise, one_at_a_time
 from vitconv.parity.verification import Verification, load_weights, verify_folder
 from vitconv.parity.wrapper import verify_wrapper
 from vitconv.revert import Reversion, revert_checkpoint, to_timm
@@ -263,6 +263,7 @@ def _check_state_dict(state_dict: Mapping[str, Tensor]) -> None:
             )
 
 
+@one_at_a_time()
 def to_huggingface(timm_model: nn.Module, *, target: str | None = None, verify: bool = True) -> PreTrainedModel:
     """Build the Transformers model that computes the same as a timm model, with copied weights (same dtype, device and
     mode).
@@ -301,7 +302,7 @@ def to_huggingface(timm_model: nn.Module, *, target: str | None = None, verify: 
     check_tensors(mapping.timm_shapes(architecture), shapes_of(state_dict))
     sentence = describe_regularisation(regularisation(timm_model))
     if sentence:
-        warnings.warn(sentence, stacklevel=2)
+        warnings.warn(sentence, stacklevel=3)  # the decorator's call is between
     kind = _device(timm_model).type
     with ExitStack() as stack:
         # The caller's contexts would make constants on `meta`, or the rewrites' products in bfloat16.
@@ -368,7 +369,7 @@ def read_weights(
         return opened.state_dict
 
 
-@outside_inference_mode()
+@in_usual_modes()
 def load_timm(
     source: str | os.PathLike[str],
     architecture: nn.Module | str | None = None,
@@ -425,7 +426,7 @@ def inspect_checkpoint(
 inspect = inspect_checkpoint
 
 
-@outside_inference_mode()
+@in_usual_modes()
 def convert_checkpoint(
     source: str | os.PathLike[str],
     destination: str | os.PathLike[str],
@@ -543,7 +544,7 @@ def convert_checkpoint(
     )
 
 
-@outside_inference_mode()
+@in_usual_modes()
 def verify_checkpoint(
     source: str | os.PathLike[str],
     folder: str | os.PathLike[str],

@@ -36,9 +36,9 @@ from vitconv.models.processors import (
     processor_file,
     timm_data_config,
 )
-from vitconv.models.timm import ACTIVATIONS, arguments, build_timm, from_timm, make_buffers, outside_inference_mode
+from vitconv.models.timm import ACTIVATIONS, arguments, build_timm, from_timm, in_usual_modes, make_buffers
 from vitconv.models.wrapper import is_wrapper, read_wrapped
-from vitconv.parity.comparison import Parity, compare, compare_on_noise, compare_outputs
+from vitconv.parity.comparison import Parity, compare, compare_on_noise, compare_outputs, one_at_a_time
 from vitconv.parity.verification import check_bytes, check_timm_processor, pixels_for, usual_dtype
 from vitconv.writing.record import recorded_architecture, reversion_record
 from vitconv.writing.staging import check_apart, check_destination, staged_folder
@@ -122,7 +122,8 @@ class Reversion:
         return "\n\n".join(parts)
 
 
-@outside_inference_mode()
+@in_usual_modes()
+@one_at_a_time()
 def to_timm(
     hf_model: PreTrainedModel, *, architecture: str | None = None, drop: Collection[str] = (), verify: bool = True
 ) -> nn.Module:
@@ -172,7 +173,7 @@ def _verify_twin(found: _Found, hf_model: PreTrainedModel, drop: Collection[str]
     compare_on_noise(timm_model, hf_model, found.architecture, device).assert_match()
 
 
-@outside_inference_mode()
+@in_usual_modes()
 def revert_checkpoint(
     source: str | os.PathLike[str],
     destination: str | os.PathLike[str],

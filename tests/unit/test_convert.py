@@ -516,18 +516,21 @@ def test_verify_names_a_source_that_changes_meanwhile(small_checkpoint, converte
         verify_checkpoint(source, converted.destination, on_step=replace)
 
 
+@pytest.mark.parametrize("around", [torch.inference_mode(), torch.device("meta")], ids=["inference mode", "device"])
 @pytest.mark.parametrize("kind", ["plain", "deit3"])
-def test_inference_mode_around_the_calls_changes_nothing(kind, tmp_path):
+def test_what_is_on_around_the_calls_changes_nothing(kind, around, tmp_path):
     model = small_model(kind)
     torch.save(model.state_dict(), tmp_path / "my.pth")
-    with torch.inference_mode():
+    with around:
         convert_checkpoint(tmp_path / "my.pth", tmp_path / "model", architecture=model, image_size=(64, 64))
         verify_checkpoint(tmp_path / "my.pth", tmp_path / "model", architecture=model)
         revert_checkpoint(tmp_path / "model", tmp_path / "back")
         made = [load_timm(tmp_path / "my.pth", model), to_huggingface(model.double())]
         made.append(to_timm(made[-1]))
-        assert compare(model, made[1], torch.rand(1, 3, 32, 32)).matches
-    assert not any(tensor.is_inference() for one in made for tensor in (*one.parameters(), *one.buffers()))
+        assert compare(model, made[1], torch.rand(1, 3, 32, 32, device="cpu")).matches
+    assert not any(
+        tensor.is_inference() or tensor.is_meta for one in made for tensor in (*one.parameters(), *one.buffers())
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import math
 import os
 import random
 import textwrap
+import threading
 
 import pytest
 import timm
@@ -344,6 +345,20 @@ def test_what_is_on_around_the_call_changes_nothing(kind, around):
         twin = to_huggingface(model)
     expected = to_huggingface(model).state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in twin.state_dict().items())
+
+
+def test_several_threads_convert_a_model_at_once():
+    model, twins = small_model().double(), []
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    threads = [threading.Thread(target=lambda: twins.append(to_huggingface(model)), daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(twins) == 4
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    first = twins[0].state_dict()
+    assert all(torch.equal(tensor, first[name]) for twin in twins for name, tensor in twin.state_dict().items())
 
 
 def test_weights_of_nan_are_converted():

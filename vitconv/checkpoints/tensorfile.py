@@ -213,7 +213,7 @@ def load_tensors(tensors: Mapping[str, StoredTensor | Tensor]) -> dict[str, Tens
     loaded = {}
     for name, tensor in tensors.items():
         if isinstance(tensor, StoredTensor):
-            content = torch.empty(tensor.nbytes, dtype=torch.uint8)
+            content = torch.empty(tensor.nbytes, dtype=torch.uint8, device="cpu")  # whatever the caller's default is
             _fill(content.numpy().data, tensor.file, tensor.start)
             tensor = content.view(getattr(torch, tensor.dtype)).reshape(tensor.shape)
         loaded[name] = tensor
@@ -238,7 +238,7 @@ def map_tensors(tensors: Mapping[str, StoredTensor | Tensor]) -> dict[str, Tenso
                 )
             part = maps[tensor.file][tensor.start : tensor.start + tensor.nbytes]
             stride = [math.prod(tensor.shape[i + 1 :]) for i in range(len(tensor.shape))]
-            empty = torch.empty(0, dtype=getattr(torch, tensor.dtype))
+            empty = torch.empty(0, dtype=getattr(torch, tensor.dtype), device="cpu")
             tensor = empty.set_(part, 0, tensor.shape, stride)
         mapped[name] = tensor
     return mapped

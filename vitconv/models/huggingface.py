@@ -468,8 +468,8 @@ def _stored(folder: Path) -> dict[str, Tensor]:
 def _hold(model: PreTrainedModel) -> None:
     """Copy the weights into memory that torch aligned, in the usual order: else, the last bits of logits may differ.
 
-    A file in torch's format may hold a convolution channels-last, which safetensors does not write. The copy also parts
-    the weights from a ``.bin`` file, which Transformers maps all the same.
+    A file in torch's format may hold a convolution channels-last, which safetensors does not write. The copy also
+    parts the weights from a ``.bin`` file, which Transformers maps all the same.
     """
     import torch
 

@@ -121,10 +121,13 @@ def known_name(name: str) -> str | None:
 
 
 @contextmanager
-def outside_inference_mode() -> Iterator[None]:
-    """Leave the caller's ``torch.inference_mode``: models made in it can neither be trained nor moved and compared."""
-    torch = sys.modules.get("torch")  # whoever is in that mode has imported it
-    with torch.inference_mode(False) if torch else nullcontext():
+def in_usual_modes() -> Iterator[None]:
+    """Leave the caller's ``torch.inference_mode`` and default device.
+
+    Models made in that mode can neither be trained nor moved and compared, and files are read into the CPU's memory.
+    """
+    torch = sys.modules.get("torch")  # whoever has set them has imported it
+    with torch.inference_mode(False) if torch else nullcontext(), torch.device("cpu") if torch else nullcontext():
         yield
 
 

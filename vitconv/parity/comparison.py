@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -36,6 +37,20 @@ if TYPE_CHECKING:
 
 #: Where a logarithmic axis of differences has the band for those that are 0: from, to. No difference is so small.
 EQUAL = (1e-20, 1e-18)
+
+
+_COMPARING = threading.RLock()
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Wait until no other thread compares models, or reads one to convert it.
+
+    While they are compared, models have hooks, and parameters of another dtype: two threads with the same model would
+    wait for each other for ever, or take what is only there for the moment.
+    """
+    with _COMPARING:
+        yield
 
 
 @dataclass(frozen=True)
@@ -269,6 +284,7 @@ class Parity:
         return axes
 
 
+@one_at_a_time()
 def compare(
     timm_model: nn.Module,
     hf_model: PreTrainedModel,
@@ -450,6 +466,7 @@ def _run(
     return Comparison(dtype, tuple(stages), *_agreement(values[-2], values[-1], stages[-1].name), tokens)
 
 
+@one_at_a_time()
 def compare_outputs(
     timm_model: nn.Module, wrapper: PreTrainedModel, pixels: Tensor, *, dtypes: Sequence[str], device: str = "cpu"
 ) -> Parity:
