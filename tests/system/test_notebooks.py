@@ -277,6 +277,15 @@ def test_a_model_with_more_channels_than_a_picture(run, tmp_path):
     assert "No picture has 6 channels: both models get noise" in told
 
 
+def test_anatomy_refuses_the_labels_of_another_model(run, tmp_path):
+    """Such as the demo's, which are the default."""
+    torch.save(perturbed(timm.create_model("vit_tiny_patch16_224", num_classes=5)).state_dict(), tmp_path / "my.pth")
+    (tmp_path / "labels.txt").write_text("\n".join(CLASSES))
+    mine = {"checkpoint": str(tmp_path / "my.pth"), "architecture": "vit_tiny_patch16_224"}
+    with pytest.raises(InputError, match="There are 7 labels, but the weights have 5 classes"):
+        run("anatomy", **{**BARE, **mine, "labels": str(tmp_path / "labels.txt")})
+
+
 @pytest.mark.parametrize(
     "family, why", [("beit", "it is a BeitForImageClassification"), ("dinov2_with_registers", "")]
 )
