@@ -8,10 +8,12 @@ import logging
 import socket
 import sys
 import time
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import httptools
 import uvicorn
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from vitconv.errors import InputError
@@ -127,9 +129,25 @@ class _Parser(httptools.HttpRequestParser):
             super().feed_data(line + b"".join(headers) + b"\r\n")
 
 
+class _Flow(FlowControl):
+    """Reads nothing more while requests wait behind another one of their connection.
+
+    uvicorn reads on at each answer, and keeps all that comes. The one that is answered needs no more: all of it has
+    come when another begins.
+    """
+
+    def __init__(self, transport: asyncio.Transport, waiting: Collection[Any]) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        if not self._waiting:
+            super().resume_reading()
+
+
 def _protocol(seconds: float) -> type[HttpToolsProtocol]:
-    """uvicorn's protocol, with limits: it waits for the head of a request for ever, keeps a head of any size, and
-    takes connections until no file can be opened any more.
+    """uvicorn's protocol, with limits: it waits for the head of a request for ever, keeps a head of any size and any
+    number of requests, and takes connections until no file can be opened any more.
     """
     most_connections = _most_connections()
 
@@ -146,6 +164,7 @@ def _protocol(seconds: float) -> type[HttpToolsProtocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            self.flow = _Flow(transport, self.pipeline)
             if len(self.connections) > most_connections:
                 transport.abort()
             self._wait()
@@ -185,7 +204,13 @@ def _protocol(seconds: float) -> type[HttpToolsProtocol]:
 
         def _wait(self) -> None:
             self._stop_waiting()
-            self._head = self.loop.call_later(seconds, self.transport.close)
+            self._head = self.loop.call_later(seconds, self._leave)
+
+        def _leave(self) -> None:
+            if self.flow.read_paused:  # the rest of the head may have come
+                self._wait()
+            else:
+                self.transport.close()
 
         def _stop_waiting(self) -> None:
             if self._head is not None:

@@ -17,7 +17,7 @@ from vitconv.serving.rest import Settings, bind, create_app, server
 
 @pytest.fixture
 def start(classifier, monkeypatch):
-    """Start a server with these settings; its address."""
+    """Start a server with these settings; its address. `start.connections()` are those of the last one."""
     ends = []
 
     def start(**settings):
@@ -40,6 +40,7 @@ def start(classifier, monkeypatch):
         ends.append((made[0], thread, listener))
         return listener.getsockname()
 
+    start.connections = lambda: list(ends[-1][0].server_state.connections)
     yield start
     for running, thread, listener in ends:
         running.should_exit = True
@@ -266,6 +267,44 @@ def test_a_request_that_waits_behind_another_is_not_cut_off(start, photo, monkey
         while received.count(b"HTTP/1.1 200") < 3:
             assert (more := connection.recv(2**16)), received
             received += more
+
+
+@pytest.mark.parametrize("path", ["/none", "/v1/predict"], ids=["refused", "read"])
+def test_requests_that_wait_behind_another_are_bounded(start, path):
+    """What has not come into memory waits at the client: all are answered, and few are kept."""
+    address, size, count, received, kept = start(), 20_000, 300, b"", 0
+    head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n"
+    asked = (head % (path.encode(), size) + bytes(size)) * count
+    with socket.create_connection(address) as connection:
+        connection.settimeout(60)
+        sender = threading.Thread(target=connection.sendall, args=(asked,))
+        sender.start()
+        while received.count(b"HTTP/1.1 4") < count:
+            assert (more := connection.recv(2**16)), received
+            received += more
+            kept = max(kept, *(len(one.pipeline) for one in start.connections()))
+        sender.join()
+    assert kept * size < 2 * 2**18  # as much as is read at once is never more than 256 KiB
+
+
+def test_a_head_that_is_not_read_yet_is_not_waited_for(start, photo, monkeypatch):
+    """Where what was read at once ends within a head, the rest comes when the requests before it are answered."""
+    answer = Classifier.__call__
+
+    def slowly(classifier, image):
+        time.sleep(0.4)
+        return answer(classifier, image)
+
+    address = start(header_seconds=0.3)
+    monkeypatch.setattr(Classifier, "__call__", slowly)
+    head = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(
+        photo
+    )
+    with socket.create_connection(address) as connection:
+        connection.sendall((head + photo) * 3 + b"GET /health/live HTTP/1.1\r\nHo")
+        time.sleep(0.1)
+        connection.sendall(b"st: x\r\nConnection: close\r\n\r\n")
+        assert closed(connection, 30).count(b"HTTP/1.1 200") == 4
 
 
 def test_connections_are_bounded(start, photo, monkeypatch):
