@@ -1,6 +1,7 @@
 """The files that containers are made of. Nothing here builds one: .github/workflows/container.yml does."""
 
 import fnmatch
+import os
 import re
 import shlex
 import subprocess
@@ -165,11 +166,35 @@ def test_prometheus_finds_its_rules_and_keeps_what_they_need():
         assert f"/deploy/{file.name}" in script
 
 
+@pytest.mark.parametrize("key", ["", "k' $HOME \"%s"])
+def test_prometheus_has_the_key_of_the_server(tmp_path, key):
+    """Without it, /metrics is 401, and Prometheus alerts that the server is down."""
+    service, (job,) = (
+        COMPOSE["services"]["prometheus"],
+        [one for one in PROMETHEUS["scrape_configs"] if one["job_name"] == "vitconv"],
+    )
+    variable = "VITCONV_API_KEY"
+    assert service["environment"][variable] == COMPOSE["services"]["rest"]["environment"][variable]
+    place = Path(job["authorization"]["credentials_file"])
+    assert str(place.parent) in service["tmpfs"]  # the rest of its files cannot be written
+    program = tmp_path / "prometheus"
+    program.write_text('#!/bin/sh\nfor one in "$@"; do echo "$one"; done\n')
+    program.chmod(0o755)
+    shell, option, script, name = service["entrypoint"]
+    script = script.replace("$$", "$").replace(str(place), str(tmp_path / "key"))
+    environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", variable: key}
+    command = [shell, option, script, name, *service["command"]]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.splitlines(), done.stderr) == (0, service["command"], "")
+    assert (tmp_path / "key").read_text() == key
+
+
 def test_promtool_takes_the_configuration():
     promtool = find("promtool")
     if not promtool:
         pytest.skip("no promtool: make prometheus")
-    command = [promtool, "check", "config", ROOT / "deploy/prometheus.yml"]
+    # Without the files that it names: the key is written when the container starts.
+    command = [promtool, "check", "config", "--syntax-only", ROOT / "deploy/prometheus.yml"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
