@@ -813,9 +813,14 @@ def _makes(expected: Tensor, image: Image, processor: BaseImageProcessor, data: 
 
 
 def _other_pixels(file: str, image: Image) -> ParityError:
+    import torch
+
+    remedy, dtype = "Convert the source again; if timm's data configuration is not the tag's, give it.", torch.float32
+    if torch.get_default_dtype() != dtype:  # torchvision's ToTensor computes in it
+        remedy = f"Call torch.set_default_dtype({dtype}) first: timm's transform makes other pixels with another one."
     return ParityError(
         f"The image processor in `{file}` does not make the pixels that timm's transform makes "
         f"of an image of {image.width}x{image.height}.",
-        "Convert the source again; if timm's data configuration is not the tag's, give it.",
+        remedy,
         stage="pixels",
     )

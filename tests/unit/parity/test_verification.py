@@ -216,6 +216,16 @@ def test_a_wrong_timm_processor_is_found(folder, verify, change):
     assert caught.value.stage == "pixels"
 
 
+def test_another_default_dtype_is_named(folder, verify):
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(ParityError, match="does not make the pixels") as caught:
+            verify()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert caught.value.remedy.startswith("Call torch.set_default_dtype(torch.float32) first")
+
+
 def test_a_processor_that_fails_is_named(folder, verify):
     """Of preprocessor_config.json each setting is looked at first, so that none that fails gets so far."""
     change = {"pretrained_cfg": {"input_size": [2, 224, 224], "mean": [0.5] * 2, "std": [0.5] * 2}}
