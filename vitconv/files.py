@@ -150,6 +150,14 @@ def unwritable(destination: Path, error: OSError) -> DestinationError:
     )
 
 
+def no_scratch(what: str, error: Exception) -> DestinationError:
+    """The error for what cannot be written into the system's temporary folder; ``what`` begins its sentence."""
+    return DestinationError(
+        f"{what} cannot be written to '{tempfile.gettempdir()}': {getattr(error, 'strerror', None) or error}.",
+        "Free space there, or set TMPDIR to another folder.",
+    )
+
+
 def umask() -> int:
     """This process's umask: temporary files are always private, and finished ones get the usual permissions."""
     mask = os.umask(0)

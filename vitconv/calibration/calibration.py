@@ -29,7 +29,7 @@ from vitconv.checkpoints.checkpoint import CALIBRATION_FILE
 from vitconv.errors import InputError, first_few, shown
 from vitconv.evaluation.outcomes import read_labels
 from vitconv.evaluation.words import image_count, percent
-from vitconv.files import new_file, real_path, write_json
+from vitconv.files import new_file, no_scratch, real_path, write_json
 from vitconv.inference.answers import softmax
 from vitconv.inference.batch_prediction import check_batch
 from vitconv.inference.certainty import SCHEMA, Certainty, identity, seal
@@ -127,7 +127,7 @@ def calibrate(
         CheckpointError, ParityError: it is not a folder that vitconv writes, lacks weights, or changes meanwhile.
         InputError: there are too few images, of a class or at all; an image has no label, or two; it cannot be read;
             the model has one class; or an argument does not fit.
-        DestinationError: the folder cannot be written.
+        DestinationError: the folder cannot be written, or the odd images in the system's temporary folder.
     """
     _check_coverage(coverage)
     folder = real_path(model)
@@ -334,10 +334,17 @@ def _odd(odd: str | Path, images: str | Path, known: list[str]) -> _Odd:
 
 
 def _made(known: _Known, part: int, folder: Path, shape: tuple[int, int, int]) -> Path:
-    """A folder of odd images, made of those of a part."""
+    """A folder of odd images, made of those of a part.
+
+    Raises:
+        DestinationError: they cannot be written.
+    """
     chosen = np.flatnonzero(known.parts == part)[:_MOST_MADE]
     files = [known.listed.folder / known.listed.paths[int(known.rows[image])].as_py() for image in chosen]
-    write_odd_images(files, [known.digests[image] for image in chosen], folder, shape)
+    try:
+        write_odd_images(files, [known.digests[image] for image in chosen], folder, shape)
+    except OSError as error:  # of reading them, load_image raises its own
+        raise no_scratch("The odd images that are made of the others", error) from error
     return folder
 
 

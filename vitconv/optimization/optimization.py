@@ -24,7 +24,7 @@ from vitconv.checkpoints.checkpoint import is_optimized
 from vitconv.errors import InputError, VitconvError, first_few, how_to_install, shown
 from vitconv.evaluation.outcomes import Outcomes, read_outcomes, require
 from vitconv.evaluation.words import image_count
-from vitconv.files import check_name, real_path, sha256
+from vitconv.files import check_name, no_scratch, real_path, sha256
 from vitconv.inference.batch_prediction import predict
 from vitconv.inference.images import digest_of_all, image_digests, read_images
 from vitconv.inference.machine import instructions
@@ -333,16 +333,24 @@ def _calibration(
 
 
 def _float32(folder: Path, info: ModelInfo, scratch: Path) -> Path:
-    """The folder itself, or a copy with its weights in float32: what an optimised model is compared with."""
+    """The folder itself, or a copy with its weights in float32: what an optimised model is compared with.
+
+    Raises:
+        DestinationError: the copy cannot be written.
+    """
     import torch
+    from safetensors import SafetensorError
 
     model = load_folder(folder)
     if model.dtype == torch.float32:
         return folder
     copy = scratch / "float32"
-    copy.mkdir()
-    _copy_description(folder, copy)
-    save(model.float(), copy)
+    try:
+        copy.mkdir()
+        _copy_description(folder, copy)
+        save(model.float(), copy)
+    except (OSError, SafetensorError) as error:  # the latter holds the system's error, such as a full disk, as text
+        raise no_scratch("A copy of the model in float32", error) from error
     return copy
 
 

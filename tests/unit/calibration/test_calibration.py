@@ -293,6 +293,17 @@ def test_an_old_calibration_stays_where_a_new_one_fails(model, pictures, tmp_pat
     assert not list(model.glob(".*"))
 
 
+def test_a_temporary_folder_without_space_for_odd_images(model, pictures, tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("PIL.Image.Image.save", fail)
+    with pytest.raises(DestinationError, match="odd images .* No space left on device") as error:
+        calibrate(model, pictures)
+    assert "TMPDIR" in error.value.remedy
+    assert not (model / "calibration.json").exists()
+
+
 def test_the_logits_are_as_before_bit_for_bit(model, pictures):
     runtime = open_model(model, "cpu")
     pixels = open_preprocessor(runtime.info)(next((pictures / "oak").iterdir()))[None]

@@ -26,6 +26,7 @@ from optimizing import (
     write_pictures,
 )
 from PIL import Image
+from safetensors import SafetensorError
 
 from vitconv.convert import convert_checkpoint, verify_checkpoint
 from vitconv.errors import CheckpointError, DestinationError, InputError, ParityError, VitconvError
@@ -34,10 +35,12 @@ from vitconv.inference import open_model, predict
 from vitconv.inference.machine import INSTRUCTIONS
 from vitconv.inference.predictions import read_predictions
 from vitconv.inference.runtime import read_info
+from vitconv.models.huggingface import load_folder
 from vitconv.optimization import RECIPES, GateError, Limits, optimize
 from vitconv.optimization import optimization as module
 from vitconv.optimization.recipes import onnx, openvino
 from vitconv.optimization.recipes.recipe import Calibration, Written
+from vitconv.optimization.recipes.weights import save
 
 #: Most of them export a model.
 pytestmark = pytest.mark.slow
@@ -152,6 +155,23 @@ def test_the_float32_answers_are_kept_for_the_next_recipe(woods, tmp_path, monke
     monkeypatch.setattr(module, "predict", lambda *a, **k: ran.append(right(*a, **k)) or ran[-1])
     woods.optimize(tmp_path / "two", "bfloat16", reference=tmp_path / "kept")
     assert [run.found for run in ran] == [60, 0]
+
+
+@pytest.mark.parametrize(
+    "error", [SafetensorError("No space left on device (os error 28)"), OSError(28, "No space left on device")]
+)
+def test_a_temporary_folder_without_space_for_the_float32_copy(woods, tmp_path, monkeypatch, error):
+    half = shutil.copytree(woods.model, tmp_path / "half")
+    save(load_folder(half).bfloat16(), half)
+
+    def fail(model, folder):
+        raise error
+
+    monkeypatch.setattr(module, "save", fail)
+    with pytest.raises(DestinationError, match="copy of the model in float32 .* No space left on device") as found:
+        optimize(half, tmp_path / "fast", recipe="onnx", images=woods.held)
+    assert "TMPDIR" in found.value.remedy
+    assert not (tmp_path / "fast").exists()
 
 
 def test_other_predictions_are_not_replaced_by_the_float32_answers(woods, tmp_path):
