@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -15,6 +16,7 @@ from vitconv.inference.machine import cores
 from vitconv.inference.runtime import Runtime, choose_device
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.utils.data import Dataset
 
 
@@ -47,8 +49,9 @@ class LocalEngine:
         )
         try:
             _check_descriptors()
-            for pixels in _begin(loader):
-                logits = runtime(pixels.values.numpy())
+            for values, rest in _begin(loader):
+                pixels: Pixels = pickle.loads(rest.numpy())
+                logits = runtime(values.numpy())
                 yield BatchOutput(pixels.batch, logits, pixels.errors, pixels.notes, pixels.appearance)
         except torch.OutOfMemoryError as error:
             raise VitconvError(
@@ -102,7 +105,7 @@ def _check_descriptors() -> None:
     """
     opened: list[int] = []
     try:
-        for _ in range(8 + 5 * cores()):  # for each its pipes, and the memory of two batches
+        for _ in range(8 + 7 * cores()):  # for each its pipes, and the memory of two batches, two files each
             opened.append(os.open(os.devnull, os.O_RDONLY))
     finally:
         for descriptor in opened:
@@ -127,15 +130,20 @@ _KILLED = (
 )
 
 
-def _share(pixels: Pixels) -> Pixels:
-    """Put the pixels into shared memory, as torch passes them on: through a pipe, they would be copied twice.
+def _share(pixels: Pixels) -> tuple[Tensor, Tensor]:
+    """Put a batch into shared memory, as torch passes tensors on: its values, and pickled what else there is.
 
-    It would do so itself, but in a thread, whose errors nobody hears of: the run would wait for ever.
+    Through a pipe, the values would be copied twice. The rest may be more than a pipe takes at once: if this process
+    were killed then, the other would wait for ever for what is missing.
+
+    torch would do so itself, but in a thread, whose errors nobody hears of: the run would wait for ever.
     """
     import torch
 
+    rest = bytearray(pickle.dumps(pixels._replace(values=pixels.values[:0])))
     try:
-        return pixels._replace(values=torch.from_numpy(pixels.values).share_memory_())
+        values = torch.from_numpy(pixels.values).share_memory_()
+        return values, torch.frombuffer(rest, dtype=torch.uint8).share_memory_()
     except (RuntimeError, OSError) as error:
         if "File too large" in str(error):  # EFBIG: a limit of this process, not of the memory
             raise VitconvError(

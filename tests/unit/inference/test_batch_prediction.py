@@ -2,12 +2,14 @@ import errno
 import json
 import multiprocessing
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from itertools import islice
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -359,6 +361,35 @@ def test_a_process_that_is_killed_while_the_model_runs_is_no_error_of_the_model(
     monkeypatch.setattr(transformers_module, "load_folder", load_killer)
     with pytest.raises(VitconvError, match="A process that prepares images was killed"):
         predict(folder, write_images(20), tmp_path / "out", batch_size=2)
+
+
+def test_a_process_that_is_killed_while_it_waits_to_hand_much_over(folder, tmp_path, monkeypatch):
+    """What is said of 700 images is more than a pipe takes before it is read."""
+
+    def kill(*arguments):
+        time.sleep(2)  # until the next batch is prepared
+        for process in multiprocessing.active_children():
+            process.kill()
+
+    load = transformers_module.load_folder
+
+    def load_killer(path):
+        model = load(path)
+        model.register_forward_pre_hook(kill)
+        return model
+
+    (tmp_path / "list.csv").write_text("path\n" + "".join(f"{number:0100}.jpg\n" for number in range(2800)))
+    monkeypatch.setattr(local, "cores", lambda: 1)
+    monkeypatch.setattr(transformers_module, "load_folder", load_killer)
+    with pytest.raises(VitconvError, match="A process that prepares images was killed"):
+        predict(folder, tmp_path / "list.csv", tmp_path / "out", batch_size=700, max_errors=2800)
+
+
+def test_a_batch_is_handed_over_in_one_step():
+    """A pipe takes so few bytes as a whole or not at all, whenever the process that writes them is killed."""
+    texts = [f"{number:0100}" for number in range(700)]
+    pixels = Pixels(0, np.zeros((700, 3, 2, 2), np.float32), texts, texts, np.zeros((700, 16)))
+    assert len(ForkingPickler.dumps((0, local._share(pixels)))) <= select.PIPE_BUF
 
 
 @pytest.mark.slow
