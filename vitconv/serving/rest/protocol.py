@@ -193,6 +193,8 @@ def _input(wanted: tensors.Tensor, given: dict[str, Any], tail: bytes) -> bytes 
     if size is not None:
         if size != len(tail) or isinstance(size, bool):
             raise RequestError(400, f"{len(tail)} bytes follow the JSON, not {shown(size)}.", _SEE)
+        if given.get("data") is not None:
+            raise RequestError(400, f"`{wanted.name}` has `data` and a `binary_data_size`.", "Send one of the two.")
         value = _of_bytes(wanted, datatype, tail)
     elif tail:
         raise RequestError(400, f"{len(tail)} bytes follow the JSON, but no input is said to be in them.", _SEE)

@@ -163,6 +163,11 @@ REFUSED = {
     "infinite": ("model", {"inputs": [{**PIXELS, "data": [1e39] * 3072}]}, "Pixels are not finite"),
     "size of no bytes": ("vit", {"inputs": [image(b"x", parameters={"binary_data_size": 1})]}, "0 bytes follow"),
     "size that is none": ("vit", {"inputs": [image(b"x", parameters={"binary_data_size": "x"})]}, "not 'x'"),
+    "data of two": (
+        "vit",
+        {"inputs": [image(b"x", data=[1], parameters={"binary_data_size": 0})]},
+        "has `data` and a `binary_data_size`",
+    ),
     "parameters": ("vit", {"inputs": [image(b"x", parameters=3)]}, "`parameters` is no JSON object"),
     "another output": ("vit", {"inputs": [image(b"x", data=[1])], "outputs": [{"name": "x"}]}, "no output 'x'"),
     "an odd output": ("vit", {"inputs": [image(b"x", data=[1])], "outputs": [{"name": []}]}, r"no output \[\]"),
