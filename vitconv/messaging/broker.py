@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 from vitconv.errors import InputError, VitconvError, shown
+from vitconv.files import is_unicode
 
 #: Bytes of the longest id. Results have it several times, and Pub/Sub takes no longer attribute.
 MOST_ID = 1024
@@ -73,7 +74,12 @@ def image_message(image: bytes, id: str, *, source: str = "vitconv") -> Message:
         image: the content of a file: JPEG, PNG, WebP…
         id: the result has it, too. Two images need two ids.
         source: who asks, as a URI reference.
+
+    Raises:
+        InputError: no broker takes the id.
     """
+    if not is_unicode(id):  # as the name of a file may be
+        raise InputError(f"The id {shown(id)} cannot be written as UTF-8.", "Give the image another one.")
     return event(image, id, source=source, type="vitconv.image", content_type="application/octet-stream", key=id)
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from vitconv.messaging.broker import MOST_ID, arrived
+from vitconv.errors import InputError
+from vitconv.messaging.broker import MOST_ID, arrived, image_message
 
 
 def make(attributes):
@@ -35,3 +36,8 @@ def test_a_problem_is_short_however_long_the_id():
 def test_what_cannot_be_read_has_a_problem():
     found = make(None)
     assert found.attributes == {"ce-id": "topic/0/7"} and "headers cannot be read" in found.problem
+
+
+def test_the_name_of_a_file_that_is_no_text_is_no_id():
+    with pytest.raises(InputError, match=r"The id 'caf\\udce9.jpg' cannot be written as UTF-8"):
+        image_message(b"abc", "caf\udce9.jpg")
