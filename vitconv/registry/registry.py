@@ -168,19 +168,25 @@ def _upload(
     with store.run(name, {**tags, **source}) as (run, artifacts):
         for number, file in enumerate(files):
             parent = Path(file).parent
+            if not (folder / file).is_file():  # which is no fault of MLflow's
+                raise _changed(folder)
             store.upload(run, folder / file, FOLDER if parent == Path() else f"{FOLDER}/{parent.as_posix()}")
             on_progress(number + 1, 0, len(files))
         with TemporaryDirectory(prefix="vitconv-") as scratch:
             write_json(files, Path(scratch, FILES))
             store.upload(run, Path(scratch, FILES), "")
         if read_files(folder) != files:
-            raise CheckpointError(
-                f"The files in '{folder}' have changed while they were uploaded.",
-                "Run it again when nothing else writes to it.",
-            )
+            raise _changed(folder)
         on_step("Registering")
         store.log(run, contents.params, contents.metrics)
         return store.create_version(name, f"{artifacts}/{FOLDER}", run, tags, _description(contents))
+
+
+def _changed(folder: Path) -> CheckpointError:
+    return CheckpointError(
+        f"The files in '{folder}' have changed while they were uploaded.",
+        "Run it again when nothing else writes to it.",
+    )
 
 
 def _description(contents: Contents) -> str:

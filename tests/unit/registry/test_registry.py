@@ -287,6 +287,18 @@ def test_a_folder_that_changes_meanwhile_is_refused(folder, monkeypatch):
     assert left() == []
 
 
+def test_a_folder_that_is_removed_meanwhile_is_refused(folder):
+    place = Path(shutil.copytree(folder, "trees"))
+
+    def remove(step):
+        if step == "Uploading":
+            shutil.rmtree(place)
+
+    with pytest.raises(CheckpointError, match="have changed while they were uploaded"):
+        register(place, on_step=remove)
+    assert left() == []
+
+
 def test_a_damaged_folder_is_not_registered(folder):
     place = Path(shutil.copytree(folder, "trees"))
     (place / "config.json").write_text("{}")
