@@ -225,8 +225,8 @@ def check_machine(recipe: Recipe) -> tuple[str, ...]:
     """Raise :class:`InputError` where a recipe's result would be of no use; notes where it is slow."""
     if not _runs_here(recipe):
         raise InputError(
-            f"The recipe {recipe.name} needs a processor with {' or '.join(recipe.instructions)}, and this one has "
-            f"none of them: {recipe.without}.",
+            f"The recipe {recipe.name} needs a processor with {' or '.join(recipe.instructions)}, which this one does "
+            f"not have: {recipe.without}.",
             "Choose another recipe, such as openvino.",
         )
     if recipe.fast_with and not first(recipe.fast_with, instructions()):

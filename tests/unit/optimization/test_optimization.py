@@ -534,9 +534,9 @@ def test_a_processor_without_the_instructions(woods, tmp_path, monkeypatch, earl
     """Where the result would be wrong, it is an error; where it is slow, a note."""
     monkeypatch.setattr(module, "instructions", lambda: ("avx2",))
     for recipe, calibration, reason in (
-        ("onnx-int8", None, "avx512_vnni or avx_vnni or dot, and this one has none of them: sums of int8 products"),
-        ("openvino-int8", woods.calibration, "avx512_vnni or avx_vnni or dot, and this one has none of them: sums"),
-        ("openvino-bf16", None, "avx512_bf16, and this one has none of them: OpenVINO would take many times as long"),
+        ("onnx-int8", None, "avx512_vnni or avx_vnni or dot, which this one does not have: sums of int8 products"),
+        ("openvino-int8", woods.calibration, "avx512_vnni or avx_vnni or dot, which this one does not have: sums"),
+        ("openvino-bf16", None, "avx512_bf16, which this one does not have: OpenVINO would take many times as long"),
     ):
         with pytest.raises(InputError, match=f"{recipe} needs a processor with {reason}"):
             optimize(woods.model, tmp_path / "fast", recipe=recipe, images=woods.held, calibration=calibration)
