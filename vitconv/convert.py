@@ -32,6 +32,7 @@ from vitconv.checkpoints.description import (
     DATA,
     SelfDescription,
 )
+from vitconv.checkpoints.digests import fingerprint
 from vitconv.checkpoints.labels import check_labels, read_labels
 from vitconv.checkpoints.license import check_license, stated_license
 from vitconv.checkpoints.tensorfile import StoredTensor, dtype_name, map_tensors, write_weights
@@ -515,7 +516,8 @@ def convert_checkpoint(
             *_other_labels(opened, names),
             *(verification.warnings if verification else ()),
         )
-        write_json(conversion_record(opened, names, verification, hashes), folder / PARITY_FILE)
+        verified = fingerprint(folder) if verification else None
+        write_json(conversion_record(opened, names, verification, hashes, verified), folder / PARITY_FILE)
         card = model_card(
             opened.source.files[0].name,
             opened.timm_name,

@@ -29,6 +29,7 @@ from vitconv.convert import (
     verify_checkpoint,
 )
 from vitconv.errors import ArchitectureError, CheckpointError, DestinationError, InputError, ParityError, WeightsError
+from vitconv.inference.runtime import read_info
 from vitconv.models.catalogue import entries, with_classes
 from vitconv.models.huggingface import load_folder
 from vitconv.models.images import sample_image
@@ -230,6 +231,7 @@ def test_the_record_names_source_versions_and_figures(converted, small_checkpoin
     assert source["sha256"] == hashlib.sha256(small_checkpoint.read_bytes()).hexdigest()
     assert record["versions"]["timm"] == timm.__version__
     assert record["verified"] is True
+    assert record["fingerprint"] == read_info(converted.destination).fingerprint
     assert record["parity"]["float64"]["matches"] is True
     assert str(small_checkpoint.parent) not in json.dumps(record)
 

@@ -1,4 +1,4 @@
-"""Digests of the pipeline's inputs.
+"""Digests of the pipeline's inputs, and of a folder.
 
 DVC cannot depend on a file that may be absent, or on a model on the Hub. So a stage that always runs writes the
 SHA-256 of the files that each parameter names. The other stages depend on what it writes: they run again only if that
@@ -7,13 +7,21 @@ changes.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from vitconv.checkpoints.checkpoint import HUB_PREFIX, TORCH_INDEX_FILE
+from vitconv.checkpoints.checkpoint import (
+    CALIBRATION_FILE,
+    HUB_PREFIX,
+    OPTIMIZATION_FILE,
+    PARITY_FILE,
+    TORCH_INDEX_FILE,
+)
 from vitconv.checkpoints.tensorfile import INDEX_FILE
-from vitconv.errors import InputError
+from vitconv.errors import CheckpointError, InputError
 from vitconv.files import new_file, sha256, write_json
 
 
@@ -63,3 +71,26 @@ def write_digests(values: Mapping[str, str | None], destination: str | os.PathLi
         found = digest(value)
         with new_file(Path(destination) / f"{name}.json") as file:
             write_json(found, file)
+
+
+def fingerprint(folder: Path) -> str:
+    """One SHA-256 of the weight files and the configurations of a Transformers folder.
+
+    The records of how they were made, and of what was found out about them, decide no logit; nor do hidden files, such
+    as a record that is being written.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors", ".bin"))
+    files = [file for file in files if not file.name.startswith(".")]
+    try:
+        digests = {file.name: sha256(file) for file in files if file.name not in _RECORDS and file.is_file()}
+    except OSError as error:
+        raise CheckpointError(
+            f"'{error.filename}' cannot be read: {error.strerror or error}.", "Check the file and its permissions."
+        ) from error
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+
+_RECORDS = (PARITY_FILE, OPTIMIZATION_FILE, CALIBRATION_FILE)

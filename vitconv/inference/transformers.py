@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitconv.checkpoints.checkpoint import CALIBRATION_FILE, PARITY_FILE, read_state_dict
+from vitconv.checkpoints.checkpoint import read_state_dict
+from vitconv.checkpoints.digests import fingerprint
 from vitconv.checkpoints.labels import check_labels
-from vitconv.errors import CheckpointError, InputError, ParityError
-from vitconv.files import sha256
-from vitconv.inference.optimized import OPTIMIZATION_FILE, check_files, check_machine, is_optimized, read_artefact
+from vitconv.errors import InputError, ParityError
+from vitconv.inference.optimized import check_files, check_machine, is_optimized, read_artefact
 from vitconv.mapping import LOADED_CLASSES, WRAPPER
 from vitconv.models.huggingface import first_line, load_config, load_folder
 from vitconv.parity.comparison import check_device
@@ -43,7 +41,7 @@ def read_info(folder: Path) -> ModelInfo:
     wraps_timm = LOADED_CLASSES[load_config(folder).architectures[0]] is WRAPPER
     packages = ("torch", "transformers", *(["timm"] if wraps_timm else []))
     versions = {name: version(name) for name in packages}
-    return ModelInfo("transformers", folder, classes, shape, _fingerprint(folder), versions, device=device)
+    return ModelInfo("transformers", folder, classes, shape, fingerprint(folder), versions, device=device)
 
 
 def read_classes_and_shape(folder: Path) -> tuple[tuple[str, ...], tuple[int, int, int]]:
@@ -66,26 +64,6 @@ def read_classes_and_shape(folder: Path) -> tuple[tuple[str, ...], tuple[int, in
     size = vision.image_size
     height, width = (size, size) if isinstance(size, int) else size
     return classes, (vision.num_channels, height, width)
-
-
-def _fingerprint(folder: Path) -> str:
-    """One SHA-256 of the weight files and the configurations.
-
-    The records of how they were made, and of what was found out about them, decide no logit; nor do hidden files, such
-    as a record that is being written.
-    """
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors", ".bin"))
-    files = [file for file in files if not file.name.startswith(".")]
-    try:
-        digests = {file.name: sha256(file) for file in files if file.name not in _RECORDS and file.is_file()}
-    except OSError as error:
-        raise CheckpointError(
-            f"'{error.filename}' cannot be read: {error.strerror or error}.", "Check the file and its permissions."
-        ) from error
-    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
-
-
-_RECORDS = (PARITY_FILE, OPTIMIZATION_FILE, CALIBRATION_FILE)
 
 
 class TransformersRuntime:

@@ -65,9 +65,11 @@ def read_contents(folder: str | Path) -> Contents:
     notes = []
     if (info.folder / PARITY_FILE).exists():
         parity = read_json(info.folder / PARITY_FILE)
-        verified = "yes" if parity.get("verified") is True else "no"
+        verified = _verified(parity, info)
+        unproved = _UNPROVED[verified]
     else:
         verified = "unknown"
+        unproved = f"The folder has no {PARITY_FILE}: nothing says what it was made from."
     recipe: str = ""
     gate: Mapping[str, Any] = {}
     if is_optimized(info.folder):
@@ -75,11 +77,7 @@ def read_contents(folder: str | Path) -> Contents:
         recipe = artefact.recipe
         verified = ""  # it is the gate that has judged it
     elif verified != "yes":
-        notes.append(
-            f"The folder has no {PARITY_FILE}: nothing says what it was made from."
-            if verified == "unknown"
-            else "The conversion was not verified."
-        )
+        notes.append(unproved)
     config = read_json(info.folder / CONFIG_FILE)
     params = {
         "class": str(config["architectures"][0]),
@@ -103,6 +101,31 @@ def read_contents(folder: str | Path) -> Contents:
         {name: value for name, value in metrics.items() if math.isfinite(value)},
         tuple(notes),
     )
+
+
+_UNPROVED = {
+    "yes": "",
+    "no": "The conversion was not verified.",
+    "unknown": f"An earlier vitconv has written {PARITY_FILE}: it does not say which files were verified.",
+}
+
+
+def _verified(parity: Mapping[str, Any], info: ModelInfo) -> str:
+    """Whether a folder is as it was verified: ``"yes"``, ``"no"`` or ``"unknown"``.
+
+    Raises:
+        CheckpointError: its weights or configurations are others: trained further, edited, or of another folder.
+    """
+    if parity.get("verified") is not True:
+        return "no"
+    if "fingerprint" not in parity:
+        return "unknown"
+    if parity["fingerprint"] != info.fingerprint:
+        raise CheckpointError(
+            f"'{info.folder / PARITY_FILE}' is the proof of another model: not of these weights and configurations.",
+            "Convert the source again, or remove the file.",
+        )
+    return "yes"
 
 
 def read_files(folder: Path) -> dict[str, str]:

@@ -68,7 +68,11 @@ class ConversionRecord:
 
 
 def conversion_record(
-    opened: Identified, labels: tuple[str, ...], verification: Verification | None, hashes: Mapping[Path, str]
+    opened: Identified,
+    labels: tuple[str, ...],
+    verification: Verification | None,
+    hashes: Mapping[Path, str],
+    verified: str | None,
 ) -> dict[str, Any]:
     """The contents of ``parity.json`` in a Transformers folder.
 
@@ -77,6 +81,7 @@ def conversion_record(
         labels: the class names that were written.
         verification: ``None`` if it was switched off.
         hashes: the SHA-256 of the source's files, as far as they are known.
+        verified: the fingerprint of the folder that was verified; ``None`` if none was.
     """
     inspection = opened.inspection
     versions = {name: importlib.metadata.version(name) for name in ("timm", "transformers", "torch", "safetensors")}
@@ -98,6 +103,7 @@ def conversion_record(
         "preprocessing": asdict(inspection.data),
         "made": [asdict(made) for made in inspection.made],
         "verified": verification is not None,
+        "fingerprint": verified,
         **(verification.to_dict() if verification else {}),
     }
 

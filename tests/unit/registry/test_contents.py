@@ -5,9 +5,13 @@ import os
 import shutil
 
 import pytest
-from conftest import convert_small
+import torch
+from conftest import CLASSES, convert_small
+from models import small_model
 from optimizing import reseal
+from safetensors.torch import load_file, save_file
 
+from vitconv.convert import convert_checkpoint
 from vitconv.errors import CheckpointError, InputError, VitconvError
 from vitconv.files import write_json
 from vitconv.inference.certainty import seal
@@ -18,6 +22,13 @@ from vitconv.registry.contents import digest, fits, read_contents, read_files
 @pytest.fixture
 def copy(folder, tmp_path):
     return shutil.copytree(folder, tmp_path / "trees")
+
+
+@pytest.fixture(scope="module")
+def proved(tmp_path_factory):
+    root, model = tmp_path_factory.mktemp("proved"), small_model("plain")
+    torch.save(model.state_dict(), root / "plain.pth")
+    return convert_checkpoint(root / "plain.pth", root / "model", architecture=model, labels=CLASSES).destination
 
 
 def edit(path, change):
@@ -90,6 +101,31 @@ def test_what_nothing_proves_is_noted(copy):
     (copy / "parity.json").unlink()
     assert read_contents(copy).notes == ("The folder has no parity.json: nothing says what it was made from.",)
     assert "architecture" not in read_contents(copy).params
+
+
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json", "model.safetensors"])
+def test_a_proof_of_other_files_is_refused(file, proved, tmp_path):
+    place = shutil.copytree(proved, tmp_path / "model")
+    assert read_contents(place).params["verified"] == "yes"
+    if file == "model.safetensors":  # as after training
+        tensors = {name: value + 1 for name, value in load_file(place / file).items()}
+        save_file(tensors, place / file, metadata={"format": "pt"})
+    else:
+        (place / file).write_text((place / file).read_text() + "\n")
+    with pytest.raises(CheckpointError, match="parity.json' is the proof of another model"):
+        read_contents(place)
+    (place / "parity.json").unlink()
+    assert read_contents(place).params["verified"] == "unknown"
+
+
+def test_an_earlier_proof_does_not_say_of_which_files_it_is(proved, tmp_path):
+    place = shutil.copytree(proved, tmp_path / "model")
+    record = json.loads((place / "parity.json").read_text())
+    del record["fingerprint"]
+    write_json(record, place / "parity.json")
+    found = read_contents(place)
+    assert found.params["verified"] == "unknown"
+    assert found.notes == ("An earlier vitconv has written parity.json: it does not say which files were verified.",)
 
 
 @pytest.mark.parametrize(
