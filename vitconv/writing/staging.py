@@ -276,7 +276,11 @@ def _rename(staging: Path, destination: Path, flag: int) -> None:
     if flag == _EXCHANGE:
         old = staging.with_name(f"{staging.name}.old.vitconv")
         destination.rename(old)
-        staging.rename(destination)
+        try:
+            staging.rename(destination)
+        except OSError:
+            old.rename(destination)  # hidden, it would be taken for abandoned, and removed
+            raise
         old.rename(staging)
     elif os.path.lexists(destination):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))

@@ -267,6 +267,25 @@ def test_without_renameat2_plain_renames_do(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["model"]
 
 
+def test_without_renameat2_a_failing_rename_keeps_the_old_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("ctypes.CDLL", lambda *arguments, **options: object())
+    with staged_folder(tmp_path / "model") as folder:
+        (folder / "config.json").write_text("old")
+    rename = Path.rename
+
+    def fail(path, target):
+        if (path / "config.json").read_text() == "new":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    message = "cannot be written: Input/output error"
+    with pytest.raises(DestinationError, match=message), staged_folder(tmp_path / "model", overwrite=True) as folder:
+        (folder / "config.json").write_text("new")
+    assert (tmp_path / "model" / "config.json").read_text() == "old"
+    assert os.listdir(tmp_path) == ["model"]
+
+
 def test_an_abandoned_staging_folder_is_removed_and_a_live_one_is_not(tmp_path):
     (tmp_path / ".model.dead.vitconv").mkdir()
     (tmp_path / ".other.dead.vitconv").mkdir()
