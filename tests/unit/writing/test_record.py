@@ -40,7 +40,7 @@ def test_the_two_schemas(tmp_path, small_checkpoint):
         data={"crop_pct": 0.875},
     )
     new = json.loads((tmp_path / "model" / "parity.json").read_text())
-    assert new["schema"] == 2 and new.keys() == old.keys()
+    assert new["schema"] == 2 and new.keys() == old.keys() | {"fingerprint"}
     stages = [record["parity"]["float64"]["stages"][0].keys() for record in (old, new)]
     assert [name.replace("badness", "error") for name in stages[0]] == list(stages[1])
     read = read_record(done.destination)
