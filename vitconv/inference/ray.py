@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -122,12 +125,24 @@ def join_cluster(part: str, extra: str = "ray") -> None:
     alone = {"include_dashboard": False} if address == "local" else {}
     try:
         _check_listens(address)
-        ray.init(address, log_to_driver=False, logging_level="error", **alone)
+        with _same_handler():
+            ray.init(address, log_to_driver=False, logging_level="error", **alone)
     except Exception as error:  # Ray has no class of its own for this: a time-out is a bare Exception
         raise InputError(
             f"The Ray cluster at '{address}' cannot be reached, or started: {str(error).strip()[:200]}",
             "Check RAY_ADDRESS and Ray's logs, in /tmp/ray/session_latest/logs.",
         ) from error
+
+
+@contextmanager
+def _same_handler() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM: Ray's own ends it with another exit code, and without a word."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():  # in another one, Ray sets none
+            signal.signal(signal.SIGTERM, before)
 
 
 def _check_listens(address: str) -> None:
