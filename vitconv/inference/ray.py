@@ -141,7 +141,8 @@ def _same_handler() -> Iterator[None]:
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread():  # in another one, Ray sets none
+        # In another thread, Ray sets none. Python cannot set again what a program in C has set: it is None.
+        if before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
 
 

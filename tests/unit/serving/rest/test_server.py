@@ -247,21 +247,28 @@ def test_a_client_that_was_answered_does_not_stay_by_a_byte_now_and_then(start, 
     assert post(address, photo)[0] == 200
 
 
-def test_a_request_that_waits_behind_another_is_not_cut_off(start, photo, monkeypatch):
-    """One connection, several requests at once: the second is computed when the time for a head is over."""
+def slow_down(monkeypatch, seconds):
+    """Have each answer take so much longer."""
     answer = Classifier.__call__
 
     def slowly(classifier, image):
-        time.sleep(0.6)
+        time.sleep(seconds)
         return answer(classifier, image)
 
-    address = start(header_seconds=0.3)
     monkeypatch.setattr(Classifier, "__call__", slowly)
-    head = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(
-        photo
-    )
+
+
+def three_requests(photo):
+    head = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n"
+    return (head % len(photo) + photo) * 3
+
+
+def test_a_request_that_waits_behind_another_is_not_cut_off(start, photo, monkeypatch):
+    """One connection, several requests at once: the second is computed when the time for a head is over."""
+    address, asked = start(header_seconds=0.3), three_requests(photo)
+    slow_down(monkeypatch, 0.6)
     with socket.create_connection(address) as connection:
-        connection.sendall((head + photo) * 3)
+        connection.sendall(asked)
         connection.settimeout(30)
         received = b""
         while received.count(b"HTTP/1.1 200") < 3:
@@ -289,19 +296,10 @@ def test_requests_that_wait_behind_another_are_bounded(start, path):
 
 def test_a_head_that_is_not_read_yet_is_not_waited_for(start, photo, monkeypatch):
     """Where what was read at once ends within a head, the rest comes when the requests before it are answered."""
-    answer = Classifier.__call__
-
-    def slowly(classifier, image):
-        time.sleep(0.4)
-        return answer(classifier, image)
-
-    address = start(header_seconds=0.3)
-    monkeypatch.setattr(Classifier, "__call__", slowly)
-    head = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(
-        photo
-    )
+    address, asked = start(header_seconds=0.3), three_requests(photo)
+    slow_down(monkeypatch, 0.4)
     with socket.create_connection(address) as connection:
-        connection.sendall((head + photo) * 3 + b"GET /health/live HTTP/1.1\r\nHo")
+        connection.sendall(asked + b"GET /health/live HTTP/1.1\r\nHo")
         time.sleep(0.1)
         connection.sendall(b"st: x\r\nConnection: close\r\n\r\n")
         assert closed(connection, 30).count(b"HTTP/1.1 200") == 4
